@@ -1,0 +1,41 @@
+"""Every error that RouterShift raises on purpose, under one root.
+
+Each class also inherits the standard exception it specialises, carries one message and pickles. A message names
+the field, the value and the fix. `shared.rpc` maps the classes to gRPC status codes, the command line to exit code 2.
+"""
+
+
+class RouterShiftError(Exception):
+    """Root of all errors with a message meant for the user."""
+
+
+class InvalidInputError(RouterShiftError, ValueError):
+    """A request, recipe or message breaks a documented rule."""
+
+
+class NotFoundError(RouterShiftError, LookupError):
+    """Something that was named does not exist."""
+
+
+class PreconditionError(RouterShiftError, RuntimeError):
+    """The input is valid, but not in the present state; a retry alone does not help."""
+
+
+class OverloadedError(RouterShiftError, RuntimeError):
+    """No room for more work now; the same request may succeed later."""
+
+
+class UnavailableError(RouterShiftError, ConnectionError):
+    """A service this one depends on cannot be reached."""
+
+
+class DeadlineError(RouterShiftError, TimeoutError):
+    """A wait reached its deadline."""
+
+
+class CorruptDataError(RouterShiftError, ValueError):
+    """Bytes that fail their checksum or contradict their own description."""
+
+
+class MissingDependencyError(RouterShiftError, ImportError):
+    """An optional package that the chosen setting needs is not installed."""

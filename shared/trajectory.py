@@ -1,0 +1,97 @@
+"""What a policy did, as numpy arrays: the vocabulary that generation and learning share.
+
+Shapes: T response tokens, L routed layers, K experts activated per token.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The score of a route that was not recorded. Scores are logarithms of probabilities, so never above 0.
+MISSING_LOG_SCORE = 1.0
+
+
+class ScoreFunction(StrEnum):
+    """How a router turns logits into the score of an expert. A correction bias selects, it never scores."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    SOFTMAX_TOPK = "softmax_topk"
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLayout:
+    """Where a model's routers sit and how they score. Shared experts are not routed and are not counted."""
+
+    layer_ids: tuple[int, ...]
+    num_experts: int
+    top_k: int
+    score_function: ScoreFunction
+
+    @property
+    def id_dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        return np.dtype(np.uint8) if self.num_experts <= 256 else np.dtype(np.uint16)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTrace:
+    """The experts that were activated for each response token, and their log-scores.
+
+    Row t is read at the position whose hidden state predicts response token t: the same alignment as the
+    log-probs. A missing route has `MISSING_LOG_SCORE` in all its K scores.
+    """
+
+    layout: RouterLayout
+    expert_ids: NDArray[np.uint8] | NDArray[np.uint16]  # [T, L, K]
+    log_scores: NDArray[np.float16]  # [T, L, K]
+
+    @property
+    def missing(self) -> NDArray[np.bool_]:
+        """[T, L]: True where no route was recorded."""
+        missing: NDArray[np.bool_] = (self.log_scores == MISSING_LOG_SCORE).all(axis=-1)
+        return missing
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Consecutive tokens sampled from one version of the policy."""
+
+    version: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled response and what the behaviour policy recorded of it."""
+
+    index: int
+    token_ids: NDArray[np.int32]  # [T], an end-of-sequence token included
+    logprobs: NDArray[np.float32]  # [T], under the distribution really sampled from
+    versions: tuple[VersionSpan, ...]  # cover T
+    finish_reason: FinishReason | None  # None: a piece of a stream that goes on
+    router_trace: RouterTrace | None  # None: dense model, not asked for, or not the last piece
+    text: str = ""
+
+
+def spans_of(versions: NDArray[np.int64]) -> tuple[VersionSpan, ...]:
+    """Run-length code of one version per token [T]."""
+    if versions.size == 0:
+        return ()
+    starts = np.flatnonzero(np.diff(versions, prepend=versions[0] - 1))
+    lengths = np.diff(starts, append=versions.size)
+    return tuple(VersionSpan(int(versions[s]), int(n)) for s, n in zip(starts, lengths, strict=True))
+
+
+def versions_of(spans: tuple[VersionSpan, ...]) -> NDArray[np.int64]:
+    """[T]: the inverse of `spans_of`."""
+    return np.repeat(
+        np.array([s.version for s in spans], dtype=np.int64), np.array([s.tokens for s in spans], dtype=np.int64)
+    )

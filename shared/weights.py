@@ -1,0 +1,91 @@
+"""Published weights on disk: written once by the learner, verified by whoever loads them.
+
+A version is one folder of safetensors files under the weights root, with `manifest.json` beside them. It appears
+by an atomic rename, so a reader sees all of it or nothing.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from routershift.v1 import trajectory_pb2 as pb
+from shared.errors import CorruptDataError, NotFoundError
+
+MANIFEST = "manifest.json"
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def publish(root: Path, version: int, write: Callable[[Path], None], keep: int) -> pb.WeightsManifest:
+    """Calls `write(folder)` on an empty folder, then makes its safetensors files version `version`.
+
+    The `keep` newest versions stay on disk. Publishing a version again replaces it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    name = f"v{version:08d}"
+    beside = root / f".{name}.{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    write(beside)
+    manifest = pb.WeightsManifest(version=version, folder=name)
+    manifest.created_at.GetCurrentTime()
+    for path in sorted(beside.glob("*.safetensors")):
+        manifest.files.add(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path))
+        _sync(path)
+    (beside / MANIFEST).write_text(json_format.MessageToJson(manifest))
+    _sync(beside / MANIFEST)
+    _sync(beside)
+    final = root / name
+    shutil.rmtree(final, ignore_errors=True)
+    beside.rename(final)
+    _sync(root)
+    for old in sorted(root.glob("v*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return manifest
+
+
+def verify(root: Path, manifest: pb.WeightsManifest) -> list[Path]:
+    """The files of a version, after their names, sizes and checksums were checked.
+
+    Raises:
+        NotFoundError: the folder or a file is not there.
+        CorruptDataError: a name that would leave the root, a wrong size or a wrong SHA-256.
+    """
+    if not _PLAIN_NAME.fullmatch(manifest.folder):
+        raise CorruptDataError(
+            f"manifest.folder is {manifest.folder!r}; expected a plain folder name below the weights root"
+        )
+    if not manifest.files:
+        raise CorruptDataError(f"manifest.files of version {manifest.version} is empty; expected safetensors files")
+    paths = []
+    for file in manifest.files:
+        if not _PLAIN_NAME.fullmatch(file.name) or not file.name.endswith(".safetensors"):
+            raise CorruptDataError(f"manifest.files.name is {file.name!r}; expected a plain *.safetensors file name")
+        path = root / manifest.folder / file.name
+        if not path.is_file():
+            raise NotFoundError(f"weights file {path} of version {manifest.version} is missing")
+        if (size := path.stat().st_size) != file.size_bytes:
+            raise CorruptDataError(f"{path} has {size} bytes; the manifest says {file.size_bytes}")
+        if (digest := sha256(path)) != file.sha256:
+            raise CorruptDataError(f"{path} has SHA-256 {digest}; the manifest says {file.sha256}")
+        paths.append(path)
+    return paths
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, lower-case hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Makes a file's content, or a folder's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

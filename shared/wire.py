@@ -1,0 +1,193 @@
+"""Between protobuf messages and numpy domain types: the only place that knows both.
+
+Reading is zero-copy and checks everything that a wrong or hostile sender could get wrong; a message that fails
+raises CorruptDataError with the field, the value and what was expected.
+"""
+
+import zlib
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routershift.v1 import trajectory_pb2 as pb
+from shared.errors import CorruptDataError
+from shared.trajectory import Completion, FinishReason, RouterLayout, RouterTrace, ScoreFunction, VersionSpan
+
+_DTYPES: dict["pb.DType.ValueType", np.dtype[Any]] = {
+    pb.D_TYPE_UINT8: np.dtype("u1"),
+    pb.D_TYPE_UINT16: np.dtype("<u2"),
+    pb.D_TYPE_INT32: np.dtype("<i4"),
+    pb.D_TYPE_INT64: np.dtype("<i8"),
+    pb.D_TYPE_FLOAT16: np.dtype("<f2"),
+    pb.D_TYPE_FLOAT32: np.dtype("<f4"),
+}
+_DTYPE_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+_SCORE_FUNCTIONS = {
+    pb.SCORE_FUNCTION_SOFTMAX: ScoreFunction.SOFTMAX,
+    pb.SCORE_FUNCTION_SIGMOID: ScoreFunction.SIGMOID,
+    pb.SCORE_FUNCTION_SOFTMAX_TOPK: ScoreFunction.SOFTMAX_TOPK,
+}
+_SCORE_FUNCTION_CODES = {function: code for code, function in _SCORE_FUNCTIONS.items()}
+
+_FINISH_REASONS = {
+    pb.FINISH_REASON_UNSPECIFIED: None,
+    pb.FINISH_REASON_STOP: FinishReason.STOP,
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    pb.FINISH_REASON_ABORTED: FinishReason.ABORTED,
+}
+_FINISH_REASON_CODES = {reason: code for code, reason in _FINISH_REASONS.items()}
+
+
+def encode_tensor(array: NDArray[Any]) -> pb.Tensor:
+    """Packs an array, row-major and little-endian.
+
+    Raises:
+        CorruptDataError: the dtype has no code on the wire.
+    """
+    dtype = array.dtype.newbyteorder("<")
+    if dtype not in _DTYPE_CODES:
+        raise CorruptDataError(
+            f"tensor dtype {array.dtype} has no wire code; use one of {sorted(map(str, _DTYPE_CODES))}"
+        )
+    return pb.Tensor(dtype=_DTYPE_CODES[dtype], shape=array.shape, data=array.astype(dtype, copy=False).tobytes())
+
+
+def decode_tensor(tensor: pb.Tensor, field: str, dtype: str | tuple[str, ...], ndim: int) -> NDArray[Any]:
+    """A read-only view of the message's bytes as an array of `ndim` axes whose dtype is one of `dtype`.
+
+    Raises:
+        CorruptDataError: another dtype or rank than expected, or a byte count that contradicts the shape.
+    """
+    expected = (dtype,) if isinstance(dtype, str) else dtype
+    found = _DTYPES.get(tensor.dtype)
+    if found is None or found.name not in expected:
+        raise CorruptDataError(f"{field}.dtype is {found or tensor.dtype}; expected {' or '.join(expected)}")
+    shape = tuple(tensor.shape)
+    if len(shape) != ndim:
+        raise CorruptDataError(f"{field}.shape is {shape}; expected {ndim} axes")
+    if len(tensor.data) != prod(shape) * found.itemsize:
+        raise CorruptDataError(
+            f"{field}.data has {len(tensor.data)} bytes; shape {shape} of {found} needs {prod(shape) * found.itemsize}"
+        )
+    return np.frombuffer(tensor.data, dtype=found).reshape(shape)
+
+
+def encode_layout(layout: RouterLayout) -> pb.RouterLayout:
+    return pb.RouterLayout(
+        layer_ids=layout.layer_ids,
+        num_experts=layout.num_experts,
+        top_k=layout.top_k,
+        score_function=_SCORE_FUNCTION_CODES[layout.score_function],
+    )
+
+
+def decode_layout(message: pb.RouterLayout) -> RouterLayout:
+    """Raises CorruptDataError for an unknown score function or for sizes that no router can have."""
+    function = _SCORE_FUNCTIONS.get(message.score_function)
+    if function is None:
+        raise CorruptDataError(
+            f"layout.score_function is {message.score_function}; expected one of {list(ScoreFunction)}"
+        )
+    if not 1 <= message.top_k <= message.num_experts <= 65536:
+        raise CorruptDataError(
+            f"layout.top_k is {message.top_k} of {message.num_experts} experts; expected 1 <= top_k <= num_experts <= 65536"
+        )
+    return RouterLayout(tuple(message.layer_ids), message.num_experts, message.top_k, function)
+
+
+def encode_trace(trace: RouterTrace) -> pb.RouterTrace:
+    message = pb.RouterTrace(
+        layout=encode_layout(trace.layout),
+        expert_ids=encode_tensor(trace.expert_ids),
+        log_scores=encode_tensor(trace.log_scores),
+    )
+    message.crc32 = _trace_checksum(message)
+    return message
+
+
+def decode_trace(message: pb.RouterTrace, tokens: int) -> RouterTrace:
+    """The trace of a response of `tokens` tokens, checked.
+
+    Raises:
+        CorruptDataError: wrong checksum, dtype or shape; an expert id out of range; a score that is not the
+            logarithm of a probability; the same expert everywhere with K > 1, which is what a disconnected
+            recorder sends.
+    """
+    layout = decode_layout(message.layout)
+    if (found := _trace_checksum(message)) != message.crc32:
+        raise CorruptDataError(f"router_trace.crc32 is {message.crc32:#010x}; its data has {found:#010x}")
+    ids = decode_tensor(message.expert_ids, "router_trace.expert_ids", layout.id_dtype.name, 3)
+    scores = decode_tensor(message.log_scores, "router_trace.log_scores", "float16", 3)
+    shape = (tokens, len(layout.layer_ids), layout.top_k)
+    for field, array in (("expert_ids", ids), ("log_scores", scores)):
+        if array.shape != shape:
+            raise CorruptDataError(
+                f"router_trace.{field} has shape {array.shape}; expected [tokens, moe_layers, top_k] = {shape}"
+            )
+    trace = RouterTrace(layout, ids, scores)
+    if ids.size == 0:
+        return trace
+    if (largest := int(ids.max())) >= layout.num_experts:
+        raise CorruptDataError(f"router_trace.expert_ids holds {largest}; the layout has {layout.num_experts} experts")
+    recorded = ~trace.missing
+    if not np.isfinite(scores).all() or (scores[recorded] > 0).any():
+        raise CorruptDataError(
+            "router_trace.log_scores holds a value that is no log-probability; expected finite and <= 0"
+        )
+    if layout.top_k > 1 and recorded.any() and not ids[recorded].any():
+        raise CorruptDataError(
+            "router_trace.expert_ids is all zero: K > 1 distinct experts were activated, so nothing was recorded"
+        )
+    return trace
+
+
+def encode_completion(completion: Completion) -> pb.Completion:
+    return pb.Completion(
+        index=completion.index,
+        text=completion.text,
+        token_ids=encode_tensor(completion.token_ids),
+        logprobs=encode_tensor(completion.logprobs),
+        versions=[pb.VersionSpan(version=s.version, tokens=s.tokens) for s in completion.versions],
+        finish_reason=_FINISH_REASON_CODES[completion.finish_reason],
+        router_trace=encode_trace(completion.router_trace) if completion.router_trace else None,
+    )
+
+
+def decode_completion(message: pb.Completion) -> Completion:
+    """Raises CorruptDataError where lengths disagree or a value is out of its range; see `decode_trace`."""
+    token_ids = decode_tensor(message.token_ids, "completion.token_ids", "int32", 1)
+    logprobs = decode_tensor(message.logprobs, "completion.logprobs", "float32", 1)
+    tokens = token_ids.size
+    if logprobs.size != tokens:
+        raise CorruptDataError(f"completion.logprobs has {logprobs.size} entries; token_ids has {tokens}")
+    if not np.isfinite(logprobs).all() or (logprobs > 1e-3).any():
+        raise CorruptDataError("completion.logprobs holds a value that is no log-probability; expected finite and <= 0")
+    if (covered := sum(s.tokens for s in message.versions)) != tokens:
+        raise CorruptDataError(f"completion.versions covers {covered} tokens; token_ids has {tokens}")
+    if message.finish_reason not in _FINISH_REASONS:
+        raise CorruptDataError(
+            f"completion.finish_reason is {message.finish_reason}; expected one of {list(FinishReason)}"
+        )
+    has_trace = message.HasField("router_trace")
+    return Completion(
+        index=message.index,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        versions=tuple(VersionSpan(s.version, s.tokens) for s in message.versions),
+        finish_reason=_FINISH_REASONS[message.finish_reason],
+        router_trace=decode_trace(message.router_trace, tokens) if has_trace else None,
+        text=message.text,
+    )
+
+
+def oldest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:
+    """The oldest policy version that sampled any token of these trajectories; None where there is no token."""
+    return min((s.version for t in trajectories for s in t.completion.versions), default=None)
+
+
+def _trace_checksum(message: pb.RouterTrace) -> int:
+    return zlib.crc32(message.log_scores.data, zlib.crc32(message.expert_ids.data))
