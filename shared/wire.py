@@ -94,7 +94,8 @@ def decode_layout(message: pb.RouterLayout) -> RouterLayout:
         )
     if not 1 <= message.top_k <= message.num_experts <= 65536:
         raise CorruptDataError(
-            f"layout.top_k is {message.top_k} of {message.num_experts} experts; expected 1 <= top_k <= num_experts <= 65536"
+            f"layout.top_k is {message.top_k} of {message.num_experts} experts; "
+            "expected 1 <= top_k <= num_experts <= 65536"
         )
     return RouterLayout(tuple(message.layer_ids), message.num_experts, message.top_k, function)
 
@@ -157,8 +158,12 @@ def encode_completion(completion: Completion) -> pb.Completion:
     )
 
 
-def decode_completion(message: pb.Completion) -> Completion:
-    """Raises CorruptDataError where lengths disagree or a value is out of its range; see `decode_trace`."""
+def decode_completion(message: pb.Completion, earlier_tokens: int = 0) -> Completion:
+    """A completion, or the piece of one that follows `earlier_tokens` tokens: a trace covers them too.
+
+    Raises:
+        CorruptDataError: lengths disagree or a value is out of its range; see `decode_trace`.
+    """
     token_ids = decode_tensor(message.token_ids, "completion.token_ids", "int32", 1)
     logprobs = decode_tensor(message.logprobs, "completion.logprobs", "float32", 1)
     tokens = token_ids.size
@@ -179,7 +184,7 @@ def decode_completion(message: pb.Completion) -> Completion:
         logprobs=logprobs,
         versions=tuple(VersionSpan(s.version, s.tokens) for s in message.versions),
         finish_reason=_FINISH_REASONS[message.finish_reason],
-        router_trace=decode_trace(message.router_trace, tokens) if has_trace else None,
+        router_trace=decode_trace(message.router_trace, earlier_tokens + tokens) if has_trace else None,
         text=message.text,
     )
 

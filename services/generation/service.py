@@ -1,0 +1,91 @@
+"""The generation service: wiring."""
+
+import asyncio
+from typing import ClassVar
+
+from routershift.v1 import generation_pb2 as gen
+from routershift.v1 import generation_pb2_grpc as gen_grpc
+from services.generation import metrics
+from services.generation.engines.base import Engine
+from services.generation.requests import Requests
+from services.generation.server import GenerationServicer
+from services.generation.settings import Settings
+from services.generation.weights import WeightsLoader
+from services.generation.worker import GenerationWorker
+from shared import rpc
+from shared.errors import NotFoundError, UnavailableError
+from shared.service import Service, background
+from shared.streams.keys import Stream
+from shared.streams.run import Run
+
+_LOAD_SECONDS = 1.0
+
+
+def make_engine(settings: Settings) -> Engine:
+    """Imports only the engine that was chosen. Raises NotFoundError for a missing model folder."""
+    chosen, run = settings.generation, settings.run
+    if not (run.model / "config.json").is_file():
+        raise NotFoundError(f"run.model is {run.model}; no config.json there: expected a Hugging Face model folder")
+    if chosen.engine == "vllm":
+        from services.generation.engines.vllm import VllmEngine
+
+        return VllmEngine(
+            run.model,
+            max_model_len=chosen.max_model_len,
+            max_num_seqs=chosen.max_num_seqs,
+            seed=run.seed,
+            threads=chosen.threads,
+            kv_cache_bytes=chosen.kv_cache_bytes,
+        )
+    from services.generation.engines.torch_engine import TorchEngine
+
+    return TorchEngine(
+        run.model,
+        max_model_len=chosen.max_model_len,
+        max_num_seqs=chosen.max_num_seqs,
+        seed=run.seed,
+        threads=chosen.threads,
+        device=chosen.device,
+    )
+
+
+class GenerationService(Service):
+    name: ClassVar[str] = "generation"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._servicer = GenerationServicer()
+        self._engine = make_engine(settings)
+
+    def register(self, server: rpc.Server) -> list[str]:
+        gen_grpc.add_GenerationServiceServicer_to_server(self._servicer, server.grpc)
+        return [gen.DESCRIPTOR.services_by_name["GenerationService"].full_name]
+
+    async def start(self, run: Run) -> None:
+        engine, settings = self._engine, self._settings
+        await engine.start()
+        requests = Requests(settings.run.model, engine.info, settings.generation.max_tokens)
+        loader = WeightsLoader(engine, settings.run.weights_root)
+        if (newest := await run.newest_weights()) is not None:
+            await loader.load(newest)
+        self._servicer.open(engine, requests, loader)
+        self._consumer = run.consumer(Stream.PROMPTS)
+        self._worker = GenerationWorker(self._consumer, engine, requests)
+        self._follow = loader.follow(run.newest_weights, settings.generation.weights_poll_seconds)
+
+    async def work(self, stop: asyncio.Event) -> None:
+        async with background(self._follow, self._consumer.beat(), _watch(self._engine)):
+            await self._consumer.each(self._worker.handle, self._settings.generation.groups_in_flight, stop)
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+
+async def _watch(engine: Engine) -> None:
+    """Publishes the engine's load, and turns a dead engine into a crash that a supervisor sees."""
+    while True:
+        metrics.RUNNING.set(engine.load.running)
+        metrics.WAITING.set(engine.load.waiting)
+        if not await engine.healthy():
+            raise UnavailableError("the engine died; its prompts will be redelivered")
+        await asyncio.sleep(_LOAD_SECONDS)

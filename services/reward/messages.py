@@ -1,0 +1,30 @@
+"""Scores on the wire."""
+
+from google.protobuf import json_format, struct_pb2
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.reward.scoring import Item, Outcome, Scored
+
+_OUTCOMES = {
+    Outcome.SCORED: pb.OUTCOME_SCORED,
+    Outcome.FAILED: pb.OUTCOME_FAILED,
+    Outcome.TIMED_OUT: pb.OUTCOME_TIMED_OUT,
+}
+
+
+def decode_item(prompt: str, response: str, reference: struct_pb2.Struct) -> Item:
+    return Item(prompt, response, json_format.MessageToDict(reference))
+
+
+def encode_score(scored: Scored) -> pb.Score:
+    message = pb.Score(
+        outcome=_OUTCOMES[scored.outcome],
+        verifier=scored.verifier.name,
+        verifier_version=scored.verifier.version,
+        seconds=scored.seconds,
+        error=scored.error,
+    )
+    if scored.verdict is not None:
+        message.reward = scored.verdict.reward
+        message.parts.update(scored.verdict.parts)
+    return message

@@ -1,0 +1,24 @@
+"""The gRPC door of reward."""
+
+from routershift.v1 import reward_pb2 as rew
+from routershift.v1 import reward_pb2_grpc as rew_grpc
+from services.reward.messages import decode_item, encode_score
+from services.reward.scoring import Scorer
+from services.reward.verifiers import VERIFIERS
+
+
+class RewardServicer(rew_grpc.RewardServiceServicer):
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    async def Score(self, request: rew.ScoreRequest, context: object) -> rew.ScoreResponse:
+        items = [decode_item(item.prompt, item.response, item.reference) for item in request.items]
+        scored = await self._scorer.score(request.verifier, items)
+        return rew.ScoreResponse(scores=[encode_score(s) for s in scored])
+
+    async def ListVerifiers(self, request: rew.ListVerifiersRequest, context: object) -> rew.ListVerifiersResponse:
+        return rew.ListVerifiersResponse(
+            verifiers=[
+                rew.Verifier(name=v.name, version=v.version, description=v.description) for v in VERIFIERS.values()
+            ]
+        )

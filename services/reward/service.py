@@ -1,0 +1,38 @@
+"""The reward service: wiring."""
+
+import asyncio
+from typing import ClassVar
+
+from routershift.v1 import reward_pb2 as rew
+from routershift.v1 import reward_pb2_grpc as rew_grpc
+from services.reward.scoring import Scorer
+from services.reward.server import RewardServicer
+from services.reward.settings import Settings
+from services.reward.worker import RewardWorker
+from shared import rpc
+from shared.service import Service, background
+from shared.streams.keys import Stream
+from shared.streams.run import Run
+
+
+class RewardService(Service):
+    name: ClassVar[str] = "reward"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.reward
+        self._scorer = Scorer(settings.reward.timeout_seconds)
+
+    def register(self, server: rpc.Server) -> list[str]:
+        rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(self._scorer), server.grpc)
+        return [rew.DESCRIPTOR.services_by_name["RewardService"].full_name]
+
+    async def start(self, run: Run) -> None:
+        self._consumer = run.consumer(Stream.ROLLOUTS)
+        self._worker = RewardWorker(self._consumer, self._scorer, self._settings.attempts)
+
+    async def work(self, stop: asyncio.Event) -> None:
+        async with background(self._consumer.beat()):
+            await self._consumer.each(self._worker.handle, self._settings.groups_in_flight, stop)
+
+    async def close(self) -> None:
+        self._scorer.close()

@@ -1,0 +1,17 @@
+"""Settings of the reward service: the table [reward]."""
+
+from pydantic import Field
+
+from shared.settings import BaseSettings, Door
+
+
+class RewardSettings(Door):
+    port: int = Field(50052, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    metrics_port: int = Field(9102, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
+    timeout_seconds: float = Field(10.0, gt=0, description="deadline of one verification")
+    attempts: int = Field(2, ge=1, description="verifications of a group before it is dropped")
+    groups_in_flight: int = Field(16, ge=1, description="groups of the stream that are scored at once")
+
+
+class Settings(BaseSettings):
+    reward: RewardSettings = RewardSettings()

@@ -1,0 +1,156 @@
+"""Clients of the services, for people and for the curriculum: numpy in and out, no channels in sight.
+
+async with GenerationClient("localhost:50051") as generation:
+    completions = await generation.generate("3 5 7 = 22 :", n=4, return_router=True)
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Self
+
+import grpc
+from google.protobuf import struct_pb2
+
+from routershift.v1 import generation_pb2 as gen
+from routershift.v1 import generation_pb2_grpc as gen_grpc
+from routershift.v1 import learner_pb2 as lrn
+from routershift.v1 import learner_pb2_grpc as lrn_grpc
+from routershift.v1 import reward_pb2 as rew
+from routershift.v1 import reward_pb2_grpc as rew_grpc
+from routershift.v1 import trajectory_pb2 as pb
+from shared import rpc, wire
+from shared.errors import InvalidInputError
+from shared.trajectory import Completion
+
+
+class _Client:
+    """Opens the channel with the block and closes it after. Every call has a deadline and typed errors."""
+
+    def __init__(self, target: str, timeout: float = 60.0) -> None:
+        """Args: target: host:port, or dns:///name:port for all replicas. timeout: seconds for each call."""
+        self._channel = rpc.channel(target)
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request, timeout=self._timeout, wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            rpc.raise_typed(error, type(request).__name__)
+
+
+class GenerationClient(_Client):
+    """Samples from the policy that serves now."""
+
+    def __init__(self, target: str, timeout: float = 60.0) -> None:
+        super().__init__(target, timeout)
+        self._stub = gen_grpc.GenerationServiceStub(self._channel)
+
+    async def generate(
+        self, prompt: str | Sequence[int], *, return_router: bool = False, **sampling: float
+    ) -> list[Completion]:
+        """n complete responses. `sampling`: fields of SamplingParams; those left out take the service's defaults.
+
+        Raises:
+            InvalidInputError: a parameter out of range, or a prompt too long; the message names it.
+            OverloadedError, UnavailableError, DeadlineError: the service cannot answer now.
+        """
+        response = await self._call(self._stub.Generate, _request(prompt, return_router, sampling))
+        return [wire.decode_completion(c) for c in response.completions]
+
+    async def stream(
+        self, prompt: str | Sequence[int], *, return_router: bool = False, **sampling: float
+    ) -> AsyncIterator[Completion]:
+        """Pieces of the responses as they are sampled; see `generate`. Leaving the loop cancels the request."""
+        request = gen.GenerateStreamRequest(request=_request(prompt, return_router, sampling))
+        call = self._stub.GenerateStream(request, timeout=self._timeout, wait_for_ready=True)
+        seen: Counter[int] = Counter()
+        try:
+            async for response in call:
+                piece = wire.decode_completion(response.delta, seen[response.delta.index])
+                seen[piece.index] += piece.token_ids.size
+                yield piece
+        except grpc.aio.AioRpcError as error:
+            rpc.raise_typed(error, "GenerateStream")
+        finally:
+            call.cancel()
+
+    async def status(self) -> gen.GenerationServiceGetStatusResponse:
+        response: gen.GenerationServiceGetStatusResponse = await self._call(
+            self._stub.GetStatus, gen.GenerationServiceGetStatusRequest()
+        )
+        return response
+
+    async def update_weights(self, manifest: pb.WeightsManifest) -> gen.UpdateWeightsResponse:
+        """Raises PreconditionError for a version not above the serving one, CorruptDataError for a wrong checksum."""
+        response: gen.UpdateWeightsResponse = await self._call(
+            self._stub.UpdateWeights, gen.UpdateWeightsRequest(manifest=manifest)
+        )
+        return response
+
+
+class RewardClient(_Client):
+    """Scores responses with a named verifier."""
+
+    def __init__(self, target: str, timeout: float = 60.0) -> None:
+        super().__init__(target, timeout)
+        self._stub = rew_grpc.RewardServiceStub(self._channel)
+
+    async def score(
+        self, verifier: str, prompt: str, responses: Sequence[str], reference: struct_pb2.Struct
+    ) -> list[pb.Score]:
+        """One Score a response, in order. Look at `outcome` before `reward`.
+
+        Raises:
+            NotFoundError: no verifier of that name.
+        """
+        items = [rew.ScoreItem(prompt=prompt, response=response, reference=reference) for response in responses]
+        answer = await self._call(self._stub.Score, rew.ScoreRequest(verifier=verifier, items=items))
+        return list(answer.scores)
+
+
+class LearnerClient(_Client):
+    """Watches and steers the learner."""
+
+    def __init__(self, target: str, timeout: float = 60.0) -> None:
+        super().__init__(target, timeout)
+        self._stub = lrn_grpc.LearnerServiceStub(self._channel)
+
+    async def status(self) -> lrn.LearnerServiceGetStatusResponse:
+        response: lrn.LearnerServiceGetStatusResponse = await self._call(
+            self._stub.GetStatus, lrn.LearnerServiceGetStatusRequest()
+        )
+        return response
+
+    async def checkpoint(self) -> lrn.CheckpointResponse:
+        """Returns when a checkpoint of the step in progress is durable."""
+        response: lrn.CheckpointResponse = await self._call(self._stub.Checkpoint, lrn.CheckpointRequest())
+        return response
+
+    async def pause(self) -> int:
+        """Stops before the next step; gives the steps done."""
+        response = await self._call(self._stub.Pause, lrn.PauseRequest())
+        return int(response.step)
+
+    async def resume(self) -> int:
+        response = await self._call(self._stub.Resume, lrn.ResumeRequest())
+        return int(response.step)
+
+
+def _request(prompt: str | Sequence[int], return_router: bool, sampling: dict[str, float]) -> gen.GenerateRequest:
+    try:
+        parameters = pb.SamplingParams(**sampling)  # type: ignore[arg-type]  # protobuf checks names and types
+    except (TypeError, ValueError) as error:
+        known = ", ".join(field.name for field in pb.SamplingParams.DESCRIPTOR.fields)
+        raise InvalidInputError(f"sampling {sampling}: {error}; the parameters are {known}") from None
+    request = gen.GenerateRequest(sampling=parameters, return_router=return_router)
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.token_ids.ids.extend(prompt)
+    return request

@@ -1,0 +1,178 @@
+"""Settings: a recipe (TOML), then environment, then flags, each stronger than the one before.
+
+A recipe has one table per component. Each component's pydantic model stands beside the code it configures; this
+module has the tables that every service reads, and the loader. `ROUTERSHIFT_LEARNER__GAMMA_MIN=0.9` in the
+environment and `--set learner.gamma_min=0.9` as a flag both mean `gamma_min` in the table `[learner]`.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from shared.errors import InvalidInputError, NotFoundError
+
+ENV_PREFIX = "ROUTERSHIFT_"
+SERVICES = ("curriculum", "generation", "reward", "learner")
+
+
+class Table(BaseModel):
+    """Base of every settings table: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Door(Table):
+    """Where a service listens. Loopback unless told otherwise."""
+
+    host: str = Field("127.0.0.1", description="address of the gRPC server and of the metrics server")
+    port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
+    drain_seconds: float = Field(20.0, gt=0, description="how long SIGTERM waits for work in progress")
+
+
+class RunSettings(Table):
+    """What all services of one run must agree on."""
+
+    id: str = Field(
+        default_factory=lambda: datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S"),
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="name of the run: prefix of its Redis keys and name of its folder",
+    )
+    folder: Path = Field(Path("runs"), description="parent of the folders of runs")
+    model: Path = Field(description="model folder in the Hugging Face format; in a recipe, relative to the recipe")
+    task: str = Field("countdown", description="where prompts come from")
+    seed: int = Field(0, ge=0, description="start of every random sequence")
+    steps: int = Field(100, ge=1, description="optimizer batches, each of which publishes a version")
+    groups_per_step: int = Field(32, ge=1, description="prompts in an optimizer batch")
+    samples_per_group: int = Field(8, ge=2, description="responses to each prompt")
+    max_staleness: int = Field(2, ge=0, description="versions that a trajectory may be behind when it is trained on")
+
+    @property
+    def path(self) -> Path:
+        """Folder of logs, weights, checkpoints and records of this run."""
+        return self.folder / self.id
+
+    @property
+    def weights_root(self) -> Path:
+        return self.path / "weights"
+
+    @property
+    def tickets(self) -> int:
+        """Groups in flight that keep every trajectory within `max_staleness`, if groups finish in order."""
+        return (self.max_staleness + 1) * self.groups_per_step
+
+
+class RedisSettings(Table):
+    url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="REDIS_URL in the environment wins over a recipe"
+    )
+    timeout_seconds: float = Field(10.0, gt=0, description="deadline of one command")
+    connect_seconds: float = Field(5.0, gt=0, description="how long a start waits for Redis to answer")
+
+
+class StreamSettings(Table):
+    """How consumers behave. `idle` is the age at which a silent consumer's entries go to another."""
+
+    max_bytes: int = Field(256 << 20, ge=1 << 16, description="bytes in one stream at which its producers wait")
+    block_seconds: float = Field(0.5, gt=0, le=5, description="longest wait of one read")
+    idle_seconds: float = Field(30.0, gt=0, description="silence after which an entry is taken over")
+    max_deliveries: int = Field(5, ge=1, description="deliveries after which an entry goes to the dead letters")
+    consumer: str = Field("", description="name among the consumers of a group; default: the host's name")
+
+
+class BaseSettings(Table):
+    """What each service reads beside its own table."""
+
+    run: RunSettings
+    redis: RedisSettings = RedisSettings()
+    streams: StreamSettings = StreamSettings()
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+def load(
+    model: type[SettingsT], recipe: Path | None, environment: Mapping[str, str], flags: Iterable[str] = ()
+) -> SettingsT:
+    """Reads, merges and validates the settings of one component.
+
+    Args:
+        model: the tables wanted. Tables of other services are left to them.
+        recipe: a TOML file, or None for none.
+        environment: usually os.environ; `ROUTERSHIFT_TABLE__KEY`, and REDIS_URL.
+        flags: `table.key=value` each.
+
+    Raises:
+        NotFoundError: there is no such recipe.
+        InvalidInputError: not TOML, an unknown table or key (names the nearest), or a value out of range.
+    """
+    data = _read(recipe) if recipe else {}
+    for source, table, key, value in (*_from_environment(environment), *_from_flags(flags)):
+        if not isinstance(data.setdefault(table, {}), dict):
+            raise InvalidInputError(f"{source}: {table} is a single value in the recipe; expected a table [{table}]")
+        data[table][key] = value
+    others = set(SERVICES) - set(model.model_fields)
+    try:
+        return model.model_validate({table: keys for table, keys in data.items() if table not in others})
+    except ValidationError as error:
+        raise InvalidInputError(_explain(error, model)) from None
+
+
+def _read(recipe: Path) -> dict[str, Any]:
+    if not recipe.is_file():
+        raise NotFoundError(f"recipe {recipe} does not exist; recipes are TOML files, see deploy/recipes")
+    try:
+        data = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"recipe {recipe} is not TOML: {error}") from None
+    run = data.get("run")
+    if isinstance(run, dict) and isinstance(run.get("model"), str):
+        run["model"] = str(recipe.parent / run["model"])
+    return data
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[str, str, str, str]]:
+    for name, value in sorted(environment.items()):
+        if name.startswith(ENV_PREFIX):
+            table, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+            if not key:
+                raise InvalidInputError(f"environment variable {name} names no key; expected {ENV_PREFIX}TABLE__KEY")
+            yield name, table, key, value
+    if url := environment.get("REDIS_URL"):
+        yield "REDIS_URL", "redis", "url", url
+
+
+def _from_flags(flags: Iterable[str]) -> Iterable[tuple[str, str, str, str]]:
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        table, dot, key = name.partition(".")
+        if not (equals and dot and table and key):
+            raise InvalidInputError(f"--set {flag!r} is not an assignment; expected --set table.key=value")
+        yield f"--set {name}", table, key, value
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for the first fault: the key, the value, and the nearest known key or what was expected."""
+    fault = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in fault["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown setting {name!r}; did you mean {'.'.join([*map(str, fault['loc'][:-1]), *near])!r}?{more}"
+    value = "" if fault["type"] == "missing" else f" is {fault['input']!r}:"
+    return f"setting {name!r}{value} {fault['msg'].lower()}{more}"
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return [*model.model_fields, *(SERVICES if not path else ())]
