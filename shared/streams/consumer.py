@@ -113,7 +113,7 @@ class Consumer:
     async def each(
         self, handle: Callable[[Entry], Coroutine[None, None, None]], at_once: int, stop: asyncio.Event
     ) -> None:
-        """Gives every entry to `handle`, up to `at_once` at the same time, until `stop`; then finishes what it holds."""
+        """Gives entries to `handle`, up to `at_once` at the same time, until `stop`; then finishes those it holds."""
         async with asyncio.TaskGroup() as group:
             tasks: set[asyncio.Task[None]] = set()
             while not stop.is_set():

@@ -13,6 +13,9 @@ from shared.streams.consumer import Consumer
 from shared.streams.keys import READERS, Keys, Stream
 from shared.streams.scripts import source
 
+# The learner's phase, in the run's progress.
+TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
+
 # Announcements are not data: only the newest is ever loaded.
 _WEIGHTS_KEPT = 16
 

@@ -1,0 +1,14 @@
+"""Metrics of the curriculum: what it fed and measured, and the state of the run's streams and ledger."""
+
+from prometheus_client import Counter, Gauge
+
+PROMPTS = Counter("routershift_curriculum_prompts_total", "Prompts admitted")
+WAIT_SECONDS = Counter("routershift_curriculum_wait_seconds_total", "Time spent waiting to admit a prompt", ["reason"])
+TICKETS = Gauge("routershift_curriculum_tickets_held", "Groups that hold a ticket")
+ACCURACY = Gauge("routershift_curriculum_held_out_accuracy", "Share of correct responses in the last evaluation")
+EVALUATED_VERSION = Gauge("routershift_curriculum_evaluated_version", "Policy version of the last evaluation")
+EVALUATIONS = Counter("routershift_curriculum_evaluations_total", "Evaluations by outcome", ["outcome"])
+STREAM_ENTRIES = Gauge("routershift_stream_entries", "Entries in a stream, those being worked on included", ["stream"])
+STREAM_BYTES = Gauge("routershift_stream_bytes", "Payload bytes in a stream", ["stream"])
+DEAD_LETTERS = Gauge("routershift_stream_dead_letters", "Entries in the dead-letter stream")
+LEDGER = Gauge("routershift_ledger_trajectories", "Trajectories by state, from the run's ledger", ["state"])

@@ -1,0 +1,34 @@
+"""The curriculum service: wiring. Its gRPC server has health and reflection only."""
+
+import asyncio
+from typing import ClassVar
+
+from services.curriculum.settings import Settings
+from services.curriculum.tasks import make_task
+from services.curriculum.worker import CurriculumWorker
+from shared import rpc
+from shared.service import Service, background
+from shared.streams.run import Run
+
+
+class CurriculumService(Service):
+    name: ClassVar[str] = "curriculum"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._task = make_task(settings.run.task, settings.run.seed)
+
+    def register(self, server: rpc.Server) -> list[str]:
+        return []
+
+    async def start(self, run: Run) -> None:
+        self._worker = CurriculumWorker(self._settings, self._task, run)
+
+    async def work(self, stop: asyncio.Event) -> None:
+        async with background(self._worker.watch()):
+            await self._worker.evaluate_start(stop)
+            await asyncio.gather(self._worker.feed(stop), self._worker.evaluate_versions(stop))
+            await stop.wait()
+
+    async def close(self) -> None:
+        pass

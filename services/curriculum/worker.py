@@ -1,0 +1,127 @@
+"""The loops of the curriculum: feed prompts while tickets last, evaluate as versions come, watch the streams."""
+
+import asyncio
+import logging
+import time
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.curriculum import metrics
+from services.curriculum.evaluation import evaluate, struct
+from services.curriculum.settings import Settings
+from services.curriculum.tasks import Problem, Task
+from shared import records
+from shared.clients import GenerationClient
+from shared.errors import DeadlineError, RouterShiftError
+from shared.service import pause
+from shared.streams.run import FINISHED, Run
+
+log = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 1.0
+_SERVED_SECONDS = 120.0
+
+
+class CurriculumWorker:
+    def __init__(self, settings: Settings, task: Task, run: Run) -> None:
+        self._settings = settings
+        self._task = task
+        self._run = run
+        self._poll = settings.curriculum.poll_seconds
+        self._held_out: list[Problem] = task.held_out(settings.curriculum.evaluation_problems)
+        # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
+        self._first_seed = settings.run.seed << 40
+
+    async def feed(self, stop: asyncio.Event) -> None:
+        """Admits prompts in order, each when a ticket is free, until the learner has finished."""
+        index = await self._run.next_prompt()
+        while not stop.is_set():
+            answer = await self._run.admit(index, self._prompt(index), self._settings.run.tickets)
+            if answer in ("ok", "done"):
+                metrics.PROMPTS.inc(answer == "ok")
+                index += 1
+                continue
+            if (await self._run.progress()).get("phase") == FINISHED:
+                return
+            metrics.WAIT_SECONDS.labels(answer).inc(self._poll)
+            await pause(stop, self._poll)
+
+    async def evaluate_start(self, stop: asyncio.Event) -> None:
+        """Evaluates the weights that the run starts from, before anything is trained; once in a run's life."""
+        if "evaluated_version" not in await self._run.progress():
+            await self._evaluate(0, stop)
+
+    async def evaluate_versions(self, stop: asyncio.Event) -> None:
+        """Evaluates every `evaluate_every` versions, and the last."""
+        every = self._settings.curriculum.evaluate_every
+        evaluated = int((await self._run.progress()).get("evaluated_version", 0))
+        while not stop.is_set():
+            progress = await self._run.progress()
+            version, finished = int(progress.get("version", 0)), progress.get("phase") == FINISHED
+            if version > evaluated and (finished or (every > 0 and version // every > evaluated // every)):
+                await self._evaluate(version, stop)
+                evaluated = version
+            elif finished:
+                await self._run.report_progress(evaluations="complete")
+                return
+            else:
+                await pause(stop, self._poll)
+
+    async def watch(self) -> None:
+        """Keeps the gauges of streams, tickets and ledger fresh."""
+        while True:
+            for stream, backlog in (await self._run.backlog()).items():
+                metrics.STREAM_ENTRIES.labels(stream).set(backlog.entries)
+                metrics.STREAM_BYTES.labels(stream).set(backlog.bytes)
+            metrics.DEAD_LETTERS.set(await self._run.dead_letters())
+            metrics.TICKETS.set(await self._run.tickets_held())
+            ledger = await self._run.ledger()
+            for state in ("prompted", "trained", "in_flight"):
+                metrics.LEDGER.labels(state).set(getattr(ledger, state))
+            metrics.LEDGER.labels("dropped").set(sum(ledger.dropped.values()))
+            metrics.LEDGER.labels("dead").set(sum(ledger.dead.values()))
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    def _prompt(self, index: int) -> pb.Prompt:
+        run, problem = self._settings.run, self._task.train(index)
+        prompt = pb.Prompt(
+            run_id=run.id,
+            prompt_id=f"{index:08d}",
+            text=problem.prompt,
+            verifier=run.task,
+            reference=struct(problem.reference),
+            sampling=pb.SamplingParams(
+                n=run.samples_per_group,
+                temperature=self._settings.curriculum.temperature,
+                max_tokens=self._settings.curriculum.max_tokens,
+                seed=self._first_seed + index * run.samples_per_group,
+            ),
+        )
+        prompt.created_at.GetCurrentTime()
+        return prompt
+
+    async def _evaluate(self, version: int, stop: asyncio.Event) -> None:
+        """Waits until generation serves this version or a later one, and evaluates what it serves then.
+
+        A failure is counted and the next version gets its chance; only that of the last version counts for good.
+        """
+        try:
+            await self._until_served(version, stop)
+            result = await evaluate(self._held_out, self._settings.run.task, self._settings.curriculum)
+        except RouterShiftError as error:
+            metrics.EVALUATIONS.labels("failed").inc()
+            log.warning("evaluation of version %d failed: %s", version, error)
+            return
+        metrics.EVALUATIONS.labels("ok").inc()
+        metrics.ACCURACY.set(result.accuracy)
+        metrics.EVALUATED_VERSION.set(result.version)
+        records.append(self._settings.run.path / records.EVALUATIONS, result.as_record())
+        await self._run.report_progress(evaluated_version=result.version, accuracy=result.accuracy)
+        log.info("version %d: held-out accuracy %.3f (%.1f s)", result.version, result.accuracy, result.seconds)
+
+    async def _until_served(self, version: int, stop: asyncio.Event) -> None:
+        deadline = time.monotonic() + _SERVED_SECONDS
+        async with GenerationClient(self._settings.curriculum.generation_address) as generation:
+            while (await generation.status()).version < version and not stop.is_set():
+                if time.monotonic() > deadline:
+                    raise DeadlineError(f"generation does not serve version {version} after {_SERVED_SECONDS} s")
+                await pause(stop, self._poll)

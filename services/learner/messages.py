@@ -1,0 +1,58 @@
+"""Scored groups off the wire: checked, and in the learner's own terms."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.learner.trainer import Group, Sample
+from shared import wire
+from shared.errors import CorruptDataError
+from shared.streams.consumer import Entry, parse
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A group with its entry, and what the records say of it."""
+
+    entry: Entry
+    group: Group
+    oldest_version: int
+    correct: float  # share of the samples
+    generated_at: datetime
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether its rewards differ: else every advantage is 0 and the group would only dilute the batch."""
+        rewards = {sample.reward for sample in self.group.samples}
+        return len(rewards) > 1
+
+
+def decode_group(entry: Entry) -> Scored:
+    """Raises CorruptDataError: no message, a sample without a reward, another number of samples than prompted."""
+    message = parse(pb.TrajectoryGroup, entry)
+    if len(message.trajectories) != entry.trajectories:
+        raise CorruptDataError(f"group has {len(message.trajectories)} trajectories; expected {entry.trajectories}")
+    prompt_ids = np.array(message.prompt.token_ids, dtype=np.int32)
+    if prompt_ids.size == 0:
+        raise CorruptDataError("group.prompt.token_ids is empty; generation fills it in")
+    samples = []
+    for trajectory in message.trajectories:
+        if trajectory.score.outcome != pb.OUTCOME_SCORED or not trajectory.score.HasField("reward"):
+            outcome = pb.Outcome.Name(trajectory.score.outcome)
+            raise CorruptDataError(f"sample {trajectory.id.sample} is {outcome}; only scored samples are trained on")
+        if not np.isfinite(trajectory.score.reward):
+            raise CorruptDataError(f"sample {trajectory.id.sample} has reward {trajectory.score.reward}; expected finite")
+        completion = wire.decode_completion(trajectory.completion)
+        if completion.token_ids.size == 0:
+            raise CorruptDataError(f"sample {trajectory.id.sample} has no tokens; expected at least one")
+        samples.append(Sample(prompt_ids, completion, trajectory.score.reward))
+    oldest = wire.oldest_version(message.trajectories)
+    return Scored(
+        entry=entry,
+        group=Group(entry.group, tuple(samples)),
+        oldest_version=oldest if oldest is not None else 0,
+        correct=sum(t.score.parts.get("correct", 0.0) for t in message.trajectories) / len(samples),
+        generated_at=message.generated_at.ToDatetime(UTC),
+    )

@@ -1,0 +1,35 @@
+"""Metrics of the learner; shared/METRICS.md is their table."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+STEP = Gauge("routershift_learner_step", "Optimizer batches done")
+VERSION = Gauge("routershift_learner_weights_version", "Policy version last published")
+TRAJECTORIES = Counter("routershift_learner_trajectories_trained_total", "Trajectories trained on")
+TOKENS = Counter("routershift_learner_tokens_trained_total", "Response tokens trained on")
+DROPPED = Counter("routershift_learner_trajectories_dropped_total", "Trajectories not trained on", ["reason"])
+STALENESS = Histogram(
+    "routershift_learner_staleness_versions",
+    "Versions between the oldest token of a trajectory and the step that trains on it",
+    buckets=(0, 1, 2, 3, 4, 6, 8, 12, 16),
+)
+AGE = Histogram(
+    "routershift_learner_staleness_seconds",
+    "Time from the end of generation to training",
+    buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+)
+REWARD = Gauge("routershift_learner_reward_mean", "Mean reward of the last batch")
+TRAIN_ACCURACY = Gauge("routershift_learner_train_accuracy", "Share of correct responses in the last batch")
+PHASE_SECONDS = Counter("routershift_learner_phase_seconds_total", "Where the time goes", ["phase"])
+DIAGNOSTIC = {
+    name: Gauge(f"routershift_learner_{name}", text)
+    for name, text in {
+        "loss": "Loss of the last batch",
+        "grad_norm": "Gradient norm before clipping",
+        "clip_fraction": "Share of tokens whose ratio was clipped",
+        "gamma_mean": "Mean of gamma, the router shift factor, before its floor",
+        "gamma_p10": "10th percentile of gamma",
+        "gamma_floor_fraction": "Share of tokens whose gamma was below gamma_min",
+        "gamma_at_lag_zero": "Mean of gamma over tokens sampled from the version being trained: engine mismatch alone",
+    }.items()
+}
+SKIPPED = Counter("routershift_learner_steps_skipped_total", "Batches skipped", ["reason"])
