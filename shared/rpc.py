@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -55,9 +56,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         handler = await continuation(handler_call_details)
         method = getattr(handler_call_details, "method", "")
         if handler is None or method.startswith("/grpc."):
@@ -134,14 +135,10 @@ class Server:
             PreconditionError: the port is taken.
         """
         self._services = services
+        check_port(host, port, "port")  # gRPC would say the same on stderr, in its own words
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            raise errors.PreconditionError(
-                f"port {port} on {host} is taken; stop what holds it or set another port (0 takes a free one)"
-            ) from None
+        bound = self._server.add_insecure_port(f"{host}:{port}")
         await self._server.start()
         return bound
 
@@ -159,6 +156,19 @@ class Server:
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *self._services):
             await self._health.set(name, status)
+
+
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raises PreconditionError, naming the setting, where the port cannot be bound."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise errors.PreconditionError(
+                f"{setting} = {port} on {host} cannot be bound ({(error.strerror or str(error)).lower()}); "
+                f"stop what holds it or set {setting} = 0 for a free one"
+            ) from None
 
 
 def channel(target: str) -> grpc.aio.Channel:

@@ -108,12 +108,8 @@ def start_metrics(door: Door) -> None:
     Raises:
         PreconditionError: the port is taken.
     """
-    try:
-        start_http_server(door.metrics_port, addr=door.host)
-    except OSError:
-        raise PreconditionError(
-            f"metrics_port {door.metrics_port} on {door.host} is taken; stop what holds it or set another port"
-        ) from None
+    rpc.check_port(door.host, door.metrics_port, "metrics_port")
+    start_http_server(door.metrics_port, addr=door.host)
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> bool:

@@ -42,12 +42,12 @@ def decode_group(entry: Entry) -> Scored:
         if trajectory.score.outcome != pb.OUTCOME_SCORED or not trajectory.score.HasField("reward"):
             outcome = pb.Outcome.Name(trajectory.score.outcome)
             raise CorruptDataError(f"sample {trajectory.id.sample} is {outcome}; only scored samples are trained on")
-        if not np.isfinite(trajectory.score.reward):
-            raise CorruptDataError(f"sample {trajectory.id.sample} has reward {trajectory.score.reward}; expected finite")
+        if not np.isfinite(reward := trajectory.score.reward):
+            raise CorruptDataError(f"sample {trajectory.id.sample} has reward {reward}; expected a finite number")
         completion = wire.decode_completion(trajectory.completion)
         if completion.token_ids.size == 0:
             raise CorruptDataError(f"sample {trajectory.id.sample} has no tokens; expected at least one")
-        samples.append(Sample(prompt_ids, completion, trajectory.score.reward))
+        samples.append(Sample(prompt_ids, completion, reward))
     oldest = wire.oldest_version(message.trajectories)
     return Scored(
         entry=entry,

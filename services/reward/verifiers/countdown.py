@@ -97,11 +97,18 @@ class _Parser:
 
 def _read_reference(reference: Mapping[str, Any]) -> tuple[list[int], int]:
     try:
-        return [int(n) for n in reference["numbers"]], int(reference["target"])
+        return [_whole(n) for n in reference["numbers"]], _whole(reference["target"])
     except (KeyError, TypeError, ValueError):
         raise InvalidInputError(
             f"reference of countdown is {dict(reference)}; expected {{'numbers': [integers], 'target': integer}}"
         ) from None
+
+
+def _whole(number: Any) -> int:
+    """JSON and Struct know only doubles. Raises ValueError for one that is no integer."""
+    if int(number) != number:
+        raise ValueError(number)
+    return int(number)
 
 
 def _verdict(valid: bool, correct: bool) -> Verdict:

@@ -1,0 +1,60 @@
+# The commands of RouterShift. `make demo` and `make test` need Python 3.11, git and a C compiler, nothing else.
+PYTHON ?= python3
+ENGINE ?= vllm
+SEED ?= 0
+# Asked only where pip finds no CPU build of torch by itself.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+TORCH := torch==2.13.0+cpu
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOCKS := deploy/locks
+FLAGS ?=
+
+.PHONY: demo test lint proto locks install clean
+.DELETE_ON_ERROR:
+
+demo: install  ## Trains the Countdown MoE through every service and prints what it reached.
+	$(BIN)/routershift run deploy/recipes/countdown.toml --set generation.engine=$(ENGINE) --set run.seed=$(SEED) $(FLAGS)
+
+test: $(VENV)/.vllm $(VENV)/.dev  ## Lint, types and all tests.
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.vllm $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint proto
+
+install: $(VENV)/.$(ENGINE)  ## The virtual environment for one engine; nothing to do the second time.
+
+$(VENV)/.torch: $(LOCKS)/base.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --no-deps '$(TORCH)' 2>/dev/null || \
+		$(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(PIP) install --quiet --no-deps setuptools==78.1.1 -r $(LOCKS)/base.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.vllm: $(VENV)/.torch $(LOCKS)/vllm.txt
+	$(PIP) install --quiet --no-deps -r $(LOCKS)/vllm.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(LOCKS)/dev.txt
+	$(PIP) install --quiet --no-deps -r $(LOCKS)/dev.txt
+	touch $@
+
+proto: $(VENV)/.dev  ## Generates the Python of the schema.
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
+		--python_out=proto --mypy_out=quiet:proto proto/routershift/v1/*.proto
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
+		--grpc_python_out=proto --mypy_grpc_out=quiet:proto \
+		proto/routershift/v1/generation.proto proto/routershift/v1/reward.proto proto/routershift/v1/learner.proto
+
+locks:  ## Pins what is installed now.
+	$(BIN)/python $(LOCKS)/lock.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

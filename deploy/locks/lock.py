@@ -1,0 +1,63 @@
+"""Writes base.txt, vllm.txt and dev.txt from what is installed in this environment: `make locks`.
+
+Each file holds the exact versions of one set of packages and of everything they need, without what an earlier
+file holds; `make install` installs them with --no-deps. So vLLM's wish for torchvision, torchaudio and torchcodec,
+whose builds on PyPI need CUDA and break `import transformers` on a CPU, is left out in one place: here.
+"""
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+HERE = Path(__file__).parent
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+INSTALLED_FIRST = {"torch"}  # from its own index, see the Makefile
+SEPARATE = {"pip", "setuptools"}  # come with the virtual environment or by name
+
+
+def main() -> None:
+    project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    groups = {
+        "base": [*project["dependencies"], *extras["torch"], *extras["local"]],
+        "vllm": extras["vllm"],
+        "dev": extras["dev"],
+    }
+    locked: set[str] = set()
+    for name, roots in groups.items():
+        found = closure([Requirement(root) for root in roots]) - locked - INSTALLED_FIRST - SEPARATE
+        lines = sorted(f"{package}=={distribution(package).version}" for package in found)
+        (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        locked |= found
+
+
+def closure(roots: list[Requirement]) -> set[str]:
+    """Normalised names of the roots and of all that they need on this platform."""
+    seen: set[tuple[str, str]] = set()
+    todo = [(canonical(root.name), extra) for root in roots for extra in ("", *root.extras)]
+    while todo:
+        name, extra = item = todo.pop()
+        if item in seen or name in LEFT_OUT:
+            continue
+        try:
+            requires = distribution(name).requires or []
+        except PackageNotFoundError:
+            raise SystemExit(f"{name} is not installed; install it before locking") from None
+        seen.add(item)
+        for line in requires:
+            needed = Requirement(line)
+            if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                todo += [(canonical(needed.name), e) for e in ("", *needed.extras)]
+    return {name for name, _ in seen}
+
+
+def canonical(name: str) -> str:
+    """PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    main()

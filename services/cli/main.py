@@ -1,0 +1,159 @@
+"""The command line `routershift`."""
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shared.errors import RouterShiftError
+from shared.service import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from shared.service import main as serve_service
+from shared.settings import SERVICES, load
+
+ResultT = TypeVar("ResultT")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 well, 1 a crash, 2 something for the user to mend (one line on stderr), 130 interrupted."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.command(parsed))
+    except RouterShiftError as error:
+        from services.cli.up import ServiceEndedError, exit_code
+
+        if not isinstance(error, ServiceEndedError) or error.code != EXIT_BAD_INPUT:
+            sys.stderr.write(f"routershift: {error}\n")
+        return exit_code(error)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="routershift", description="Asynchronous RL for MoE models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument(
+        "--set", dest="flags", action="append", default=[], metavar="TABLE.KEY=VALUE", help="overrides a setting"
+    )
+    settings.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    optional = argparse.ArgumentParser(add_help=False)
+    optional.add_argument("--recipe", type=Path, help="settings file (TOML)")
+
+    up = commands.add_parser("up", parents=[settings, optional], help="all services on this machine, until Ctrl-C")
+    up.set_defaults(command=_up)
+    serve = commands.add_parser("serve", parents=[settings, optional], help="one service in this process")
+    serve.add_argument("service", choices=SERVICES)
+    serve.set_defaults(command=_serve)
+    run = commands.add_parser("run", parents=[settings], help="a recipe from start to finish")
+    run.add_argument("recipe", type=Path)
+    run.set_defaults(command=_run, log_level="WARNING")
+    status = commands.add_parser("status", help="where a run stands")
+    status.add_argument("run", help="folder or id of the run")
+    status.set_defaults(command=_status)
+    report = commands.add_parser("report", help="a plot and a page of a run")
+    report.add_argument("run", help="folder or id of the run")
+    report.set_defaults(command=_report)
+    doctor = commands.add_parser("doctor", parents=[settings, optional], help="what this machine has and lacks")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _up(parsed: argparse.Namespace) -> int:
+    from services.cli.up import services
+
+    async def until_interrupted() -> None:
+        async with services(parsed.recipe, parsed.flags, parsed.log_level) as running:
+            for service in SERVICES:
+                sys.stderr.write(f"{service:<10} {running.address(service)}\n")
+            sys.stderr.write(f"run {running.recipe.run.id} in {running.recipe.run.path}; Ctrl-C stops\n")
+            raise await running.ended()
+
+    return _interruptible(until_interrupted())
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    name = parsed.service
+    tables = importlib.import_module(f"services.{name}.settings").Settings
+    settings = load(tables, parsed.recipe, os.environ, parsed.flags)
+    service = getattr(importlib.import_module(f"services.{name}.service"), f"{name.capitalize()}Service")
+    return serve_service(service(settings), settings, getattr(settings, name), parsed.log_level)
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from services.cli.run import run_recipe
+
+    summary: dict[str, Any] = {}
+
+    async def to_the_end() -> None:
+        summary.update(await run_recipe(parsed.recipe, parsed.flags, parsed.log_level))
+
+    code = _interruptible(to_the_end())
+    if code == 0:
+        print(json.dumps(summary))
+    return code
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from services.cli.status import status
+
+    print(json.dumps(asyncio.run(status(parsed.run)), indent=2))
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from services.cli import report
+    from services.cli.recipe import run_folder
+
+    for path in report.write(run_folder(parsed.run)):
+        print(path)
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from services.cli.doctor import doctor
+
+    rows = asyncio.run(doctor(parsed.recipe, parsed.flags))
+    for well, name, text in rows:
+        print(f"{'ok  ' if well else 'FAIL'} {name:<8} {text}")
+    return 0 if all(well for well, _, _ in rows) else EXIT_BAD_INPUT
+
+
+def _interruptible(work: Coroutine[None, None, None]) -> int:
+    """Runs it. The first SIGINT or SIGTERM unwinds it in order; a second SIGINT ends everything at once.
+
+    The second one only has to end this process: its children die with it.
+    """
+
+    async def guarded() -> int:
+        task = asyncio.ensure_future(work)
+        interrupted = False
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            if interrupted:
+                os._exit(EXIT_INTERRUPTED)
+            interrupted = True
+            sys.stderr.write("stopping; once more Ctrl-C ends everything at once\n")
+            task.cancel()
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+        loop.add_signal_handler(signal.SIGTERM, interrupt)
+        try:
+            await task
+        except asyncio.CancelledError:
+            return EXIT_INTERRUPTED
+        return 0
+
+    return asyncio.run(guarded())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

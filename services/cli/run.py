@@ -1,0 +1,172 @@
+"""`routershift run`: a recipe from start to finish, with progress, a report and one line of JSON."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from services.cli import report
+from services.cli.up import Services, services
+from shared import records
+from shared.errors import DeadlineError, UnavailableError
+from shared.settings import RedisSettings
+from shared.streams.connection import connect
+from shared.streams.run import Ledger, Run
+
+_STALL_SECONDS = 180.0
+_DRAIN_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+
+
+class _Memory:
+    """The peak of the resident memory of us and all our descendants, in bytes; shared pages count each time."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+
+    async def watch(self) -> None:
+        me = psutil.Process()
+        while True:
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    total += process.memory_info().rss
+            self.peak = max(self.peak, total)
+            await asyncio.sleep(1.0)
+
+
+async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) -> dict[str, Any]:
+    """Trains to the end and gives the summary. Everything that was started is stopped, however it ends.
+
+    Raises:
+        DeadlineError: no step for three minutes.
+        RouterShiftError: whatever else stopped it.
+    """
+    began = time.monotonic()
+    memory = _Memory()
+    watching = asyncio.create_task(memory.watch())
+    try:
+        _say("starting services")
+        async with services(recipe_file, flags, log_level) as running:
+            _say(f"run {running.recipe.run.id}: logs, metrics and weights in {running.recipe.run.path}")
+            ledger = await _follow(running)
+        summary = _summary(running, ledger, time.monotonic() - began)
+    finally:
+        watching.cancel()
+    folder = running.recipe.run.path
+    details = {**summary, "seed": running.recipe.run.seed, "peak_memory_bytes": memory.peak}
+    (folder / "summary.json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+    plot, page = report.write(folder)
+    _say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
+    _say(f"checkpoint: {folder / 'checkpoints'}")
+    _say(f"weights:    {folder / 'weights'}")
+    _say(f"metrics:    {folder / records.LEARNER}, {folder / records.EVALUATIONS}")
+    _say(f"plot:       {plot}")
+    _say(f"report:     {page}")
+    return summary
+
+
+async def _follow(running: Services) -> Ledger:
+    """Shows progress until the learner has finished, the last evaluation is in and nothing is in flight."""
+    recipe = running.recipe
+    redis = await connect(RedisSettings(url=running.redis_url))
+    run = Run(redis, recipe.run.id, recipe.streams)
+    ended = asyncio.create_task(running.ended())
+    shown = _Shown(recipe.run.path, recipe.run.steps)
+    try:
+        while True:
+            if ended.done():
+                raise ended.result()
+            progress = await run.progress()
+            shown.update()
+            if progress.get("evaluations") == "complete":
+                break
+            if shown.idle_seconds > _STALL_SECONDS:
+                raise DeadlineError(f"no step within {_STALL_SECONDS} s; see {recipe.run.path / 'logs'}")
+            await asyncio.sleep(_LOOK_SECONDS)
+        return await _drained(run)
+    finally:
+        ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
+        await redis.aclose()
+
+
+async def _drained(run: Run) -> Ledger:
+    """The ledger once nothing is in flight: what the learner did not need has been dropped, and counted."""
+    for _ in range(int(_DRAIN_SECONDS / _LOOK_SECONDS)):
+        ledger = await run.ledger()
+        if not ledger.in_flight:
+            return ledger
+        await asyncio.sleep(_LOOK_SECONDS)
+    raise DeadlineError(f"{ledger.in_flight} trajectories still in flight {_DRAIN_SECONDS} s after the end")
+
+
+class _Shown:
+    """Says what is new in the records since the last look."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self._folder = folder
+        self._steps = steps
+        self._seen = {records.LEARNER: 0, records.EVALUATIONS: 0}
+        self._changed = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        return time.monotonic() - self._changed
+
+    def update(self) -> None:
+        for record in self._new(records.EVALUATIONS):
+            _say(
+                f"version {record['version']:>4}: held-out accuracy {record['accuracy']:.3f} "
+                f"on {record['problems']} problems x {record['samples'] // record['problems']}"
+            )
+        for record in self._new(records.LEARNER):
+            if record["step"] % 10 == 0 or record["step"] in (1, self._steps):
+                _say(
+                    f"step {record['step']:>4}/{self._steps}: reward {record['reward_mean']:.3f}, "
+                    f"staleness {record['staleness_max']}, gamma {record.get('gamma_mean', 1.0):.4f}"
+                )
+
+    def _new(self, name: str) -> list[dict[str, Any]]:
+        new = records.read(self._folder / name)[self._seen[name] :]
+        self._seen[name] += len(new)
+        if new:
+            self._changed = time.monotonic()
+        return new
+
+
+def _summary(running: Services, ledger: Ledger, seconds: float) -> dict[str, Any]:
+    """The demo's line: every value comes from the ledger or from the run's records."""
+    recipe = running.recipe
+    steps = records.read(recipe.run.path / records.LEARNER)
+    evaluations = records.read(recipe.run.path / records.EVALUATIONS)
+    if not steps or len(evaluations) < 2:
+        raise UnavailableError(f"the run has no step or too few evaluations; see {recipe.run.path / 'logs'}")
+    # Feeding begins when the first evaluation is in.
+    training = datetime.fromisoformat(steps[-1]["time"]) - datetime.fromisoformat(evaluations[0]["time"])
+    ended = ledger.trained + sum(ledger.dropped.values())
+    return {
+        "task": recipe.run.task,
+        "engine": recipe.generation.engine,
+        "algorithm": recipe.learner.algorithm,
+        "steps": steps[-1]["step"],
+        "accuracy_before": round(evaluations[0]["accuracy"], 4),
+        "accuracy_after": round(evaluations[-1]["accuracy"], 4),
+        "trajectories_trained": ledger.trained,
+        "trajectories_dropped": {**ledger.dropped, **{f"dead:{reason}": n for reason, n in ledger.dead.items()}},
+        "max_staleness_seen": max(record["staleness_max"] for record in steps),
+        "rollouts_per_second": round(ended / training.total_seconds(), 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,115 @@
+"""The Countdown task: make a target from three numbers, each used exactly once, with + - * and parentheses."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations_with_replacement, permutations
+from typing import Any
+
+import numpy as np
+
+from shared.errors import InvalidInputError
+
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+}
+_BINDING = {"+": 1, "-": 1, "*": 2}
+_HELD_OUT_SHARE = 10  # one problem in ten is never trained on
+# Keeps the held-out draws apart from every training seed; its value has no meaning.
+_HELD_OUT_STREAM = 2**63
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Three numbers and a target that some expression over them reaches."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+    @property
+    def prompt(self) -> str:
+        """What the policy reads, such as `3,7,5:26=`; a response is an expression such as `3*7+5`."""
+        return f"{','.join(map(str, self.numbers))}:{self.target}="
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """What the verifier compares a response with."""
+        return {"numbers": list(self.numbers), "target": self.target}
+
+    @property
+    def canonical(self) -> str:
+        """Equal for problems that differ only in the order of their numbers."""
+        return Problem(tuple(sorted(self.numbers)), self.target).prompt
+
+    @property
+    def is_held_out(self) -> bool:
+        """Decided by the problem itself, so that no seed can train on what another seed evaluates."""
+        return hashlib.sha256(self.canonical.encode()).digest()[0] % _HELD_OUT_SHARE == 0
+
+    @cached_property
+    def solutions(self) -> tuple[str, ...]:
+        """All expressions that reach the target, in a fixed order; those without parentheses come first."""
+        texts = {text for text, value in _expressions(self.numbers) if value == self.target}
+        return tuple(sorted(texts, key=lambda text: (len(text), text)))
+
+
+class Countdown:
+    """An endless sequence of training problems and a fixed set of held-out ones.
+
+    Problem `index` depends on the seed and the index only, so a restarted curriculum goes on where it was.
+    """
+
+    def __init__(self, seed: int, max_number: int = 20, max_target: int = 99) -> None:
+        self._seed = seed
+        self._max_number = max_number
+        self._max_target = max_target
+
+    def train(self, index: int) -> Problem:
+        """Training problem `index`, counted from 0."""
+        return next(p for p in self._draw(np.random.default_rng((self._seed, index))) if not p.is_held_out)
+
+    def held_out(self, count: int) -> list[Problem]:
+        """`count` distinct held-out problems, the same for every seed; a smaller count gives a prefix of a larger.
+
+        Raises:
+            InvalidInputError: there are not that many.
+        """
+        available = sum(
+            Problem(numbers, target).is_held_out
+            for numbers in combinations_with_replacement(range(1, self._max_number + 1), 3)
+            for target in {value for _, value in _expressions(numbers) if 1 <= value <= self._max_target}
+        )
+        if count > available:
+            raise InvalidInputError(f"held-out count is {count}; there are {available} such problems, ask for fewer")
+        found: dict[str, Problem] = {}
+        for problem in self._draw(np.random.default_rng(_HELD_OUT_STREAM)):
+            if len(found) == count:
+                break
+            if problem.is_held_out:
+                found.setdefault(problem.canonical, problem)
+        return list(found.values())
+
+    def _draw(self, rng: np.random.Generator) -> Iterator[Problem]:
+        """Numbers uniform in [1, max_number]; the target is what a random expression over them happens to reach."""
+        while True:
+            numbers = tuple(int(n) for n in rng.integers(1, self._max_number + 1, size=3))
+            values = [value for _, value in _expressions(numbers)]
+            target = values[rng.integers(len(values))]
+            if 1 <= target <= self._max_target:
+                yield Problem(numbers, target)
+
+
+def _expressions(numbers: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+    """Every expression over three numbers, with the parentheses it needs, and its value."""
+    for a, b, c in permutations(numbers):
+        for first, apply_first in _OPERATIONS.items():
+            for second, apply_second in _OPERATIONS.items():
+                left = f"({a}{first}{b})" if _BINDING[first] < _BINDING[second] else f"{a}{first}{b}"
+                yield f"{left}{second}{c}", apply_second(apply_first(a, b), c)
+                right = (
+                    f"({b}{second}{c})" if first != "+" and _BINDING[second] <= _BINDING[first] else f"{b}{second}{c}"
+                )
+                yield f"{a}{first}{right}", apply_first(a, apply_second(b, c))

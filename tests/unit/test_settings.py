@@ -1,0 +1,75 @@
+"""Settings: their order of strength, and errors that name the key, the value and the fix."""
+
+from pathlib import Path
+
+import pytest
+
+from services.generation.settings import Settings as GenerationTables
+from services.reward.settings import Settings as RewardTables
+from shared.errors import InvalidInputError, NotFoundError, RouterShiftError
+from shared.settings import load
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[run]\nmodel = "model"\nsteps = 5\n[generation]\nmax_num_seqs = 7\n[learner]\nanything = 1\n')
+    return path
+
+
+def test_flags_beat_environment_beats_recipe_beats_default(recipe: Path) -> None:
+    environment = {"ROUTERSHIFT_RUN__STEPS": "6", "ROUTERSHIFT_RUN__SEED": "1", "PATH": "/bin"}
+    settings = load(GenerationTables, recipe, environment, ["run.seed=2"])
+    assert (settings.run.steps, settings.run.seed, settings.generation.max_num_seqs) == (6, 2, 7)
+    assert settings.run.groups_per_step == 32
+
+
+def test_a_recipes_model_lies_relative_to_it_and_a_flags_to_the_caller(recipe: Path) -> None:
+    assert load(RewardTables, recipe, {}).run.model == recipe.parent / "model"
+    assert load(RewardTables, recipe, {}, ["run.model=elsewhere"]).run.model == Path("elsewhere")
+
+
+def test_redis_url_of_the_environment_wins_and_is_never_shown(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + '[redis]\nurl = "redis://recipe"\n')
+    settings = load(RewardTables, recipe, {"REDIS_URL": "redis://:secret@host"})
+    assert settings.redis.url.get_secret_value() == "redis://:secret@host"
+    assert "secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "text"),
+    [
+        (["run.stepz=3"], InvalidInputError, "unknown setting 'run.stepz'; did you mean 'run.steps'?"),
+        (["generatoin.port=1"], InvalidInputError, "unknown setting 'generatoin'; did you mean 'generation'?"),
+        (["run.steps=many"], InvalidInputError, "setting 'run.steps' is 'many': input should be a valid integer"),
+        (["run.steps=0"], InvalidInputError, "setting 'run.steps' is '0': input should be greater than or equal to 1"),
+        (["run.id=No Spaces"], InvalidInputError, "setting 'run.id' is 'No Spaces'"),
+        (["steps=3"], InvalidInputError, "expected --set table.key=value"),
+    ],
+)
+def test_bad_settings_are_one_line_that_says_what_to_do(
+    recipe: Path, flags: list[str], error: type[RouterShiftError], text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        load(GenerationTables, recipe, {}, flags)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_model_is_named() -> None:
+    with pytest.raises(InvalidInputError, match=r"setting 'run' field required|setting 'run.model' field required"):
+        load(RewardTables, None, {})
+
+
+def test_an_environment_variable_without_a_key_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="ROUTERSHIFT_STEPS names no key; expected ROUTERSHIFT_TABLE__KEY"):
+        load(RewardTables, None, {"ROUTERSHIFT_STEPS": "3"})
+
+
+def test_a_recipe_that_is_missing_or_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="does not exist"):
+        load(RewardTables, tmp_path / "none.toml", {})
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[run\n")
+    with pytest.raises(InvalidInputError, match="is not TOML"):
+        load(RewardTables, broken, {})

@@ -1,0 +1,219 @@
+"""The torch engine's own machinery: slots, ragged batches, families, refusals and its thread."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM
+
+from services.generation.engines import torch_batch
+from services.generation.engines.base import EngineLoad, EngineSampling
+from services.generation.engines.torch_batch import Batch, Sequence
+from services.generation.engines.torch_engine import TorchEngine
+from services.generation.engines.torch_model import load_folder
+from services.generation.engines.torch_sampling import sample
+from shared.errors import PreconditionError, UnavailableError
+from tests.models import EOS, VOCABULARY, save_model
+
+SAMPLING = EngineSampling(n=1, temperature=1.0, top_p=1.0, top_k=0, max_tokens=24, seed=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+async def engine(folder: Path) -> AsyncIterator[TorchEngine]:
+    engine = make(folder)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+def make(folder: Path, max_num_seqs: int = 4, max_model_len: int | None = None) -> TorchEngine:
+    return TorchEngine(folder, max_model_len=max_model_len, max_num_seqs=max_num_seqs, seed=0, threads=1)
+
+
+def sequence(prompt: list[int], max_tokens: int, seed: int = 0) -> Sequence:
+    sampling = replace(SAMPLING, max_tokens=max_tokens)
+    return Sequence(0, prompt, sampling, np.random.default_rng(seed).random(max_tokens))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_moe_dense_first", "qwen3_dense", "qwen2_moe", "mixtral", "olmoe"])
+@torch.inference_mode()
+def test_a_ragged_batch_whose_members_come_and_go_equals_one_forward_each(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of 1 to 70 tokens in 4 slots, prefilled in several passes, ending at different steps."""
+    monkeypatch.setattr(torch_batch, "_PREFILL_TOKENS", 64)
+    model = save_model(tmp_path, kind)
+    policy = load_folder(model, "cpu")
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
+    rng = np.random.default_rng(0)
+    waiting = [
+        sequence(rng.integers(2, VOCABULARY, size=length).tolist(), max_tokens, seed)
+        for seed, (length, max_tokens) in enumerate(
+            [(1, 9), (30, 2), (30, 12), (5, 1), (70, 5), (2, 20), (33, 3), (8, 8), (40, 30), (3, 4)]
+        )
+    ]
+    everyone = list(waiting)
+    batch = Batch(policy, 0, 4, frozenset())
+    while waiting or batch.running:
+        first = len(batch.running)
+        while waiting and batch.free:
+            batch.running.append(waiting.pop(0))
+        if first < len(batch.running):
+            batch.begin(first)
+            batch.sweep()
+        if batch.running:
+            batch.step()
+            batch.sweep()
+    for one in everyone:
+        assert len(one.tokens) == one.sampling.max_tokens
+        logits = reference(torch.tensor([one.prompt + one.tokens[:-1]])).logits[0, len(one.prompt) - 1 :]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(one.tokens)[:, None])[:, 0]
+        np.testing.assert_allclose(one.logprobs, expected, atol=1e-5)
+
+
+def draw(logits: list[float], uniform: float, sampling: EngineSampling) -> tuple[int, float]:
+    tokens, logprobs = sample([sampling], [uniform], torch.tensor([logits]))
+    return tokens[0], logprobs[0]
+
+
+class TestSampling:
+    # Probabilities 0.1, 0.4, 0.2, 0.3.
+    LOGITS = np.log([0.1, 0.4, 0.2, 0.3]).tolist()
+
+    @pytest.mark.parametrize(
+        ("uniform", "token"), [(0.0, 0), (0.0999, 0), (0.1001, 1), (0.6, 2), (0.71, 3), (0.999, 3)]
+    )
+    def test_a_token_is_the_inverse_of_the_cumulative_distribution(self, uniform: float, token: int) -> None:
+        drawn, logprob = draw(self.LOGITS, uniform, SAMPLING)
+        assert drawn == token
+        assert logprob == pytest.approx(self.LOGITS[token], abs=1e-6)
+
+    @pytest.mark.parametrize(
+        ("change", "kept"),
+        [
+            ({"top_k": 1}, {1: 1.0}),
+            ({"top_k": 2}, {1: 4 / 7, 3: 3 / 7}),
+            ({"top_k": 4}, {0: 0.1, 1: 0.4, 2: 0.2, 3: 0.3}),
+            ({"top_p": 0.01}, {1: 1.0}),
+            ({"top_p": 0.5}, {1: 4 / 7, 3: 3 / 7}),
+            ({"top_p": 0.75}, {1: 4 / 9, 2: 2 / 9, 3: 3 / 9}),
+            # Of the mass of the top 3 (0.9), 0.75 is reached by the first two (0.7 / 0.9).
+            ({"top_k": 3, "top_p": 0.75}, {1: 4 / 7, 3: 3 / 7}),
+            # Temperature comes first: at 0.5 probabilities are squared, 16 : 9 : 4 : 1.
+            ({"temperature": 0.5, "top_p": 0.6}, {1: 16 / 25, 3: 9 / 25}),
+            ({"temperature": 0.0, "top_k": 2, "top_p": 0.1}, {1: 0.4}),
+        ],
+    )
+    def test_log_probs_are_those_of_what_remains(self, change: dict[str, float], kept: dict[int, float]) -> None:
+        sampling = replace(SAMPLING, **change)
+        drawn = dict(draw(self.LOGITS, uniform, sampling) for uniform in np.linspace(0, 0.9999, 50))
+        assert {token: np.exp(logprob) for token, logprob in drawn.items()} == pytest.approx(kept, abs=1e-5)
+
+    def test_rows_do_not_disturb_each_other(self) -> None:
+        params = [replace(SAMPLING, **c) for c in ({}, {"top_k": 1}, {"temperature": 0.0}, {"top_p": 0.5})]  # type: ignore[arg-type]
+        tokens, logprobs = sample(params, [0.05, 0.05, 0.05, 0.99], torch.tensor([self.LOGITS] * 4))
+        assert tokens == [0, 1, 1, 3]
+        assert np.exp(logprobs).tolist() == pytest.approx([0.1, 1.0, 0.4, 3 / 7], abs=1e-5)
+
+
+async def test_more_samples_than_slots_wait_their_turn(engine: TorchEngine) -> None:
+    stream = engine.stream([2, 3], replace(SAMPLING, n=10, max_tokens=200))
+    await anext(stream)
+    load = engine.load
+    assert load.running <= 4
+    assert load.running + load.waiting <= 10
+    assert load.waiting > 0
+    done = [piece async for piece in stream if piece.finish_reason is not None]
+    assert sorted(piece.index for piece in done) == list(range(10))
+    assert engine.load == EngineLoad(0, 0)
+
+
+async def test_closing_fails_those_who_wait(engine: TorchEngine) -> None:
+    stream = engine.stream([2, 3], replace(SAMPLING, n=50, max_tokens=250))
+    await anext(stream)
+    task = asyncio.create_task(engine.generate([2, 3], SAMPLING))
+    await asyncio.sleep(0)
+    await engine.close()
+    with pytest.raises(UnavailableError, match="closed"):
+        await task
+    with pytest.raises(UnavailableError, match="closed"):
+        async for _ in stream:
+            pass
+    with pytest.raises(UnavailableError, match="closed"):
+        await engine.generate([2], SAMPLING)
+
+
+async def test_weights_that_are_not_numbers_kill_the_engine_and_say_so(
+    engine: TorchEngine, folder: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = torch.nan
+    save_file(tensors, tmp_path / "broken.safetensors")
+    running = asyncio.create_task(engine.generate([2, 3], replace(SAMPLING, n=100, max_tokens=250)))
+    await engine.update_weights(1, [tmp_path / "broken.safetensors"])
+    with pytest.raises(UnavailableError, match="not finite"):
+        await running
+    assert not await engine.healthy()
+    assert engine.load == EngineLoad(0, 0)
+    with pytest.raises(UnavailableError, match="not finite"):
+        await engine.generate([2], SAMPLING)
+    with pytest.raises(UnavailableError, match="not finite"):
+        await engine.update_weights(2, [folder / "model.safetensors"])
+
+
+async def test_nothing_is_served_before_the_start(folder: Path) -> None:
+    engine = make(folder)
+    assert not await engine.healthy()
+    with pytest.raises(PreconditionError, match="not started"):
+        await engine.generate([2], SAMPLING)
+    with pytest.raises(PreconditionError, match="not started"):
+        _ = engine.info
+
+
+async def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    config = DeepseekV3Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+        topk_group=1, first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8,
+        v_head_dim=8, eos_token_id=EOS,
+    )  # fmt: skip
+    DeepseekV3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(PreconditionError, match=r"'deepseek_v3'.*qwen3_moe"):
+        await make(tmp_path).start()
+
+
+async def test_a_sliding_window_below_the_model_length_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, "mixtral", sliding_window=32)
+    with pytest.raises(PreconditionError, match="sliding_window of 32"):
+        await make(tmp_path).start()
+    short = make(tmp_path, max_model_len=32)
+    await short.start()
+    assert short.info.max_model_len == 32
+    await short.close()
+
+
+async def test_a_model_without_an_end_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    with pytest.raises(PreconditionError, match="eos_token_id"):
+        await make(tmp_path).start()
+
+
+async def test_a_model_that_the_cache_does_not_fit_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe sees a cache that loses keys: here, one that stores each token one position too early."""
+    right = torch_batch.SlotCache.expect_tokens
+    monkeypatch.setattr(torch_batch.SlotCache, "expect_tokens", lambda self, s, at, n: right(self, s, at - 1, n))
+    with pytest.raises(PreconditionError, match="'qwen3_moe' does not run on the torch engine"):
+        await make(folder).start()
