@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := deploy/locks
 FLAGS ?=
 
-.PHONY: demo test lint proto locks install clean
+.PHONY: demo test lint proto baseline locks install clean
 .DELETE_ON_ERROR:
 
 demo: install  ## Trains the Countdown MoE through every service and prints what it reached.
@@ -52,6 +52,9 @@ proto: $(VENV)/.dev  ## Generates the Python of the schema.
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
 		--grpc_python_out=proto --mypy_grpc_out=quiet:proto \
 		proto/routershift/v1/generation.proto proto/routershift/v1/reward.proto proto/routershift/v1/learner.proto
+
+baseline: $(VENV)/.dev  ## Makes today's schema the one that later changes must not break.
+	$(BIN)/buf build proto -o proto/baseline.binpb
 
 locks:  ## Pins what is installed now.
 	$(BIN)/python $(LOCKS)/lock.py

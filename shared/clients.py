@@ -41,7 +41,7 @@ class _Client:
         try:
             return await method(request, timeout=self._timeout, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
-            rpc.raise_typed(error, type(request).__name__)
+            rpc.raise_typed(error, type(request).__name__.removesuffix("Request"))
 
 
 class GenerationClient(_Client):

@@ -20,7 +20,7 @@ _MAX_CONCURRENT_STREAMS = 1024
 
 _STATUS: list[tuple[type[errors.RouterShiftError], grpc.StatusCode]] = [
     (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
-    (errors.CorruptDataError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.CorruptDataError, grpc.StatusCode.DATA_LOSS),
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.PreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -65,16 +65,17 @@ class GenerationService(Service):
         engine, settings = self._engine, self._settings
         await engine.start()
         requests = Requests(settings.run.model, engine.info, settings.generation.max_tokens)
-        loader = WeightsLoader(engine, settings.run.weights_root)
+        self._run = run
+        self._loader = loader = WeightsLoader(engine, settings.run.weights_root)
         if (newest := await run.newest_weights()) is not None:
             await loader.load(newest)
         self._servicer.open(engine, requests, loader)
         self._consumer = run.consumer(Stream.PROMPTS)
         self._worker = GenerationWorker(self._consumer, engine, requests)
-        self._follow = loader.follow(run.newest_weights, settings.generation.weights_poll_seconds)
 
     async def work(self, stop: asyncio.Event) -> None:
-        async with background(self._follow, self._consumer.beat(), _watch(self._engine)):
+        follow = self._loader.follow(self._run.newest_weights, self._settings.generation.weights_poll_seconds)
+        async with background(follow, self._consumer.beat(), _watch(self._engine)):
             await self._consumer.each(self._worker.handle, self._settings.generation.groups_in_flight, stop)
 
     async def close(self) -> None:

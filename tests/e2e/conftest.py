@@ -1,0 +1,94 @@
+"""The command line as a user has it: real processes, and proof that none is left."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+RECIPE = Path(__file__).parents[2] / "deploy/recipes/countdown.toml"
+_MARK = "TEST_MARK"
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """A started command and everything it started in turn: they share a mark in their environment."""
+
+    process: subprocess.Popen[str]
+    mark: str
+
+    def finish(self, timeout: float) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+    def alive(self) -> list[str]:
+        """Command lines of what still runs."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self.mark:
+                    found.append(" ".join(process.cmdline()) or process.name())
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def nothing_left(self, within: float = 10.0) -> bool:
+        deadline = time.monotonic() + within
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not self.alive()
+
+
+Start = Callable[..., Invocation]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `routershift ARGUMENTS` in an empty folder, without the settings of our own environment."""
+    started: list[Invocation] = []
+
+    def begin(*arguments: str, environment: dict[str, str] | None = None) -> Invocation:
+        mark = uuid.uuid4().hex
+        clean = {k: v for k, v in os.environ.items() if k != "REDIS_URL" and not k.startswith("ROUTERSHIFT_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli.main", *arguments],
+            cwd=tmp_path,
+            env={**clean, **(environment or {}), _MARK: mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(Invocation(process, mark))
+        return started[-1]
+
+    yield begin
+    for invocation in started:
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(_MARK) == invocation.mark:
+                    process.kill()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        invocation.process.communicate()
+
+
+def settings(**values: object) -> list[str]:
+    """--set flags: `run__steps=3` for run.steps, on top of free ports and a run small enough for a test."""
+    defaults: dict[str, object] = {
+        "run__id": "test",
+        "run__groups_per_step": 8,
+        "curriculum__evaluation_problems": 24,
+        "curriculum__evaluation_samples": 1,
+        "generation__engine": "torch",
+    }
+    ports = {
+        f"{s}__{k}": 0 for s in ("curriculum", "generation", "reward", "learner") for k in ("port", "metrics_port")
+    }
+    merged = {**ports, **defaults, **values}
+    return [part for name, value in merged.items() for part in ("--set", f"{name.replace('__', '.')}={value}")]

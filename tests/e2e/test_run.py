@@ -1,0 +1,118 @@
+"""One short run through all processes with each engine, and what is left of it."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from shared import records, weights
+from shared.streams.keys import Stream
+from tests.e2e.conftest import RECIPE, Invocation, Start, settings
+
+SUMMARY = {
+    "task", "engine", "algorithm", "steps", "accuracy_before", "accuracy_after", "trajectories_trained",
+    "trajectories_dropped", "max_staleness_seen", "rollouts_per_second", "seconds",
+}  # fmt: skip
+STEPS = 4
+GROUPS = 8
+SAMPLES = 8
+
+
+def wait_for(path: Path, lines: int, invocation: Invocation, timeout: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout
+    while len(records.read(path)) < lines:
+        assert invocation.process.poll() is None, invocation.process.communicate()
+        assert time.monotonic() < deadline, f"{path} has fewer than {lines} lines"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
+def test_a_run_goes_through_every_service_to_the_end(start: Start, tmp_path: Path, engine: str) -> None:
+    invocation = start("run", str(RECIPE), *settings(run__steps=STEPS, generation__engine=engine))
+    code, out, err = invocation.finish(timeout=240)
+    assert code == 0, err
+    assert invocation.nothing_left(), invocation.alive()
+
+    summary = json.loads(out.splitlines()[-1])
+    assert summary.keys() == SUMMARY
+    assert (summary["task"], summary["engine"], summary["algorithm"]) == ("countdown", engine, "rspo")
+    assert summary["steps"] == STEPS
+    assert summary["trajectories_trained"] == STEPS * GROUPS * SAMPLES
+    assert 0 <= summary["max_staleness_seen"] <= 2
+    assert 0 < summary["accuracy_before"] < 1
+    assert set(summary["trajectories_dropped"]) <= {"zero_variance", "run_finished", "stale"}
+
+    folder = tmp_path / "runs/test"
+    steps = records.read(folder / records.LEARNER)
+    assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
+    assert all(0 < record["gamma_mean"] <= 1 for record in steps)
+    assert all(set(record["queue"]) == set(Stream) for record in steps)
+    # Behaviour log-probs and router scores came from the very weights of step 1: nothing has drifted yet.
+    assert steps[0]["gamma_at_lag_zero"] > 0.999
+    evaluations = records.read(folder / records.EVALUATIONS)
+    assert (evaluations[0]["version"], evaluations[-1]["version"]) == (0, STEPS)
+    for name in ("report.png", "report.html", "summary.json"):
+        assert (folder / name).stat().st_size > 100
+    published = sorted(path.name for path in (folder / "weights").iterdir())
+    assert published[-1] == f"v{STEPS:08d}"
+    assert (folder / "weights" / published[-1] / weights.MANIFEST).is_file()
+    for service in ("curriculum", "generation", "reward", "learner"):
+        lines = (folder / "logs" / f"{service}.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["service"] == service
+
+
+def test_a_run_goes_on_where_it_stopped(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/test"
+    first = start("run", str(RECIPE), *settings(run__steps=1000))
+    wait_for(folder / records.LEARNER, 2, first)
+    first.process.send_signal(signal.SIGINT)
+    code, _, err = first.finish(timeout=60)
+    assert code == 130, err
+    assert first.nothing_left(), first.alive()
+    done = len(records.read(folder / records.LEARNER))
+
+    second = start("run", str(RECIPE), *settings(run__steps=done + 2))
+    code, out, err = second.finish(timeout=120)
+    assert code == 0, err
+    steps = [record["step"] for record in records.read(folder / records.LEARNER)]
+    assert steps == list(range(1, done + 3))
+    assert json.loads(out)["trajectories_trained"] == (done + 2) * GROUPS * SAMPLES
+
+
+def test_a_second_interrupt_ends_everything_at_once(start: Start, tmp_path: Path) -> None:
+    invocation = start("run", str(RECIPE), *settings(run__steps=1000))
+    wait_for(tmp_path / "runs/test" / records.LEARNER, 1, invocation)
+    invocation.process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    invocation.process.send_signal(signal.SIGINT)
+    code, _, err = invocation.finish(timeout=10)
+    assert code == 130, err
+    assert invocation.nothing_left(), invocation.alive()
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
+def test_nothing_outlives_a_killed_supervisor(start: Start, tmp_path: Path, engine: str) -> None:
+    invocation = start("run", str(RECIPE), *settings(run__steps=1000, generation__engine=engine))
+    wait_for(tmp_path / "runs/test" / records.LEARNER, 1, invocation)
+    invocation.process.kill()
+    invocation.process.wait(10)
+    assert invocation.nothing_left(), invocation.alive()
+
+
+def test_up_serves_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> None:
+    invocation = start("up", "--recipe", str(RECIPE), *settings(run__steps=1000))
+    wait_for(tmp_path / "runs/test" / records.LEARNER, 1, invocation)
+    status = start("status", "test")
+    code, out, err = status.finish(timeout=30)
+    assert code == 0, err
+    shown = json.loads(out)
+    assert shown["phase"] == "training"
+    assert shown["ledger"]["balanced"]
+    assert 0 < shown["ledger"]["in_flight"] <= 3 * GROUPS * SAMPLES
+    invocation.process.send_signal(signal.SIGTERM)
+    invocation.finish(timeout=60)
+    assert invocation.nothing_left(), invocation.alive()
+    code, _, err = start("report", "test").finish(timeout=60)
+    assert code == 0, err
