@@ -1,6 +1,7 @@
 """The loops of the curriculum: feed prompts while tickets last, evaluate as versions come, watch the streams."""
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -11,7 +12,7 @@ from services.curriculum.settings import Settings
 from services.curriculum.tasks import Problem, Task
 from shared import records
 from shared.clients import GenerationClient
-from shared.errors import DeadlineError, RouterShiftError
+from shared.errors import DeadlineError, RouterShiftError, UnavailableError
 from shared.service import pause
 from shared.streams.run import FINISHED, Run
 
@@ -46,9 +47,19 @@ class CurriculumWorker:
             await pause(stop, self._poll)
 
     async def evaluate_start(self, stop: asyncio.Event) -> None:
-        """Evaluates the weights that the run starts from, before anything is trained; once in a run's life."""
-        if "evaluated_version" not in await self._run.progress():
-            await self._evaluate(0, stop)
+        """Evaluates the weights that the run starts from, before anything is trained; once in a run's life.
+
+        It is also the proof that prompts of this task fit the model and pass every door.
+
+        Raises:
+            InvalidInputError: generation refuses the prompts or their sampling.
+            DeadlineError, UnavailableError: generation or reward does not answer.
+        """
+        if "evaluated_version" in await self._run.progress():
+            return
+        await self._until_served(0, stop)
+        if not stop.is_set():
+            await self._evaluate()
 
     async def evaluate_versions(self, stop: asyncio.Event) -> None:
         """Evaluates every `evaluate_every` versions, and the last."""
@@ -58,7 +69,7 @@ class CurriculumWorker:
             progress = await self._run.progress()
             version, finished = int(progress.get("version", 0)), progress.get("phase") == FINISHED
             if version > evaluated and (finished or (every > 0 and version // every > evaluated // every)):
-                await self._evaluate(version, stop)
+                await self._try_evaluate(version, stop)
                 evaluated = version
             elif finished:
                 await self._run.report_progress(evaluations="complete")
@@ -99,18 +110,18 @@ class CurriculumWorker:
         prompt.created_at.GetCurrentTime()
         return prompt
 
-    async def _evaluate(self, version: int, stop: asyncio.Event) -> None:
-        """Waits until generation serves this version or a later one, and evaluates what it serves then.
-
-        A failure is counted and the next version gets its chance; only that of the last version counts for good.
-        """
+    async def _try_evaluate(self, version: int, stop: asyncio.Event) -> None:
+        """A failure on the way is counted, and a later version gets its chance."""
         try:
             await self._until_served(version, stop)
-            result = await evaluate(self._held_out, self._settings.run.task, self._settings.curriculum)
+            await self._evaluate()
         except RouterShiftError as error:
             metrics.EVALUATIONS.labels("failed").inc()
             log.warning("evaluation of version %d failed: %s", version, error)
-            return
+
+    async def _evaluate(self) -> None:
+        """Evaluates what generation serves now, and publishes the result."""
+        result = await evaluate(self._held_out, self._settings.run.task, self._settings.curriculum)
         metrics.EVALUATIONS.labels("ok").inc()
         metrics.ACCURACY.set(result.accuracy)
         metrics.EVALUATED_VERSION.set(result.version)
@@ -119,9 +130,13 @@ class CurriculumWorker:
         log.info("version %d: held-out accuracy %.3f (%.1f s)", result.version, result.accuracy, result.seconds)
 
     async def _until_served(self, version: int, stop: asyncio.Event) -> None:
+        """Waits until generation serves this version or a later one."""
         deadline = time.monotonic() + _SERVED_SECONDS
         async with GenerationClient(self._settings.curriculum.generation_address) as generation:
-            while (await generation.status()).version < version and not stop.is_set():
+            while not stop.is_set():
+                with contextlib.suppress(UnavailableError):  # it is still loading its model
+                    if (await generation.status()).version >= version:
+                        return
                 if time.monotonic() > deadline:
                     raise DeadlineError(f"generation does not serve version {version} after {_SERVED_SECONDS} s")
                 await pause(stop, self._poll)

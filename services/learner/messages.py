@@ -23,10 +23,8 @@ class Scored:
     generated_at: datetime
 
     @property
-    def has_signal(self) -> bool:
-        """Whether its rewards differ: else every advantage is 0 and the group would only dilute the batch."""
-        rewards = {sample.reward for sample in self.group.samples}
-        return len(rewards) > 1
+    def rewards(self) -> list[float]:
+        return [sample.reward for sample in self.group.samples]
 
 
 def decode_group(entry: Entry) -> Scored:

@@ -35,9 +35,9 @@ class LearnerService(Service):
     async def start(self, run: Run) -> None:
         settings = self._settings
         trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run.model, settings.run.seed)
-        await asyncio.to_thread(checkpoint.load_latest, settings.run.path / "checkpoints", trainer)
+        contained = await asyncio.to_thread(checkpoint.load_latest, settings.run.path / "checkpoints", trainer)
         self._consumer = run.consumer(Stream.SCORED)
-        self._worker = LearnerWorker(settings, trainer, run, self._consumer)
+        self._worker = LearnerWorker(settings, trainer, run, self._consumer, contained)
         await self._worker.announce_start()
         self._servicer.open(self._worker)
 

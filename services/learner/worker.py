@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from services.learner import checkpoint, metrics
+from services.learner.advantages import drop_reason
 from services.learner.messages import Scored, decode_group
 from services.learner.settings import Settings
 from services.learner.trainer import StepReport, Trainer
@@ -52,11 +53,15 @@ class _Clock:
 
 
 class LearnerWorker:
-    def __init__(self, settings: Settings, trainer: Trainer, run: Run, consumer: Consumer) -> None:
+    def __init__(
+        self, settings: Settings, trainer: Trainer, run: Run, consumer: Consumer, contained: Sequence[str]
+    ) -> None:
+        """Args: contained: groups of the checkpoint that the trainer was resumed from."""
         self._settings = settings
         self._trainer = trainer
         self._run = run
         self._consumer = consumer
+        self._contained = frozenset(contained)
         self._batch: list[Scored] = []
         self._unsettled: list[Entry] = []  # trained on, not yet in a durable checkpoint
         self._paused = False
@@ -123,6 +128,9 @@ class LearnerWorker:
 
     async def _accept(self, entry: Entry) -> None:
         """Into the batch, or out of the stream with a reason."""
+        if entry.group in self._contained:  # trained on, and durable, before a crash kept it from being settled
+            await self._consumer.end(entry, End.trained())
+            return
         try:
             scored = decode_group(entry)
             self._trainer.check(scored.group)
@@ -132,8 +140,8 @@ class LearnerWorker:
             return
         if self._phase == FINISHED:
             await self._drop(entry, "run_finished")
-        elif not scored.has_signal:
-            await self._drop(entry, "zero_variance")
+        elif reason := drop_reason(scored.rewards):
+            await self._drop(entry, reason)
         elif self._staleness(scored) > self._settings.run.max_staleness:
             await self._drop(entry, "stale")
         else:
@@ -202,7 +210,7 @@ class LearnerWorker:
         )
 
     async def _record(self, batch: Sequence[Scored], staleness: Sequence[int], report: StepReport) -> None:
-        rewards = [sample.reward for scored in batch for sample in scored.group.samples]
+        rewards = [reward for scored in batch for reward in scored.rewards]
         now = datetime.now(UTC)
         ages = [(now - scored.generated_at).total_seconds() for scored in batch]
         self._diagnostics = report.diagnostics

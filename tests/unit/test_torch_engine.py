@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,13 +116,18 @@ class TestSampling:
             ({"temperature": 0.0, "top_k": 2, "top_p": 0.1}, {1: 0.4}),
         ],
     )
-    def test_log_probs_are_those_of_what_remains(self, change: dict[str, float], kept: dict[int, float]) -> None:
+    def test_log_probs_are_those_of_what_remains(self, change: dict[str, Any], kept: dict[int, float]) -> None:
         sampling = replace(SAMPLING, **change)
         drawn = dict(draw(self.LOGITS, uniform, sampling) for uniform in np.linspace(0, 0.9999, 50))
         assert {token: np.exp(logprob) for token, logprob in drawn.items()} == pytest.approx(kept, abs=1e-5)
 
     def test_rows_do_not_disturb_each_other(self) -> None:
-        params = [replace(SAMPLING, **c) for c in ({}, {"top_k": 1}, {"temperature": 0.0}, {"top_p": 0.5})]  # type: ignore[arg-type]
+        params = [
+            SAMPLING,
+            replace(SAMPLING, top_k=1),
+            replace(SAMPLING, temperature=0.0),
+            replace(SAMPLING, top_p=0.5),
+        ]
         tokens, logprobs = sample(params, [0.05, 0.05, 0.05, 0.99], torch.tensor([self.LOGITS] * 4))
         assert tokens == [0, 1, 1, 3]
         assert np.exp(logprobs).tolist() == pytest.approx([0.1, 1.0, 0.4, 3 / 7], abs=1e-5)

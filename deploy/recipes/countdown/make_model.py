@@ -1,0 +1,125 @@
+"""Makes the seed model of the Countdown recipe: a tiny Qwen3-MoE, briefly taught the format and some arithmetic.
+
+    python deploy/recipes/countdown/make_model.py --seed 0 --out DIR
+
+The same seed gives the same bytes on the same machine. The model is meant to be right about three times in ten:
+good enough for reinforcement learning to find rewards, bad enough to have something to learn.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from services.curriculum.countdown import Countdown, Problem
+
+MAX_RESPONSE_TOKENS = 16
+_SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+_SYMBOLS = "0123456789+-*()=,: "
+_IGNORED = -100  # the label that transformers' loss leaves out
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character; every text begins with <bos>."""
+    vocabulary = {symbol: i for i, symbol in enumerate((*_SPECIAL.values(), *_SYMBOLS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, model_max_length=64, **_SPECIAL
+    )
+
+
+def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3MoeConfig:
+    """About 0.78 M parameters; sizes are multiples of 32, which the CPU kernels of vLLM need."""
+    return Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=96,
+        moe_intermediate_size=96,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        output_router_logits=False,
+        router_aux_loss_coef=0.01,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input ids and labels, both [B, S] int64; only the solution and its <eos> are labelled."""
+    rows = []
+    for problem in problems:
+        prompt = tokenizer(problem.prompt).input_ids
+        answer = tokenizer(problem.solutions[0], add_special_tokens=False).input_ids
+        rows.append((len(prompt), [*prompt, *answer, tokenizer.eos_token_id]))
+    ids = torch.full((len(rows), max(len(row) for _, row in rows)), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, _IGNORED)
+    for i, (start, row) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        labels[i, start : len(row)] = ids[i, start : len(row)]
+    return ids, labels
+
+
+def make_model(out: Path, seed: int, steps: int, batch: int, learning_rate: float) -> None:
+    """Trains on `steps` x `batch` problems and writes model, tokenizer and generation config to `out`."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)  # sums in one order, so the same bits every time
+    tokenizer = build_tokenizer()
+    model = Qwen3MoeForCausalLM._from_config(build_config(tokenizer), dtype=torch.float32)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+    task = Countdown(seed)
+    for step in range(steps):
+        ids, labels = encode(tokenizer, [task.train(step * batch + i) for i in range(batch)])
+        # Padding is on the right and attention causal, so no real token ever sees it.
+        loss = model(input_ids=ids, labels=labels, output_router_logits=True).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        max_new_tokens=MAX_RESPONSE_TOKENS,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the seed model of the Countdown recipe.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights and of the training problems")
+    parser.add_argument("--steps", type=int, default=300, help="supervised steps")
+    parser.add_argument("--batch", type=int, default=128, help="problems per step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak, reached after 20 steps")
+    arguments = parser.parse_args()
+    make_model(arguments.out, arguments.seed, arguments.steps, arguments.batch, arguments.learning_rate)
+
+
+if __name__ == "__main__":
+    main()

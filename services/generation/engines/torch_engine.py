@@ -1,0 +1,283 @@
+"""The torch engine: transformers models with continuous batching, in one thread of this process.
+
+For machines and models where vLLM is not at hand, and a second implementation to hold vLLM against. Everything is
+float32. The asyncio side queues requests; the thread owns the model and the KV cache, and sequences join and leave
+between two decoding steps.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling
+from services.generation.engines.torch_batch import Batch, Sequence, probe
+from services.generation.engines.torch_model import (
+    Policy,
+    check_shapes,
+    load_files,
+    load_folder,
+    shapes_of,
+    weight_files,
+)
+from shared.errors import PreconditionError, RouterShiftError, UnavailableError
+from shared.trajectory import Completion, FinishReason
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    whole: bool  # deliver each sample in one piece
+    pieces: asyncio.Queue[Completion | RouterShiftError] = field(default_factory=asyncio.Queue)
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    version: int
+    policy: Policy
+    done: asyncio.Future[None]
+
+
+class TorchEngine:
+    """Samples with transformers from a local model folder, in float32; see `Engine`."""
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        max_model_len: int | None,
+        max_num_seqs: int,
+        seed: int,
+        threads: int,
+        device: str = "cpu",
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            model: folder in the layout of Hugging Face: config.json and safetensors files.
+            max_model_len: longest prompt and response together; None takes the model's own limit.
+            max_num_seqs: sequences in one batch; more wait.
+            seed: of the requests that bring none.
+            threads: of torch, in the whole process. More than there are idle cores is slower than one.
+            device: where torch computes.
+        """
+        self._model = model
+        self._max_model_len = max_model_len
+        self._max_num_seqs = max_num_seqs
+        self._seeds = np.random.default_rng(seed)
+        self._threads = threads
+        self._device = device
+        self._version = 0
+        self._info: EngineInfo | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._updating = asyncio.Lock()
+        self._thread: threading.Thread | None = None
+        # Guards what follows, which the loop and the thread share.
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[Sequence, _Request]] = deque()
+        self._running: dict[Sequence, _Request] = {}
+        self._updates: deque[_Update] = deque()
+        self._closing = False
+        self._failure: RouterShiftError | None = PreconditionError("engine 'torch' is not started; await start() first")
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise PreconditionError("engine 'torch' is not started; await start() first")
+        return self._info
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def load(self) -> EngineLoad:
+        with self._changed:
+            return EngineLoad(len(self._running), len(self._waiting))
+
+    async def start(self) -> None:
+        """See `Engine.start`."""
+        self._loop = asyncio.get_running_loop()
+        torch.set_num_threads(self._threads)
+        policy = await asyncio.to_thread(self._load)
+        config = policy.model.config
+        eos = config.eos_token_id
+        if eos is None:
+            raise PreconditionError(f"{self._model}/config.json has no eos_token_id; add the id that ends a response")
+        stop_ids = eos if isinstance(eos, list) else [eos]
+        longest = self._max_model_len or config.max_position_embeddings
+        window = getattr(config, "sliding_window", None)
+        if window is not None and window < longest:
+            raise PreconditionError(
+                f"max_model_len is {longest}; the torch engine attends to all positions, so at most the model's "
+                f"sliding_window of {window} is allowed"
+            )
+        self._info = EngineInfo(
+            engine="torch",
+            model=self._model.name,
+            vocab_size=config.vocab_size,
+            max_model_len=longest,
+            eos_token_id=stop_ids[0],
+            router_layout=None if policy.tap is None else policy.tap.layout,
+        )
+        self._batch = Batch(policy, self._version, self._max_num_seqs, frozenset(stop_ids))
+        self._failure = None
+        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
+        self._thread.start()
+
+    def _load(self) -> Policy:
+        self._shapes = shapes_of(weight_files(self._model))
+        policy = load_folder(self._model, self._device)
+        probe(policy)
+        return policy
+
+    def stream(self, prompt: list[int], sampling: EngineSampling) -> AsyncIterator[Completion]:
+        """See `Engine.stream`."""
+        return self._pieces(prompt, sampling, _Request(whole=False))
+
+    async def generate(self, prompt: list[int], sampling: EngineSampling) -> list[Completion]:
+        """See `Engine.generate`."""
+        samples = [sample async for sample in self._pieces(prompt, sampling, _Request(whole=True))]
+        return sorted(samples, key=lambda sample: sample.index)
+
+    async def _pieces(
+        self, prompt: list[int], sampling: EngineSampling, request: _Request
+    ) -> AsyncIterator[Completion]:
+        seed = int(self._seeds.integers(2**63)) if sampling.seed is None else sampling.seed
+        sequences = [
+            Sequence(i, prompt, sampling, np.random.default_rng(seed + i).random(sampling.max_tokens))
+            for i in range(sampling.n)
+        ]
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            self._waiting.extend((sequence, request) for sequence in sequences)
+            self._changed.notify()
+        unfinished = sampling.n
+        try:
+            while unfinished:
+                piece = await request.pieces.get()
+                if isinstance(piece, RouterShiftError):
+                    raise piece
+                unfinished -= piece.finish_reason is not None
+                yield piece
+        finally:
+            if unfinished:
+                self._cancel(sequences)
+
+    def _cancel(self, sequences: list[Sequence]) -> None:
+        with self._changed:
+            for sequence in sequences:
+                sequence.finish_reason = sequence.finish_reason or FinishReason.ABORTED
+                self._running.pop(sequence, None)
+            gone = set(sequences)
+            self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
+
+    async def update_weights(self, version: int, files: list[Path]) -> None:
+        """See `Engine.update_weights`. The new weights are read while the old ones sample."""
+        async with self._updating:
+            check_shapes(self._shapes, await asyncio.to_thread(shapes_of, files))
+            policy = await asyncio.to_thread(load_files, self._batch.policy, files)
+            update = _Update(version, policy, self._loop.create_future())
+            with self._changed:
+                if self._failure is not None:
+                    raise self._failure
+                self._updates.append(update)
+                self._changed.notify()
+            await update.done
+
+    async def healthy(self) -> bool:
+        return self._failure is None
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        """The thread."""
+        failure = UnavailableError("the torch engine is closed; start the generation service again")
+        try:
+            with torch.inference_mode():
+                while self._turn():
+                    pass
+        except Exception as error:
+            log.exception("the torch engine died")
+            failure = UnavailableError(f"the torch engine died of {error!r}; restart the generation service")
+        with self._changed:
+            self._failure = failure
+            requests = {request for _, request in self._waiting} | set(self._running.values())
+            self._waiting.clear()
+            self._running.clear()
+        self._loop.call_soon_threadsafe(_fail, failure, requests, list(self._updates))
+
+    def _turn(self) -> bool:
+        """New weights if any, then the first token of who joins, then one token for all. False: closing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._updates or self._waiting or self._running)
+            if self._closing:
+                return False
+        batch = self._batch
+        batch.sweep()
+        while self._updates:
+            update = self._updates[0]
+            batch.replace(update.policy, update.version)
+            self._version = update.version
+            self._updates.popleft()
+            self._loop.call_soon_threadsafe(_resolve, update.done)
+        first = len(batch.running)
+        with self._changed:
+            for _ in range(min(batch.free, len(self._waiting))):
+                sequence, request = self._waiting.popleft()
+                self._running[sequence] = request
+                batch.running.append(sequence)
+        if first < len(batch.running):
+            self._deliver(batch.begin(first))
+            batch.sweep()
+        if batch.running:
+            self._deliver(batch.step())
+        return True
+
+    def _deliver(self, advanced: list[Sequence]) -> None:
+        """Hands the newest token of streamed samples, and ended samples, to those who wait for them."""
+        pieces = []
+        with self._changed:
+            for sequence in advanced:
+                request = self._running.get(sequence)
+                ended = sequence.finish_reason is not None
+                if request is None or (request.whole and not ended):
+                    continue
+                if ended:
+                    del self._running[sequence]
+                first = 0 if request.whole else len(sequence.tokens) - 1
+                pieces.append((request, sequence.completion(self._batch.policy, first)))
+        if pieces:
+            self._loop.call_soon_threadsafe(_hand_over, pieces)
+
+
+def _hand_over(pieces: list[tuple[_Request, Completion]]) -> None:
+    for request, piece in pieces:
+        request.pieces.put_nowait(piece)
+
+
+def _resolve(done: asyncio.Future[None]) -> None:
+    if not done.cancelled():
+        done.set_result(None)
+
+
+def _fail(failure: RouterShiftError, requests: set[_Request], updates: list[_Update]) -> None:
+    for request in requests:
+        request.pieces.put_nowait(failure)
+    for update in updates:
+        if not update.done.done():
+            update.done.set_exception(failure)

@@ -1,0 +1,101 @@
+"""Starts vLLM: what it reads from the environment, how it is imported, and its arguments.
+
+Nothing here imports vLLM before `launch` is called.
+"""
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared.errors import PreconditionError
+
+_SEAM = "services.generation.engines.vllm_capture"
+
+# Set before vLLM is imported, in this process and so in its child.
+_ENVIRONMENT = {
+    # The first step would otherwise compile for 5 to 40 s.
+    "TORCHDYNAMO_DISABLE": "1",
+    # On CPU, this alone keeps the worker in the scheduler's process: one child that imports vLLM, not two.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # The seam is written for the V1 model runner.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    # Nothing is reported to anybody, and nothing is looked for on the network.
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    # Every start would otherwise print a page of warnings about what is chosen here on purpose, and about the
+    # insides of vLLM and torch.
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+}
+# It would override the size of the KV cache that the settings name.
+_UNSET = "VLLM_CPU_KVCACHE_SPACE"
+
+
+def launch(
+    model: Path,
+    architectures: list[str],
+    *,
+    max_model_len: int | None,
+    max_num_seqs: int,
+    seed: int,
+    threads: int,
+    kv_cache_bytes: int,
+) -> Any:
+    """Imports vLLM, starts its child process and waits until that has loaded the model; returns the `AsyncLLM`.
+
+    The child dies with the *thread* that calls this.
+
+    Raises:
+        PreconditionError: vLLM cannot serve this model; the child has printed why.
+    """
+    os.environ.pop(_UNSET, None)
+    os.environ |= _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+    with _uncollected():
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.model_executor.models.registry import ModelRegistry
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+    for architecture in architectures:
+        if (known := ModelRegistry.models.get(architecture)) is not None:
+            # vLLM would look at the class in a process of its own, which takes 10 s where no cache is at hand.
+            ModelRegistry.register_model(architecture, known.load_model_cls())
+    arguments = AsyncEngineArgs(
+        model=str(model),
+        dtype="float32",
+        seed=seed,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        kv_cache_memory_bytes=kv_cache_bytes,
+        enable_prefix_caching=True,
+        enforce_eager=True,
+        # The kernel for CPU rotates three-dimensional queries (DeepSeek) wrongly.
+        compilation_config={"custom_ops": ["-rotary_embedding"]},
+        # What a token was really sampled from: after temperature, top-k and top-p.
+        logprobs_mode="processed_logprobs",
+        # The model's own sampling defaults must not leak into requests.
+        generation_config="vllm",
+        skip_tokenizer_init=True,
+        use_tqdm_on_load=False,
+        disable_log_stats=True,
+        worker_cls=f"{_SEAM}.RouterWorker",
+        scheduler_cls=f"{_SEAM}.RouterScheduler",
+    )
+    try:
+        return AsyncLLM.from_engine_args(arguments)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PreconditionError(f"vLLM cannot serve model folder {model}: {error}") from error
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """For imports: a million new objects, all to stay, that the collector would walk for 1.3 s now, and later again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

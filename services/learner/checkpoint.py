@@ -1,0 +1,91 @@
+"""Checkpoints on disk: written beside, made durable, then renamed; a torn one is never taken for a whole one."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from shared.errors import CorruptDataError
+from shared.weights import sha256
+
+MANIFEST = "manifest.json"
+
+
+class Checkpointable(Protocol):
+    step: int
+
+    def save(self, folder: Path, meta: dict[str, Any]) -> None: ...
+
+    def load(self, folder: Path) -> dict[str, Any]: ...
+
+
+def save(root: Path, trainer: Checkpointable, groups: Sequence[str], keep: int) -> Path:
+    """Writes a checkpoint that lists `groups`, those it contains since the one before; durable on return.
+
+    The `keep` newest stay on disk. A second checkpoint of the same step stands beside the first, so that nothing
+    durable is ever replaced in place.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for abandoned in root.glob(".step-*"):
+        shutil.rmtree(abandoned)
+    stem = f"step-{trainer.step:08d}-"
+    taken = [int(path.name.removeprefix(stem)) for path in root.glob(f"{stem}*")]
+    name = f"{stem}{max(taken, default=-1) + 1:04d}"
+    beside = root / f".{name}"
+    beside.mkdir()
+    trainer.save(beside, {"groups": list(groups)})
+    files = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(beside.iterdir())}
+    (beside / MANIFEST).write_text(json.dumps(files, indent=1))
+    for path in (*beside.iterdir(), beside):
+        _sync(path)
+    final = beside.rename(root / name)
+    _sync(root)
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(root: Path) -> Path | None:
+    """The newest checkpoint whose files are all there and unchanged; None where there is none."""
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            verify(folder)
+        except CorruptDataError:
+            continue
+        return folder
+    return None
+
+
+def load_latest(root: Path, trainer: Checkpointable) -> tuple[str, ...]:
+    """Restores the newest whole checkpoint, if there is one, and returns the groups that it lists.
+
+    A listed group that is delivered again has been trained on: it needs settling, not training.
+    """
+    folder = latest(root)
+    return () if folder is None else tuple(trainer.load(folder)["groups"])
+
+
+def verify(folder: Path) -> None:
+    """Raises CorruptDataError for a missing manifest or file, a wrong size or a wrong SHA-256."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise CorruptDataError(f"checkpoint {folder} has no readable {MANIFEST}: {error}") from None
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptDataError(f"checkpoint file {path} is missing")
+        found = {"size": path.stat().st_size, "sha256": sha256(path)}
+        if found != expected:
+            raise CorruptDataError(f"checkpoint file {path} is {found}; its manifest says {expected}")
+
+
+def _sync(path: Path) -> None:
+    """Makes a file's content, or a folder's entries, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

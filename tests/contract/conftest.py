@@ -1,0 +1,70 @@
+"""The engines under test, one of each kind for a whole module: vLLM takes half a minute to start."""
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from services.generation.engines.base import Engine
+from services.generation.engines.torch_engine import TorchEngine
+from services.generation.engines.vllm import VllmEngine
+from shared.errors import MissingDependencyError
+from tests.contract.reference import Reference
+from tests.models import MAX_MODEL_LEN, save_model
+
+SLOTS = 8
+
+# What the tests know by name. A and B share an architecture, whose first layer is dense; so do DENSE and DENSE_B.
+_MODELS = {
+    "A": ("qwen3_moe_dense_first", 1),
+    "B": ("qwen3_moe_dense_first", 2),
+    "DENSE": ("qwen3_dense", 3),
+    "DENSE_B": ("qwen3_dense", 4),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: save_model(root / name, kind, seed) for name, (kind, seed) in _MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def references(folders: dict[str, Path]) -> dict[str, Reference]:
+    return {name: Reference(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module", params=["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
+def make_engine(request: pytest.FixtureRequest) -> Callable[[Path], Engine]:
+    """Makes an engine of the kind under test, not started."""
+
+    def make(folder: Path) -> Engine:
+        if request.param == "torch":
+            return TorchEngine(folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=SLOTS, seed=0, threads=1)
+        try:
+            return VllmEngine(
+                folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=SLOTS, seed=0, threads=1, kv_cache_bytes=64 << 20
+            )
+        except MissingDependencyError as error:
+            pytest.skip(str(error))
+
+    return make
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(make_engine: Callable[[Path], Engine], folders: dict[str, Path]) -> AsyncIterator[Engine]:
+    """Serves model A."""
+    engine = make_engine(folders["A"])
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def dense_engine(make_engine: Callable[[Path], Engine], folders: dict[str, Path]) -> AsyncIterator[Engine]:
+    """Serves model DENSE, whose head is tied to its embedding."""
+    engine = make_engine(folders["DENSE"])
+    await engine.start()
+    yield engine
+    await engine.close()
