@@ -124,11 +124,21 @@ async def pause(stop: asyncio.Event, seconds: float) -> bool:
 @contextlib.asynccontextmanager
 async def background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Runs them beside the block and cancels them after it. If one fails, so does the block, with its error."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(coroutine) for coroutine in coroutines]
-        yield
-        for task in tasks:
-            task.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as failures:
+        raise _first_cause(failures) from failures
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What failed first: the rest of a group was mostly cancelled because of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _first(task: "asyncio.Task[None]", stop: asyncio.Event) -> bool:
