@@ -4,7 +4,6 @@ A version is one folder of safetensors files under the weights root, with `manif
 by an atomic rename, so a reader sees all of it or nothing.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from google.protobuf import json_format
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError, NotFoundError
+from shared.files import sha256, sync
 
 MANIFEST = "manifest.json"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -35,14 +35,14 @@ def publish(root: Path, version: int, write: Callable[[Path], None], keep: int) 
     manifest.created_at.GetCurrentTime()
     for path in sorted(beside.glob("*.safetensors")):
         manifest.files.add(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path))
-        _sync(path)
+        sync(path)
     (beside / MANIFEST).write_text(json_format.MessageToJson(manifest))
-    _sync(beside / MANIFEST)
-    _sync(beside)
+    sync(beside / MANIFEST)
+    sync(beside)
     final = root / name
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
-    _sync(root)
+    sync(root)
     for old in sorted(root.glob("v*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return manifest
@@ -74,18 +74,3 @@ def verify(root: Path, manifest: pb.WeightsManifest) -> list[Path]:
             raise CorruptDataError(f"{path} has SHA-256 {digest}; the manifest says {file.sha256}")
         paths.append(path)
     return paths
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content, lower-case hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's content, or a folder's entries, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

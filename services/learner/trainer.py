@@ -96,7 +96,11 @@ class Trainer:
 
     def export_weights(self, folder: Path) -> None:
         """Writes model.safetensors with the tensor names and the dtype of the model folder."""
-        state = {name: tensor.to(self._export_dtype) for name, tensor in self._model.state_dict().items()}
+        cast: dict[int, Tensor] = {}  # one copy for tied weights: transformers knows them by their shared memory
+        state = {
+            name: cast.setdefault(tensor.data_ptr(), tensor.to(self._export_dtype))
+            for name, tensor in self._model.state_dict().items()
+        }
         self._model.save_pretrained(folder, state_dict=state)
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:

@@ -13,11 +13,11 @@ from tests.rollouts import load, random_groups
 
 
 def sample(prompt: int, response: int, spans: tuple[VersionSpan, ...] | None = None) -> Sample:
-    """Prompt tokens 100, 101, ...; response tokens 200, 201, ...; log-prob of token t is -(t + 1) / 10."""
+    """Prompt tokens 100, 101, ...; response tokens 200, 201, ...; log-probs are -0.1, -0.2, ...."""
     completion = Completion(
         index=0,
         token_ids=np.arange(200, 200 + response, dtype=np.int32),
-        logprobs=-np.arange(1, response + 1, dtype=np.float32) / 10,
+        logprobs=np.linspace(-0.1, -0.1 * response, response, dtype=np.float32),
         versions=spans or (VersionSpan(0, response),),
         finish_reason=FinishReason.STOP,
         router_trace=None,

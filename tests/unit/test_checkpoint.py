@@ -1,60 +1,107 @@
-"""What the engines read from the headers of weight files."""
+"""Checkpoints on disk: atomic, verified, and never more than asked for."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from services.generation.engines.checkpoint import check_shapes, tensor_shapes, weight_files
-from shared.errors import CorruptDataError, InvalidInputError, NotFoundError
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text("{}")
-    for shard, name in (("a.safetensors", "gate"), ("b.safetensors", "head")):
-        save_file({name: np.zeros((2, 3), dtype=np.float32)}, tmp_path / shard)
-    index = {"weight_map": {"gate": "a.safetensors", "head": "b.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    return tmp_path
+from services.learner.checkpoint import MANIFEST, latest, load_latest, save, verify
+from shared.errors import CorruptDataError
 
 
-def test_all_shards_are_read(sharded: Path) -> None:
-    assert tensor_shapes(weight_files(sharded)) == {"gate": (2, 3), "head": (2, 3)}
+class Counter:
+    """The smallest thing with a state."""
+
+    def __init__(self, step: int = 0, fails: bool = False) -> None:
+        self.step = step
+        self.fails = fails
+
+    def save(self, folder: Path, meta: dict[str, Any]) -> None:
+        (folder / "model.safetensors").write_bytes(bytes([self.step]) * 1000)
+        if self.fails:
+            raise OSError("no space left on device")
+        (folder / "state.json").write_text(json.dumps({"step": self.step, "meta": meta}))
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        state = json.loads((folder / "state.json").read_text())
+        self.step = state["step"]
+        meta: dict[str, Any] = state["meta"]
+        return meta
 
 
-def test_files_beside_the_index_do_not_count(sharded: Path) -> None:
-    save_file({"adapter": np.zeros(1, dtype=np.float32)}, sharded / "adapter.safetensors")
-    assert [file.name for file in weight_files(sharded)] == ["a.safetensors", "b.safetensors"]
+def steps(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
 
 
-@pytest.mark.parametrize("missing", ["config.json", "b.safetensors"])
-def test_a_missing_file_is_named(sharded: Path, missing: str) -> None:
-    (sharded / missing).unlink()
-    with pytest.raises(NotFoundError, match=missing):
-        weight_files(sharded)
+def test_the_newest_checkpoint_is_restored_with_its_groups(tmp_path: Path) -> None:
+    save(tmp_path, Counter(9), ["a"], keep=3)
+    path = save(tmp_path, Counter(10), ["b", "c"], keep=3)
+    restored = Counter()
+    assert load_latest(tmp_path, restored) == ("b", "c")
+    assert restored.step == 10
+    assert latest(tmp_path) == path
 
 
-def test_a_folder_without_weights_is_incomplete(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(NotFoundError, match=r"model\.safetensors"):
-        weight_files(tmp_path)
+def test_without_a_checkpoint_nothing_is_restored(tmp_path: Path) -> None:
+    restored = Counter(7)
+    assert load_latest(tmp_path / "never made", restored) == ()
+    assert restored.step == 7
 
 
-def test_a_cut_off_file_is_corrupt(sharded: Path) -> None:
-    whole = (sharded / "a.safetensors").read_bytes()
-    (sharded / "a.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(CorruptDataError, match=r"a\.safetensors"):
-        tensor_shapes(weight_files(sharded))
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
 
 
-@pytest.mark.parametrize("found", [{}, {"gate": (2, 4)}, {"gate": (2, 3), "more": (1,)}, {"gates": (2, 3)}])
-def test_tensors_that_differ_are_refused(found: dict[str, tuple[int, ...]]) -> None:
-    with pytest.raises(InvalidInputError, match=r"gate|more"):
-        check_shapes({"gate": (2, 3)}, found)
+TEARS: dict[str, Callable[[Path], Any]] = {
+    "cut short": lambda folder: (folder / "model.safetensors").write_bytes(b"\2" * 100),
+    "bit flipped": flip_a_bit,
+    "file gone": lambda folder: (folder / "state.json").unlink(),
+    "manifest gone": lambda folder: (folder / MANIFEST).unlink(),
+    "manifest cut short": lambda folder: (folder / MANIFEST).write_text('{"model'),
+}
 
 
-def test_equal_tensors_pass() -> None:
-    check_shapes({"gate": (2, 3), "head": (4,)}, {"head": (4,), "gate": (2, 3)})
+@pytest.mark.parametrize("tear", TEARS)
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, tear: str) -> None:
+    save(tmp_path, Counter(1), ["a"], keep=3)
+    torn = save(tmp_path, Counter(2), ["b"], keep=3)
+    TEARS[tear](torn)
+    with pytest.raises(CorruptDataError, match=torn.name):
+        verify(torn)
+    restored = Counter()
+    assert load_latest(tmp_path, restored) == ("a",)
+    assert restored.step == 1
+
+
+def test_a_step_done_again_after_a_torn_checkpoint_is_the_latest(tmp_path: Path) -> None:
+    torn = save(tmp_path, Counter(2), ["b"], keep=3)
+    flip_a_bit(torn)
+    again = save(tmp_path, Counter(2), ["b"], keep=3)
+    assert latest(tmp_path) == again != torn
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 9, 10, 11):
+        save(tmp_path, Counter(step), [], keep=2)
+    assert steps(tmp_path) == ["step-00000010-0000", "step-00000011-0000"]
+
+
+def test_a_second_checkpoint_of_a_step_never_replaces_the_first_in_place(tmp_path: Path) -> None:
+    for groups in (["a"], ["a", "b"], ["a", "b", "c"]):
+        save(tmp_path, Counter(3), groups, keep=1)
+    assert steps(tmp_path) == ["step-00000003-0002"]
+    assert load_latest(tmp_path, Counter()) == ("a", "b", "c")
+
+
+def test_a_write_that_fails_leaves_the_one_before_and_the_next_cleans_up(tmp_path: Path) -> None:
+    first = save(tmp_path, Counter(1), [], keep=2)
+    with pytest.raises(OSError, match="no space"):
+        save(tmp_path, Counter(2, fails=True), [], keep=2)
+    assert latest(tmp_path) == first
+    save(tmp_path, Counter(2), [], keep=2)
+    assert steps(tmp_path) == ["step-00000001-0000", "step-00000002-0000"]

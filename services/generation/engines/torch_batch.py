@@ -16,7 +16,7 @@ from services.generation.engines.base import EngineSampling
 from services.generation.engines.torch_model import Policy
 from services.generation.engines.torch_sampling import sample
 from shared.errors import PreconditionError
-from shared.trajectory import Completion, FinishReason, RouterTrace, spans_of
+from shared.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
 
 # Float32 in another order of summation, and one unit in the last place of a float16 score.
 _PROBE_TOLERANCE = 1e-2
@@ -35,7 +35,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
+    starts: list[tuple[int, int]] = field(default_factory=list)  # a version and the first token drawn from it
     expert_ids: list[NDArray[Any]] = field(default_factory=list)  # each [L, K]
     log_scores: list[NDArray[np.float16]] = field(default_factory=list)  # each [L, K]
 
@@ -53,10 +53,16 @@ class Sequence:
             index=self.index,
             token_ids=np.array(self.tokens[first:], dtype=np.int32),
             logprobs=np.array(self.logprobs[first:], dtype=np.float32),
-            versions=spans_of(np.array(self.versions[first:], dtype=np.int64)),
+            versions=self._spans(first),
             finish_reason=self.finish_reason,
             router_trace=trace,
         )
+
+    def _spans(self, first: int) -> tuple[VersionSpan, ...]:
+        """The versions of the tokens from `first` on."""
+        ends = [start for _, start in self.starts[1:]] + [len(self.tokens)]
+        spans = [(version, end - max(start, first)) for (version, start), end in zip(self.starts, ends, strict=True)]
+        return tuple(VersionSpan(version, tokens) for version, tokens in spans if tokens > 0)
 
 
 class SlotCache:
@@ -222,9 +228,10 @@ class Batch:
         tokens, logprobs = sample([s.sampling for s in sequences], uniforms, logits)
         rows = None if self.policy.tap is None else self.policy.tap.rows(positions)
         for i, (sequence, token, logprob) in enumerate(zip(sequences, tokens, logprobs, strict=True)):
+            if not sequence.starts or sequence.starts[-1][0] != self.version:
+                sequence.starts.append((self.version, len(sequence.tokens)))
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
-            sequence.versions.append(self.version)
             if rows is not None:
                 # Copies: a view would keep the rows of the whole batch alive.
                 sequence.expert_ids.append(rows[0][i].copy())

@@ -237,7 +237,11 @@ class TorchEngine:
             self._loop.call_soon_threadsafe(_resolve, update.done)
         first = len(batch.running)
         with self._changed:
-            for _ in range(min(batch.free, len(self._waiting))):
+            # A prefill pass has a fixed cost: while many wait, let an eighth of the slots come free before paying it.
+            joining = min(batch.free, len(self._waiting))
+            if joining < len(self._waiting) and joining * 8 < self._max_num_seqs:
+                joining = 0
+            for _ in range(joining):
                 sequence, request = self._waiting.popleft()
                 self._running[sequence] = request
                 batch.running.append(sequence)

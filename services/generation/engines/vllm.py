@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling
 from services.generation.engines.checkpoint import check_shapes, tensor_shapes, weight_files
 from services.generation.engines.vllm_launch import launch
+from services.generation.engines.vllm_output import to_completion
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
-from shared.trajectory import Completion, FinishReason, RouterLayout, RouterTrace, ScoreFunction, VersionSpan
-
-_FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+from shared.trajectory import Completion, RouterLayout, ScoreFunction
 
 _DEAD = "the process of vLLM has died; restart the generation service"
 
@@ -62,7 +60,7 @@ class VllmEngine:
                 "engine 'vllm' needs the package vllm; run `make install ENGINE=vllm` or choose engine 'torch'"
             )
         self._model = model
-        self._options = {
+        self._options: dict[str, Any] = {
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
             "seed": seed,
@@ -232,39 +230,13 @@ class VllmEngine:
                     starts = [(span.version, span.start) for span in piece.weight_versions]
                 else:
                     starts = llm.output_processor.request_states[queue.request_id].weight_version_starts
-                end = done + len(piece.token_ids)
-                yield Completion(
-                    index=index,
-                    token_ids=np.array(piece.token_ids, dtype=np.int32),
-                    logprobs=np.array(piece.logprobs.logprobs, dtype=np.float32),
-                    versions=_spans(starts, done, end),
-                    finish_reason=_FINISH_REASONS[piece.finish_reason] if finished else None,
-                    router_trace=self._trace(piece.routed_experts, end) if finished else None,
-                )
-                done = end
+                yield to_completion(piece, index, done, starts, self.info.router_layout)
+                done += len(piece.token_ids)
         except EngineDeadError as error:
             raise UnavailableError(_DEAD) from error
         except asyncio.CancelledError:
             await llm.abort(name)
             raise
-
-    def _trace(self, rows: NDArray[np.uint16] | None, tokens: int) -> RouterTrace | None:
-        """From rows [tokens, L, 2K]: expert ids, then the bits of their float16 log-scores.
-
-        Raises:
-            PreconditionError: there is not exactly one row for each token.
-        """
-        layout = self.info.router_layout
-        if layout is None:
-            return None
-        if rows is None or len(rows) != tokens:
-            raise PreconditionError(
-                f"vLLM handed over {0 if rows is None else len(rows)} router rows for {tokens} tokens; "
-                "use the pinned vLLM release, or engine 'torch'"
-            )
-        ids: Any = rows[..., : layout.top_k].astype(layout.id_dtype)
-        scores = np.ascontiguousarray(rows[..., layout.top_k :]).view(np.float16)
-        return RouterTrace(layout, ids, scores)
 
     async def update_weights(self, version: int, files: list[Path]) -> None:
         """See `Engine.update_weights`. Runs to its end even where its caller is cancelled.
@@ -338,13 +310,3 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _spans(starts: list[tuple[str, int]], begin: int, end: int) -> tuple[VersionSpan, ...]:
-    """The versions of tokens [begin, end), from vLLM's pairs of a version and the first token sampled from it."""
-    ends = [start for _, start in starts[1:]] + [end]
-    return tuple(
-        VersionSpan(int(version), min(stop, end) - max(start, begin))
-        for (version, start), stop in zip(starts, ends, strict=True)
-        if max(start, begin) < min(stop, end)
-    )

@@ -12,7 +12,9 @@ from typing import Any
 
 from shared.errors import PreconditionError
 
-_SEAM = "services.generation.engines.vllm_capture"
+# What vLLM is to load as its worker and its scheduler.
+WORKER = "services.generation.engines.vllm_capture.RouterWorker"
+SCHEDULER = "services.generation.engines.vllm_capture.RouterScheduler"
 
 # Set before vLLM is imported, in this process and so in its child.
 _ENVIRONMENT = {
@@ -81,8 +83,8 @@ def launch(
         skip_tokenizer_init=True,
         use_tqdm_on_load=False,
         disable_log_stats=True,
-        worker_cls=f"{_SEAM}.RouterWorker",
-        scheduler_cls=f"{_SEAM}.RouterScheduler",
+        worker_cls=WORKER,
+        scheduler_cls=SCHEDULER,
     )
     try:
         return AsyncLLM.from_engine_args(arguments)

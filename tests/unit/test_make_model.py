@@ -1,0 +1,77 @@
+"""The seed model of the Countdown recipe: reproducible, and as the recipe ships it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from services.curriculum.countdown import Countdown
+from services.learner.routers import layout_of
+from shared.trajectory import RouterLayout, ScoreFunction
+from shared.weights import sha256
+
+
+def make(repository: Path, out: Path, seed: int) -> dict[str, str]:
+    """Runs the script for a moment; the SHA-256 of every file it wrote."""
+    script = repository / "deploy" / "recipes" / "countdown" / "make_model.py"
+    short = ["--seed", str(seed), "--out", str(out), "--steps", "3", "--batch", "8"]
+    subprocess.run([sys.executable, str(script), *short], check=True, capture_output=True, cwd=out.parent)
+    return {path.name: sha256(path) for path in out.iterdir()}
+
+
+def test_the_same_seed_makes_the_same_bytes(repository: Path, tmp_path: Path) -> None:
+    first, second = make(repository, tmp_path / "a", 0), make(repository, tmp_path / "b", 0)
+    assert first == second
+    other = make(repository, tmp_path / "c", 1)
+    assert other.keys() == first.keys()
+    assert other["model.safetensors"] != first["model.safetensors"]
+    assert other["tokenizer.json"] == first["tokenizer.json"]
+
+
+@pytest.fixture(scope="module")
+def shipped(repository: Path) -> Path:
+    return repository / "deploy" / "recipes" / "countdown" / "model"
+
+
+def test_the_shipped_model_is_small_and_routes_in_every_layer(shipped: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(shipped)
+    assert layout_of(model) == RouterLayout((0, 1, 2), 8, 2, ScoreFunction.SOFTMAX)
+    assert model.num_parameters() < 1e6
+    assert sum(path.stat().st_size for path in shipped.iterdir()) < 4 << 20
+
+
+def test_the_shipped_tokenizer_reads_prompts_by_character_and_gives_them_back(shipped: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shipped)
+    text = "12,3,7:43=(12-3)*7+0"
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert len(ids) == len(text) + 1
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
+
+
+def test_prompts_and_solutions_fit_the_model(shipped: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shipped)
+    settings = GenerationConfig.from_pretrained(shipped)
+    limit = AutoModelForCausalLM.from_pretrained(shipped).config.max_position_embeddings
+    task = Countdown(0)
+    for problem in (task.train(i) for i in range(500)):
+        prompt = len(tokenizer(problem.prompt).input_ids)
+        answer = max(len(tokenizer(s, add_special_tokens=False).input_ids) for s in problem.solutions) + 1
+        assert answer <= settings.max_new_tokens
+        assert prompt + settings.max_new_tokens <= limit
+
+
+def test_the_shipped_model_is_good_enough_to_be_rewarded_and_not_better(shipped: Path) -> None:
+    """Greedy, on held-out problems: sampled accuracy at temperature 1 is lower."""
+    tokenizer = AutoTokenizer.from_pretrained(shipped)
+    model = AutoModelForCausalLM.from_pretrained(shipped, dtype=torch.float32)
+    problems = Countdown(0).held_out(128)
+    prompts = tokenizer([p.prompt for p in problems], padding=True, padding_side="left", return_tensors="pt")
+    output = model.generate(**prompts, do_sample=False, max_new_tokens=16)
+    answers = tokenizer.batch_decode(output[:, prompts.input_ids.shape[1] :], skip_special_tokens=True)
+    correct = sum(answer in problem.solutions for answer, problem in zip(answers, problems, strict=True))
+    assert 0.2 < correct / len(problems) < 0.7

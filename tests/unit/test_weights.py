@@ -1,0 +1,84 @@
+"""Published weights: all or nothing on disk, and nothing that is not what its manifest says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from routershift.v1 import trajectory_pb2 as pb
+from shared import weights
+from shared.errors import CorruptDataError, NotFoundError
+
+
+def write(value: float) -> Callable[[Path], None]:
+    def into(folder: Path) -> None:
+        for name in ("a", "b"):
+            save_file({name: np.full(4, value, np.float32)}, folder / f"{name}.safetensors")
+
+    return into
+
+
+def test_a_version_is_published_whole_and_verified(tmp_path: Path) -> None:
+    manifest = weights.publish(tmp_path, 3, write(1.5), keep=2)
+    paths = weights.verify(tmp_path, manifest)
+    assert [path.name for path in paths] == ["a.safetensors", "b.safetensors"]
+    assert load_file(paths[0])["a"].tolist() == [1.5] * 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000003"]
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    for version in range(5):
+        weights.publish(tmp_path, version, write(version), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000003", "v00000004"]
+
+
+def test_publishing_again_replaces(tmp_path: Path) -> None:
+    weights.publish(tmp_path, 1, write(1.0), keep=2)
+    manifest = weights.publish(tmp_path, 1, write(2.0), keep=2)
+    assert load_file(weights.verify(tmp_path, manifest)[0])["a"][0] == 2.0
+
+
+def test_a_failure_while_writing_publishes_nothing(tmp_path: Path) -> None:
+    def fails(folder: Path) -> None:
+        write(1.0)(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        weights.publish(tmp_path, 1, fails, keep=2)
+    assert list(tmp_path.glob("v*")) == []
+
+
+def test_a_changed_byte_a_lost_byte_and_a_lost_file_are_found(tmp_path: Path) -> None:
+    manifest = weights.publish(tmp_path, 1, write(1.0), keep=2)
+    path = tmp_path / manifest.folder / "a.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CorruptDataError, match="SHA-256"):
+        weights.verify(tmp_path, manifest)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CorruptDataError, match="bytes; the manifest says"):
+        weights.verify(tmp_path, manifest)
+    path.unlink()
+    with pytest.raises(NotFoundError, match="is missing"):
+        weights.verify(tmp_path, manifest)
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "a.bin", ".hidden.safetensors", ""])
+def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    manifest = pb.WeightsManifest(version=1, folder="v1", files=[pb.WeightsFile(name=name)])
+    with pytest.raises(CorruptDataError, match=r"manifest\.files\.name"):
+        weights.verify(tmp_path, manifest)
+
+
+@pytest.mark.parametrize("folder", ["..", "../v1", "/v1", ""])
+def test_a_folder_cannot_leave_the_root(tmp_path: Path, folder: str) -> None:
+    manifest = pb.WeightsManifest(version=1, folder=folder, files=[pb.WeightsFile(name="a.safetensors")])
+    with pytest.raises(CorruptDataError, match=r"manifest\.folder"):
+        weights.verify(tmp_path, manifest)
+
+
+def test_a_manifest_without_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptDataError, match="is empty"):
+        weights.verify(tmp_path, pb.WeightsManifest(version=1, folder="v1"))
