@@ -6,7 +6,7 @@ async with GenerationClient("localhost:50051") as generation:
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 from google.protobuf import struct_pb2
@@ -21,6 +21,17 @@ from routershift.v1 import trajectory_pb2 as pb
 from shared import rpc, wire
 from shared.errors import InvalidInputError
 from shared.trajectory import Completion
+
+
+class Sampling(TypedDict, total=False):
+    """The fields of SamplingParams."""
+
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    seed: int
 
 
 class _Client:
@@ -52,7 +63,7 @@ class GenerationClient(_Client):
         self._stub = gen_grpc.GenerationServiceStub(self._channel)
 
     async def generate(
-        self, prompt: str | Sequence[int], *, return_router: bool = False, **sampling: float
+        self, prompt: str | Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
     ) -> list[Completion]:
         """n complete responses. `sampling`: fields of SamplingParams; those left out take the service's defaults.
 
@@ -64,7 +75,7 @@ class GenerationClient(_Client):
         return [wire.decode_completion(c) for c in response.completions]
 
     async def stream(
-        self, prompt: str | Sequence[int], *, return_router: bool = False, **sampling: float
+        self, prompt: str | Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
     ) -> AsyncIterator[Completion]:
         """Pieces of the responses as they are sampled; see `generate`. Leaving the loop cancels the request."""
         request = gen.GenerateStreamRequest(request=_request(prompt, return_router, sampling))
@@ -142,9 +153,9 @@ class LearnerClient(_Client):
         return int(response.step)
 
 
-def _request(prompt: str | Sequence[int], return_router: bool, sampling: dict[str, float]) -> gen.GenerateRequest:
+def _request(prompt: str | Sequence[int], return_router: bool, sampling: Sampling) -> gen.GenerateRequest:
     try:
-        parameters = pb.SamplingParams(**sampling)  # type: ignore[arg-type]  # protobuf checks names and types
+        parameters = pb.SamplingParams(**sampling)
     except (TypeError, ValueError) as error:
         known = ", ".join(field.name for field in pb.SamplingParams.DESCRIPTOR.fields)
         raise InvalidInputError(f"sampling {sampling}: {error}; the parameters are {known}") from None

@@ -5,6 +5,7 @@ Shapes: T response tokens, L routed layers, K experts activated per token.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class RouterLayout:
     score_function: ScoreFunction
 
     @property
-    def id_dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+    def id_dtype(self) -> np.dtype[Any]:
         return np.dtype(np.uint8) if self.num_experts <= 256 else np.dtype(np.uint16)
 
 
@@ -50,7 +51,7 @@ class RouterTrace:
     """
 
     layout: RouterLayout
-    expert_ids: NDArray[np.uint8] | NDArray[np.uint16]  # [T, L, K]
+    expert_ids: NDArray[Any]  # [T, L, K] uint8 up to 256 experts, else uint16
     log_scores: NDArray[np.float16]  # [T, L, K]
 
     @property

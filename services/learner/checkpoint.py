@@ -1,14 +1,13 @@
 """Checkpoints on disk: written beside, made durable, then renamed; a torn one is never taken for a whole one."""
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from shared.errors import CorruptDataError
-from shared.weights import sha256
+from shared.files import sha256, sync
 
 MANIFEST = "manifest.json"
 
@@ -39,9 +38,9 @@ def save(root: Path, trainer: Checkpointable, groups: Sequence[str], keep: int) 
     files = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(beside.iterdir())}
     (beside / MANIFEST).write_text(json.dumps(files, indent=1))
     for path in (*beside.iterdir(), beside):
-        _sync(path)
+        sync(path)
     final = beside.rename(root / name)
-    _sync(root)
+    sync(root)
     for old in sorted(root.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return final
@@ -80,12 +79,3 @@ def verify(folder: Path) -> None:
         found = {"size": path.stat().st_size, "sha256": sha256(path)}
         if found != expected:
             raise CorruptDataError(f"checkpoint file {path} is {found}; its manifest says {expected}")
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's content, or a folder's entries, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -116,7 +117,7 @@ async def test_a_stream_adds_up_to_the_whole(generation: str) -> None:
     ],
 )
 async def test_a_bad_request_names_field_value_and_limit(
-    generation: str, prompt: str | list[int], sampling: dict[str, float], text: str
+    generation: str, prompt: str | list[int], sampling: Any, text: str
 ) -> None:
     async with GenerationClient(generation) as client:
         with pytest.raises(InvalidInputError) as caught:

@@ -62,8 +62,8 @@ def test_a_prompt_longer_than_the_model(start: Start) -> None:
 
 
 def test_a_dense_model_with_rspo(start: Start, tmp_path: Path) -> None:
-    save_model(tmp_path / "dense", "qwen3_dense")
-    fails_with(start("run", str(RECIPE), *settings(run__model=tmp_path / "dense")), "is dense", "algorithm gmpo or grpo")
+    model = save_model(tmp_path / "dense", "qwen3_dense")
+    fails_with(start("run", str(RECIPE), *settings(run__model=model)), "is dense", "algorithm gmpo or grpo")
 
 
 def test_a_status_of_no_run(start: Start) -> None:

@@ -25,7 +25,7 @@ expressions = st.recursive(
 
 def reference_value(node: ast.expr) -> int:
     if isinstance(node, ast.BinOp):
-        return int(_OPERATORS[type(node.op)](reference_value(node.left), reference_value(node.right)))  # type: ignore[index]
+        return int(_OPERATORS[type(node.op)](reference_value(node.left), reference_value(node.right)))
     assert isinstance(node, ast.Constant)
     assert isinstance(node.value, int)
     return node.value

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from services.curriculum.countdown import Countdown
 from services.learner.routers import layout_of
+from shared.files import sha256
 from shared.trajectory import RouterLayout, ScoreFunction
-from shared.weights import sha256
 
 
 def make(repository: Path, out: Path, seed: int) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The data path on a real Redis: admission, hand-over, redelivery, dead letters, and a ledger that always balances."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -142,7 +143,8 @@ async def test_what_is_delivered_too_often_goes_to_the_dead_letters(
     for _ in range(stream_settings.max_deliveries):
         assert len(await consumer(redis, run, Stream.PROMPTS, stream_settings).read(1)) == 1
     assert await consumer(redis, run, Stream.PROMPTS, stream_settings).read(1) == []
-    ((_, fields),) = await redis.xrange(run.keys.dead)
+    entries: Any = await redis.xrange(run.keys.dead)
+    ((_, fields),) = entries
     letter = pb.DeadLetter.FromString(fields[b"p"])
     assert letter.reason == "max_deliveries"
     assert letter.payload == prompt(0).SerializeToString()

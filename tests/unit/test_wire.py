@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared import wire
@@ -78,7 +80,7 @@ def test_reading_copies_nothing_and_cannot_be_written() -> None:
         hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5),
     )
 )
-def test_every_tensor_survives_the_wire(array: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_every_tensor_survives_the_wire(array: NDArray[Any]) -> None:
     result = wire.decode_tensor(wire.encode_tensor(array), "field", array.dtype.name, array.ndim)
     np.testing.assert_array_equal(result, array)
 
