@@ -77,10 +77,10 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
         redis = await connect(settings.redis)
         run = Run(redis, settings.run.id, settings.streams)
         await run.open()
-        if not await _first(starting := asyncio.create_task(service.start(run)), stop):
-            starting.cancel()
-            await asyncio.wait({starting})
-            return
+        if not await _first(asyncio.create_task(service.start(run)), stop):
+            # Nothing was read from a stream yet, and a model that is half loaded cannot be asked to stop loading.
+            log.info("%s told to stop before it was ready", service.name)
+            os._exit(0)
         await server.serving()
         log.info("%s serves gRPC on %s:%d", service.name, door.host, port)
         working = asyncio.create_task(service.work(stop))

@@ -75,7 +75,8 @@ def _up(parsed: argparse.Namespace) -> int:
             sys.stderr.write(f"run {running.recipe.run.id} in {running.recipe.run.path}; Ctrl-C stops\n")
             raise await running.ended()
 
-    return _interruptible(until_interrupted())
+    code = _interruptible(until_interrupted())
+    return 0 if code == EXIT_INTERRUPTED else code
 
 
 def _serve(parsed: argparse.Namespace) -> int:

@@ -81,6 +81,18 @@ def test_a_run_goes_on_where_it_stopped(start: Start, tmp_path: Path) -> None:
     assert json.loads(out)["trajectories_trained"] == (done + 2) * GROUPS * SAMPLES
 
 
+def test_an_interrupt_during_the_start_waits_for_nothing(start: Start, tmp_path: Path) -> None:
+    invocation = start("run", str(RECIPE), *settings(run__steps=1000))
+    log = tmp_path / "runs/test/logs/generation.jsonl"
+    while not log.is_file():
+        assert invocation.process.poll() is None, invocation.process.communicate()
+        time.sleep(0.02)
+    invocation.process.send_signal(signal.SIGINT)
+    code, _, err = invocation.finish(timeout=30)
+    assert code == 130, err
+    assert invocation.nothing_left(), invocation.alive()
+
+
 def test_a_second_interrupt_ends_everything_at_once(start: Start, tmp_path: Path) -> None:
     invocation = start("run", str(RECIPE), *settings(run__steps=1000))
     wait_for(tmp_path / "runs/test" / records.LEARNER, 1, invocation)
@@ -112,7 +124,8 @@ def test_up_serves_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> Non
     assert shown["ledger"]["balanced"]
     assert 0 < shown["ledger"]["in_flight"] <= 3 * GROUPS * SAMPLES
     invocation.process.send_signal(signal.SIGTERM)
-    invocation.finish(timeout=60)
+    code, _, err = invocation.finish(timeout=60)
+    assert code == 0, err
     assert invocation.nothing_left(), invocation.alive()
     code, _, err = start("report", "test").finish(timeout=60)
     assert code == 0, err

@@ -120,6 +120,12 @@ def test_rows_that_do_not_match_the_tokens_are_refused(rows: np.ndarray | None, 
         unpack_rows(rows, RouterLayout((0,), 8, 2, ScoreFunction.SOFTMAX), tokens)
 
 
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install ENGINE=vllm")
+def test_a_score_function_that_nobody_defined_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PreconditionError, match="sqrtsoftplus"):
+        new_engine(tmp_path)._layout([0], 8, 2, "sqrtsoftplus")
+
+
 def test_expert_ids_above_a_byte_survive() -> None:
     scores = np.array([[[-0.5, -2.0]]], np.float16)
     rows = np.concatenate([np.array([[[300, 7]]], np.uint16), scores.view(np.uint16)], axis=-1)

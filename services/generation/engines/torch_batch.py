@@ -152,7 +152,7 @@ class Batch:
         self._cache.expect_tokens(torch.arange(count, device=device), at, positions)
         # Keys beyond a sequence's own position belong to whoever had the slot before.
         mask = torch.arange(positions, device=device) <= at[:, None]
-        logits = self._forward(tokens, at[:, None], mask[:, None, None], 1)[:, -1]
+        logits = self._forward(tokens, at[:, None], mask[:, None, None], torch.zeros_like(at))
         return self._draw(self.running, logits, torch.arange(count, device=device))
 
     def replace(self, policy: Policy, version: int) -> None:
@@ -201,25 +201,29 @@ class Batch:
         padded = torch.tensor([context + (0,) * (width - len(context)) for context in row_of], device=device)
         rows = torch.tensor([row_of[context] for context in contexts], device=device)
         last = torch.tensor([len(context) - 1 for context in row_of], device=device)
-        kept, where = torch.unique(last, return_inverse=True)
         self._cache.expect_prompts(torch.tensor(slots, device=device), rows, width)
         causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         positions = torch.arange(width, device=device).expand(len(row_of), width)
-        logits = self._forward(padded, positions, causal[None, None], kept)
-        every = torch.arange(len(row_of), device=device)
-        return logits[every, where][rows], (every * width + last)[rows]
+        logits = self._forward(padded, positions, causal[None, None], last)
+        return logits[rows], rows * width + last[rows]
 
     def _forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, keep: torch.Tensor | int
+        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, last: torch.Tensor
     ) -> torch.Tensor:
-        logits: torch.Tensor = self.policy.model(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
+        """Logits [rows, vocabulary] at token last[row] of tokens [rows, T]."""
+        model, rows = self.policy.model, torch.arange(len(tokens), device=tokens.device)
+        # Logits of a whole prompt would take T times the memory; transformers' logits_to_keep is the same for all rows.
+        hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][rows, last],))
+        try:
+            logits: torch.Tensor = model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits
+        finally:
+            hook.remove()
         return logits
 
     def _draw(self, sequences: list[Sequence], logits: torch.Tensor, positions: torch.Tensor) -> list[Sequence]:
