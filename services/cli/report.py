@@ -76,7 +76,7 @@ def _draw(path: Path, steps: Sequence[dict[str, Any]], evaluations: Sequence[dic
 
     def line(panel: Any, key: str, label: str) -> None:
         points = [(record["step"], record[key]) for record in steps if record.get(key) is not None]
-        panel.plot([p[0] for p in points], [p[1] for p in points], label=label, linewidth=1.2)
+        panel.plot([p[0] for p in points], [p[1] for p in points], ".-", label=label, linewidth=1.2, markersize=3)
 
     line(panels[0], "reward_mean", "mean reward of the batch")
     line(panels[1], "train_accuracy", "training batch")

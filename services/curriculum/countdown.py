@@ -1,6 +1,7 @@
 """The Countdown task: make a target from three numbers, each used exactly once, with + - * and parentheses."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 }
 _BINDING = {"+": 1, "-": 1, "*": 2}
 _HELD_OUT_SHARE = 10  # one problem in ten is never trained on
-# Keeps the held-out draws apart from every training seed; its value has no meaning.
+# Keeps the held-out draw apart from every training seed; its value has no meaning.
 _HELD_OUT_STREAM = 2**63
 
 
@@ -52,7 +53,7 @@ class Problem:
     @cached_property
     def solutions(self) -> tuple[str, ...]:
         """All expressions that reach the target, in a fixed order; those without parentheses come first."""
-        texts = {text for text, value in _expressions(self.numbers) if value == self.target}
+        texts = {text for text, value in expressions(self.numbers) if value == self.target}
         return tuple(sorted(texts, key=lambda text: (len(text), text)))
 
 
@@ -77,32 +78,34 @@ class Countdown:
         Raises:
             InvalidInputError: there are not that many.
         """
-        available = sum(
-            Problem(numbers, target).is_held_out
-            for numbers in combinations_with_replacement(range(1, self._max_number + 1), 3)
-            for target in {value for _, value in _expressions(numbers) if 1 <= value <= self._max_target}
-        )
-        if count > available:
-            raise InvalidInputError(f"held-out count is {count}; there are {available} such problems, ask for fewer")
-        found: dict[str, Problem] = {}
-        for problem in self._draw(np.random.default_rng(_HELD_OUT_STREAM)):
-            if len(found) == count:
-                break
-            if problem.is_held_out:
-                found.setdefault(problem.canonical, problem)
-        return list(found.values())
+        problems, weights = [], []
+        for numbers in combinations_with_replacement(range(1, self._max_number + 1), 3):
+            orders = len(set(permutations(numbers)))
+            for target, ways in Counter(value for _, value in expressions(numbers)).items():
+                if 1 <= target <= self._max_target and (problem := Problem(numbers, target)).is_held_out:
+                    problems.append(problem)
+                    weights.append(ways * orders)
+        if count > len(problems):
+            raise InvalidInputError(
+                f"held-out count is {count}; there are {len(problems)} such problems, ask for fewer"
+            )
+        # The order of arrival at these rates is that in which training draws would first meet them.
+        rng = np.random.default_rng(_HELD_OUT_STREAM)
+        arrival = rng.exponential(1 / np.array(weights))
+        chosen = (problems[i] for i in np.argsort(arrival)[:count])
+        return [Problem(tuple(int(n) for n in rng.permutation(p.numbers)), p.target) for p in chosen]
 
     def _draw(self, rng: np.random.Generator) -> Iterator[Problem]:
         """Numbers uniform in [1, max_number]; the target is what a random expression over them happens to reach."""
         while True:
             numbers = tuple(int(n) for n in rng.integers(1, self._max_number + 1, size=3))
-            values = [value for _, value in _expressions(numbers)]
+            values = [value for _, value in expressions(numbers)]
             target = values[rng.integers(len(values))]
             if 1 <= target <= self._max_target:
                 yield Problem(numbers, target)
 
 
-def _expressions(numbers: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+def expressions(numbers: tuple[int, ...]) -> Iterator[tuple[str, int]]:
     """Every expression over three numbers, with the parentheses it needs, and its value."""
     for a, b, c in permutations(numbers):
         for first, apply_first in _OPERATIONS.items():

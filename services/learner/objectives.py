@@ -58,11 +58,13 @@ def grpo(batch: PolicyBatch, clipping: Clipping) -> ObjectiveResult:
 def gmpo(batch: PolicyBatch, clipping: Clipping) -> ObjectiveResult:
     """Geometric mean of the token ratios times A, each clipped in log space (arXiv 2507.20673, equation 4).
 
+    The paper clips sgn(A) log w, in one range for both signs, of which its minimum only ever takes the upper end.
+    Clipping log w is the same for `low` equal to `high`, and lets them differ: `high` limits a rise, `low` a fall.
     With router shift this is RSPO (arXiv 2510.23027 v2, equation 11; v1 with `after_clip`).
     """
     sign = batch.advantages.sign()[:, None]
-    signed = sign * _log_ratio(batch, clipping)
-    limited = signed.clamp(-clipping.low, clipping.high)
+    log_ratio = _log_ratio(batch, clipping)
+    signed, limited = sign * log_ratio, sign * log_ratio.clamp(-clipping.low, clipping.high)
     log_terms = sign * torch.minimum(signed, limited)
     if clipping.apply == "after_clip" and batch.log_gamma is not None:
         log_terms = log_terms + batch.log_gamma

@@ -27,9 +27,9 @@ class LearnerSettings(Door):
     )
     apply: Application = Field("before_clip", description="where gamma meets the ratio, before or after its clipping")
     clip_low: float | None = Field(
-        None, gt=0, description="lower clip range: of the ratio in grpo, of its logarithm in gmpo and rspo"
+        None, gt=0, description="how far the ratio (grpo) or its logarithm (gmpo, rspo) may fall; default: 0.2 or 0.4"
     )
-    clip_high: float | None = Field(None, gt=0, description="upper clip range; default: the algorithm's own, as below")
+    clip_high: float | None = Field(None, gt=0, description="how far it may rise; default as for clip_low")
 
     learning_rate: float = Field(1e-6, gt=0, description="of AdamW, once warm")
     warmup_steps: int = Field(0, ge=0, description="batches over which the learning rate rises from 0, linearly")

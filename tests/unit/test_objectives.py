@@ -36,7 +36,7 @@ def reference_gmpo(log_w: Floats, log_gamma: Floats, advantage: float, clipping:
     for x, shift in zip(log_w, log_gamma, strict=True):
         if clipping.apply == "before_clip":
             x = x + shift
-        exponent += sign * min(sign * x, min(max(sign * x, -clipping.low), clipping.high))
+        exponent += sign * min(sign * x, sign * min(max(x, -clipping.low), clipping.high))
         if clipping.apply == "after_clip":
             exponent += shift
     return -math.exp(exponent / len(log_w)) * advantage
@@ -148,6 +148,16 @@ def test_padding_has_no_say(algorithm: str, padding: float) -> None:
     assert torch.equal(*losses)
     assert torch.equal(*gradients)
     assert not gradients[1][~dirty.mask].any()
+
+
+def test_one_clip_range_is_that_of_the_paper() -> None:
+    """arXiv 2507.20673 clips sgn(A) log w."""
+    case, low_is_high = Case(seed=6, with_gamma=False), 0.4
+    result = OBJECTIVES["gmpo"](case.batch(torch.float64), Clipping(low_is_high, low_is_high, "before_clip"))
+    for i, (n, advantage) in enumerate(zip(case.lengths, case.advantages, strict=True)):
+        signed = np.sign(advantage) * case.log_ratio[i, :n]
+        terms = np.sign(advantage) * np.minimum(signed, np.clip(signed, -low_is_high, low_is_high))
+        assert result.loss[i].item() == pytest.approx(-math.exp(terms.mean()) * advantage)
 
 
 def test_on_policy_every_objective_is_the_plain_policy_gradient() -> None:

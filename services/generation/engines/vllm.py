@@ -9,14 +9,16 @@ import importlib.util
 import json
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling
-from services.generation.engines.checkpoint import check_shapes, tensor_shapes, weight_files
+from services.generation.engines.model_files import check_shapes, tensor_shapes, weight_files
 from services.generation.engines.vllm_launch import launch
 from services.generation.engines.vllm_output import to_completion
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
@@ -76,6 +78,7 @@ class VllmEngine:
         self._names = count()
         self._updating = asyncio.Lock()
         self._closed = False
+        self._held = ExitStack()
         # The child dies with the thread that started it, so that thread must last as long as the engine.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
 
@@ -110,12 +113,21 @@ class VllmEngine:
             raise PreconditionError(f"{self._model}/config.json has no eos_token_id; add the id that ends a response")
         self._stop_ids = eos if isinstance(eos, list) else [eos]
 
+        sockets = Path(self._held.enter_context(TemporaryDirectory(prefix="routershift-vllm-")))
+
         def launch_and_keep() -> None:
-            self._llm = launch(self._model, config.get("architectures", []), **self._options)
+            self._llm = launch(self._model, config.get("architectures", []), sockets, **self._options)
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, launch_and_keep)
             await self._while_alive(self._open())
+        except UnavailableError as error:
+            await self.close()
+            raise PreconditionError(
+                f"vLLM died of model folder {self._model} while it sampled a probe, and has printed why; its CPU "
+                "kernels want sizes that are multiples of 32, head_dim above all: change the model, or choose engine "
+                "'torch'"
+            ) from error
         except BaseException:
             await self.close()
             raise
@@ -302,6 +314,7 @@ class VllmEngine:
             llm.output_processor.propagate_error(EngineDeadError())
             await loop.run_in_executor(self._thread, llm.shutdown)
             gc.unfreeze()
+        self._held.close()
         self._thread.shutdown()
 
 

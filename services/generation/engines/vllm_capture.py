@@ -9,11 +9,8 @@ Only vLLM's own processes import this module: it imports vLLM.
 """
 
 import atexit
-import ctypes
-import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,19 +36,6 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
-
-_PR_SET_PDEATHSIG = 1
-
-
-def follow_parent() -> None:
-    """Lets this process live exactly as long as the one that started it."""
-    # Ctrl-C reaches the whole process group; the parent still lets its requests finish.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +93,6 @@ class RouterCapture:
 
 class RouterWorker(CPUWorker):  # type: ignore[misc]  # vLLM has no types for mypy here
     """The CPU worker with router taps, and with weight updates that leave nothing stale."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        follow_parent()
-        super().__init__(*args, **kwargs)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -233,7 +213,8 @@ class RouterScheduler(Scheduler):  # type: ignore[misc]  # vLLM has no types for
     """The scheduler with a collector of router rows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        follow_parent()
+        # Ctrl-C reaches the whole process group, but the parent still lets its requests finish.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         atexit.register(os._exit, 0)  # Python would free a million objects one by one for 2 s
         super().__init__(*args, **kwargs)
         self.aux_output_connector = _RowsByRequest()

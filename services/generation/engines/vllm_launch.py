@@ -3,8 +3,12 @@
 Nothing here imports vLLM before `launch` is called.
 """
 
+import ctypes
 import gc
+import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +40,13 @@ _ENVIRONMENT = {
 # It would override the size of the KV cache that the settings name.
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
 
+_PR_SET_PDEATHSIG = 1
+
 
 def launch(
     model: Path,
     architectures: list[str],
+    sockets: Path,
     *,
     max_model_len: int | None,
     max_num_seqs: int,
@@ -51,15 +58,21 @@ def launch(
 
     The child dies with the *thread* that calls this.
 
+    Args:
+        architectures: the entry of that name in config.json.
+        sockets: folder for what connects to the child; vLLM leaves its files there.
+        max_model_len, max_num_seqs, seed, threads, kv_cache_bytes: see `VllmEngine`.
+
     Raises:
         PreconditionError: vLLM cannot serve this model; the child has printed why.
     """
     os.environ.pop(_UNSET, None)
-    os.environ |= _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+    os.environ |= _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "VLLM_RPC_BASE_PATH": str(sockets)}
     with _uncollected():
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.model_executor.models.registry import ModelRegistry
         from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.core import EngineCoreProc
 
     for architecture in architectures:
         if (known := ModelRegistry.models.get(architecture)) is not None:
@@ -86,10 +99,26 @@ def launch(
         worker_cls=WORKER,
         scheduler_cls=SCHEDULER,
     )
+    entry = EngineCoreProc.run_engine_core
+    EngineCoreProc.run_engine_core = staticmethod(run_child)
     try:
         return AsyncLLM.from_engine_args(arguments)
     except (OSError, RuntimeError, ValueError) as error:
         raise PreconditionError(f"vLLM cannot serve model folder {model}: {error}") from error
+    finally:
+        EngineCoreProc.run_engine_core = staticmethod(entry)
+
+
+def run_child(*args: Any, **kwargs: Any) -> None:
+    """The child's entry: has the kernel kill it when the thread that started it ends, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid != os.getppid():
+        return  # it ended while this process was importing vLLM
+    from vllm.v1.engine.core import EngineCoreProc
+
+    EngineCoreProc.run_engine_core(*args, **kwargs)
 
 
 @contextmanager
