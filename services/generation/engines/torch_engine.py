@@ -17,15 +17,9 @@ import numpy as np
 import torch
 
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling
+from services.generation.engines.model_files import check_shapes, tensor_shapes, weight_files
 from services.generation.engines.torch_batch import Batch, Sequence, probe
-from services.generation.engines.torch_model import (
-    Policy,
-    check_shapes,
-    load_files,
-    load_folder,
-    shapes_of,
-    weight_files,
-)
+from services.generation.engines.torch_model import Policy, load_files, load_folder
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.trajectory import Completion, FinishReason
 
@@ -133,7 +127,7 @@ class TorchEngine:
         self._thread.start()
 
     def _load(self) -> Policy:
-        self._shapes = shapes_of(weight_files(self._model))
+        self._shapes = tensor_shapes(weight_files(self._model))
         policy = load_folder(self._model, self._device)
         probe(policy)
         return policy
@@ -183,7 +177,7 @@ class TorchEngine:
     async def update_weights(self, version: int, files: list[Path]) -> None:
         """See `Engine.update_weights`. The new weights are read while the old ones sample."""
         async with self._updating:
-            check_shapes(self._shapes, await asyncio.to_thread(shapes_of, files))
+            check_shapes(self._shapes, await asyncio.to_thread(tensor_shapes, files))
             policy = await asyncio.to_thread(load_files, self._batch.policy, files)
             update = _Update(version, policy, self._loop.create_future())
             with self._changed:

@@ -8,19 +8,14 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from shared.errors import InvalidInputError, NotFoundError, PreconditionError
-from shared.trajectory import RouterLayout, ScoreFunction
+from services.generation.engines.model_files import weight_files
+from shared.errors import PreconditionError
+from shared.routers import FAMILIES, layout_of, routers_of
+from shared.trajectory import RouterLayout
 
-# Families whose routers sit at `layers[i].mlp.gate` and return (logits [N, E], weights [N, K], expert ids [N, K]).
-_SCORE_FUNCTIONS = {
-    "mixtral": ScoreFunction.SOFTMAX,
-    "olmoe": ScoreFunction.SOFTMAX,
-    "qwen2_moe": ScoreFunction.SOFTMAX,
-    "qwen3_moe": ScoreFunction.SOFTMAX,
-}
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 # SDPA, because the batch builds boolean masks.
@@ -94,48 +89,12 @@ def load_files(like: Policy, files: list[Path]) -> Policy:
     return _policy(model, str(like.device))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Raises NotFoundError where `folder` is not a complete model folder."""
-    if not (folder / "config.json").is_file():
-        raise NotFoundError(f"model folder {folder} has no config.json; expected a folder in Hugging Face layout")
-    if not (files := sorted(folder.glob("*.safetensors"))):
-        raise NotFoundError(f"model folder {folder} has no *.safetensors file")
-    return files
-
-
-def shapes_of(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor by name, from the headers alone."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return shapes
-
-
-def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    """Raises InvalidInputError that lists the first tensors that differ."""
-    wrong = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-    if wrong:
-        listed = "; ".join(f"{name}: {found.get(name)}, expected {expected.get(name)}" for name in wrong[:3])
-        raise InvalidInputError(
-            f"{len(wrong)} tensors differ from the model's in name or shape, first {listed}; "
-            "publish weights of the architecture that is served"
-        )
-
-
 def _policy(model: Any, device: str) -> Policy:
     model.to(device).eval()
-    config = model.config
-    if not any(getattr(config, name, None) for name in _EXPERT_COUNTS):
-        return Policy(model, None)
-    if config.model_type not in _SCORE_FUNCTIONS:
-        raise PreconditionError(
-            f"model_type is {config.model_type!r}; the torch engine reads the routers of {sorted(_SCORE_FUNCTIONS)}"
-        )
-    gates = {i: layer.mlp.gate for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "gate")}
-    if not gates:
+    family = model.config.model_type
+    if family not in FAMILIES and any(getattr(model.config, name, None) for name in _EXPERT_COUNTS):
+        raise PreconditionError(f"model_type is {family!r}; the torch engine reads the routers of {sorted(FAMILIES)}")
+    if (layout := layout_of(model)) is None:
         return Policy(model, None)
     model.set_experts_implementation(_EXPERTS)
-    routers = list(gates.values())
-    layout = RouterLayout(tuple(gates), routers[0].num_experts, routers[0].top_k, _SCORE_FUNCTIONS[config.model_type])
-    return Policy(model, RouterTap(routers, layout))
+    return Policy(model, RouterTap(list(routers_of(model).values()), layout))
