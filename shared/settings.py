@@ -50,6 +50,7 @@ class RunSettings(Table):
     steps: int = Field(100, ge=1, description="optimizer batches, each of which publishes a version")
     groups_per_step: int = Field(32, ge=1, description="prompts in an optimizer batch")
     samples_per_group: int = Field(8, ge=2, description="responses to each prompt")
+    temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature of rollouts and of evaluation")
     max_staleness: int = Field(2, ge=0, description="versions that a trajectory may be behind when it is trained on")
 
     @property

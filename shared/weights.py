@@ -17,6 +17,8 @@ from shared.errors import CorruptDataError, NotFoundError
 from shared.files import sha256, sync
 
 MANIFEST = "manifest.json"
+# safetensors makes files that only their owner can read; generation may run as another user.
+_READABLE = 0o644
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -35,6 +37,7 @@ def publish(root: Path, version: int, write: Callable[[Path], None], keep: int) 
     manifest.created_at.GetCurrentTime()
     for path in sorted(beside.glob("*.safetensors")):
         manifest.files.add(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path))
+        path.chmod(_READABLE)
         sync(path)
     (beside / MANIFEST).write_text(json_format.MessageToJson(manifest))
     sync(beside / MANIFEST)

@@ -2,8 +2,8 @@
 
 Each file holds the exact versions of one set of packages and of everything they need, without what an earlier
 file holds; `make install` installs them with --no-deps. So vLLM's wish for torchvision, torchaudio and torchcodec,
-whose builds on PyPI need CUDA and break `import transformers` on a CPU, is left out in one place: here. So is triton, which has no backend
-for a CPU and costs 70 MB in each process that imports it.
+whose builds on PyPI need CUDA and break `import transformers` on a CPU, is left out in one place: here. So is triton,
+which has no backend for a CPU and costs 70 MB in each process that imports it.
 """
 
 import re

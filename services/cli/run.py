@@ -18,7 +18,7 @@ from shared import records
 from shared.errors import DeadlineError, UnavailableError
 from shared.settings import RedisSettings
 from shared.streams.connection import connect
-from shared.streams.run import Ledger, Run
+from shared.streams.run import FINISHED, Ledger, Run
 
 _STALL_SECONDS = 180.0
 _DRAIN_SECONDS = 60.0
@@ -86,7 +86,7 @@ async def _follow(running: Services) -> Ledger:
                 raise ended.result()
             progress = await run.progress()
             shown.update()
-            if progress.get("evaluations") == "complete":
+            if progress.get("phase") == FINISHED and progress.get("final_evaluation") == progress.get("version"):
                 break
             if shown.idle_seconds > _STALL_SECONDS:
                 raise DeadlineError(f"no step within {_STALL_SECONDS} s; see {recipe.run.path / 'logs'}")

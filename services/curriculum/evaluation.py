@@ -9,10 +9,12 @@ from typing import Any
 from google.protobuf import struct_pb2
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.curriculum.settings import CurriculumSettings
+from services.curriculum.settings import Settings
 from services.curriculum.tasks import Problem
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import UnavailableError
+
+_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +34,18 @@ class Evaluation:
         return asdict(self)
 
 
-async def evaluate(
-    problems: Sequence[Problem], verifier: str, settings: CurriculumSettings, timeout: float = 120.0
-) -> Evaluation:
+async def evaluate(problems: Sequence[Problem], tables: Settings) -> Evaluation:
     """Samples and scores every problem. The same seeds each time, so that two versions see the same draws.
 
     Raises:
         UnavailableError: a response could not be scored; a partial accuracy would be a wrong one.
     """
     began = time.perf_counter()
+    run, settings = tables.run, tables.curriculum
     limit = asyncio.Semaphore(settings.evaluation_concurrency)
     async with (
-        GenerationClient(settings.generation_address, timeout) as generation,
-        RewardClient(settings.reward_address, timeout) as reward,
+        GenerationClient(settings.generation_address, _TIMEOUT_SECONDS) as generation,
+        RewardClient(settings.reward_address, _TIMEOUT_SECONDS) as reward,
     ):
 
         async def one(index: int, problem: Problem) -> tuple[list[pb.Score], list[int], int]:
@@ -52,12 +53,12 @@ async def evaluate(
                 completions = await generation.generate(
                     problem.prompt,
                     n=settings.evaluation_samples,
-                    temperature=settings.temperature,
+                    temperature=run.temperature,
                     max_tokens=settings.max_tokens,
                     seed=index * settings.evaluation_samples,
                 )
                 scores = await reward.score(
-                    verifier, problem.prompt, [c.text for c in completions], struct(problem.reference)
+                    run.task, problem.prompt, [c.text for c in completions], struct(problem.reference)
                 )
             versions = [span.version for c in completions for span in c.versions]
             return scores, versions, sum(c.token_ids.size for c in completions)

@@ -25,9 +25,8 @@ class CurriculumService(Service):
         self._worker = CurriculumWorker(self._settings, self._task, run)
 
     async def work(self, stop: asyncio.Event) -> None:
-        async with background(self._worker.watch()):
-            await self._worker.evaluate_start(stop)
-            await asyncio.gather(self._worker.feed(stop), self._worker.evaluate_versions(stop))
+        # An admission is one transaction and an evaluation can be made again: there is nothing to drain.
+        async with background(self._worker.watch(), self._worker.run()):
             await stop.wait()
 
     async def close(self) -> None:

@@ -8,7 +8,6 @@ from shared.settings import BaseSettings, Door
 class CurriculumSettings(Door):
     port: int = Field(50054, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9104, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
-    temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature, of training and of evaluation")
     max_tokens: int = Field(24, ge=1, description="longest response")
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
     evaluation_problems: int = Field(512, ge=1, description="held-out problems of an evaluation")

@@ -13,7 +13,6 @@ from services.curriculum.tasks import Problem, Task
 from shared import records
 from shared.clients import GenerationClient
 from shared.errors import DeadlineError, RouterShiftError, UnavailableError
-from shared.service import pause
 from shared.streams.run import FINISHED, Run
 
 log = logging.getLogger(__name__)
@@ -32,21 +31,24 @@ class CurriculumWorker:
         # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
         self._first_seed = settings.run.seed << 40
 
-    async def feed(self, stop: asyncio.Event) -> None:
-        """Admits prompts in order, each when a ticket is free, until the learner has finished."""
+    async def run(self) -> None:
+        """Evaluates the start, then feeds and evaluates for as long as the run lasts. May be cancelled anywhere."""
+        await self.evaluate_start()
+        await asyncio.gather(self.feed(), self.evaluate_versions())
+
+    async def feed(self) -> None:
+        """Admits prompts in order, each when a ticket is free, while the learner trains."""
         index = await self._run.next_prompt()
-        while not stop.is_set():
+        while True:
             answer = await self._run.admit(index, self._prompt(index), self._settings.run.tickets)
             if answer in ("ok", "done"):
                 metrics.PROMPTS.inc(answer == "ok")
                 index += 1
-                continue
-            if (await self._run.progress()).get("phase") == FINISHED:
-                return
-            metrics.WAIT_SECONDS.labels(answer).inc(self._poll)
-            await pause(stop, self._poll)
+            else:
+                metrics.WAIT_SECONDS.labels(answer).inc(self._poll)
+                await asyncio.sleep(self._poll)
 
-    async def evaluate_start(self, stop: asyncio.Event) -> None:
+    async def evaluate_start(self) -> None:
         """Evaluates the weights that the run starts from, before anything is trained; once in a run's life.
 
         It is also the proof that prompts of this task fit the model and pass every door.
@@ -57,25 +59,22 @@ class CurriculumWorker:
         """
         if "evaluated_version" in await self._run.progress():
             return
-        await self._until_served(0, stop)
-        if not stop.is_set():
-            await self._evaluate()
+        await self._until_served(0)
+        await self._evaluate()
 
-    async def evaluate_versions(self, stop: asyncio.Event) -> None:
+    async def evaluate_versions(self) -> None:
         """Evaluates every `evaluate_every` versions, and the last."""
         every = self._settings.curriculum.evaluate_every
         evaluated = int((await self._run.progress()).get("evaluated_version", 0))
-        while not stop.is_set():
+        while True:
             progress = await self._run.progress()
             version, finished = int(progress.get("version", 0)), progress.get("phase") == FINISHED
             if version > evaluated and (finished or (every > 0 and version // every > evaluated // every)):
-                await self._try_evaluate(version, stop)
+                await self._try_evaluate(version)
                 evaluated = version
-            elif finished:
-                await self._run.report_progress(evaluations="complete")
-                return
-            else:
-                await pause(stop, self._poll)
+            if finished:
+                await self._run.report_progress(final_evaluation=version)
+            await asyncio.sleep(self._poll)
 
     async def watch(self) -> None:
         """Keeps the gauges of streams, tickets and ledger fresh."""
@@ -102,7 +101,7 @@ class CurriculumWorker:
             reference=struct(problem.reference),
             sampling=pb.SamplingParams(
                 n=run.samples_per_group,
-                temperature=self._settings.curriculum.temperature,
+                temperature=run.temperature,
                 max_tokens=self._settings.curriculum.max_tokens,
                 seed=self._first_seed + index * run.samples_per_group,
             ),
@@ -110,10 +109,10 @@ class CurriculumWorker:
         prompt.created_at.GetCurrentTime()
         return prompt
 
-    async def _try_evaluate(self, version: int, stop: asyncio.Event) -> None:
+    async def _try_evaluate(self, version: int) -> None:
         """A failure on the way is counted, and a later version gets its chance."""
         try:
-            await self._until_served(version, stop)
+            await self._until_served(version)
             await self._evaluate()
         except RouterShiftError as error:
             metrics.EVALUATIONS.labels("failed").inc()
@@ -121,7 +120,7 @@ class CurriculumWorker:
 
     async def _evaluate(self) -> None:
         """Evaluates what generation serves now, and publishes the result."""
-        result = await evaluate(self._held_out, self._settings.run.task, self._settings.curriculum)
+        result = await evaluate(self._held_out, self._settings)
         metrics.EVALUATIONS.labels("ok").inc()
         metrics.ACCURACY.set(result.accuracy)
         metrics.EVALUATED_VERSION.set(result.version)
@@ -129,14 +128,14 @@ class CurriculumWorker:
         await self._run.report_progress(evaluated_version=result.version, accuracy=result.accuracy)
         log.info("version %d: held-out accuracy %.3f (%.1f s)", result.version, result.accuracy, result.seconds)
 
-    async def _until_served(self, version: int, stop: asyncio.Event) -> None:
+    async def _until_served(self, version: int) -> None:
         """Waits until generation serves this version or a later one."""
         deadline = time.monotonic() + _SERVED_SECONDS
         async with GenerationClient(self._settings.curriculum.generation_address) as generation:
-            while not stop.is_set():
+            while True:
                 with contextlib.suppress(UnavailableError):  # it is still loading its model
                     if (await generation.status()).version >= version:
                         return
                 if time.monotonic() > deadline:
                     raise DeadlineError(f"generation does not serve version {version} after {_SERVED_SECONDS} s")
-                await pause(stop, self._poll)
+                await asyncio.sleep(self._poll)

@@ -14,8 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from services.learner.settings import LayerAggregation
+from shared.errors import PreconditionError
+from shared.routers import FAMILIES, layout_of
+from shared.trajectory import RouterLayout
+
+
+def require_layout(model: PreTrainedModel) -> RouterLayout:
+    """Raises PreconditionError where the model has no routers that this table knows."""
+    if (layout := layout_of(model)) is not None:
+        return layout
+    raise PreconditionError(
+        f"router shift needs a model with routers; {model.config.model_type!r} is dense or unknown. "
+        f"Known families: {', '.join(FAMILIES)}. Use algorithm gmpo or grpo without router_shift for other models"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +115,8 @@ class RouterShift:
 
 def live_log_scores(logits: Tensor, routes: Routes, layer: int) -> Tensor:
     """log of the softmax score of the recorded experts, [R, K] float32; nothing of [R, L, E] is kept."""
-    chosen = logits[routes.rows[:, None], routes.expert_ids[:, layer]].float()
-    return chosen - logits.float().logsumexp(dim=-1)[routes.rows, None]
+    of_response = logits[routes.rows].float()
+    return of_response.gather(1, routes.expert_ids[:, layer].long()) - of_response.logsumexp(dim=-1, keepdim=True)
 
 
 def clip_log_gamma(log_gamma: Tensor, gamma_min: float) -> Tensor:

@@ -39,7 +39,6 @@ class LearnerSettings(Door):
     max_grad_norm: float = Field(1.0, gt=0, description="norm at which the gradient is clipped")
     epochs: int = Field(1, ge=1, description="passes over a batch")
     minibatches: int = Field(1, ge=1, description="optimizer updates in a pass, each on a share of the groups")
-    temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature of the rollouts")
 
     micro_batch_tokens: int = Field(16384, ge=1, description="padded tokens in one forward pass, at least one response")
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")

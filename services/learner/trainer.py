@@ -17,10 +17,10 @@ from services.learner.advantages import group_advantages
 from services.learner.batch import Batch, Group, Sample, Weighted, collate, micro_batches
 from services.learner.diagnostics import Diagnostics
 from services.learner.objectives import OBJECTIVES, Clipping, PolicyBatch
-from services.learner.router_shift import RouterShift, clip_log_gamma
-from services.learner.routers import check_layout, layout_of, require_layout, routers_of
+from services.learner.router_shift import RouterShift, clip_log_gamma, require_layout
 from services.learner.settings import LearnerSettings
 from shared.errors import CorruptDataError, InvalidInputError
+from shared.routers import check_layout, layout_of, routers_of
 from shared.trajectory import Completion, RouterLayout
 
 __all__ = ["Group", "Sample", "StepReport", "Trainer"]
@@ -47,13 +47,16 @@ class Trainer:
     step: int  # batches done; the version of the weights is the same number
     layout: RouterLayout | None
 
-    def __init__(self, settings: LearnerSettings, model_folder: Path, seed: int) -> None:
-        """Raises PreconditionError for router shift on a model without known routers."""
+    def __init__(self, settings: LearnerSettings, model_folder: Path, seed: int, temperature: float = 1.0) -> None:
+        """`temperature` is that of the rollouts.
+
+        Raises PreconditionError for router shift on a model without known routers."""
         torch.set_num_threads(settings.threads)
         transformers_logging.disable_progress_bar()
         self.step = 0
         self._settings = settings
         self._seed = seed
+        self._temperature = temperature
         self._device = torch.device(settings.device)
         self._model, self._export_dtype = _load_model(model_folder, settings, self._device)
         self.layout = layout_of(self._model)
@@ -192,7 +195,7 @@ class Trainer:
         logits = self._model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=kept).logits
         response = batch.mask.nonzero()[:, 0]
         rows = logits[response, batch.positions[batch.mask] - first]
-        log_probabilities = (rows.float() / self._settings.temperature).log_softmax(dim=-1)
+        log_probabilities = (rows.float() / self._temperature).log_softmax(dim=-1)
         chosen = log_probabilities.gather(1, batch.targets[batch.mask][:, None])[:, 0]
         with torch.no_grad():
             entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)

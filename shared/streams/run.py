@@ -13,7 +13,7 @@ from shared.streams.consumer import Consumer
 from shared.streams.keys import READERS, Keys, Stream
 from shared.streams.scripts import source
 
-# The learner's phase, in the run's progress.
+# The learner's phase, in the run's progress; admit.lua knows the last.
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
 
 # Announcements are not data: only the newest is ever loaded.
@@ -67,7 +67,7 @@ class Run:
         return int(await self._redis.hget(self.keys.progress, "prompts") or 0)
 
     async def admit(self, index: int, prompt: pb.Prompt, tickets: int) -> str:
-        """Puts a prompt on its stream if a ticket is free: 'ok', 'done', 'tickets' or 'full' (see admit.lua)."""
+        """Puts a prompt on its stream if a ticket is free: the answers are those of admit.lua."""
         k = self.keys
         try:
             answer = await self._admit(

@@ -13,7 +13,7 @@ from shared.errors import MissingDependencyError
 from tests.contract.reference import Reference
 from tests.models import MAX_MODEL_LEN, save_model
 
-SLOTS = 8
+SLOTS = 10  # of MAX_MODEL_LEN tokens each: more than one step of vLLM takes
 
 # What the tests know by name. A and B share an architecture, whose first layer is dense; so do DENSE and DENSE_B.
 _MODELS = {

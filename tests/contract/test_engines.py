@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from services.generation.engines.base import Engine, EngineLoad, EngineSampling
 from shared.errors import InvalidInputError, NotFoundError
 from shared.trajectory import Completion, FinishReason, ScoreFunction, versions_of
+from tests.contract.conftest import SLOTS
 from tests.contract.reference import Reference, check
 from tests.models import EOS, EXPERTS, LAYERS, MAX_MODEL_LEN, TOP_K, VOCABULARY, save_model
 
@@ -105,6 +106,16 @@ async def test_a_seed_repeats_alone_and_in_any_batch(engine: Engine) -> None:
         (alone,) = await engine.generate(PROMPT, params(seed=40 + i))
         assert alone.token_ids.tolist() == sample.token_ids.tolist()
         np.testing.assert_allclose(alone.logprobs, sample.logprobs, atol=1e-5)
+
+
+async def test_more_prompt_tokens_than_a_step_takes(engine: Engine) -> None:
+    """As where a weight update recomputes all that runs: no prompt may be cut, or its seed would draw twice."""
+    length = MAX_MODEL_LEN - 2
+    prompts = [[2 + (i + j) % (VOCABULARY - 2) for j in range(length)] for i in range(2 * SLOTS)]
+    sampling = params(max_tokens=2, seed=7)
+    alone = [(await engine.generate(prompt, sampling))[0] for prompt in prompts[:2]]
+    together = await asyncio.gather(*(engine.generate(prompt, sampling) for prompt in prompts))
+    assert [c.token_ids.tolist() for c in alone] == [c.token_ids.tolist() for (c,) in together[:2]]
 
 
 async def test_tokens_follow_the_distribution(engine: Engine, references: dict[str, Reference]) -> None:

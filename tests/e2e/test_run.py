@@ -80,6 +80,12 @@ def test_a_run_goes_on_where_it_stopped(start: Start, tmp_path: Path) -> None:
     assert steps == list(range(1, done + 3))
     assert json.loads(out)["trajectories_trained"] == (done + 2) * GROUPS * SAMPLES
 
+    longer = start("run", str(RECIPE), *settings(run__steps=done + 3))  # a finished run takes more steps
+    code, out, err = longer.finish(timeout=120)
+    assert code == 0, err
+    assert json.loads(out)["steps"] == done + 3
+    assert records.read(folder / records.EVALUATIONS)[-1]["version"] == done + 3
+
 
 def test_an_interrupt_during_the_start_waits_for_nothing(start: Start, tmp_path: Path) -> None:
     invocation = start("run", str(RECIPE), *settings(run__steps=1000))

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from services.curriculum.countdown import Countdown
-from services.learner.routers import layout_of
 from shared.files import sha256
+from shared.routers import layout_of
 from shared.trajectory import RouterLayout, ScoreFunction
 
 

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from services.learner.batch import Batch, Group, Weighted, collate
 from services.learner.objectives import Clipping, PolicyBatch, gmpo
-from services.learner.router_shift import RouterShift, Shift, clip_log_gamma
-from services.learner.routers import check_layout, layout_of, require_layout, routers_of
+from services.learner.router_shift import RouterShift, Shift, clip_log_gamma, require_layout
 from services.learner.settings import LayerAggregation
 from shared.errors import InvalidInputError, PreconditionError
+from shared.routers import check_layout, layout_of, routers_of
 from shared.trajectory import MISSING_LOG_SCORE, RouterLayout, ScoreFunction
 from tests.models import EXPERTS, TOP_K, save_model
 from tests.rollouts import layout, load, perturbed, random_groups

@@ -12,7 +12,7 @@ from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.consumer import Consumer, End, Entry, parse
 from shared.streams.keys import Stream
-from shared.streams.run import Run
+from shared.streams.run import FINISHED, Run
 
 GROUP = 4
 
@@ -49,6 +49,13 @@ async def test_admission_is_bounded_by_tickets_and_survives_a_lost_answer(run: R
     assert await run.next_prompt() == 2
     await run.return_tickets(["00000000/0"])
     assert await run.admit(2, prompt(2), tickets=2) == "ok"
+
+
+async def test_nothing_is_admitted_once_the_learner_has_finished(run: Run) -> None:
+    assert await admit(run, 1) == ["ok"]
+    await run.report_progress(phase=FINISHED)
+    assert await run.admit(1, prompt(1), tickets=100) == "finished"
+    assert (await run.ledger()).prompted == GROUP
 
 
 async def test_a_group_passes_every_stream_and_the_account_balances_at_each_step(run: Run) -> None:

@@ -40,8 +40,8 @@ def fresh(folder: Path) -> list[Group]:
     return random_groups(load(folder), groups=4, samples=4)
 
 
-def make(folder: Path, seed: int = 0, **settings: Any) -> Trainer:
-    return Trainer(LearnerSettings(**settings), folder, seed)
+def make(folder: Path, seed: int = 0, temperature: float = 1.0, **settings: Any) -> Trainer:
+    return Trainer(LearnerSettings(**settings), folder, seed, temperature)
 
 
 def weights(trainer: Trainer, folder: Path) -> dict[str, torch.Tensor]:

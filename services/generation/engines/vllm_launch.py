@@ -36,6 +36,7 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore",
+    "TORCH_LOGS": "-torch._library",  # it says that Triton, which has no backend for a CPU, is not there
 }
 # It would override the size of the KV cache that the settings name.
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
@@ -86,6 +87,9 @@ def launch(
         max_num_seqs=max_num_seqs,
         kv_cache_memory_bytes=kv_cache_bytes,
         enable_prefix_caching=True,
+        # Of a prompt that is cut in two, vLLM throws the first draw away and rewinds the request's generator, which
+        # a generator on CPU cannot: the child would die where a step has fewer tokens left than a seeded prompt.
+        enable_chunked_prefill=False,
         enforce_eager=True,
         # The kernel for CPU rotates three-dimensional queries (DeepSeek) wrongly.
         compilation_config={"custom_ops": ["-rotary_embedding"]},
