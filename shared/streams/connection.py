@@ -1,5 +1,8 @@
 """The one way to a Redis client: deadlines on every command, reconnection with backoff and jitter."""
 
+import asyncio
+from typing import Any
+
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
@@ -15,13 +18,25 @@ from shared.settings import RedisSettings
 _RETRIES = 8
 
 
+class _Client(Redis):
+    """redis-py 8.1 loses a cancellation that arrives while it looks at an idle connection: the command completes and
+    its task lives on, for ever if it loops. Here the task learns of it when the command is done."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # it has no types
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        return answer
+
+
 async def connect(settings: RedisSettings) -> Redis:
     """A client that has heard from its server.
 
     Raises:
         UnavailableError: no answer, or the wrong password. The URL is not repeated: it may hold a secret.
     """
-    client: Redis = Redis.from_url(
+    client = _Client.from_url(
         settings.url.get_secret_value(),
         protocol=2,
         socket_timeout=settings.timeout_seconds,

@@ -215,6 +215,19 @@ async def test_a_failing_handler_ends_the_loop(run: Run) -> None:
     assert caught.group_contains(RuntimeError, match="engine died")
 
 
+async def test_a_cancellation_is_never_lost(redis: Redis, run: Run) -> None:
+    async def loop() -> None:
+        while True:
+            await run.consumer(Stream.PROMPTS).read(1)
+
+    for _ in range(20):
+        task = asyncio.create_task(loop())
+        await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=2)
+        assert done
+
+
 async def test_the_newest_weights_win(run: Run) -> None:
     assert await run.newest_weights() is None
     for version in (1, 2, 3):

@@ -330,7 +330,7 @@ FAULTS: dict[str, tuple[Callable[[Group], Group], type[Exception], str]] = {
     "trace of another model": (
         lambda g: with_trace(g, layout=RouterLayout((0, 1), EXPERTS, TOP_K, ScoreFunction.SOFTMAX)),
         InvalidInputError,
-        r"layer_ids is \(0, 1\), the learner's model has \(0, 1, 2\)",
+        r"layer_ids is \(0, 1\), the model here has \(0, 1, 2\)",
     ),
     "trace of another length": (
         lambda g: with_trace(g, expert_ids=np.zeros((99, 3, 2), np.uint8)),
