@@ -18,7 +18,7 @@ from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
 from shared import logs, rpc
-from shared.errors import PreconditionError, RouterShiftError
+from shared.errors import DeadlineError, RouterShiftError
 from shared.settings import BaseSettings, Door
 from shared.streams.connection import connect
 from shared.streams.run import Run
@@ -87,13 +87,13 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
         await _first(working, stop)
         await server.drain()
         stop.set()
-        async with asyncio.timeout(door.drain_seconds):
-            await working
+        done, _ = await asyncio.wait({working}, timeout=door.drain_seconds)
+        if not done:
+            raise DeadlineError(
+                f"work in progress did not finish within drain_seconds = {door.drain_seconds}; it will be redelivered"
+            )
+        working.result()
         log.info("%s drained", service.name)
-    except TimeoutError:
-        raise PreconditionError(
-            f"work in progress did not finish within drain_seconds = {door.drain_seconds}; it will be redelivered"
-        ) from None
     finally:
         with contextlib.suppress(asyncio.CancelledError):
             await server.stop(grace=1.0)
@@ -110,15 +110,6 @@ def start_metrics(door: Door) -> None:
     """
     rpc.check_port(door.host, door.metrics_port, "metrics_port")
     start_http_server(door.metrics_port, addr=door.host)
-
-
-async def pause(stop: asyncio.Event, seconds: float) -> bool:
-    """Waits `seconds`; True as soon as `stop` is set."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return False
-    return True
 
 
 @contextlib.asynccontextmanager

@@ -58,6 +58,14 @@ class RunSettings(Table):
         """Folder of logs, weights, checkpoints and records of this run."""
         return self.folder / self.id
 
+    def require_model(self) -> Path:
+        """The model folder. Raises NotFoundError where it is none."""
+        if not (self.model / "config.json").is_file():
+            raise NotFoundError(
+                f"run.model is {self.model}; no config.json there: expected a Hugging Face model folder"
+            )
+        return self.model
+
     @property
     def weights_root(self) -> Path:
         return self.path / "weights"

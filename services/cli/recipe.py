@@ -16,9 +16,9 @@ class Recipe(CurriculumTables, GenerationTables, LearnerTables, RewardTables):
     """All tables. Its order of strength and its errors are those of `shared.settings.load`."""
 
     def door(self, service: str) -> Door:
-        door = getattr(self, service)
-        assert isinstance(door, Door)  # noqa: S101  # every service's table is one
-        return door
+        """The table of a service."""
+        doors: dict[str, Door] = {name: getattr(self, name) for name in SERVICES}
+        return doors[service]
 
 
 def preflight(recipe: Recipe) -> None:
@@ -28,10 +28,7 @@ def preflight(recipe: Recipe) -> None:
         NotFoundError: the model folder is missing.
         PreconditionError: a port is taken; names the setting.
     """
-    if not (recipe.run.model / "config.json").is_file():
-        raise NotFoundError(
-            f"run.model is {recipe.run.model}; no config.json there: expected a Hugging Face model folder"
-        )
+    recipe.run.require_model()
     for service in SERVICES:
         door = recipe.door(service)
         for key in ("port", "metrics_port"):

@@ -13,7 +13,7 @@ from services.generation.settings import Settings
 from services.generation.weights import WeightsLoader
 from services.generation.worker import GenerationWorker
 from shared import rpc
-from shared.errors import NotFoundError, UnavailableError
+from shared.errors import UnavailableError
 from shared.service import Service, background
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -24,13 +24,12 @@ _LOAD_SECONDS = 1.0
 def make_engine(settings: Settings) -> Engine:
     """Imports only the engine that was chosen. Raises NotFoundError for a missing model folder."""
     chosen, run = settings.generation, settings.run
-    if not (run.model / "config.json").is_file():
-        raise NotFoundError(f"run.model is {run.model}; no config.json there: expected a Hugging Face model folder")
+    model = run.require_model()
     if chosen.engine == "vllm":
         from services.generation.engines.vllm import VllmEngine
 
         return VllmEngine(
-            run.model,
+            model,
             max_model_len=chosen.max_model_len,
             max_num_seqs=chosen.max_num_seqs,
             seed=run.seed,
@@ -40,7 +39,7 @@ def make_engine(settings: Settings) -> Engine:
     from services.generation.engines.torch_engine import TorchEngine
 
     return TorchEngine(
-        run.model,
+        model,
         max_model_len=chosen.max_model_len,
         max_num_seqs=chosen.max_num_seqs,
         seed=run.seed,

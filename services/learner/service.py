@@ -11,7 +11,6 @@ from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from services.learner.worker import LearnerWorker
 from shared import rpc
-from shared.errors import NotFoundError
 from shared.service import Service, background
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -23,10 +22,7 @@ class LearnerService(Service):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._servicer = LearnerServicer()
-        if not (settings.run.model / "config.json").is_file():
-            raise NotFoundError(
-                f"run.model is {settings.run.model}; no config.json there: expected a Hugging Face model folder"
-            )
+        settings.run.require_model()
 
     def register(self, server: rpc.Server) -> list[str]:
         lrn_grpc.add_LearnerServiceServicer_to_server(self._servicer, server.grpc)

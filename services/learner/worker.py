@@ -21,7 +21,6 @@ from services.learner.settings import Settings
 from services.learner.trainer import StepReport, Trainer
 from shared import records, weights
 from shared.errors import CorruptDataError, InvalidInputError
-from shared.service import pause
 from shared.streams.consumer import Consumer, End, Entry
 from shared.streams.run import FINISHED, PAUSED, TRAINING, Run
 
@@ -110,7 +109,7 @@ class LearnerWorker:
             if self._checkpoint_wanted:
                 await self._checkpoint()
             if self._phase == PAUSED:
-                await pause(stop, self._settings.streams.block_seconds)
+                await asyncio.sleep(self._settings.streams.block_seconds)
                 continue
             missing = self._settings.run.groups_per_step - len(self._batch)
             for entry in await self._consumer.read(missing):
