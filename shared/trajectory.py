@@ -3,6 +3,7 @@
 Shapes: T response tokens, L routed layers, K experts activated per token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -80,6 +81,16 @@ class Completion:
     finish_reason: FinishReason | None  # None: a piece of a stream that goes on
     router_trace: RouterTrace | None  # None: dense model, not asked for, or not the last piece
     text: str = ""
+
+
+def spans_between(starts: Sequence[tuple[int | str, int]], begin: int, end: int) -> tuple[VersionSpan, ...]:
+    """The versions of tokens [begin, end), from pairs of a version and the first token that was sampled from it."""
+    ends = [start for _, start in starts[1:]] + [end]
+    return tuple(
+        VersionSpan(int(version), min(stop, end) - max(start, begin))
+        for (version, start), stop in zip(starts, ends, strict=True)
+        if max(start, begin) < min(stop, end)
+    )
 
 
 def spans_of(versions: NDArray[np.int64]) -> tuple[VersionSpan, ...]:

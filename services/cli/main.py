@@ -9,14 +9,12 @@ import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from shared.errors import RouterShiftError
 from shared.service import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from shared.service import main as serve_service
 from shared.settings import SERVICES, load
-
-ResultT = TypeVar("ResultT")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

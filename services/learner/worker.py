@@ -166,12 +166,11 @@ class LearnerWorker:
         self._clock.lap("publish")
         await self._run.return_tickets([scored.entry.group for scored in batch])
         self._unsettled.extend(scored.entry for scored in batch)
-        last = self._trainer.step >= self._settings.run.steps
-        if last or self._trainer.step % self._settings.learner.checkpoint_every == 0:
+        if self._phase == FINISHED or self._trainer.step % self._settings.learner.checkpoint_every == 0:
             await self._checkpoint()
         self._clock.lap("checkpoint")
         await self._record(batch, staleness, report)
-        if last:
+        if self._phase == FINISHED:
             log.info("finished after %d steps", self._trainer.step)
         await self._report_progress()
 
@@ -210,14 +209,15 @@ class LearnerWorker:
 
     async def _record(self, batch: Sequence[Scored], staleness: Sequence[int], report: StepReport) -> None:
         rewards = [reward for scored in batch for reward in scored.rewards]
+        reward, accuracy = float(np.mean(rewards)), float(np.mean([scored.correct for scored in batch]))
         now = datetime.now(UTC)
         ages = [(now - scored.generated_at).total_seconds() for scored in batch]
         self._diagnostics = report.diagnostics
         metrics.STEP.set(self._trainer.step)
         metrics.TRAJECTORIES.inc(len(rewards))
         metrics.TOKENS.inc(sum(s.completion.token_ids.size for scored in batch for s in scored.group.samples))
-        metrics.REWARD.set(float(np.mean(rewards)))
-        metrics.TRAIN_ACCURACY.set(float(np.mean([scored.correct for scored in batch])))
+        metrics.REWARD.set(reward)
+        metrics.TRAIN_ACCURACY.set(accuracy)
         for versions, seconds in zip(staleness, ages, strict=True):
             metrics.STALENESS.observe(versions)
             metrics.AGE.observe(seconds)
@@ -228,8 +228,8 @@ class LearnerWorker:
         record = {
             "step": self._trainer.step,
             "trajectories": len(rewards),
-            "reward_mean": float(np.mean(rewards)),
-            "train_accuracy": float(np.mean([scored.correct for scored in batch])),
+            "reward_mean": reward,
+            "train_accuracy": accuracy,
             "staleness_mean": float(np.mean(staleness)),
             "staleness_max": max(staleness),
             "age_seconds_mean": float(np.mean(ages)),
@@ -241,7 +241,7 @@ class LearnerWorker:
         self._clock = _Clock()
         log.info(
             "step %d/%d: reward %.3f, staleness %d, gamma %.4f",
-            self._trainer.step, self._settings.run.steps, record["reward_mean"], max(staleness),
+            self._trainer.step, self._settings.run.steps, reward, max(staleness),
             report.diagnostics.get("gamma_mean", 1.0),
         )  # fmt: skip
 

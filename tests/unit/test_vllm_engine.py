@@ -19,9 +19,17 @@ from safetensors.numpy import load_file, save_file
 from services.generation.engines import vllm_launch
 from services.generation.engines.base import EngineSampling
 from services.generation.engines.vllm import VllmEngine
-from services.generation.engines.vllm_output import spans_between, unpack_rows
+from services.generation.engines.vllm_output import unpack_rows
 from shared.errors import CorruptDataError, MissingDependencyError, PreconditionError, UnavailableError
-from shared.trajectory import Completion, RouterLayout, ScoreFunction, VersionSpan, spans_of, versions_of
+from shared.trajectory import (
+    Completion,
+    RouterLayout,
+    ScoreFunction,
+    VersionSpan,
+    spans_between,
+    spans_of,
+    versions_of,
+)
 from tests.contract.reference import Reference, check
 from tests.models import EOS, save_model
 

@@ -16,7 +16,7 @@ from services.generation.engines.base import EngineSampling
 from services.generation.engines.torch_model import Policy
 from services.generation.engines.torch_sampling import sample
 from shared.errors import PreconditionError
-from shared.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
+from shared.trajectory import Completion, FinishReason, RouterTrace, spans_between
 
 # Float32 in another order of summation, and one unit in the last place of a float16 score.
 _PROBE_TOLERANCE = 1e-2
@@ -53,16 +53,10 @@ class Sequence:
             index=self.index,
             token_ids=np.array(self.tokens[first:], dtype=np.int32),
             logprobs=np.array(self.logprobs[first:], dtype=np.float32),
-            versions=self._spans(first),
+            versions=spans_between(self.starts, first, len(self.tokens)),
             finish_reason=self.finish_reason,
             router_trace=trace,
         )
-
-    def _spans(self, first: int) -> tuple[VersionSpan, ...]:
-        """The versions of the tokens from `first` on."""
-        ends = [start for _, start in self.starts[1:]] + [len(self.tokens)]
-        spans = [(version, end - max(start, first)) for (version, start), end in zip(self.starts, ends, strict=True)]
-        return tuple(VersionSpan(version, tokens) for version, tokens in spans if tokens > 0)
 
 
 class SlotCache:

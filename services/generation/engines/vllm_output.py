@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import PreconditionError
-from shared.trajectory import Completion, FinishReason, RouterLayout, RouterTrace, VersionSpan
+from shared.trajectory import Completion, FinishReason, RouterLayout, RouterTrace, spans_between
 
 _FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -32,16 +32,6 @@ def to_completion(
         versions=spans_between(starts, first, end),
         finish_reason=_FINISH_REASONS[output.finish_reason] if ended else None,
         router_trace=unpack_rows(output.routed_experts, layout, end) if ended and layout is not None else None,
-    )
-
-
-def spans_between(starts: list[tuple[str, int]], begin: int, end: int) -> tuple[VersionSpan, ...]:
-    """The versions of tokens [begin, end)."""
-    ends = [start for _, start in starts[1:]] + [end]
-    return tuple(
-        VersionSpan(int(version), min(stop, end) - max(start, begin))
-        for (version, start), stop in zip(starts, ends, strict=True)
-        if max(start, begin) < min(stop, end)
     )
 
 
