@@ -18,9 +18,25 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
         file.write(line + "\n")
 
 
+class Tail:
+    """Follows a file of records that grows: every read gives what came since the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The complete lines that are new; none where the file does not exist yet."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """All complete lines so far; none where the file does not exist yet."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return Tail(path).read()

@@ -1,33 +1,83 @@
 """Where the routers of a model family sit in transformers and how they score: the one table for a new family.
 
 Needs torch and transformers, so only the learner and the torch engine import it.
+
+Shapes: N tokens of a forward pass, E experts, K experts activated per token.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, PreconditionError
 from shared.trajectory import RouterLayout, ScoreFunction
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A router's forward gives (logits [N, E], weights [N, K], expert ids [N, K]) for N tokens, E experts."""
+    """What a router makes of its logits.
+
+    Its forward gives (logits [N, E], combine weights [N, K], expert ids [N, K]). Whatever selects the ids, such as
+    groups of experts or a correction bias, has no part in the weights: these follow from the logits at the ids.
+    """
 
     router: str  # path of the router inside a decoder layer; absent in dense layers
     score_function: ScoreFunction
+    normalised: bool = False  # weights are divided by their sum; a router's own norm_topk_prob goes before
+    sparse: bool = False  # the forward gives (weights [N, E], 0 for experts that are not chosen; logits [N, E])
+
+    def read(self, router: Any, output: Any) -> tuple[Tensor, Tensor]:
+        """Logits [N, E] and the ids [N, K] of the chosen experts, from the output of the router's forward."""
+        if self.sparse:
+            weights, logits = output
+            return logits, weights.topk(router.top_k, dim=-1).indices
+        logits, _, expert_ids = output
+        return logits, expert_ids
+
+    def weights(self, router: Any, logits: Tensor, expert_ids: Tensor) -> Tensor:
+        """Combine weights [N, K] float32 of given experts [N, K] int64. Gradient flows to the logits."""
+        weights = log_scores(self.score_function, logits, expert_ids).exp()
+        if getattr(router, "norm_topk_prob", self.normalised):
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return weights * getattr(router, "routed_scaling_factor", 1.0)
+
+    def reroute(self, router: Any, output: Any, expert_ids: Tensor) -> tuple[Tensor, ...]:
+        """The output of a router's forward had it chosen `expert_ids` [N, K] int64, all different for a token."""
+        logits, _ = self.read(router, output)
+        weights = self.weights(router, logits, expert_ids)
+        if self.sparse:
+            return weights.new_zeros(logits.shape).scatter(1, expert_ids, weights).to(output[0].dtype), logits
+        return logits, weights.to(output[1].dtype), expert_ids
 
 
 # By `model_type` of the Hugging Face config.
-FAMILIES = {
-    "mixtral": Family("mlp.gate", ScoreFunction.SOFTMAX),
+FAMILIES: Mapping[str, Family] = {
+    "deepseek_v3": Family("mlp.gate", ScoreFunction.SIGMOID),
+    "glm4_moe": Family("mlp.gate", ScoreFunction.SIGMOID),
+    "gpt_oss": Family("mlp.router", ScoreFunction.SOFTMAX_TOPK),
+    "llama4_text": Family("feed_forward.router", ScoreFunction.SIGMOID, sparse=True),
+    "mixtral": Family("mlp.gate", ScoreFunction.SOFTMAX, normalised=True),
     "olmoe": Family("mlp.gate", ScoreFunction.SOFTMAX),
     "qwen2_moe": Family("mlp.gate", ScoreFunction.SOFTMAX),
     "qwen3_moe": Family("mlp.gate", ScoreFunction.SOFTMAX),
 }
+
+
+def log_scores(function: ScoreFunction, logits: Tensor, expert_ids: Tensor) -> Tensor:
+    """Natural log of the scores [N, K] float32 of experts [N, K] int64 from logits [N, E] of any float type.
+
+    Softmax scores are over *all* experts, whatever the family does to the combine weights.
+    """
+    chosen = logits.gather(-1, expert_ids).float()
+    if function is ScoreFunction.SIGMOID:
+        return logsigmoid(chosen)
+    if function is ScoreFunction.SOFTMAX_TOPK:
+        return chosen.log_softmax(dim=-1)
+    return chosen - logits.float().logsumexp(dim=-1, keepdim=True)
 
 
 def routers_of(model: PreTrainedModel) -> dict[int, nn.Module]:
@@ -35,7 +85,8 @@ def routers_of(model: PreTrainedModel) -> dict[int, nn.Module]:
     family = FAMILIES.get(model.config.model_type)
     if family is None:
         return {}
-    found = ((i, _descendant(layer, family.router)) for i, layer in enumerate(model.base_model.layers))
+    layers: Any = model.get_submodule("model.layers")  # Llama-4 answers to no other name: it is its own base model
+    found = ((i, _descendant(layer, family.router)) for i, layer in enumerate(layers))
     return {i: router for i, router in found if router is not None}
 
 
@@ -50,6 +101,17 @@ def layout_of(model: PreTrainedModel) -> RouterLayout | None:
         num_experts=first.num_experts,
         top_k=first.top_k,
         score_function=FAMILIES[model.config.model_type].score_function,
+    )
+
+
+def require_layout(model: PreTrainedModel) -> RouterLayout:
+    """Raises PreconditionError for an unknown family or a dense model."""
+    if (layout := layout_of(model)) is not None:
+        return layout
+    raise PreconditionError(
+        f"router shift and routing replay need a model with routers; {model.config.model_type!r} is dense or unknown. "
+        f"Known families: {', '.join(sorted(FAMILIES))}. Other models train with router_shift = false and "
+        'routing_replay = "none"'
     )
 
 

@@ -2,7 +2,8 @@
 
 A recipe has one table per component. Each component's pydantic model stands beside the code it configures; this
 module has the tables that every service reads, and the loader. `ROUTERSHIFT_LEARNER__GAMMA_MIN=0.9` in the
-environment and `--set learner.gamma_min=0.9` as a flag both mean `gamma_min` in the table `[learner]`.
+environment and `--set learner.gamma_min=0.9` as a flag both mean `gamma_min` in the table `[learner]`. Tables in tables
+go on the same way: `ROUTERSHIFT_LEARNER__LORA__RANK=8`, `--set learner.lora.rank=8`.
 """
 
 import difflib
@@ -50,8 +51,10 @@ class RunSettings(Table):
     steps: int = Field(100, ge=1, description="optimizer batches, each of which publishes a version")
     groups_per_step: int = Field(32, ge=1, description="prompts in an optimizer batch")
     samples_per_group: int = Field(8, ge=2, description="responses to each prompt")
+    max_tokens: int = Field(24, ge=1, description="longest response")
     temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature of rollouts and of evaluation")
     max_staleness: int = Field(2, ge=0, description="versions that a trajectory may be behind when it is trained on")
+    evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
 
     @property
     def path(self) -> Path:
@@ -121,10 +124,16 @@ def load(
         InvalidInputError: not TOML, an unknown table or key (names the nearest), or a value out of range.
     """
     data = _read(recipe) if recipe else {}
-    for source, table, key, value in (*_from_environment(environment), *_from_flags(flags)):
-        if not isinstance(data.setdefault(table, {}), dict):
-            raise InvalidInputError(f"{source}: {table} is a single value in the recipe; expected a table [{table}]")
-        data[table][key] = value
+    for source, path, value in (*_from_environment(environment), *_from_flags(flags)):
+        table = data
+        for depth, name in enumerate(path[:-1], 1):
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                named = ".".join(path[:depth])
+                raise InvalidInputError(
+                    f"{source}: {named} is a single value in the recipe; expected a table [{named}]"
+                )
+        table[path[-1]] = value
     others = set(SERVICES) - set(model.model_fields)
     try:
         return model.model_validate({table: keys for table, keys in data.items() if table not in others})
@@ -145,24 +154,24 @@ def _read(recipe: Path) -> dict[str, Any]:
     return data
 
 
-def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[str, str, str, str]]:
+def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[str, list[str], str]]:
     for name, value in sorted(environment.items()):
         if name.startswith(ENV_PREFIX):
-            table, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
-            if not key:
+            path = name.removeprefix(ENV_PREFIX).lower().split("__")
+            if len(path) < 2 or not all(path):
                 raise InvalidInputError(f"environment variable {name} names no key; expected {ENV_PREFIX}TABLE__KEY")
-            yield name, table, key, value
+            yield name, path, value
     if url := environment.get("REDIS_URL"):
-        yield "REDIS_URL", "redis", "url", url
+        yield "REDIS_URL", ["redis", "url"], url
 
 
-def _from_flags(flags: Iterable[str]) -> Iterable[tuple[str, str, str, str]]:
+def _from_flags(flags: Iterable[str]) -> Iterable[tuple[str, list[str], str]]:
     for flag in flags:
         name, equals, value = flag.partition("=")
-        table, dot, key = name.partition(".")
-        if not (equals and dot and table and key):
+        path = name.split(".")
+        if not equals or len(path) < 2 or not all(path):
             raise InvalidInputError(f"--set {flag!r} is not an assignment; expected --set table.key=value")
-        yield f"--set {name}", table, key, value
+        yield f"--set {name}", path, value
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

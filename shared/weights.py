@@ -7,7 +7,7 @@ by an atomic rename, so a reader sees all of it or nothing.
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from google.protobuf import json_format
@@ -22,13 +22,36 @@ _READABLE = 0o644
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def publish(root: Path, version: int, write: Callable[[Path], None], keep: int) -> pb.WeightsManifest:
+def folder_name(version: int) -> str:
+    """Of a version, below the weights root; names sort as versions do."""
+    return f"v{version:08d}"
+
+
+def protected_versions(progress: Mapping[str, str], version: int, evaluate_every: int) -> set[int]:
+    """The versions whose weights and checkpoint are kept beside the newest: at most four.
+
+    These are the best one, the one last evaluated, the one being evaluated, and the newest multiple of
+    `evaluate_every`, which the curriculum may not have begun with.
+
+    Args:
+        progress: of the run, as the curriculum and the learner report it.
+        version: the newest.
+        evaluate_every: versions between evaluations; 0: first and last only.
+    """
+    reported = ("best_version", "evaluated_version", "evaluating_version")
+    protected = {int(progress[name]) for name in reported if name in progress}
+    return protected | ({version // evaluate_every * evaluate_every} if evaluate_every else set())
+
+
+def publish(
+    root: Path, version: int, write: Callable[[Path], None], keep: int, protected: Collection[int] = ()
+) -> pb.WeightsManifest:
     """Calls `write(folder)` on an empty folder, then makes its safetensors files version `version`.
 
-    The `keep` newest versions stay on disk. Publishing a version again replaces it.
+    The `keep` newest versions and the `protected` ones stay on disk. Publishing a version again replaces it.
     """
     root.mkdir(parents=True, exist_ok=True)
-    name = f"v{version:08d}"
+    name = folder_name(version)
     beside = root / f".{name}.{os.getpid()}"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
@@ -46,8 +69,10 @@ def publish(root: Path, version: int, write: Callable[[Path], None], keep: int) 
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
     sync(root)
+    spared = {folder_name(each) for each in protected}
     for old in sorted(root.glob("v*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name not in spared:
+            shutil.rmtree(old, ignore_errors=True)
     return manifest
 
 

@@ -18,7 +18,7 @@ from shared import records
 from shared.errors import DeadlineError, UnavailableError
 from shared.settings import RedisSettings
 from shared.streams.connection import connect
-from shared.streams.run import FINISHED, Ledger, Run
+from shared.streams.run import FINISHED, PAUSED, Ledger, Run
 
 _STALL_SECONDS = 180.0
 _DRAIN_SECONDS = 60.0
@@ -61,12 +61,26 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     finally:
         watching.cancel()
     folder = running.recipe.run.path
-    details = {**summary, "seed": running.recipe.run.seed, "peak_memory_bytes": memory.peak}
+    evaluations = records.read(folder / records.EVALUATIONS)
+    best = report.best(folder, evaluations)
+    details = {
+        **summary,
+        "greedy_accuracy_before": round(evaluations[0]["greedy_accuracy"], 4),
+        "greedy_accuracy_after": round(evaluations[-1]["greedy_accuracy"], 4),
+        "pass_at_k_after": {k: round(share, 4) for k, share in evaluations[-1]["pass_at_k"].items()},
+        "best": best,
+        "seed": running.recipe.run.seed,
+        "peak_memory_bytes": memory.peak,
+    }
     (folder / "summary.json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
     plot, page = report.write(folder)
     _say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
     _say(f"checkpoint: {folder / 'checkpoints'}")
     _say(f"weights:    {folder / 'weights'}")
+    _say(f"best:       version {best['version']}, held-out accuracy {best['accuracy']:.3f}")
+    for kind in ("checkpoint", "weights"):
+        if best[kind]:
+            _say(f"            {best[kind]}")
     _say(f"metrics:    {folder / records.LEARNER}, {folder / records.EVALUATIONS}")
     _say(f"plot:       {plot}")
     _say(f"report:     {page}")
@@ -85,7 +99,7 @@ async def _follow(running: Services) -> Ledger:
             if ended.done():
                 raise ended.result()
             progress = await run.progress()
-            shown.update()
+            shown.update(progress.get("phase"))
             if progress.get("phase") == FINISHED and progress.get("final_evaluation") == progress.get("version"):
                 break
             if shown.idle_seconds > _STALL_SECONDS:
@@ -112,34 +126,36 @@ class _Shown:
     """Says what is new in the records since the last look."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        self._folder = folder
         self._steps = steps
-        self._seen = {records.LEARNER: 0, records.EVALUATIONS: 0}
+        self._learner = records.Tail(folder / records.LEARNER)
+        self._evaluations = records.Tail(folder / records.EVALUATIONS)
         self._changed = time.monotonic()
+        self._phase: str | None = None
 
     @property
     def idle_seconds(self) -> float:
         return time.monotonic() - self._changed
 
-    def update(self) -> None:
-        for record in self._new(records.EVALUATIONS):
+    def update(self, phase: str | None) -> None:
+        steps, evaluations = self._learner.read(), self._evaluations.read()
+        if steps or evaluations or phase == PAUSED:
+            self._changed = time.monotonic()
+        if phase == PAUSED != self._phase:
+            _say("the learner is paused, and goes on when its door LearnerService.Resume is called")
+        self._phase = phase
+        for record in evaluations:
+            shares = {"greedy": record["greedy_accuracy"]} | {f"pass@{k}": p for k, p in record["pass_at_k"].items()}
             _say(
                 f"version {record['version']:>4}: held-out accuracy {record['accuracy']:.3f} "
+                f"({', '.join(f'{name} {share:.3f}' for name, share in shares.items())}) "
                 f"on {record['problems']} problems x {record['samples'] // record['problems']}"
             )
-        for record in self._new(records.LEARNER):
+        for record in steps:
             if record["step"] % 10 == 0 or record["step"] in (1, self._steps):
                 _say(
                     f"step {record['step']:>4}/{self._steps}: reward {record['reward_mean']:.3f}, "
                     f"staleness {record['staleness_max']}, gamma {record.get('gamma_mean', 1.0):.4f}"
                 )
-
-    def _new(self, name: str) -> list[dict[str, Any]]:
-        new = records.read(self._folder / name)[self._seen[name] :]
-        self._seen[name] += len(new)
-        if new:
-            self._changed = time.monotonic()
-        return new
 
 
 def _summary(running: Services, ledger: Ledger, seconds: float) -> dict[str, Any]:

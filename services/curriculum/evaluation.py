@@ -4,8 +4,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import comb
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 from google.protobuf import struct_pb2
 
 from routershift.v1 import trajectory_pb2 as pb
@@ -13,71 +16,94 @@ from services.curriculum.settings import Settings
 from services.curriculum.tasks import Problem
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import UnavailableError
+from shared.trajectory import Completion
 
 _TIMEOUT_SECONDS = 120.0
+_GREEDY = 0.0  # temperature at which generation takes the likeliest token
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Sampled pass@1 over held-out problems, at the temperature of training."""
+    """Accuracy on held-out problems, sampled at the temperature of training and greedy."""
 
-    version: int  # the oldest that sampled a token of it
+    version: int  # the one evaluated; while training goes on, later ones answer some of the problems
+    oldest_version: int  # of those that sampled a token
     newest_version: int
     problems: int
-    samples: int  # responses in all
-    accuracy: float
-    valid: float  # share of responses that are well-formed, right or wrong
-    mean_tokens: float
+    samples: int  # sampled responses in all
+    accuracy: float  # pass@1: the share of correct ones among them
+    pass_at_k: dict[int, float]
+    greedy_accuracy: float  # of one response a problem
+    valid: float  # share of the sampled responses that are well-formed, right or wrong
+    mean_tokens: float  # of a sampled response
     seconds: float
 
     def as_record(self) -> dict[str, Any]:
         return asdict(self)
 
 
-async def evaluate(problems: Sequence[Problem], tables: Settings) -> Evaluation:
-    """Samples and scores every problem. The same seeds each time, so that two versions see the same draws.
+async def evaluate(problems: Sequence[Problem], version: int, tables: Settings) -> Evaluation:
+    """Answers and scores every problem. The same seeds each time, so that two versions see the same draws.
+
+    Args:
+        problems: held out.
+        version: the one that the evaluation is of, which generation serves.
+        tables: settings.
 
     Raises:
         UnavailableError: a response could not be scored; a partial accuracy would be a wrong one.
     """
     began = time.perf_counter()
     run, settings = tables.run, tables.curriculum
+    n = settings.evaluation_samples
     limit = asyncio.Semaphore(settings.evaluation_concurrency)
     async with (
         GenerationClient(settings.generation_address, _TIMEOUT_SECONDS) as generation,
         RewardClient(settings.reward_address, _TIMEOUT_SECONDS) as reward,
     ):
 
-        async def one(index: int, problem: Problem) -> tuple[list[pb.Score], list[int], int]:
+        async def answer(index: int, problem: Problem) -> tuple[list[Completion], list[pb.Score]]:
+            """n sampled ones, and after them the greedy one."""
+            prompt, longest = problem.prompt, run.max_tokens
             async with limit:
-                completions = await generation.generate(
-                    problem.prompt,
-                    n=settings.evaluation_samples,
-                    temperature=run.temperature,
-                    max_tokens=settings.max_tokens,
-                    seed=index * settings.evaluation_samples,
+                sampled, greedy = await asyncio.gather(
+                    generation.generate(prompt, n=n, temperature=run.temperature, max_tokens=longest, seed=index * n),
+                    generation.generate(prompt, n=1, temperature=_GREEDY, max_tokens=longest),
                 )
-                scores = await reward.score(
-                    run.task, problem.prompt, [c.text for c in completions], struct(problem.reference)
-                )
-            versions = [span.version for c in completions for span in c.versions]
-            return scores, versions, sum(c.token_ids.size for c in completions)
+                completions = [*sampled, *greedy]
+                texts = [completion.text for completion in completions]
+                return completions, await reward.score(run.task, prompt, texts, struct(problem.reference))
 
-        results = await asyncio.gather(*(one(i, p) for i, p in enumerate(problems)))
-    scores = [score for each, _, _ in results for score in each]
+        answers = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(problems)))
+    scores = [score for _, each in answers for score in each]
     if unscored := [s for s in scores if s.outcome != pb.OUTCOME_SCORED]:
         raise UnavailableError(f"{len(unscored)} of {len(scores)} held-out responses not scored: {unscored[0].error}")
-    versions = [version for _, each, _ in results for version in each]
+    versions = [span.version for each, _ in answers for completion in each for span in completion.versions]
+    correct = np.array([[score.parts["correct"] == 1 for score in each] for _, each in answers])
+    valid = np.array([[score.parts["valid"] for score in each] for _, each in answers])
+    tokens = np.array([[completion.token_ids.size for completion in each] for each, _ in answers])
+    sampled = correct[:, :n]
     return Evaluation(
-        version=min(versions),
+        version=version,
+        oldest_version=min(versions),
         newest_version=max(versions),
         problems=len(problems),
-        samples=len(scores),
-        accuracy=sum(s.parts["correct"] for s in scores) / len(scores),
-        valid=sum(s.parts["valid"] for s in scores) / len(scores),
-        mean_tokens=sum(tokens for _, _, tokens in results) / len(scores),
+        samples=sampled.size,
+        accuracy=float(sampled.mean()),
+        pass_at_k={k: fmean(pass_at_k(n, int(right), k) for right in sampled.sum(1)) for k in settings.pass_at},
+        greedy_accuracy=float(correct[:, n].mean()),
+        valid=float(valid[:, :n].mean()),
+        mean_tokens=float(tokens[:, :n].mean()),
         seconds=time.perf_counter() - began,
     )
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Chance that k of these samples hold a correct one: an unbiased estimate of that of k fresh ones.
+
+    Equation 1 of arXiv 2107.03374: 1 - C(n - c, k) / C(n, k), for k up to n.
+    """
+    return 1 - comb(samples - correct, k) / comb(samples, k)
 
 
 def struct(values: dict[str, Any]) -> struct_pb2.Struct:

@@ -5,8 +5,15 @@ from prometheus_client import Counter, Gauge
 PROMPTS = Counter("routershift_curriculum_prompts_total", "Prompts admitted")
 WAIT_SECONDS = Counter("routershift_curriculum_wait_seconds_total", "Time spent waiting to admit a prompt", ["reason"])
 TICKETS = Gauge("routershift_curriculum_tickets_held", "Groups that hold a ticket")
-ACCURACY = Gauge("routershift_curriculum_held_out_accuracy", "Share of correct responses in the last evaluation")
+ACCURACY = Gauge(
+    "routershift_curriculum_held_out_accuracy", "Share of correct responses in the last evaluation", ["decoding"]
+)
+PASS_AT_K = Gauge(
+    "routershift_curriculum_held_out_pass_at_k", "Chance that one of k sampled responses is correct", ["k"]
+)
 EVALUATED_VERSION = Gauge("routershift_curriculum_evaluated_version", "Policy version of the last evaluation")
+BEST_VERSION = Gauge("routershift_curriculum_best_version", "Policy version of the highest accuracy when sampled")
+BEST_ACCURACY = Gauge("routershift_curriculum_best_accuracy", "Its share of correct responses when sampled")
 EVALUATIONS = Counter("routershift_curriculum_evaluations_total", "Evaluations by outcome", ["outcome"])
 STREAM_ENTRIES = Gauge("routershift_stream_entries", "Entries in a stream, those being worked on included", ["stream"])
 STREAM_BYTES = Gauge("routershift_stream_bytes", "Payload bytes in a stream", ["stream"])

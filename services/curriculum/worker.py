@@ -59,19 +59,24 @@ class CurriculumWorker:
         """
         if "evaluated_version" in await self._run.progress():
             return
-        await self._until_served(0)
-        await self._evaluate()
+        await self._evaluate(await self._until_served(0))
 
     async def evaluate_versions(self) -> None:
-        """Evaluates every `evaluate_every` versions, and the last."""
-        every = self._settings.curriculum.evaluate_every
-        evaluated = int((await self._run.progress()).get("evaluated_version", 0))
+        """Evaluates every multiple of `run.evaluate_every`, and the last version.
+
+        These are the versions that the learner keeps. A multiple that is published while another is evaluated is passed
+        over: by the time it had its turn, later versions would answer for it.
+        """
+        every = self._settings.run.evaluate_every
+        progress = await self._run.progress()
+        evaluated, passed = int(progress.get("evaluated_version", 0)), int(progress.get("version", 0))
         while True:
             progress = await self._run.progress()
             version, finished = int(progress.get("version", 0)), progress.get("phase") == FINISHED
-            if version > evaluated and (finished or (every > 0 and version // every > evaluated // every)):
-                await self._try_evaluate(version)
-                evaluated = version
+            due = version if finished else version // every * every if every else 0
+            if due > evaluated and (finished or due >= passed):
+                await self._try_evaluate(due)
+                evaluated, passed = due, int((await self._run.progress())["version"])
             if finished:
                 await self._run.report_progress(final_evaluation=version)
             await asyncio.sleep(self._poll)
@@ -102,7 +107,7 @@ class CurriculumWorker:
             sampling=pb.SamplingParams(
                 n=run.samples_per_group,
                 temperature=run.temperature,
-                max_tokens=self._settings.curriculum.max_tokens,
+                max_tokens=run.max_tokens,
                 seed=self._first_seed + index * run.samples_per_group,
             ),
         )
@@ -112,30 +117,49 @@ class CurriculumWorker:
     async def _try_evaluate(self, version: int) -> None:
         """A failure on the way is counted, and a later version gets its chance."""
         try:
+            await self._run.report_progress(evaluating_version=version)
             await self._until_served(version)
-            await self._evaluate()
+            await self._evaluate(version)
         except RouterShiftError as error:
             metrics.EVALUATIONS.labels("failed").inc()
             log.warning("evaluation of version %d failed: %s", version, error)
 
-    async def _evaluate(self) -> None:
-        """Evaluates what generation serves now, and publishes the result."""
-        result = await evaluate(self._held_out, self._settings)
-        metrics.EVALUATIONS.labels("ok").inc()
-        metrics.ACCURACY.set(result.accuracy)
-        metrics.EVALUATED_VERSION.set(result.version)
+    async def _evaluate(self, version: int) -> None:
+        """Evaluates what generation serves now, in the name of `version`, and publishes the result."""
+        result = await evaluate(self._held_out, version, self._settings)
+        best = await self._run.progress()
+        best_version, best_accuracy = int(best.get("best_version", version)), float(best.get("best_accuracy", 0.0))
+        if result.accuracy > best_accuracy:
+            best_version, best_accuracy = version, result.accuracy
         records.append(self._settings.run.path / records.EVALUATIONS, result.as_record())
-        await self._run.report_progress(evaluated_version=result.version, accuracy=result.accuracy)
-        log.info("version %d: held-out accuracy %.3f (%.1f s)", result.version, result.accuracy, result.seconds)
+        await self._run.report_progress(
+            evaluated_version=version,
+            accuracy=result.accuracy,
+            greedy_accuracy=result.greedy_accuracy,
+            best_version=best_version,
+            best_accuracy=best_accuracy,
+        )
+        metrics.EVALUATIONS.labels("ok").inc()
+        metrics.ACCURACY.labels("sampled").set(result.accuracy)
+        metrics.ACCURACY.labels("greedy").set(result.greedy_accuracy)
+        for k, share in result.pass_at_k.items():
+            metrics.PASS_AT_K.labels(k).set(share)
+        metrics.EVALUATED_VERSION.set(version)
+        metrics.BEST_VERSION.set(best_version)
+        metrics.BEST_ACCURACY.set(best_accuracy)
+        log.info(
+            "version %d: held-out accuracy %.3f, greedy %.3f (%.1f s)",
+            version, result.accuracy, result.greedy_accuracy, result.seconds,
+        )  # fmt: skip
 
-    async def _until_served(self, version: int) -> None:
-        """Waits until generation serves this version or a later one."""
+    async def _until_served(self, version: int) -> int:
+        """Waits until generation serves this version or a later one, and gives the one it serves."""
         deadline = time.monotonic() + _SERVED_SECONDS
         async with GenerationClient(self._settings.curriculum.generation_address) as generation:
             while True:
                 with contextlib.suppress(UnavailableError):  # it is still loading its model
-                    if (await generation.status()).version >= version:
-                        return
+                    if (served := (await generation.status()).version) >= version:
+                        return served
                 if time.monotonic() > deadline:
                     raise DeadlineError(f"generation does not serve version {version} after {_SERVED_SECONDS} s")
                 await asyncio.sleep(self._poll)

@@ -57,7 +57,7 @@ def test_a_redis_that_is_not_there(start: Start) -> None:
 
 
 def test_a_prompt_longer_than_the_model(start: Start) -> None:
-    flags = settings(generation__max_model_len=8, curriculum__max_tokens=4)
+    flags = settings(generation__max_model_len=8, run__max_tokens=4)
     fails_with(start("run", str(RECIPE), *flags), "prompt is", "max_model_len")
 
 

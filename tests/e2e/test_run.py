@@ -55,6 +55,11 @@ def test_a_run_goes_through_every_service_to_the_end(start: Start, tmp_path: Pat
     assert (evaluations[0]["version"], evaluations[-1]["version"]) == (0, STEPS)
     for name in ("report.png", "report.html", "summary.json"):
         assert (folder / name).stat().st_size > 100
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    assert best["version"] in (0, STEPS)
+    if best["version"]:
+        assert (tmp_path / best["checkpoint"]).is_dir()
+        assert (tmp_path / best["weights"]).is_dir()
     published = sorted(path.name for path in (folder / "weights").iterdir())
     assert published[-1] == f"v{STEPS:08d}"
     assert (folder / "weights" / published[-1] / weights.MANIFEST).is_file()

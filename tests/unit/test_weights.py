@@ -34,6 +34,20 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000003", "v00000004"]
 
 
+def test_protected_versions_stay_too(tmp_path: Path) -> None:
+    for version in range(6):
+        weights.publish(tmp_path, version, write(version), keep=1, protected={1, 3, 77} if version < 5 else {3})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000003", "v00000005"]
+
+
+def test_what_was_evaluated_is_being_or_may_come_to_be_is_protected() -> None:
+    progress = {"best_version": "20", "evaluated_version": "60", "evaluating_version": "80", "step": "107"}
+    assert weights.protected_versions(progress, 107, 20) == {20, 60, 80, 100}
+    assert weights.protected_versions(progress, 107, 0) == {20, 60, 80}
+    assert weights.protected_versions({}, 20, 20) == {20}
+    assert weights.protected_versions({}, 7, 0) == set()
+
+
 def test_publishing_again_replaces(tmp_path: Path) -> None:
     weights.publish(tmp_path, 1, write(1.0), keep=2)
     manifest = weights.publish(tmp_path, 1, write(2.0), keep=2)
