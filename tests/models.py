@@ -6,6 +6,14 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MixtralConfig,
     MixtralForCausalLM,
     OlmoeConfig,
@@ -45,6 +53,40 @@ _QWEN3: dict[str, Any] = {"head_dim": 32, "norm_topk_prob": True}
 _OLMOE: dict[str, Any] = {"num_experts": EXPERTS, "num_experts_per_tok": TOP_K}
 _MIXTRAL: dict[str, Any] = {"num_local_experts": EXPERTS, "num_experts_per_tok": TOP_K, "sliding_window": None}
 _QWEN2: dict[str, Any] = {"shared_expert_intermediate_size": 64}
+# Experts come from one of two groups; the first layer is dense.
+_GROUPED: dict[str, Any] = {
+    "n_routed_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "moe_intermediate_size": 96,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+}
+_DEEPSEEK: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 32,
+}
+_GPT_OSS: dict[str, Any] = {
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "head_dim": 32,
+    "sliding_window": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+_LLAMA4: dict[str, Any] = {
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "head_dim": 32,
+    "intermediate_size_mlp": 96,
+    "moe_layers": [0, 2],
+    "no_rope_layers": [1, 0, 1],
+}
 
 # By name: model class, config class, and what differs from the common settings.
 _KINDS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
@@ -54,7 +96,14 @@ _KINDS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
     "qwen2_moe": (Qwen2MoeForCausalLM, Qwen2MoeConfig, _MOE | _QWEN2),
     "mixtral": (MixtralForCausalLM, MixtralConfig, _MIXTRAL),
     "olmoe": (OlmoeForCausalLM, OlmoeConfig, _OLMOE),
+    "deepseek_v3": (DeepseekV3ForCausalLM, DeepseekV3Config, _GROUPED | _DEEPSEEK),
+    "glm4_moe": (Glm4MoeForCausalLM, Glm4MoeConfig, _GROUPED | {"head_dim": 32}),
+    "gpt_oss": (GptOssForCausalLM, GptOssConfig, _GPT_OSS),
+    "llama4": (Llama4ForCausalLM, Llama4TextConfig, _LLAMA4),
 }
+MOE_KINDS = tuple(kind for kind in _KINDS if kind != "qwen3_dense")
+# What a new model has at zero, and a trained one never.
+_ZERO_AT_FIRST = ("bias", "sinks")
 
 
 def save_model(folder: Path, kind: str = "qwen3_moe", seed: int = 0, **changes: Any) -> Path:
@@ -70,6 +119,9 @@ def save_model(folder: Path, kind: str = "qwen3_moe", seed: int = 0, **changes: 
         with torch.no_grad():
             model.lm_head.weight.normal_(std=0.2)
             model.lm_head.weight[EOS] = 0
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name.endswith(_ZERO_AT_FIRST):
+            tensor.data.normal_(std=0.3)
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.learner.trainer import Group, Sample
+from services.learner.batch import Group, Sample
 from shared import wire
 from shared.errors import CorruptDataError
 from shared.streams.consumer import Entry, parse

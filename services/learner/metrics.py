@@ -26,10 +26,17 @@ DIAGNOSTIC = {
         "loss": "Loss of the last batch",
         "grad_norm": "Gradient norm before clipping",
         "clip_fraction": "Share of tokens whose ratio was clipped",
+        "dropped_fraction": "Share of tokens that the correction dropped",
+        "kl": "KL divergence of the policy from the behaviour policy, estimated on its samples",
+        "reference_kl": "KL divergence of the policy from the model of the start",
+        "entropy": "Mean entropy of the policy over response tokens",
         "gamma_mean": "Mean of gamma, the router shift factor, before its floor",
         "gamma_p10": "10th percentile of gamma",
         "gamma_floor_fraction": "Share of tokens whose gamma was below gamma_min",
         "gamma_at_lag_zero": "Mean of gamma over tokens sampled from the version being trained: engine mismatch alone",
+        "gamma_at_lag_zero_p10": "10th percentile of gamma over those tokens",
     }.items()
 }
 SKIPPED = Counter("routershift_learner_steps_skipped_total", "Batches skipped", ["reason"])
+RUNNING_REWARD = Gauge("routershift_learner_reward_running_mean", "Running mean of the reward, where it is watched")
+COLLAPSED = Gauge("routershift_learner_reward_collapsed", "1 while the running mean has fallen too far from its best")

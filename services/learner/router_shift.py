@@ -1,122 +1,145 @@
 """Router shift: how far the routers have moved, on each response token, since the token was sampled.
 
 arXiv 2510.23027 v2, equations 5 to 9. The old scores come with the rollout, so this needs no forward pass of its
-own: hooks on the routers read the live scores of the recorded experts while the loss is computed.
+own: `services.learner.replay.Routing` shows it the routers' logits while the loss is computed.
 
 Shapes: R response tokens of a micro-batch, L routed layers, K experts activated per token, E experts.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from services.learner.settings import LayerAggregation
-from shared.errors import PreconditionError
-from shared.routers import FAMILIES, layout_of
-from shared.trajectory import RouterLayout
+from shared.routers import log_scores
+from shared.trajectory import ScoreFunction
 
-
-def require_layout(model: PreTrainedModel) -> RouterLayout:
-    """Raises PreconditionError where the model has no routers that this table knows."""
-    if (layout := layout_of(model)) is not None:
-        return layout
-    raise PreconditionError(
-        f"router shift needs a model with routers; {model.config.model_type!r} is dense or unknown. "
-        f"Known families: {', '.join(FAMILIES)}. Use algorithm gmpo or grpo without router_shift for other models"
-    )
+# What a new batch weighs in the running baseline; half of an old disagreement is forgotten after 6.6 batches.
+BASELINE_RATE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
     """What the behaviour policy's routers did for the R response tokens of a micro-batch."""
 
-    rows: Tensor  # [R] int64: where each token is predicted, in the flattened [B * S] input
-    expert_ids: Tensor  # [R, L, K] int32
+    rows: Tensor  # [R] int64: where each token is predicted, in the flattened [N * W] input
+    expert_ids: Tensor  # [R, L, K] uint8 up to 256 experts, else int32
     log_scores: Tensor  # [R, L, K] float16
     missing: Tensor  # [R] bool: the route of some layer was not recorded
+    lag_zero: Tensor  # [R] bool: sampled from exactly the weights that are now in the forward pass
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
     """gamma before its floor, and the shift of each layer. Nothing here carries gradient."""
 
-    log_gamma: Tensor  # [R] float32, <= 0; exactly 0 where a route is missing
-    layers: Tensor  # [L] float32: sum of d over the tokens whose routes are known
+    log_gamma: Tensor  # [R] float32, <= 0, less the mismatch baseline; exactly 0 where a route is missing
+    measured: Tensor  # [R] float32: `log_gamma` with nothing subtracted; the same tensor where there is no baseline
+    layers: Tensor  # [L] float32: sum of the layer's shift, nothing subtracted, over the tokens whose routes are known
 
 
-class Recording:
-    """One forward pass: accumulates over layers, so that its memory grows with R + L only."""
+class Baseline:
+    """How far the routers of two engines disagree on the same weights: no shift, and not to be taken for one.
 
-    def __init__(self, routes: Routes, layers: int, aggregation: LayerAggregation) -> None:
+    Per layer, the median of the shift over tokens of lag zero. A batch's value is the mean over its forward passes,
+    weighted by their tokens of lag zero; over batches it is an exponential average of rate `BASELINE_RATE`.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._medians = torch.full((layers,), torch.nan)
+        self._passes: list[Tensor] = []  # each [L + 1]: medians times tokens, tokens
+
+    @property
+    def medians(self) -> Tensor:
+        """[L] float32 on the CPU, NaN until a batch had tokens of lag zero. State, to be saved and set again."""
+        return self._medians
+
+    @medians.setter
+    def medians(self, medians: Tensor) -> None:
+        self._medians = medians.clone()
+
+    def add(self, medians: Tensor, tokens: Tensor) -> None:
+        """The medians [L] of a forward pass, over `tokens` [] tokens of lag zero; NaN where these are 0."""
+        self._passes.append(torch.cat([medians.nan_to_num() * tokens, tokens[None]]))
+
+    def close_batch(self, total: Callable[[Tensor], Tensor] = lambda value: value) -> None:
+        """Takes the batch's passes into the running medians; `total` sums over ranks."""
+        if not self._passes:
+            return
+        *weighted, tokens = total(torch.stack(self._passes).sum(dim=0)).tolist()
+        self._passes.clear()
+        if tokens > 0:
+            batch = torch.tensor(weighted) / tokens
+            known = torch.where(self._medians.isnan(), batch, self._medians)
+            self._medians = known.lerp(batch, BASELINE_RATE)
+
+
+class ShiftMeter:
+    """Measures one forward pass: accumulates over layers, so that its memory grows with R + L only.
+
+    A layer's shift s is that of `aggregation`:
+        mean: s = d, the mean over experts of |difference of log-scores|, and gamma = exp(-mean over layers of s):
+            equations 5 to 7 of the paper.
+        product: s = -log of the mean over experts of exp(-|difference|), and gamma = exp(-sum over layers of s): the
+            code of its authors.
+    With a baseline b [L], max(s - b, 0) stands for s in gamma.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        layers: int,
+        function: ScoreFunction,
+        aggregation: LayerAggregation,
+        baseline: Tensor | None = None,
+    ) -> None:
         device = routes.rows.device
         self._routes = routes
+        self._function = function
         self._aggregation = aggregation
-        self._log_gamma = torch.zeros(routes.rows.shape[0], device=device)
+        self._baseline = None if baseline is None else baseline.to(device)
+        self._measured = torch.zeros(routes.rows.shape[0], device=device)
+        self._corrected = self._measured if baseline is None else torch.zeros_like(self._measured)
         self._layers = torch.zeros(layers, device=device)
-        self._seen: set[int] = set()
+        self._medians = torch.full((layers,), torch.nan, device=device)
 
     @torch.no_grad()
     def add(self, layer: int, logits: Tensor) -> None:
-        """Takes the router logits [B * S, E] of a layer. Activation checkpointing gives them twice; once counts."""
-        if layer in self._seen:
-            return
-        self._seen.add(layer)
+        """Takes the router logits [N * W, E] of a layer, each layer once."""
         routes = self._routes
-        distance = (live_log_scores(logits, routes, layer) - routes.log_scores[:, layer].float()).abs()
-        shift = distance.mean(dim=1)
+        live = log_scores(self._function, logits.index_select(0, routes.rows), routes.expert_ids[:, layer].long())
+        distance = live.sub_(routes.log_scores[:, layer]).abs_()
+        shift = (
+            distance.mean(dim=1) if self._aggregation == "mean" else distance.neg_().exp_().mean(dim=1).log_().neg_()
+        )
         self._layers[layer] = shift.masked_fill(routes.missing, 0.0).sum()
-        if self._aggregation == "mean":
-            self._log_gamma -= shift / self._layers.shape[0]
-        else:
-            self._log_gamma += distance.neg().exp().mean(dim=1).log()
+        self._measured -= shift
+        if self._baseline is not None:
+            self._medians[layer] = shift.masked_fill(~routes.lag_zero | routes.missing, torch.nan).nanmedian()
+            self._corrected -= (shift - self._baseline[layer].nan_to_num()).clamp_(min=0.0)
+
+    @property
+    def medians(self) -> Tensor:
+        """[L] of the shift over tokens of lag zero; NaN where there are none. Only measured with a baseline."""
+        return self._medians
+
+    @property
+    def lag_zero_tokens(self) -> Tensor:
+        """[] float32: tokens of lag zero whose routes are known."""
+        return (self._routes.lag_zero & ~self._routes.missing).sum().float()
 
     def result(self) -> Shift:
-        return Shift(self._log_gamma.masked_fill(self._routes.missing, 0.0), self._layers)
+        """After the forward pass."""
+        measured = self._log_gamma(self._measured)
+        corrected = measured if self._baseline is None else self._log_gamma(self._corrected)
+        return Shift(corrected, measured, self._layers)
 
-
-class RouterShift:
-    """Hooks on the routers of one model. They do nothing outside of `recording`.
-
-    Args:
-        routers: by index of the decoder layer, in the order of the traces' layers.
-        aggregation: `mean` is the paper's gamma = exp(-mean over layers of d). `product` is that of its authors'
-            code: for each layer the mean over experts of exp(-|difference|), multiplied over the layers.
-    """
-
-    def __init__(self, routers: Mapping[int, nn.Module], aggregation: LayerAggregation) -> None:
-        self._aggregation = aggregation
-        self._layers = len(routers)
-        self._recording: Recording | None = None
-        for layer, router in enumerate(routers.values()):
-            router.register_forward_hook(self._hook_of(layer))
-
-    @contextmanager
-    def recording(self, routes: Routes) -> Iterator[Recording]:
-        """Records the forward pass, in the body, of the micro-batch that `routes` belongs to."""
-        self._recording = Recording(routes, self._layers, self._aggregation)
-        try:
-            yield self._recording
-        finally:
-            self._recording = None
-
-    def _hook_of(self, layer: int) -> Any:
-        def hook(router: nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> None:
-            if self._recording is not None:
-                self._recording.add(layer, output[0])
-
-        return hook
-
-
-def live_log_scores(logits: Tensor, routes: Routes, layer: int) -> Tensor:
-    """log of the softmax score of the recorded experts, [R, K] float32; nothing of [R, L, E] is kept."""
-    of_response = logits[routes.rows].float()
-    return of_response.gather(1, routes.expert_ids[:, layer].long()) - of_response.logsumexp(dim=-1, keepdim=True)
+    def _log_gamma(self, total: Tensor) -> Tensor:
+        scale = self._layers.shape[0] if self._aggregation == "mean" else 1
+        return (total / scale).masked_fill(self._routes.missing, 0.0)
 
 
 def clip_log_gamma(log_gamma: Tensor, gamma_min: float) -> Tensor:

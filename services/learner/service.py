@@ -30,9 +30,7 @@ class LearnerService(Service):
 
     async def start(self, run: Run) -> None:
         settings = self._settings
-        trainer = await asyncio.to_thread(
-            Trainer, settings.learner, settings.run.model, settings.run.seed, settings.run.temperature
-        )
+        trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run)
         contained = await asyncio.to_thread(checkpoint.load_latest, settings.run.path / "checkpoints", trainer)
         self._consumer = run.consumer(Stream.SCORED)
         self._worker = LearnerWorker(settings, trainer, run, self._consumer, contained)

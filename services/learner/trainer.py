@@ -1,32 +1,42 @@
-"""The trainer: turns groups of scored rollouts into optimizer updates. Knows neither gRPC nor Redis."""
+"""The trainer: turns groups of scored rollouts into optimizer updates. Knows neither gRPC nor Redis.
+
+With several ranks every method is collective: rank 0 calls it, which tells the others, and they do their part in
+`follow`. Rank 0 plans and packs for all; a rank sees only the micro-batches that it computes.
+"""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as decode_tensors
+from safetensors.torch import save as encode_tensors
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from torch.optim.lr_scheduler import LambdaLR
 
-from services.learner.advantages import group_advantages
-from services.learner.batch import Batch, Group, Sample, Weighted, collate, micro_batches
-from services.learner.diagnostics import Diagnostics
-from services.learner.objectives import OBJECTIVES, Clipping, PolicyBatch
-from services.learner.router_shift import RouterShift, clip_log_gamma, require_layout
+from services.learner import sharding, state
+from services.learner.advantages import drop_reason
+from services.learner.batch import Group
+from services.learner.check import Limits, check_group
+from services.learner.collate import Batch, Update, decode, encode
+from services.learner.diagnostics import Diagnostics, summarise
+from services.learner.loss import Forward, Loss
+from services.learner.objectives import Totals
+from services.learner.plan import Planner
+from services.learner.policy import Policy, Reference
+from services.learner.ranks import Ranks
+from services.learner.replay import Observation, Routing
+from services.learner.schedule import factor
 from services.learner.settings import LearnerSettings
-from shared.errors import CorruptDataError, InvalidInputError
-from shared.routers import check_layout, layout_of, routers_of
-from shared.trajectory import Completion, RouterLayout
-
-__all__ = ["Group", "Sample", "StepReport", "Trainer"]
+from shared.errors import InvalidInputError
+from shared.settings import RunSettings
+from shared.trajectory import RouterLayout
 
 NON_FINITE = "non_finite"
-_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_BASELINE = "mismatch_baseline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +48,16 @@ class StepReport:
     diagnostics: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What the learner itself said of a micro-batch before the first update of the batch."""
+
+    logprobs: Tensor  # [B, T] float32, of the proximal policy
+    routes: Tensor | None  # the experts it used, for their replay (R2)
+
+
 class Trainer:
-    """A model, its optimizer and the objective.
+    """A policy, its optimizer and the objective.
 
     Everything random is drawn from (seed, step), so a resumed trainer goes on bit for bit as if it had not stopped.
     """
@@ -47,39 +65,49 @@ class Trainer:
     step: int  # batches done; the version of the weights is the same number
     layout: RouterLayout | None
 
-    def __init__(self, settings: LearnerSettings, model_folder: Path, seed: int, temperature: float = 1.0) -> None:
-        """`temperature` is that of the rollouts.
-
-        Raises PreconditionError for router shift on a model without known routers."""
+    def __init__(self, settings: LearnerSettings, run: RunSettings, ranks: Ranks | None = None) -> None:
+        """Raises PreconditionError for router shift or replay on a model without known routers."""
         torch.set_num_threads(settings.threads)
-        transformers_logging.disable_progress_bar()
         self.step = 0
         self._settings = settings
-        self._seed = seed
-        self._temperature = temperature
-        self._device = torch.device(settings.device)
-        self._model, self._export_dtype = _load_model(model_folder, settings, self._device)
-        self.layout = layout_of(self._model)
-        self._shift: RouterShift | None = None
-        if settings.uses_router_shift:
-            self.layout = require_layout(self._model)
-            self._shift = RouterShift(routers_of(self._model), settings.layer_aggregation)
-        self._parameters = dict(self._model.named_parameters())
+        self._run = run
+        self._seed = run.seed
+        self._ranks = ranks or Ranks.open(settings.device)
+        self._policy = Policy(settings, run, self._ranks)
+        self.layout = self._policy.layout
+        self._uses_traces = settings.uses_router_shift or settings.routing_replay == "r3"
+        self._routing: Routing | None = None
+        if self._uses_traces or settings.routing_replay == "r2":
+            self._routing = Routing(
+                self._policy.model, settings.layer_aggregation, settings.routing_replay, settings.mismatch_baseline
+            )
+            self.layout = self._routing.layout
+        self._reference = Reference(self._policy, settings, run, self._ranks) if settings.kl_coefficient else None
+        self._policy.place(settings)
+        self._parameters = self._policy.parameters
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
+            lr=settings.learning_rate,
             betas=(settings.adam_beta1, settings.adam_beta2),
             weight_decay=settings.weight_decay,
+            fused=settings.fused_adam,
         )
-        self._objective = OBJECTIVES[settings.algorithm]
-        self._clipping = Clipping(*settings.clip_range, settings.apply)
+        self._schedule = LambdaLR(self._optimizer, lambda step: factor(step, settings, run.steps))
+        self._loss = Loss(settings)
+        self._planner = Planner(settings, run, self._ranks.size, self._uses_traces)
+        self._limits = Limits(
+            vocabulary=self._policy.model.config.get_text_config().vocab_size,
+            max_tokens=self._policy.model.config.get_text_config().max_position_embeddings,
+            layout=self.layout if self._uses_traces else None,
+        )
 
     def check(self, group: Group) -> None:
         """Raises InvalidInputError or CorruptDataError, naming the sample, where a group cannot be trained on."""
-        for i, sample in enumerate(group.samples):
-            try:
-                self._check(sample)
-            except (InvalidInputError, CorruptDataError) as error:
-                raise type(error)(f"group {group.group_id}, sample {i}: {error}") from None
+        check_group(group, self._limits)
+
+    def drop_reason(self, group: Group) -> str | None:
+        """Why a group has nothing to teach; None where it has."""
+        return drop_reason(self._planner.rewards(group))
 
     def train_step(self, groups: Sequence[Group]) -> StepReport:
         """Takes every update of a batch. Groups must have passed `check`.
@@ -87,175 +115,148 @@ class Trainer:
         An update whose loss or gradient is not finite is left out. A batch with no other update is skipped: `step`,
         weights and optimizer are then as before.
         """
-        settings = self._settings
-        diagnostics = Diagnostics(settings.gamma_min, self.step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = settings.learning_rate * min(1.0, (self.step + 1) / (settings.warmup_steps + 1))
-        taken = 0
-        for minibatch in self._minibatches(groups):
-            taken += self._update(minibatch, diagnostics, is_first=taken == 0)
-        self.step += taken > 0
-        return StepReport(self.step, None if taken else NON_FINITE, diagnostics.result())
+        shares = self._planner.plan(groups, self._seed, self.step)
+        if self._ranks.size == 1:
+            return self._train(shares[0])
+        self._tell("train")
+        return self._train(decode(self._ranks.scatter([encode(share) for share in shares])))
 
     def export_weights(self, folder: Path) -> None:
-        """Writes model.safetensors with the tensor names and the dtype of the model folder."""
-        cast: dict[int, Tensor] = {}  # one copy for tied weights: transformers knows them by their shared memory
-        state = {
-            name: cast.setdefault(tensor.data_ptr(), tensor.to(self._export_dtype))
-            for name, tensor in self._model.state_dict().items()
-        }
-        self._model.save_pretrained(folder, state_dict=state)
+        """Writes safetensors with the tensor names and the dtype of the model folder."""
+        self._tell("export", str(folder))
+        self._policy.export(folder)
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
         """Writes all that `load` needs to go on bit for bit, as safetensors and JSON; `meta` is given back by it."""
-        save_file({name: p.detach().contiguous() for name, p in self._parameters.items()}, folder / _MODEL)
-        moments = {
-            f"{name}/{key}": value.contiguous()
-            for name, parameter in self._parameters.items()
-            for key, value in self._optimizer.state[parameter].items()
-        }
-        save_file(moments, folder / _OPTIMIZER)
-        state = {"step": self.step, "seed": self._seed, "meta": dict(meta)}
-        (folder / _STATE).write_text(json.dumps(state, indent=1))
+        self._tell("save", str(folder), json.dumps(dict(meta)))
+        self._save(folder, meta)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Goes on from what `save` wrote, and returns its `meta`.
+        """Goes on from what `save` wrote, on however many ranks, and returns its `meta`.
 
         Raises:
             InvalidInputError: the checkpoint is of another model.
         """
-        weights = load_file(folder / _MODEL, device=str(self._device))
-        if {n: t.shape for n, t in weights.items()} != {n: p.shape for n, p in self._parameters.items()}:
-            raise InvalidInputError(f"checkpoint {folder} is of another model; use its model folder or another run id")
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(weights[name])
-        self._optimizer.state.clear()
-        for key, value in load_file(folder / _OPTIMIZER, device=str(self._device)).items():
-            name, _, field = key.rpartition("/")
-            # AdamW keeps its update counts on the CPU, whatever the device of the parameters.
-            self._optimizer.state[self._parameters[name]][field] = value.cpu() if field == "step" else value
-        state = json.loads((folder / _STATE).read_text())
-        self.step = int(state["step"])
-        self._seed = int(state["seed"])
-        meta: dict[str, Any] = state["meta"]
-        return meta
+        self._tell("load", str(folder))
+        return self._load(folder)
 
-    def _minibatches(self, groups: Sequence[Group]) -> Iterator[list[Weighted]]:
-        """Each epoch's groups in an order of its own, cut into shares; a group is never divided."""
-        advantages = [group_advantages([sample.reward for sample in group.samples]) for group in groups]
-        order = np.random.default_rng((self._seed, self.step))
-        for _ in range(self._settings.epochs):
-            shares = np.array_split(order.permutation(len(groups)), min(self._settings.minibatches, len(groups)))
-            for share in shares:
-                yield [
-                    Weighted(sample, float(advantage))
-                    for i in share
-                    for sample, advantage in zip(groups[i].samples, advantages[i], strict=True)
-                ]
+    def close(self) -> None:
+        """Lets the other ranks end."""
+        self._tell("stop")
+        self._ranks.close()
 
-    def _update(self, minibatch: Sequence[Weighted], diagnostics: Diagnostics, is_first: bool) -> bool:
+    def follow(self) -> None:
+        """The life of a rank other than 0: does its part of whatever rank 0 does, until that closes."""
+        parts: dict[str, Callable[..., object]] = {
+            "train": lambda: self._train(decode(self._ranks.scatter())),
+            "export": lambda folder: self._policy.export(Path(folder)),
+            "save": lambda folder, meta: self._save(Path(folder), json.loads(meta)),
+            "load": lambda folder: self._load(Path(folder)),
+        }
+        while (command := json.loads(self._ranks.command()))[0] != "stop":
+            parts[command[0]](*command[1:])
+        self._ranks.close()
+
+    def _tell(self, *command: str) -> None:
+        self._ranks.command(json.dumps(command).encode())
+
+    def _train(self, updates: Sequence[Update]) -> StepReport:
+        before = [[self._look(batch) for batch in update.batches] for update in updates]
+        diagnostics = Diagnostics(self.step)
+        taken = 0
+        for update, known in zip(updates, before, strict=True):
+            taken += self._update(update, known, diagnostics, is_unmoved=taken == 0)
+        self.step += taken > 0
+        if taken:
+            self._schedule.step()
+        if self._routing:
+            self._routing.baseline.close_batch(self._ranks.sum)
+        parts = [decode_tensors(part) for part in self._ranks.gather(encode_tensors(diagnostics.tensors()))]
+        numbers = summarise(parts, self._settings.gamma_min) if parts else {}
+        return StepReport(self.step, None if taken else NON_FINITE, numbers)
+
+    @torch.no_grad()
+    def _look(self, batch: Batch) -> _Before | None:
+        """The pass before the first update, where the settings want one; with the routes that the updates will have."""
+        if self._settings.proximal == "behaviour":
+            return None
+        batch = batch.to(self._ranks.device)
+        if self._routing is not None and self._settings.routing_replay == "r2":
+            with self._routing.recording() as recording:
+                logprobs, _ = self._policy.logprobs(batch)
+            return _Before(logprobs, recording.expert_ids())
+        with self._observing(batch, None, is_unmoved=False):
+            return _Before(self._policy.logprobs(batch)[0], None)
+
+    def _update(
+        self, update: Update, before: Sequence[_Before | None], diagnostics: Diagnostics, is_unmoved: bool
+    ) -> bool:
         """One optimizer update; False, and nothing changed, where loss or gradient is not finite."""
         self._optimizer.zero_grad()
-        total = torch.zeros((), device=self._device)
-        for samples in micro_batches(minibatch, self._settings.micro_batch_tokens):
-            batch = collate(samples, self._shift is not None, self._device)
-            loss = self._loss(batch, diagnostics, is_first).sum() / len(minibatch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.max_grad_norm)
-        diagnostics.add_update(norm)
+        total = torch.zeros((), device=self._ranks.device)
+        for batch, known in zip(update.batches, before, strict=True):
+            total += self._backward(batch, update.totals, known, diagnostics, is_unmoved)
+        total = self._ranks.sum(total)
+        norm = sharding.clip_gradients(self._parameters.values(), self._settings.max_grad_norm)
+        diagnostics.add_update(total, norm)
         if not torch.isfinite(total + norm):
             return False
         self._optimizer.step()
         return True
 
-    def _loss(self, batch: Batch, diagnostics: Diagnostics, is_first: bool) -> Tensor:
-        """Loss per response, [B]."""
-        if self._shift is None or batch.routes is None:
-            logprobs, entropy = self._logprobs(batch)
-            shift, log_gamma = None, None
-        else:
-            with self._shift.recording(batch.routes) as recording:
-                logprobs, entropy = self._logprobs(batch)
-            shift = recording.result()
-            log_gamma = _padded(clip_log_gamma(shift.log_gamma, self._settings.gamma_min), batch.mask)
-        policy = PolicyBatch(logprobs, batch.behaviour_logprobs, batch.advantages, batch.mask, log_gamma)
-        result = self._objective(policy, self._clipping)
-        diagnostics.add_forward(batch, policy, result, entropy, shift, is_first)
-        return result.loss
+    def _backward(
+        self, batch: Batch, totals: Totals, before: _Before | None, diagnostics: Diagnostics, is_unmoved: bool
+    ) -> Tensor:
+        """Adds the gradient of a micro-batch; gives its part of the loss."""
+        batch = batch.to(self._ranks.device)
+        reference = self._reference.logprobs(batch) if self._reference else None
+        with self._observing(batch, before, is_unmoved) as observation:
+            logprobs, entropy = self._policy.logprobs(batch, entropy_gradient=self._settings.entropy_coefficient > 0)
+            shift = observation.result() if observation and self._settings.uses_router_shift else None
+            forward = Forward(logprobs, entropy, before.logprobs if before else None, reference, shift)
+            parts = self._loss(batch, forward, totals)
+            parts.loss.backward()  # type: ignore[no-untyped-call]
+        diagnostics.add_forward(batch, forward, parts, is_unmoved)
+        return parts.loss.detach()
 
-    def _logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """log pi_theta of the response tokens, [B, T] float32, and the entropy there, [R] nats, without gradient.
+    def _observing(
+        self, batch: Batch, before: _Before | None, is_unmoved: bool
+    ) -> AbstractContextManager[Observation | None]:
+        """The routers during one forward pass and its backward pass."""
+        if self._routing is None:
+            return nullcontext()
+        routes = batch.routes
+        if routes is not None and (batch.filler or not is_unmoved):
+            routes = replace(routes, lag_zero=torch.zeros_like(routes.lag_zero))
+        return self._routing.observing(routes, before.routes if before else None)
 
-        Padding is on the right and attention causal, so no response token sees it and no mask is needed.
-        """
-        first = int(batch.positions[batch.mask].min())
-        kept = batch.input_ids.shape[1] - first
-        logits = self._model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=kept).logits
-        response = batch.mask.nonzero()[:, 0]
-        rows = logits[response, batch.positions[batch.mask] - first]
-        log_probabilities = (rows.float() / self._temperature).log_softmax(dim=-1)
-        chosen = log_probabilities.gather(1, batch.targets[batch.mask][:, None])[:, 0]
-        with torch.no_grad():
-            entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
-        return _padded(chosen, batch.mask), entropy
+    def _save(self, folder: Path, meta: Mapping[str, Any]) -> None:
+        about = {
+            "step": self.step,
+            "seed": self._seed,
+            "schedule": self._schedule.state_dict(),
+            "lora": self._settings.lora.model_dump(),
+            "meta": dict(meta),
+        }
+        state.save(folder, self._ranks, self._parameters, self._optimizer, self._baseline(), about)
 
-    def _check(self, sample: Sample) -> None:
-        completion, config = sample.completion, self._model.config
-        tokens = completion.token_ids.size
-        lengths = {"logprobs": completion.logprobs.size, "versions": sum(span.tokens for span in completion.versions)}
-        if tokens == 0 or sample.prompt_ids.size == 0:
-            raise InvalidInputError("prompt_ids or token_ids is empty; both need at least one token")
-        if wrong := {name: length for name, length in lengths.items() if length != tokens}:
-            raise CorruptDataError(f"{wrong} entries for {tokens} tokens; expected one for each")
-        if (whole := sample.prompt_ids.size + tokens) > config.max_position_embeddings:
+    def _load(self, folder: Path) -> dict[str, Any]:
+        baseline = self._baseline()
+        about = state.load(folder, self._ranks, self._parameters, self._optimizer, baseline)
+        if about["lora"] != self._settings.lora.model_dump():
             raise InvalidInputError(
-                f"prompt and response have {whole} tokens; the model takes {config.max_position_embeddings}"
+                f"learner.lora is {self._settings.lora.model_dump()}; checkpoint {folder} was made with "
+                f"{about['lora']}. Use the same or another run id"
             )
-        for field, ids in (("prompt_ids", sample.prompt_ids), ("token_ids", completion.token_ids)):
-            if ids.min() < 0 or ids.max() >= config.vocab_size:
-                raise InvalidInputError(
-                    f"{field} spans {ids.min()} to {ids.max()}; the model has tokens 0 to {config.vocab_size - 1}"
-                )
-        if not (np.isfinite(completion.logprobs).all() and np.isfinite(sample.reward)):
-            raise CorruptDataError("logprobs or reward is not finite; the rollout cannot be weighed")
-        if self._shift is not None and self.layout is not None:
-            self._check_trace(completion, self.layout)
+        if self._routing:
+            self._routing.baseline.medians = baseline[_BASELINE]
+        self.step = int(about["step"])
+        self._seed = int(about["seed"])
+        self._schedule.load_state_dict(about["schedule"])
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        meta: dict[str, Any] = about["meta"]
+        return meta
 
-    def _check_trace(self, completion: Completion, layout: RouterLayout) -> None:
-        trace = completion.router_trace
-        if trace is None:
-            raise InvalidInputError("router_trace is absent; router shift needs it, generation must record routes")
-        check_layout(trace.layout, layout)
-        shape = (completion.token_ids.size, len(layout.layer_ids), layout.top_k)
-        if trace.expert_ids.shape != shape or trace.log_scores.shape != shape:
-            raise CorruptDataError(
-                f"router_trace has shapes {trace.expert_ids.shape} and {trace.log_scores.shape}; expected {shape}"
-            )
-        if not np.isfinite(trace.log_scores).all():
-            raise CorruptDataError("router_trace.log_scores is not finite; the route cannot be weighed")
-        if trace.expert_ids.max() >= layout.num_experts:
-            raise CorruptDataError(
-                f"router_trace.expert_ids holds {trace.expert_ids.max()}; the model has {layout.num_experts} experts"
-            )
-
-
-def _load_model(folder: Path, settings: LearnerSettings, device: torch.device) -> tuple[PreTrainedModel, torch.dtype]:
-    """The model in float32, and the dtype that its folder has."""
-    config = AutoConfig.from_pretrained(folder)
-    # Noise in the training forward would look like policy shift: the sampler has none.
-    for noise in ("attention_dropout", "router_jitter_noise"):
-        if hasattr(config, noise):
-            setattr(config, noise, 0.0)
-    dtype = config.dtype or torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).to(device)
-    model.train()
-    if settings.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model, dtype
-
-
-def _padded(values: Tensor, mask: Tensor) -> Tensor:
-    """[R] to [B, T], 0 on padding."""
-    return torch.zeros(mask.shape, device=values.device).masked_scatter(mask, values)
+    def _baseline(self) -> dict[str, Tensor]:
+        return {_BASELINE: self._routing.baseline.medians} if self._routing else {}

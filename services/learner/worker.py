@@ -6,6 +6,7 @@ checkpoint that contains it is on disk. A crash in between redelivers it to the 
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from services.learner import checkpoint, metrics
-from services.learner.advantages import drop_reason
+from services.learner.collapse import RewardWatch
 from services.learner.messages import Scored, decode_group
 from services.learner.settings import Settings
 from services.learner.trainer import StepReport, Trainer
 from shared import records, weights
-from shared.errors import CorruptDataError, InvalidInputError
+from shared.errors import CorruptDataError, InvalidInputError, PreconditionError
 from shared.streams.consumer import Consumer, End, Entry
 from shared.streams.run import FINISHED, PAUSED, TRAINING, Run
 
@@ -64,6 +65,8 @@ class LearnerWorker:
         self._batch: list[Scored] = []
         self._unsettled: list[Entry] = []  # trained on, not yet in a durable checkpoint
         self._paused = False
+        self._skipped = 0  # batches in a row
+        self._watch = _watch_of(settings)
         self._checkpoint_wanted: list[asyncio.Future[Path]] = []
         self._diagnostics: Mapping[str, float] = {}
         self._clock = _Clock()
@@ -86,7 +89,10 @@ class LearnerWorker:
         return self._trainer.step
 
     async def resume(self) -> int:
+        """A reward that had collapsed is measured anew."""
         self._paused = False
+        if self._watch:
+            self._watch.restart()
         await self._report_progress()
         return self._trainer.step
 
@@ -139,7 +145,9 @@ class LearnerWorker:
             return
         if self._phase == FINISHED:
             await self._drop(entry, "run_finished")
-        elif reason := drop_reason(scored.rewards):
+            return
+        await self._watch_reward(scored)
+        if reason := self._trainer.drop_reason(scored.group):
             await self._drop(entry, reason)
         elif self._staleness(scored) > self._settings.run.max_staleness:
             await self._drop(entry, "stale")
@@ -157,22 +165,62 @@ class LearnerWorker:
         report = await asyncio.to_thread(self._trainer.train_step, [scored.group for scored in batch])
         self._clock.lap("train")
         if report.skipped:
-            metrics.SKIPPED.labels(report.skipped).inc()
-            log.error("step %d skipped: %s", self._trainer.step, report.skipped)
-            for scored in batch:
-                await self._drop(scored.entry, report.skipped)
+            await self._skip(batch, report.skipped)
             return
+        self._skipped = 0
         await self._publish()
         self._clock.lap("publish")
         await self._run.return_tickets([scored.entry.group for scored in batch])
         self._unsettled.extend(scored.entry for scored in batch)
-        if self._phase == FINISHED or self._trainer.step % self._settings.learner.checkpoint_every == 0:
+        if self._phase == FINISHED or self._is_kept(self._trainer.step):
             await self._checkpoint()
         self._clock.lap("checkpoint")
         await self._record(batch, staleness, report)
         if self._phase == FINISHED:
             log.info("finished after %d steps", self._trainer.step)
         await self._report_progress()
+
+    async def _skip(self, batch: Sequence[Scored], reason: str) -> None:
+        """Keeps the batch for a person to look at, and gives up after too many in a row.
+
+        Raises:
+            PreconditionError: `max_skipped` batches in a row.
+        """
+        self._skipped += 1
+        metrics.SKIPPED.labels(reason).inc()
+        folder = self._settings.run.path / "skipped" / f"step-{self._trainer.step + 1:08d}-{self._skipped}"
+        await asyncio.to_thread(_keep_batch, folder, batch, self._settings.learner.max_skipped)
+        log.error("step %d skipped: %s; its batch is in %s", self._trainer.step + 1, reason, folder)
+        for scored in batch:
+            await self._drop(scored.entry, reason)
+        if self._skipped >= self._settings.learner.max_skipped:
+            raise PreconditionError(
+                f"{self._skipped} batches in a row were skipped ({reason}); they are in {folder.parent}. "
+                "Resume with a lower learner.learning_rate or learner.max_grad_norm"
+            )
+
+    async def _watch_reward(self, scored: Scored) -> None:
+        if self._watch is None:
+            return
+        collapsed = self._watch.add(float(np.mean(scored.rewards)))
+        metrics.RUNNING_REWARD.set(self._watch.mean)
+        metrics.COLLAPSED.set(collapsed)
+        if collapsed and self._settings.learner.pause_on_collapse and self._phase != PAUSED:
+            log.error("reward collapsed to a running mean of %.3f; paused until resumed", self._watch.mean)
+            await self.pause()
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether this step gets a checkpoint: every so many, and those that may turn out to be the best."""
+        evaluate_every = self._settings.run.evaluate_every
+        return step % self._settings.learner.checkpoint_every == 0 or (
+            evaluate_every > 0 and step % evaluate_every == 0
+        )
+
+    async def _protected(self) -> set[int]:
+        """Versions whose weights and checkpoints stay whatever their age."""
+        return weights.protected_versions(
+            await self._run.progress(), self._trainer.step, self._settings.run.evaluate_every
+        )
 
     async def _publish(self) -> None:
         manifest = await asyncio.to_thread(
@@ -181,6 +229,7 @@ class LearnerWorker:
             self._trainer.step,
             self._trainer.export_weights,
             self._settings.learner.weights_kept,
+            await self._protected(),
         )
         await self._run.announce(manifest)
         metrics.VERSION.set(manifest.version)
@@ -193,6 +242,7 @@ class LearnerWorker:
             self._trainer,
             [entry.group for entry in self._unsettled],
             self._settings.learner.checkpoints_kept,
+            await self._protected(),
         )
         for entry in self._unsettled:
             await self._consumer.end(entry, End.trained())
@@ -247,3 +297,19 @@ class LearnerWorker:
 
     def _staleness(self, scored: Scored) -> int:
         return self._trainer.step - scored.oldest_version
+
+
+def _watch_of(settings: Settings) -> RewardWatch | None:
+    learner = settings.learner
+    if not learner.collapse_window:
+        return None
+    return RewardWatch(learner.collapse_window * settings.run.groups_per_step, learner.collapse_fraction)
+
+
+def _keep_batch(folder: Path, batch: Sequence[Scored], kept: int) -> None:
+    """Writes each group as the TrajectoryGroup message that came; the newest `kept` batches stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, scored in enumerate(batch):
+        (folder / f"{i:04d}.binpb").write_bytes(scored.entry.payload)
+    for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-kept]:
+        shutil.rmtree(old)

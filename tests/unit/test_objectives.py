@@ -1,218 +1,256 @@
-"""Objectives and their gradients against textbook loops in plain Python floats."""
+"""Objectives and their gradients against `objective_reference`, and what holds for all of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from services.learner.advantages import ZERO_VARIANCE, drop_reason, group_advantages
-from services.learner.objectives import OBJECTIVES, Clipping, PolicyBatch
-from services.learner.settings import Application, LearnerSettings
+from services.learner.algorithms import Aggregation, Application, CorrectionKind, ObjectiveName, Proximal
+from services.learner.objectives import (
+    OBJECTIVES,
+    Clipping,
+    PolicyBatch,
+    Totals,
+    entropy_terms,
+    gmpo,
+    kl_terms,
+    token_weights,
+)
+from tests.unit import objective_reference as reference
+from tests.unit.objective_cases import LONGEST, RESPONSES, draw, gradient_of, recipe, run
+from tests.unit.objective_reference import Response
 
-Floats = NDArray[np.float64]
-RESPONSES, LONGEST = 8, 11
-
-
-def reference_grpo(log_w: Floats, log_gamma: Floats, advantage: float, clipping: Clipping) -> float:
-    total = 0.0
-    for ratio, gamma in zip(np.exp(log_w), np.exp(log_gamma), strict=True):
-        factor = 1.0
-        if clipping.apply == "before_clip":
-            ratio = ratio * gamma
-        else:
-            factor = gamma
-        limited = min(max(ratio, 1 - clipping.low), 1 + clipping.high)
-        total += factor * min(ratio * advantage, limited * advantage)
-    return -total / len(log_w)
-
-
-def reference_gmpo(log_w: Floats, log_gamma: Floats, advantage: float, clipping: Clipping) -> float:
-    sign = math.copysign(1.0, advantage) if advantage else 0.0
-    exponent = 0.0
-    for x, shift in zip(log_w, log_gamma, strict=True):
-        if clipping.apply == "before_clip":
-            x = x + shift
-        exponent += sign * min(sign * x, sign * min(max(x, -clipping.low), clipping.high))
-        if clipping.apply == "after_clip":
-            exponent += shift
-    return -math.exp(exponent / len(log_w)) * advantage
+EVERY: tuple[ObjectiveName, ...] = ("grpo", "gspo", "gmpo", "cispo", "reinforce")
+WITH_RATIO = EVERY[:4]
+AGGREGATIONS: tuple[Aggregation, ...] = ("response_mean", "token_mean", "fixed_length")
+CORRECTIONS: tuple[CorrectionKind, ...] = ("none", "truncate", "mask", "sequence_mask")
+# All but what is refused: truncation beside a ratio that holds rho already.
+CORRECTED: list[tuple[ObjectiveName, Proximal, CorrectionKind]] = [
+    (objective, proximal, correction)
+    for objective in EVERY
+    for proximal in get_args(Proximal)
+    for correction in CORRECTIONS
+    if (proximal, correction) != ("behaviour", "truncate") or objective == "reinforce"
+]
 
 
-REFERENCES: dict[str, Callable[[Floats, Floats, float, Clipping], float]] = {
-    "grpo": reference_grpo,
-    "gmpo": reference_gmpo,
-    "rspo": reference_gmpo,
-}
+def assert_close(found: Tensor, expected: Sequence[float], tolerance: float = 1e-6) -> None:
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=tolerance, atol=tolerance)
 
 
-class Case:
-    """Responses of different lengths with ratios well inside and well outside of the clip range."""
-
-    def __init__(self, seed: int, with_gamma: bool) -> None:
-        rng = np.random.default_rng(seed)
-        self.lengths = rng.integers(1, LONGEST + 1, size=RESPONSES)
-        self.lengths[0] = LONGEST
-        self.behaviour = -rng.exponential(1.0, size=(RESPONSES, LONGEST))
-        self.log_ratio = rng.normal(scale=0.5, size=(RESPONSES, LONGEST))
-        self.advantages = rng.normal(size=RESPONSES)
-        self.advantages[1] = 0.0
-        self.with_gamma = with_gamma
-        self.log_gamma = rng.uniform(math.log(0.8), 0, size=(RESPONSES, LONGEST)) * with_gamma
-
-    def batch(self, dtype: torch.dtype) -> PolicyBatch:
-        mask = torch.arange(LONGEST) < torch.tensor(self.lengths)[:, None]
-        return PolicyBatch(
-            logprobs=torch.tensor(self.behaviour + self.log_ratio, dtype=dtype).requires_grad_(),
-            behaviour_logprobs=torch.tensor(self.behaviour, dtype=dtype),
-            advantages=torch.tensor(self.advantages, dtype=dtype),
-            mask=mask,
-            log_gamma=torch.tensor(self.log_gamma, dtype=dtype) if self.with_gamma else None,
-        )
-
-    def expected(self, algorithm: str, clipping: Clipping, log_ratio: Floats) -> Floats:
-        return np.array(
-            [
-                REFERENCES[algorithm](log_ratio[i, :n], self.log_gamma[i, :n], float(self.advantages[i]), clipping)
-                for i, n in enumerate(self.lengths)
-            ]
-        )
-
-    def expected_gradient(self, algorithm: str, clipping: Clipping) -> Floats:
-        """Of the sum over responses, by central differences."""
-        gradient = np.zeros((RESPONSES, LONGEST))
-        for i, t in product(range(RESPONSES), range(LONGEST)):
-            nudge = np.zeros((RESPONSES, LONGEST))
-            nudge[i, t] = 1e-5
-            above = self.expected(algorithm, clipping, self.log_ratio + nudge)[i]
-            below = self.expected(algorithm, clipping, self.log_ratio - nudge)[i]
-            gradient[i, t] = (above - below) / 2e-5
-        return gradient
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("apply", ["before_clip", "after_clip"])
-@pytest.mark.parametrize("with_gamma", [False, True])
-@pytest.mark.parametrize("algorithm", ["grpo", "gmpo", "rspo"])
+@pytest.mark.parametrize(("objective", "proximal", "correction"), CORRECTED)
+@pytest.mark.parametrize(("shifted", "apply"), [(False, "before_clip"), (True, "before_clip"), (True, "after_clip")])
 def test_loss_and_gradient_equal_the_definition(
-    algorithm: str, with_gamma: bool, apply: Application, dtype: torch.dtype
+    objective: ObjectiveName, proximal: Proximal, correction: CorrectionKind, shifted: bool, apply: Application
 ) -> None:
-    case = Case(seed=1, with_gamma=with_gamma)
-    clipping = Clipping(0.2, 0.28, apply)
-    batch = case.batch(dtype)
-    result = OBJECTIVES[algorithm](batch, clipping)
-    (gradient,) = torch.autograd.grad(result.loss.sum(), batch.logprobs)
-    np.testing.assert_allclose(
-        result.loss.detach().numpy(), case.expected(algorithm, clipping, case.log_ratio), rtol=1e-6, atol=1e-6
-    )
-    np.testing.assert_allclose(gradient.numpy(), case.expected_gradient(algorithm, clipping), rtol=1e-6, atol=1e-6)
+    case, chosen = draw(1, shifted), recipe(objective, proximal, correction, apply)
+    batch, result, corrected = run(case, chosen)
+    losses = (corrected.weights * result.terms).sum(dim=1)
+    gradient = gradient_of(losses.sum(), batch)
+    responses = case.responses()
+    assert_close(losses, [reference.loss(r, chosen) for r in responses])
+    assert_close(gradient[case.mask], [g for r in responses for g in reference.gradient(r, chosen)])
+    assert not gradient[~case.mask].any()
+    if correction.endswith("mask"):
+        assert corrected.kept.any(dim=1).any()
+        assert not corrected.kept[case.mask].all()
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "gmpo"])
-def test_clipped_tokens_are_those_without_gradient(algorithm: str) -> None:
-    case = Case(seed=2, with_gamma=True)
-    batch = case.batch(torch.float32)
-    result = OBJECTIVES[algorithm](batch, Clipping(0.2, 0.2, "before_clip"))
-    (gradient,) = torch.autograd.grad(result.loss.sum(), batch.logprobs)
-    informative = batch.mask & (batch.advantages != 0)[:, None]
+@pytest.mark.parametrize("objective", WITH_RATIO)
+def test_the_case_reaches_both_sides_of_every_bound(objective: ObjectiveName) -> None:
+    case = draw(1)
+    batch, result, _ = run(case, recipe(objective))
+    gradient = gradient_of(result.terms.sum(), batch)
+    for sign in (-1, 1):
+        tokens = case.mask & (case.advantages.sign() == sign)[:, None]
+        assert result.clipped[tokens].any()
+        assert not result.clipped[tokens].all()
+        assert gradient[tokens].any()
+
+
+@pytest.mark.parametrize("objective", ["grpo", "gspo", "gmpo"])
+def test_clipped_tokens_are_those_without_gradient(objective: ObjectiveName) -> None:
+    case = draw(2)
+    batch, result, _ = run(case, recipe(objective))
+    gradient = gradient_of(result.terms.sum(), batch)
+    informative = case.mask & (case.advantages != 0)[:, None]
     assert result.clipped.any()
     assert torch.equal(result.clipped[informative], (gradient == 0)[informative])
     assert not result.clipped[~informative].any()
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "gmpo"])
-def test_gamma_changes_what_is_clipped_only_before_the_clip(algorithm: str) -> None:
-    plain, shifted = Case(seed=3, with_gamma=False), Case(seed=3, with_gamma=True)
-    before, after = Clipping(0.2, 0.2, "before_clip"), Clipping(0.2, 0.2, "after_clip")
-    objective = OBJECTIVES[algorithm]
-    unshifted = objective(plain.batch(torch.float32), before).clipped
-    assert torch.equal(objective(shifted.batch(torch.float32), after).clipped, unshifted)
-    assert not torch.equal(objective(shifted.batch(torch.float32), before).clipped, unshifted)
+def test_cispo_limits_weights_and_takes_no_gradient_away() -> None:
+    case = draw(2)
+    batch, result, _ = run(case, recipe("cispo"))
+    gradient = gradient_of(result.terms.sum(), batch)
+    assert case.log_gamma is not None
+    ratio = (case.live - case.behaviour + case.log_gamma).exp()
+    assert torch.equal(result.clipped, case.mask & ((ratio < 0.8) | (ratio > 1.28)))
+    assert gradient[case.mask & (case.advantages != 0)[:, None]].all()
 
 
-@pytest.mark.parametrize("padding", [5.0, -60.0, math.inf])
-@pytest.mark.parametrize("algorithm", ["grpo", "gmpo"])
-def test_padding_has_no_say(algorithm: str, padding: float) -> None:
-    clipping = Clipping(0.2, 0.2, "before_clip")
-    case = Case(seed=4, with_gamma=True)
-    clean, dirty = case.batch(torch.float32), case.batch(torch.float32)
-    with torch.no_grad():
-        dirty.logprobs.masked_fill_(~dirty.mask, padding)
-    losses = [OBJECTIVES[algorithm](batch, clipping).loss for batch in (clean, dirty)]
-    gradients = [
-        torch.autograd.grad(loss.sum(), batch.logprobs)[0] for loss, batch in zip(losses, (clean, dirty), strict=True)
-    ]
-    assert torch.equal(*losses)
-    assert torch.equal(*gradients)
-    assert not gradients[1][~dirty.mask].any()
-
-
-def test_one_clip_range_is_that_of_the_paper() -> None:
-    """arXiv 2507.20673 clips sgn(A) log w."""
-    case, low_is_high = Case(seed=6, with_gamma=False), 0.4
-    result = OBJECTIVES["gmpo"](case.batch(torch.float64), Clipping(low_is_high, low_is_high, "before_clip"))
-    for i, (n, advantage) in enumerate(zip(case.lengths, case.advantages, strict=True)):
-        signed = np.sign(advantage) * case.log_ratio[i, :n]
-        terms = np.sign(advantage) * np.minimum(signed, np.clip(signed, -low_is_high, low_is_high))
-        assert result.loss[i].item() == pytest.approx(-math.exp(terms.mean()) * advantage)
-
-
-def test_on_policy_every_objective_is_the_plain_policy_gradient() -> None:
-    """At w = 1 and gamma = 1 the gradient of each is -A / |y| on every token."""
-    case = Case(seed=5, with_gamma=False)
-    case.log_ratio[:] = 0
-    for objective in OBJECTIVES.values():
-        batch = case.batch(torch.float64)
-        loss = objective(batch, Clipping(0.2, 0.2, "before_clip")).loss
-        (gradient,) = torch.autograd.grad(loss.sum(), batch.logprobs)
-        expected = -(batch.advantages / batch.mask.sum(1))[:, None] * batch.mask
-        torch.testing.assert_close(gradient, expected)
-
-
-def test_advantages_are_standard_scores_within_the_group() -> None:
-    rewards = [0.0, 1.0, 0.1, 0.1, 1.0]
-    mean = sum(rewards) / 5
-    deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / 5)
-    np.testing.assert_allclose(group_advantages(rewards), [(r - mean) / deviation for r in rewards], rtol=1e-6)
-    assert drop_reason(rewards) is None
-
-
-def test_equal_rewards_have_nothing_to_teach_even_where_their_mean_rounds() -> None:
-    rewards = [0.1] * 3
-    assert np.std(rewards) > 0  # why the standard deviation cannot decide
-    assert drop_reason(rewards) == ZERO_VARIANCE
-    assert not group_advantages(rewards).any()
-
-
-@pytest.mark.parametrize(
-    ("settings", "uses_shift", "clip_range"),
-    [
-        ({}, True, (0.4, 0.4)),
-        ({"algorithm": "gmpo"}, False, (0.4, 0.4)),
-        ({"algorithm": "grpo"}, False, (0.2, 0.2)),
-        ({"algorithm": "grpo", "router_shift": True, "clip_high": 0.28}, True, (0.2, 0.28)),
-    ],
-)
-def test_an_algorithm_brings_its_own_defaults(
-    settings: dict[str, object], uses_shift: bool, clip_range: tuple[float, float]
+@pytest.mark.parametrize("correction", ["mask", "sequence_mask"])
+@pytest.mark.parametrize("objective", EVERY)
+def test_dropped_tokens_are_neither_clipped_nor_learnt_from(
+    objective: ObjectiveName, correction: CorrectionKind
 ) -> None:
-    made = LearnerSettings.model_validate(settings)
-    assert made.uses_router_shift is uses_shift
-    assert made.clip_range == clip_range
+    case = draw(3)
+    batch, result, corrected = run(case, recipe(objective, correction=correction))
+    gradient = gradient_of((corrected.weights * result.terms).sum(), batch)
+    assert (case.mask & ~corrected.kept).any()
+    assert not gradient[~corrected.kept].any()
+    assert not result.clipped[~corrected.kept].any()
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"router_shift": False}, "use gmpo"),
-        ({"algorithm": "grpo", "clip_low": 1.5}, "below 1"),
-        ({"gamma_min": 0.0}, "gamma_min"),
-        ({"learning_rat": 1e-4}, "learning_rat"),
-    ],
-)
-def test_contradictions_are_refused(settings: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        LearnerSettings.model_validate(settings)
+@pytest.mark.parametrize("objective", WITH_RATIO)
+def test_gamma_changes_what_is_clipped_only_before_the_clip(objective: ObjectiveName) -> None:
+    _, plain, _ = run(draw(7, shifted=False), recipe(objective))
+    _, before, _ = run(draw(7, shifted=True), recipe(objective))
+    _, after, _ = run(draw(7, shifted=True), recipe(objective, apply="after_clip"))
+    assert torch.equal(after.clipped, plain.clipped)
+    assert not torch.equal(before.clipped, plain.clipped)
+
+
+@pytest.mark.parametrize("padding", [5.0, -60.0, math.inf, math.nan])
+@pytest.mark.parametrize("objective", EVERY)
+def test_padding_has_no_say(objective: ObjectiveName, padding: float) -> None:
+    found = []
+    for garbage in (0.0, padding):
+        chosen = recipe(objective, "recompute", "mask")
+        batch, result, corrected = run(draw(4, padding=garbage), chosen)
+        assert not result.terms[~batch.mask].any()
+        loss = (corrected.weights * result.terms).sum()
+        found.append((loss.detach(), gradient_of(loss, batch), result.terms.detach(), result.clipped))
+    for clean, dirty in zip(*found, strict=True):
+        assert torch.equal(clean, dirty)
+
+
+@pytest.mark.parametrize("apply", ["before_clip", "after_clip"])
+@pytest.mark.parametrize("objective", EVERY)
+def test_gradient_flows_through_the_live_logprobs_alone(objective: ObjectiveName, apply: Application) -> None:
+    case = draw(5, padding=0.0)
+    assert case.log_gamma is not None
+    constants = [case.log_gamma, case.behaviour, case.proximal]
+    for constant in constants:
+        constant.requires_grad_()
+    batch, result, corrected = run(case, recipe(objective, "recompute", "truncate", apply))
+    assert not corrected.weights.requires_grad
+    gradients = torch.autograd.grad(result.terms.sum(), [batch.logprobs, *constants], allow_unused=True)
+    assert gradients[0].any()
+    assert all(gradient is None for gradient in gradients[1:])
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("objective", EVERY)
+def test_on_policy_every_objective_is_the_plain_policy_gradient(
+    objective: ObjectiveName, aggregation: Aggregation
+) -> None:
+    """At w = 1 and without router shift the gradient of each is minus its weight times A, on every token."""
+    case = draw(5, shifted=False, spread=0.0)
+    batch, result, _ = run(case, recipe(objective))
+    weights = token_weights(case.mask, aggregation, totals_of(case.mask))
+    expected = -weights * case.advantages[:, None]
+    torch.testing.assert_close(gradient_of((weights * result.terms).sum(), batch), expected, rtol=1e-5, atol=0)
+    assert not result.clipped.any()
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("objective", EVERY)
+def test_one_big_batch_is_the_sum_of_its_micro_batches(objective: ObjectiveName, aggregation: Aggregation) -> None:
+    case, chosen = draw(6), recipe(objective, "recompute", "mask")
+    totals = totals_of(case.mask)
+    batch, result, corrected = run(case, chosen)
+    whole = (token_weights(case.mask, aggregation, totals) * corrected.weights * result.terms).sum()
+    gradient = gradient_of(whole, batch)
+    rng = np.random.default_rng(6)
+    for cuts in (1, 3, RESPONSES - 1):
+        shares, gathered = torch.zeros(()), torch.zeros_like(gradient)
+        at = np.sort(rng.choice(np.arange(1, RESPONSES), size=cuts, replace=False))
+        for rows in np.split(rng.permutation(RESPONSES), at):
+            part = case.part(rows)
+            batch, result, corrected = run(part, chosen)
+            share = (token_weights(part.mask, aggregation, totals) * corrected.weights * result.terms).sum()
+            gathered[rows, : part.mask.shape[1]] = gradient_of(share, batch)
+            shares += share.detach()
+        torch.testing.assert_close(shares, whole.detach(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(gathered, gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_token_weights_are_those_of_the_papers() -> None:
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    totals = Totals(responses=5, tokens=40, max_response_tokens=8)
+    expected = {
+        "response_mean": [[1 / 15] * 3 + [0], [1 / 5, 0, 0, 0]],
+        "token_mean": [[1 / 40] * 3 + [0], [1 / 40, 0, 0, 0]],
+        "fixed_length": [[1 / 40] * 3 + [0], [1 / 40, 0, 0, 0]],
+    }
+    for aggregation in AGGREGATIONS:
+        torch.testing.assert_close(token_weights(mask, aggregation, totals), torch.tensor(expected[aggregation]))
+    assert token_weights(mask, "fixed_length", replace(totals, max_response_tokens=4)).sum() == pytest.approx(4 / 20)
+    assert token_weights(mask, "token_mean", replace(totals, tokens=20)).sum() == pytest.approx(4 / 20)
+
+
+@pytest.mark.parametrize("apply", ["before_clip", "after_clip"])
+@pytest.mark.parametrize("objective", EVERY)
+def test_far_ratios_neither_overflow_nor_become_no_number(objective: ObjectiveName, apply: Application) -> None:
+    """One token a response: exact up to |log w| = 60, finite beyond it."""
+    log_w = (-200.0, -60.0, 60.0, 200.0)
+    drawn = list(product(log_w, (-1.5, 0.0, 1.5)))
+    logprobs = torch.tensor([[w] for w, _ in drawn]).requires_grad_()
+    advantages = torch.tensor([a for _, a in drawn])
+    old, mask, log_gamma = torch.zeros(12, 1), torch.ones(12, 1, dtype=torch.bool), torch.full((12, 1), math.log(0.9))
+    batch = PolicyBatch(logprobs, old, advantages, mask, log_gamma)
+    chosen = recipe(objective, apply=apply)
+    result = OBJECTIVES[objective](batch, Clipping(chosen.low, chosen.high, apply))
+    gradient = gradient_of(result.terms.sum(), batch)
+    assert torch.isfinite(result.terms).all()
+    assert torch.isfinite(gradient).all()
+    assert not gradient[advantages == 0].any()
+    for i, (w, advantage) in enumerate(drawn):
+        if abs(w) == 60:
+            response = Response((w,), (w,), (0.0,), (0.0,), (log_gamma[i].double().exp().item(),), advantage)
+            assert_close(result.terms[i], reference.terms(response, chosen, [True]), tolerance=1e-5)
+            assert_close(gradient[i], reference.gradient(response, chosen), tolerance=1e-5)
+
+
+def test_one_clip_range_of_gmpo_is_that_of_the_paper() -> None:
+    """arXiv 2507.20673 clips sgn(A) log w."""
+    case = draw(6, shifted=False)
+    terms = gmpo(case.batch(recipe("gmpo")), Clipping(0.4, 0.4, "before_clip")).terms
+    for i, (row, advantage) in enumerate(zip(case.mask, case.advantages.tolist(), strict=True)):
+        signed = np.sign(advantage) * (case.live - case.behaviour)[i, row].double().numpy()
+        logs = np.sign(advantage) * np.minimum(signed, np.clip(signed, -0.4, 0.4))
+        assert terms[i, 0].item() == pytest.approx(-math.exp(logs.mean()) * advantage, rel=1e-6)
+
+
+def test_kl_is_the_unbiased_estimator_down_to_small_distances() -> None:
+    distance = torch.tensor([[-2.0, -1e-3, 0.0, 1e-3, 2.0, 300.0, 1.0]], dtype=torch.float64)
+    mask = torch.tensor([[True] * 6 + [False]])
+    logprobs = torch.full((1, 7), 0.0).requires_grad_()
+    reference_logprobs = distance.float().requires_grad_()
+    terms = kl_terms(logprobs, reference_logprobs, mask)
+    exact = [[math.exp(d) - 1 - d for d in distance.float().double()[0, :5].tolist()]]
+    torch.testing.assert_close(terms[:, :5].double(), torch.tensor(exact, dtype=torch.float64), rtol=1e-3, atol=0)
+    assert torch.isfinite(terms).all()
+    assert terms[0, 6] == 0
+    gradient, constant = torch.autograd.grad(terms[:, :5].sum(), [logprobs, reference_logprobs], allow_unused=True)
+    torch.testing.assert_close(gradient[0, :5], 1 - distance[0, :5].exp().float(), rtol=1e-4, atol=1e-7)
+    assert constant is None
+
+
+def test_entropy_is_a_bonus_of_response_tokens() -> None:
+    entropy = torch.tensor([[0.5, 2.0, math.nan]]).requires_grad_()
+    terms = entropy_terms(entropy, torch.tensor([[True, True, False]]))
+    assert torch.equal(terms, torch.tensor([[-0.5, -2.0, 0.0]]))
+    (gradient,) = torch.autograd.grad(terms.sum(), entropy)
+    assert torch.equal(gradient, torch.tensor([[-1.0, -1.0, 0.0]]))
+
+
+def totals_of(mask: Tensor) -> Totals:
+    return Totals(mask.shape[0], int(mask.sum()), max_response_tokens=2 * LONGEST)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.generation.settings import Settings as GenerationTables
+from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
 from shared.errors import InvalidInputError, NotFoundError, RouterShiftError
 from shared.settings import load
@@ -22,6 +23,13 @@ def test_flags_beat_environment_beats_recipe_beats_default(recipe: Path) -> None
     settings = load(GenerationTables, recipe, environment, ["run.seed=2"])
     assert (settings.run.steps, settings.run.seed, settings.generation.max_num_seqs) == (6, 2, 7)
     assert settings.run.groups_per_step == 32
+
+
+def test_tables_in_tables_are_reached_from_everywhere(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("anything = 1\n", "lora.alpha = 2\nlora.rank = 1\n"))
+    settings = load(LearnerTables, recipe, {"ROUTERSHIFT_LEARNER__LORA__RANK": "4"}, ["learner.lora.targets=experts"])
+    assert (settings.learner.lora.alpha, settings.learner.lora.rank) == (2, 4)
+    assert settings.learner.lora.targets == "experts"
 
 
 def test_a_recipes_model_lies_relative_to_it_and_a_flags_to_the_caller(recipe: Path) -> None:
@@ -44,6 +52,7 @@ def test_redis_url_of_the_environment_wins_and_is_never_shown(recipe: Path) -> N
         (["run.steps=many"], InvalidInputError, "setting 'run.steps' is 'many': input should be a valid integer"),
         (["run.steps=0"], InvalidInputError, "setting 'run.steps' is '0': input should be greater than or equal to 1"),
         (["run.id=No Spaces"], InvalidInputError, "setting 'run.id' is 'No Spaces'"),
+        (["run.steps.more=3"], InvalidInputError, "--set run.steps.more: run.steps is a single value in the recipe"),
         (["steps=3"], InvalidInputError, "expected --set table.key=value"),
     ],
 )
@@ -54,6 +63,12 @@ def test_bad_settings_are_one_line_that_says_what_to_do(
         load(GenerationTables, recipe, {}, flags)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_penalty_for_length_that_no_response_escapes_is_refused(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("anything = 1\n", "overlong_buffer_tokens = 9\n"))
+    with pytest.raises(InvalidInputError, match="overlong_buffer_tokens is 9; it must be at most"):
+        load(LearnerTables, recipe, {}, ["run.max_tokens=8"])
 
 
 def test_a_missing_model_is_named() -> None:

@@ -16,8 +16,9 @@ from services.learner.batch import Group, Sample
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import NON_FINITE, Trainer
 from shared.errors import CorruptDataError, InvalidInputError, PreconditionError
+from shared.settings import RunSettings
 from shared.trajectory import Completion, RouterLayout, RouterTrace, ScoreFunction, VersionSpan
-from tests.models import EXPERTS, MAX_MODEL_LEN, TOP_K, VOCABULARY, save_model
+from tests.models import EOS, EXPERTS, MAX_MODEL_LEN, TOP_K, VOCABULARY, save_model
 from tests.rollouts import layout, load, perturbed, random_groups
 
 # Updates small enough to compare gradients, and no clipping of their norm.
@@ -41,7 +42,7 @@ def fresh(folder: Path) -> list[Group]:
 
 
 def make(folder: Path, seed: int = 0, temperature: float = 1.0, **settings: Any) -> Trainer:
-    return Trainer(LearnerSettings(**settings), folder, seed, temperature)
+    return Trainer(LearnerSettings(**settings), RunSettings(model=folder, seed=seed, temperature=temperature))
 
 
 def weights(trainer: Trainer, folder: Path) -> dict[str, torch.Tensor]:
@@ -53,7 +54,7 @@ def weights(trainer: Trainer, folder: Path) -> dict[str, torch.Tensor]:
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Of the last update."""
-    found = {name: p.grad for name, p in trainer._model.named_parameters()}
+    found = {name: p.grad for name, p in trainer._parameters.items()}
     return {name: grad for name, grad in found.items() if grad is not None}
 
 
@@ -211,23 +212,23 @@ def test_epochs_and_minibatches_multiply_updates_and_stay_one_step(folder: Path,
 def test_a_batch_that_is_not_finite_is_skipped_and_changes_nothing(
     folder: Path, fresh: list[Group], tmp_path: Path
 ) -> None:
-    """A behaviour policy that gave a bad response no chance at all makes its ratio infinite."""
     trainer = make(folder, learning_rate=1e-3)
     trainer.train_step(fresh)
+    bad = poisoned(trainer, fresh[0])
     before = weights(trainer, tmp_path / "before")
-    report = trainer.train_step([impossible(fresh[0])])
+    report = trainer.train_step([bad])
     after = weights(trainer, tmp_path / "after")
     assert report.skipped == NON_FINITE
     assert not math.isfinite(report.diagnostics["loss"])
     assert report.step == trainer.step == 1
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(torch.equal(after[name].nan_to_num(), before[name].nan_to_num()) for name in before)
     assert trainer.train_step(fresh).skipped is None
     assert trainer.step == 2
 
 
 def test_one_minibatch_that_is_not_finite_costs_its_own_update_only(folder: Path, fresh: list[Group]) -> None:
     trainer = make(folder, learning_rate=1e-3, minibatches=4)
-    report = trainer.train_step([impossible(fresh[0]), *fresh[1:]])
+    report = trainer.train_step([poisoned(trainer, fresh[0]), *fresh[1:]])
     assert report.skipped is None
     assert trainer.step == 1
     assert {int(state["step"]) for state in trainer._optimizer.state.values()} == {3}
@@ -239,7 +240,7 @@ def test_router_shift_needs_routers_and_gmpo_does_not(tmp_path: Path) -> None:
         make(dense)
     trainer = make(dense, algorithm="gmpo", learning_rate=1e-4)
     assert trainer.layout is None
-    groups = random_groups(load(dense), groups=2, samples=3, layer_ids=None)
+    groups = random_groups(load(dense), groups=2, samples=3)
     for group in groups:
         trainer.check(group)
     assert "gamma_mean" not in trainer.train_step(groups).diagnostics
@@ -266,13 +267,12 @@ def split(completion: Completion, versions: tuple[int, int]) -> tuple[VersionSpa
     return (VersionSpan(versions[0], 1), VersionSpan(versions[1], tokens - 1)) if tokens > 1 else completion.versions
 
 
-def impossible(group: Group) -> Group:
-    worst = min(range(len(group.samples)), key=lambda i: group.samples[i].reward)
-    samples = list(group.samples)
-    completion = samples[worst].completion
-    logprobs = np.full_like(completion.logprobs, -1e30)
-    samples[worst] = replace(samples[worst], completion=replace(completion, logprobs=logprobs))
-    return replace(group, samples=tuple(samples))
+def poisoned(trainer: Trainer, group: Group) -> Group:
+    """The group with a token, used nowhere else, that the damaged embedding of the model makes not a number of."""
+    with torch.no_grad():
+        trainer._policy.model.get_input_embeddings().weight[EOS] = math.nan
+    samples = tuple(replace(sample, prompt_ids=np.array([EOS], dtype=np.int32)) for sample in group.samples)
+    return replace(group, samples=samples)
 
 
 def filled(array: np.ndarray[Any, Any], value: float) -> np.ndarray[Any, Any]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from services.generation.engines.model_files import weight_files
 from shared.errors import PreconditionError
-from shared.routers import FAMILIES, layout_of, routers_of
+from shared.routers import FAMILIES, Family, layout_of, log_scores, routers_of
 from shared.trajectory import RouterLayout
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -28,28 +28,29 @@ _EXPERTS = "grouped_mm"
 class RouterTap:
     """Keeps what the routers did in the latest forward pass."""
 
-    def __init__(self, routers: list[torch.nn.Module], layout: RouterLayout) -> None:
+    def __init__(self, routers: list[torch.nn.Module], layout: RouterLayout, family: Family) -> None:
         self.layout = layout
+        self._family = family
         self._logits: list[torch.Tensor] = [torch.empty(0)] * len(routers)  # per layer [N, E]
         self._ids: list[torch.Tensor] = [torch.empty(0)] * len(routers)  # per layer [N, K]
         for index, router in enumerate(routers):
             router.register_forward_hook(self._hook(index))
 
     def _hook(self, index: int) -> Any:
-        def keep(module: torch.nn.Module, args: Any, output: tuple[torch.Tensor, ...]) -> None:
-            self._logits[index], _, self._ids[index] = output
+        def keep(router: torch.nn.Module, args: Any, output: Any) -> None:
+            self._logits[index], self._ids[index] = self._family.read(router, output)
 
         return keep
 
     def rows(self, positions: torch.Tensor) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        """Expert ids and natural log-scores, each [n, L, K], at `positions` [n] of the flattened forward pass.
-
-        A score is the softmax over *all* experts, so the K scores of a row sum to less than 1.
-        """
-        ids = torch.stack([layer[positions] for layer in self._ids], dim=1)
-        logits = torch.stack([layer[positions] for layer in self._logits], dim=1)
-        scores = logits.float().log_softmax(-1).gather(-1, ids)
-        return ids.cpu().numpy().astype(self.layout.id_dtype), scores.half().cpu().numpy()
+        """Expert ids and natural log-scores, each [n, L, K], at `positions` [n] of the flattened forward pass."""
+        ids = [layer[positions] for layer in self._ids]
+        scores = [
+            log_scores(self.layout.score_function, logits[positions], chosen)
+            for logits, chosen in zip(self._logits, ids, strict=True)
+        ]
+        expert_ids = torch.stack(ids, dim=1).cpu().numpy().astype(self.layout.id_dtype)
+        return expert_ids, torch.stack(scores, dim=1).half().cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,5 +97,6 @@ def _policy(model: Any, device: str) -> Policy:
         raise PreconditionError(f"model_type is {family!r}; the torch engine reads the routers of {sorted(FAMILIES)}")
     if (layout := layout_of(model)) is None:
         return Policy(model, None)
-    model.set_experts_implementation(_EXPERTS)
-    return Policy(model, RouterTap(list(routers_of(model).values()), layout))
+    if not FAMILIES[family].sparse:
+        model.set_experts_implementation(_EXPERTS)
+    return Policy(model, RouterTap(list(routers_of(model).values()), layout, FAMILIES[family]))

@@ -1,0 +1,171 @@
+"""LoRA (arXiv 2106.09685): adapters W + (alpha / rank) B A in place of training the weights, through peft.
+
+Adapted are the projections of attention, and the feed-forward weights: routed experts (each expert has factors of its
+own), shared experts and dense layers. Routers never are: their tables are tiny, and a merge rounds W + BA to the dtype
+of the model folder, which would move the engine's routes away from the learner's. There is no dropout: the sampler has
+none, so its noise would look like policy shift.
+
+peft's own wrapper of stacked experts builds W + BA of all experts in each forward pass and keeps it for the backward
+pass: a second copy of the experts of every layer, which FSDP2 does not free. `GroupedExperts` applies the factors to
+the tokens instead, in every family but Llama-4. Forward and backward of one layer (64 experts of 1.5 MiB, top 8, hidden
+512, 512 tokens, rank 16; one CPU core): with peft's wrapper 2.7 times as long, and 128 MiB instead of 37 kept for the
+backward pass; training the experts themselves takes 1.4 times as long as the adapters.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from torch import Tensor, nn
+from torch.nn.functional import grouped_mm
+from transformers import PreTrainedModel
+
+from services.learner.settings import LoraSettings
+from shared.errors import PreconditionError
+
+_ADAPTER = "default"
+_LATENT = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}  # DeepSeek's multi-head latent attention
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"} | _LATENT
+_FEED_FORWARD = {"gate_proj", "up_proj", "down_proj"}
+_STACKED = ("gate_up_proj", "down_proj")  # of all experts of a layer: [E, out, in], or [E, in, out] where transposed
+
+
+class GroupedExperts(ParamWrapper):  # type: ignore[misc]
+    """Routed experts with adapters that are applied to the tokens; W + BA is never made.
+
+    Wrappers nest, one for each stacked parameter, and only the outermost is called. While B is zero it gives the very
+    bits of `grouped_mm_experts_forward` in transformers.
+    """
+
+    def forward(self, hidden_states: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        """[N, H] of N tokens, whose experts are `expert_ids` [N, K] with combine weights `weights` [N, K]."""
+        experts = self.get_base_layer()
+        if self.disable_adapters:
+            return experts(hidden_states, expert_ids, weights)  # type: ignore[no-any-return]
+        tokens, top_k = expert_ids.shape
+        ids, order = expert_ids.reshape(-1).sort()
+        ends = torch.searchsorted(ids, torch.arange(experts.num_experts, device=ids.device), right=True).int()
+        up, down = self._wrappers()
+        values = experts._apply_gate(up._project(hidden_states[order // top_k], ids, ends))
+        values = down._project(values, ids, ends) * weights.reshape(-1)[order, None]
+        return values[order.argsort()].view(tokens, top_k, -1).sum(dim=1).to(hidden_states.dtype)
+
+    def _wrappers(self) -> list["GroupedExperts"]:
+        """This one and those nested in it, in the order of `_STACKED`."""
+        found: dict[str, GroupedExperts] = {}
+        wrapper: nn.Module = self
+        while isinstance(wrapper, GroupedExperts):
+            found[wrapper.parameter_name] = wrapper
+            wrapper = wrapper.base_layer
+        return [found[name] for name in _STACKED]
+
+    def _project(self, values: Tensor, ids: Tensor, ends: Tensor) -> Tensor:
+        """[S, in] to [S, out] for S pairs of token and expert, sorted by expert; those of expert e end at `ends[e]`."""
+        experts = self.get_base_layer()
+        weight = self.get_param()
+        first, second, scaling = self.get_delta_factors(_ADAPTER)
+        if not experts.is_transposed:
+            weight, first, second = weight.mT, second.mT, first.mT
+        values = values.to(weight.dtype)
+        projected = grouped_mm(values, weight, offs=ends)
+        if experts.has_bias:
+            projected = projected + getattr(experts, f"{self.parameter_name}_bias")[ids]
+        # peft keeps B of all experts interleaved, strides that a grouped product does not take.
+        delta = grouped_mm(grouped_mm(values, first, offs=ends), second.contiguous(), offs=ends)
+        return torch.add(projected, delta, alpha=scaling)
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
+    """Freezes a float32 model and puts adapters, all that is trained from here on, into its decoder layers, in place.
+
+    They are float32 and drawn from `seed`, A uniform and B zero: the model computes what it did before. Its class, its
+    routers and the names of its other modules stay. Hooks, FSDP2 and the optimizer are to come afterwards.
+
+    Raises:
+        PreconditionError: the model has none of the weights that `settings.targets` names.
+    """
+    modules = _ATTENTION if settings.targets != "experts" else set()
+    stacked: set[str] = set()
+    if settings.targets != "attention":
+        modules = modules | _FEED_FORWARD
+        stacked = {_leaf(name) for name, weight in model.named_parameters() if weight.ndim == 3} & set(_STACKED)
+    linear = {_leaf(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)} & modules
+    if not linear | stacked:
+        raise PreconditionError(
+            f"lora.targets is {settings.targets!r}; model type {model.config.model_type!r} has no linear layers named "
+            f"{', '.join(sorted(modules))} and no stacked experts. Use lora.rank 0 for it"
+        )
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, target_modules=linear, target_parameters=sorted(stacked)
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        # In a list: in a model that it recognises, peft takes shared experts for the routed ones of old checkpoints.
+        inject_adapter_in_model(config, nn.ModuleList([model]), adapter_name=_ADAPTER)
+    for module in model.modules():
+        # Experts that transformers can compute as grouped products say whether they have a gate.
+        if isinstance(module, ParamWrapper) and hasattr(module.get_base_layer(), "has_gate"):
+            module.__class__ = GroupedExperts
+
+
+@torch.no_grad()
+def merge(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict that the model would have without LoRA: W + (alpha / rank) B A where there is an adapter.
+
+    Tensors without one are those of `state`, others are new; neither `state` nor the model is changed.
+
+    Args:
+        state: full state_dict of the adapted model, on any device; the model itself may be sharded.
+    """
+    adapters = {
+        f"{_plain(path)}.{getattr(module, 'parameter_name', 'weight')}": (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    merged: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".lora_" not in name:
+            plain = _plain(name)
+            merged[plain] = _adapted(tensor, state, *adapters[plain]) if plain in adapters else tensor
+    return merged
+
+
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """The model computes what it did before `add_lora`. For forward passes without gradient."""
+    adapters = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for adapter in adapters:
+        adapter.enable_adapters(False)
+    # peft has frozen the adapters too; FSDP2 decides in its first forward pass what will get gradients.
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.enable_adapters(True)
+
+
+def _adapted(weight: Tensor, state: Mapping[str, Tensor], path: str, adapter: LoraLayer) -> Tensor:
+    """`weight` [E, out, in], [E, in, out] where transposed, or [out, in]; a linear layer is one expert."""
+    experts = getattr(adapter, "num_experts", 1)
+    a, b = (state[f"{path}.{factor}.{_ADAPTER}.weight"].to(weight.dtype) for factor in ("lora_A", "lora_B"))
+    a = a.reshape(experts, -1, a.shape[1])  # [E, rank, in]
+    b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)  # [E, out, rank]
+    if getattr(adapter.get_base_layer(), "is_transposed", False):
+        a, b = b.mT, a.mT
+    stack = weight.reshape(experts, *weight.shape[-2:])
+    return torch.baddbmm(stack, b, a, alpha=adapter.scaling[_ADAPTER]).view_as(weight)
+
+
+def _plain(name: str) -> str:
+    """A name as it was before `add_lora`."""
+    return name.replace(".base_layer", "")
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

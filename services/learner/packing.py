@@ -1,0 +1,79 @@
+"""Several sequences in one row: what keeps them apart, in families where transformers alone does not.
+
+transformers reads the borders of packed sequences from position ids that start at 0 again, but not every family asks
+it to. A sequence that sees its neighbours trains in silence on something that nobody sampled.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from shared.errors import PreconditionError
+
+_FIRST, _OTHER, _SECOND = [1, 2, 3], [3, 1, 1], [2, 1, 3, 2]
+# Of the spread of the logits. The passes have the same shapes, so that even bfloat16 rounds them alike.
+_TOLERANCE = 0.01
+
+
+def isolate(model: PreTrainedModel) -> None:
+    """Hooks for the families that need help: forward passes without a cache then keep packed sequences apart."""
+    if help_of := _HELP.get(model.config.model_type):
+        model.get_submodule("model").register_forward_pre_hook(help_of, with_kwargs=True)
+
+
+@torch.no_grad()
+def check_isolation(model: PreTrainedModel) -> None:
+    """Raises PreconditionError where a sequence depends on another one in its row."""
+    positions = torch.tensor([[*range(len(_FIRST)), *range(len(_SECOND))]], device=model.device)
+    seen = []
+    for neighbour in (_FIRST, _OTHER):
+        row = torch.tensor([neighbour + _SECOND], device=model.device)
+        logits: Tensor = model(input_ids=row, position_ids=positions, use_cache=False).logits
+        seen.append(logits[0, len(_FIRST) :].float())
+    if not (seen[0] - seen[1]).abs().max() < _TOLERANCE * seen[0].std():
+        raise PreconditionError(
+            f"model_type {model.config.model_type!r} lets sequences in one row see each other: transformers does not "
+            "make it the mask for packed sequences; choose another model"
+        )
+
+
+def _mask_gpt_oss(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The masks that the decoder would make itself, but for the position ids."""
+    positions = kwargs["position_ids"]
+    if kwargs.get("attention_mask") is not None or kwargs.get("past_key_values") is not None or positions is None:
+        return args, kwargs
+    arguments = {
+        "config": decoder.config,
+        "inputs_embeds": torch.empty(*positions.shape, 0, device=positions.device),  # read for its shape
+        "attention_mask": None,
+        "past_key_values": None,
+        "position_ids": positions,
+    }
+    masks = {
+        "full_attention": create_causal_mask(**arguments),
+        "sliding_attention": create_sliding_window_causal_mask(**arguments),
+    }
+    return args, kwargs | {"attention_mask": masks}
+
+
+def _refuse_wide_llama4(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Its attention chunks and temperatures count from the start of the row and not of the sequence.
+
+    Raises:
+        PreconditionError: a sequence other than the first of its row would cross such a border.
+    """
+    config, positions = decoder.config, kwargs["position_ids"]
+    limit = min(config.attention_chunk_size, config.floor_scale - 1)
+    if positions is None or positions.shape[1] <= limit:
+        return
+    if (positions[:, 1:] == 0).any():
+        raise PreconditionError(
+            f"rows of {positions.shape[1]} tokens; Llama-4 cannot have several sequences in rows of more than {limit}. "
+            "Lower run.max_tokens until prompt and response fit"
+        )
+
+
+_HELP: dict[str, Any] = {"gpt_oss": _mask_gpt_oss, "llama4_text": _refuse_wide_llama4}

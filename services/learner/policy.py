@@ -1,0 +1,118 @@
+"""The model that learns: its forward pass over packed rows, and its weights on disk."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from services.learner import lora, sharding
+from services.learner.collate import Batch
+from services.learner.ranks import Ranks
+from services.learner.settings import LearnerSettings
+from shared.routers import layout_of
+from shared.settings import RunSettings
+
+# Noise in the training forward would look like policy shift: the sampler has none.
+_NOISE = ("attention_dropout", "router_jitter_noise")
+
+
+class Policy:
+    """A causal language model on this rank's device, sharded where there are several ranks."""
+
+    def __init__(self, settings: LearnerSettings, run: RunSettings, ranks: Ranks) -> None:
+        """Raises what `lora.add_lora` raises for a family that it does not know."""
+        transformers_logging.disable_progress_bar()
+        self._temperature = run.temperature
+        self._ranks = ranks
+        self.model, self._export_dtype = load(run.require_model())
+        self.layout = layout_of(self.model)
+        self.model.train()
+        if settings.activation_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._uses_lora = settings.lora.rank > 0
+        if self._uses_lora:
+            lora.add_lora(self.model, settings.lora, run.seed)
+        self._kept: Tensor | None = None
+        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_rows)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def place(self, settings: LearnerSettings) -> None:
+        """Moves the model to its device, sharded where it must be. Hooks on its modules come before."""
+        sharding.shard(self.model, self._ranks, getattr(torch, settings.precision))
+
+    def logprobs(self, batch: Batch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """log pi_theta of the response tokens, [B, T] float32, and the entropy of their distributions, [B, T] nats.
+
+        The entropy carries gradient only where it is asked for: it keeps a tensor of the size of the vocabulary.
+        """
+        logits = self._logits(batch).float() / self._temperature
+        log_probabilities = logits.log_softmax(dim=-1)
+        chosen = log_probabilities.gather(1, batch.targets[:, None])[:, 0]
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+        return batch.padded(chosen), batch.padded(entropy)
+
+    def export(self, folder: Path) -> None:
+        """Writes model.safetensors, or shards of it, with the tensor names and the dtype of the model folder.
+
+        Every rank takes part, rank 0 writes. LoRA adapters are merged.
+        """
+        # Adapters are merged in float32, so their cast comes last.
+        state = sharding.full_state_dict(self.model, self._ranks, None if self._uses_lora else self._export_dtype)
+        if self._ranks.rank != 0:
+            return
+        if self._uses_lora:
+            state = {name: t.to(self._export_dtype) for name, t in lora.merge(state, self.model).items()}
+        self.model.save_pretrained(folder, state_dict=state)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """[R, V]: the head sees the positions that predict a response token, and no others."""
+        self._kept = batch.rows
+        try:
+            output = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        finally:
+            self._kept = None
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _keep_rows(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs if self._kept is None else (inputs[0].flatten(0, 1)[self._kept][None], *inputs[1:])
+
+
+class Reference:
+    """The model that the run began with, for the KL divergence from it.
+
+    With LoRA that is the policy without its adapters; else it is a second copy of the weights.
+    """
+
+    def __init__(self, policy: Policy, settings: LearnerSettings, run: RunSettings, ranks: Ranks) -> None:
+        self._policy = policy
+        self._frozen: Policy | None = None
+        if not settings.lora.rank:
+            self._frozen = Policy(settings, run, ranks)
+            self._frozen.model.requires_grad_(False)
+            self._frozen.place(settings)
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor:
+        """[B, T] float32, without gradient."""
+        if self._frozen is not None:
+            return self._frozen.logprobs(batch)[0]
+        with lora.without_adapters(self._policy.model):
+            return self._policy.logprobs(batch)[0]
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
+    """The model in float32, and the dtype that its folder has."""
+    config = AutoConfig.from_pretrained(folder)
+    for noise in _NOISE:
+        if hasattr(config, noise):
+            setattr(config, noise, 0.0)
+    dtype = config.dtype or torch.float32
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32), dtype
