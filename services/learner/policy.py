@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from services.learner import lora, sharding
+from services.learner import lora, packing, sharding
 from services.learner.collate import Batch
 from services.learner.ranks import Ranks
 from services.learner.settings import LearnerSettings
@@ -109,10 +109,16 @@ class Reference:
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
-    """The model in float32, and the dtype that its folder has."""
+    """The model in float32, and the dtype that its folder has.
+
+    Raises PreconditionError where packed sequences would see each other.
+    """
     config = AutoConfig.from_pretrained(folder)
     for noise in _NOISE:
         if hasattr(config, noise):
             setattr(config, noise, 0.0)
     dtype = config.dtype or torch.float32
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32), dtype
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+    packing.isolate(model)
+    packing.check_isolation(model)
+    return model, dtype

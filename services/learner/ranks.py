@@ -8,7 +8,7 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import Self
@@ -45,10 +45,10 @@ class Ranks:
         self._idle: dist.ProcessGroup | None = None
 
     @classmethod
-    def open(cls, device: str = "cpu", deadline: timedelta = DEADLINE, environ: Mapping[str, str] = os.environ) -> Self:
+    def open(cls, device: str = "cpu", deadline: timedelta = DEADLINE) -> Self:
         """Joins the ranks of torchrun's environment; without one, this process is alone.
 
-        A process that torchrun started ends with torchrun, however that ends.
+        Ranks end with the torchrun or the rank 0 that started them, however that ends.
 
         Args:
             device: of the model. Among several ranks `cuda` becomes the device of torchrun's LOCAL_RANK.
@@ -58,18 +58,20 @@ class Ranks:
             InvalidInputError: a device with an index, among several ranks.
             UnavailableError: the others did not come.
         """
-        size = int(environ.get("WORLD_SIZE", "1"))
+        size = int(os.environ.get("WORLD_SIZE", "1"))
         own = torch.device(device)
         if size == 1:
             return cls(0, 1, own)
         if own.index is not None:
             raise InvalidInputError(f"learner.device is {device!r}, with {size} ranks; leave out the index")
-        # Workers of torchrun have sessions of their own, so nothing else ends them when it is killed.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        rank = int(os.environ["RANK"])
+        if rank > 0 or "TORCHELASTIC_RUN_ID" in os.environ:
+            # Workers of torchrun have sessions of their own, so nothing else ends them when it is killed.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if own.type == "cuda":
-            own = torch.device("cuda", int(environ["LOCAL_RANK"]))
+            own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(own)
-        ranks = cls(int(environ["RANK"]), size, own)
+        ranks = cls(rank, size, own)
         with ranks._together():
             dist.init_process_group(_BACKENDS.get(own.type, "gloo"), timeout=deadline)
             ranks._idle = dist.new_group(backend="gloo", timeout=_IDLE)
@@ -80,7 +82,12 @@ class Ranks:
         """All ranks in one dimension. Alone, this makes a process group of one, once in a process."""
         if not dist.is_initialized():
             backend = _BACKENDS.get(self.device.type, "gloo")
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(
+                backend,
+                store=dist.HashStore(),  # type: ignore[attr-defined]
+                rank=0,
+                world_size=1,
+            )
         return init_device_mesh(self.device.type, (self.size,))
 
     def command(self, payload: bytes | None = None) -> bytes:

@@ -6,6 +6,7 @@ from typing import ClassVar
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
 from services.learner import checkpoint
+from services.learner.follower import Followers
 from services.learner.server import LearnerServicer
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
@@ -22,6 +23,7 @@ class LearnerService(Service):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._servicer = LearnerServicer()
+        self._followers = Followers()
         settings.run.require_model()
 
     def register(self, server: rpc.Server) -> list[str]:
@@ -30,16 +32,21 @@ class LearnerService(Service):
 
     async def start(self, run: Run) -> None:
         settings = self._settings
-        trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run)
-        contained = await asyncio.to_thread(checkpoint.load_latest, settings.run.path / "checkpoints", trainer)
-        self._consumer = run.consumer(Stream.SCORED)
-        self._worker = LearnerWorker(settings, trainer, run, self._consumer, contained)
-        await self._worker.announce_start()
+        await self._followers.start(settings.learner, settings.run)
+        async with background(self._followers.watch()):
+            self._trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run)
+            checkpoints = settings.run.path / "checkpoints"
+            contained = await asyncio.to_thread(checkpoint.load_latest, checkpoints, self._trainer)
+            self._consumer = run.consumer(Stream.SCORED)
+            self._worker = LearnerWorker(settings, self._trainer, run, self._consumer, contained)
+            await self._worker.announce_start()
         self._servicer.open(self._worker)
 
     async def work(self, stop: asyncio.Event) -> None:
-        async with background(self._consumer.beat()):
+        async with background(self._consumer.beat(), self._followers.watch()):
             await self._worker.run(stop)
+        await asyncio.to_thread(self._trainer.close)
+        await self._followers.ended()
 
     async def close(self) -> None:
-        pass
+        await self._followers.close()

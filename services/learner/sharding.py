@@ -82,7 +82,8 @@ def _receive(module: nn.Module, ranks: Ranks) -> None:
             own = torch.empty_like(tensor, device=ranks.device)
             is_parameter = isinstance(tensor, nn.Parameter)
             # In place of the tensor itself, so that tied weights stay tied.
-            torch.utils.swap_tensors(tensor, nn.Parameter(own, tensor.requires_grad) if is_parameter else own)
+            replacement = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
+            torch.utils.swap_tensors(tensor, replacement)  # type: ignore[no-untyped-call]
         else:
             tensor.data = tensor.data.to(ranks.device)
         if ranks.size > 1:

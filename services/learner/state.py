@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.tensor import DTensor
 
@@ -52,7 +52,8 @@ def save(
         if ranks.rank == 0:
             (folder / _META).write_text(json.dumps(dict(meta), indent=1))
     except OSError as error:
-        failure = json.dumps([error.errno, f"rank {ranks.rank}: {error.strerror}", str(error.filename)]).encode()
+        place = error.filename and str(error.filename)
+        failure = json.dumps([error.errno, f"rank {ranks.rank}: {error.strerror}", place]).encode()
     for failed in filter(None, ranks.gather(failure)):
         raise OSError(*json.loads(failed))
 

@@ -260,9 +260,9 @@ def shifted(shifts: list[list[float]], missing: list[bool], lag_zero: list[bool]
 
 
 def test_the_baseline_is_the_median_at_lag_zero_and_is_subtracted() -> None:
-    """Of tokens 0 to 2; token 3 is of an older version, token 4 has no route."""
-    shifts = [[0.1, 0.0], [0.2, 0.3], [0.6, 0.5], [0.9, 0.05], [5.0, 5.0]]
-    routes, logits = shifted(shifts, [False] * 4 + [True], [True, True, True, False, True])
+    """Of tokens 0 to 2; token 3 is of an older version, tokens 4 and 5 have no route."""
+    shifts = [[0.1, 0.0], [0.2, 0.3], [0.6, 0.5], [0.9, 0.05], [5.0, 5.0], [5.0, 5.0]]
+    routes, logits = shifted(shifts, [False] * 4 + [True] * 2, [True, True, True, False, True, True])
     meter = meter_of(routes, torch.tensor([torch.nan, torch.nan]))
     for layer, values in enumerate(logits):
         meter.add(layer, values)
@@ -278,7 +278,7 @@ def test_the_baseline_is_the_median_at_lag_zero_and_is_subtracted() -> None:
     for layer, values in enumerate(logits):
         corrected.add(layer, values)
     result = corrected.result()
-    floored = [[0.0, 0.0], [0.0, 0.0], [0.4, 0.2], [0.7, 0.0], [0.0, 0.0]]
+    floored = [[0.0, 0.0], [0.0, 0.0], [0.4, 0.2], [0.7, 0.0], [0.0, 0.0], [0.0, 0.0]]
     torch.testing.assert_close(result.log_gamma, -torch.tensor(floored).mean(1), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(result.measured, unknown.measured)
     torch.testing.assert_close(result.layers, unknown.layers)
@@ -297,8 +297,8 @@ def test_the_baseline_runs_over_batches() -> None:
     restored = Baseline(2)
     restored.medians = baseline.medians
     for running in (baseline, restored):
-        running.add(torch.tensor([1.2, 0.3]), torch.tensor(5.0))
-        running.close_batch(lambda sums: 2 * sums)  # another rank saw the same
+        running.add(torch.tensor([0.2, 0.4]), torch.tensor(5.0))
+        running.close_batch(lambda sums: sums + torch.tensor([2.2, 0.2, 1.0]) * 5)  # another rank saw 2.2 and 0.2
         torch.testing.assert_close(running.medians, torch.tensor([0.2 + BASELINE_RATE, 0.3]))
         running.add(torch.tensor([torch.nan, torch.nan]), torch.tensor(0.0))
         running.close_batch()  # no token of lag zero: nothing is learnt

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from services.learner.advantages import ZERO_VARIANCE
 from services.learner.batch import Group
 from services.learner.schedule import factor
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
-from shared.errors import PreconditionError
+from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RunSettings
 from tests.models import save_model
 from tests.rollouts import load, perturbed, random_groups
@@ -240,3 +241,35 @@ def test_replay_needs_routers(tmp_path: Path, settings: dict[str, Any]) -> None:
 def test_combinations_without_sense_are_refused_with_the_reason(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         LearnerSettings(**settings)
+
+
+def test_lora_trains_adapters_and_publishes_whole_weights(folder: Path, fresh: list[Group], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"learning_rate": 1e-2, "lora": {"rank": 4}, "kl_coefficient": 1e-6}
+    trainer = make(folder, **settings)
+    assert all("lora" in name for name in trainer._parameters)
+    trainer.train_step(fresh)
+    (tmp_path / "checkpoint").mkdir()
+    trainer.save(tmp_path / "checkpoint", {})
+    resumed = make(folder, **settings)
+    resumed.load(tmp_path / "checkpoint")
+    for each in (trainer, resumed):
+        # With its adapters off, the policy is its own reference.
+        assert each.train_step(fresh).diagnostics["reference_kl"] > 1e-6
+    trainer.export_weights(tmp_path / "trained")
+    resumed.export_weights(tmp_path / "resumed")
+    start, trained = load_file(folder / "model.safetensors"), load_file(tmp_path / "trained" / "model.safetensors")
+    again = load_file(tmp_path / "resumed" / "model.safetensors")
+    assert start.keys() == trained.keys()
+    changed = {name for name in start if not torch.equal(start[name], trained[name])}
+    assert {name for name in changed if "mlp.gate." in name or "norm" in name or "embed" in name} == set()
+    assert any("experts" in name for name in changed)
+    assert any("q_proj" in name for name in changed)
+    assert all(torch.equal(trained[name], again[name]) for name in start)
+
+
+def test_a_checkpoint_of_other_adapters_is_refused(folder: Path, fresh: list[Group], tmp_path: Path) -> None:
+    trainer = make(folder, lora={"rank": 4})
+    trainer.train_step(fresh)
+    trainer.save(tmp_path, {})
+    with pytest.raises(InvalidInputError, match=r"learner\.lora is .*'alpha': 32"):
+        make(folder, lora={"rank": 4, "alpha": 32}).load(tmp_path)
