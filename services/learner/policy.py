@@ -68,7 +68,12 @@ class Policy:
         if self._ranks.rank != 0:
             return
         if self._uses_lora:
-            state = {name: t.to(self._export_dtype) for name, t in lora.merge(state, self.model).items()}
+            buffers = dict(self.model.named_buffers())
+            cast: dict[int, Tensor] = {}  # one copy for tied weights: transformers knows them by their shared memory
+            state = {
+                name: t if name in buffers else cast.setdefault(t.data_ptr(), t.to(self._export_dtype))
+                for name, t in lora.merge(state, self.model).items()
+            }
         self.model.save_pretrained(folder, state_dict=state)
 
     def _logits(self, batch: Batch) -> Tensor:

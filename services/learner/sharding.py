@@ -37,7 +37,8 @@ def shard(model: PreTrainedModel, ranks: Ranks, dtype: torch.dtype = torch.float
         model.to(ranks.device)
         return
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for module in (*model.base_model.layers, model):
+    layers: Any = model.get_submodule("model.layers")
+    for module in (*layers, model):
         _receive(module, ranks)
         # Also the root is dropped after its forward pass: weights that are loaded later must not meet a copy of it.
         sharded: Any = fully_shard(module, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
@@ -58,13 +59,14 @@ def full_state_dict(model: nn.Module, ranks: Ranks, dtype: torch.dtype | None = 
     What needs neither a gathering nor a cast shares its memory with the model.
 
     Args:
-        dtype: to cast to, before the gathering; None keeps that of each tensor. Tied weights share one tensor.
+        dtype: to cast parameters to, before the gathering; None keeps theirs. Buffers always keep theirs: a correction
+            bias selects experts, and rounding it would change routes. Tied weights share one tensor.
     """
     state: dict[str, Tensor] = {}
     gathered: dict[Tensor, Tensor] = {}  # tied weights are one parameter with two names
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor not in gathered:
-            cast = tensor.detach().to(dtype or tensor.dtype)
+            cast = tensor.detach().to(dtype if isinstance(tensor, nn.Parameter) else None)
             whole = cast.full_tensor() if isinstance(cast, DTensor) else cast
             gathered[tensor] = whole.cpu() if ranks.rank == 0 else torch.empty(0)
         if ranks.rank == 0:

@@ -384,16 +384,18 @@ def test_exported_weights_have_the_names_of_the_model_folder(tmp_path: Path, kin
         torch.testing.assert_close(load(tmp_path / "out")(ids).logits, load(folder)(ids).logits)
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_dense"])
-def test_exported_weights_have_the_dtype_of_the_model_folder(tmp_path: Path, kind: str) -> None:
-    """The dense model ties its embeddings, so a cast must not write them twice."""
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_dense", "deepseek_v3"])
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_exported_weights_have_the_dtype_of_the_model_folder(tmp_path: Path, kind: str, lora_rank: int) -> None:
+    """The dense model ties its embeddings, so a cast must not write them twice; a correction bias stays float32."""
     save_model(tmp_path / "float32", kind)
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "bfloat16")
-    exported = weights(make(tmp_path / "bfloat16", algorithm="gmpo"), tmp_path / "out")
+    exported = weights(make(tmp_path / "bfloat16", algorithm="gmpo", lora={"rank": lora_rank}), tmp_path / "out")
     original = load_file(tmp_path / "bfloat16" / "model.safetensors")
     assert exported.keys() == original.keys()
-    assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
+    assert exported["model.embed_tokens.weight"].dtype == torch.bfloat16
+    assert {name: t.dtype for name, t in exported.items()} == {name: t.dtype for name, t in original.items()}
     assert all(torch.equal(exported[name], original[name]) for name in original)
 
 
