@@ -60,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
     doctor = commands.add_parser("doctor", parents=[settings, optional], help="what this machine has and lacks")
     doctor.set_defaults(command=_doctor)
+    score = commands.add_parser("score", parents=[settings, optional], help="a verifier on the lines of a file")
+    score.add_argument("--verifier", required=True, metavar="NAME")
+    score.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help="JSON lines: prompt, response, reference"
+    )
+    score.set_defaults(command=_score)
+    bench = commands.add_parser("bench", help="how fast a part is on this machine; without NAME, what can be measured")
+    bench.add_argument("name", nargs="?", metavar="NAME")
+    bench.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="--json and those of the bench")
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -122,6 +132,23 @@ def _doctor(parsed: argparse.Namespace) -> int:
     for well, name, text in rows:
         print(f"{'ok  ' if well else 'FAIL'} {name:<8} {text}")
     return 0 if all(well for well, _, _ in rows) else EXIT_BAD_INPUT
+
+
+def _score(parsed: argparse.Namespace) -> int:
+    from services.cli.score import score
+
+    async def all_lines() -> None:
+        async for record in score(parsed.verifier, parsed.input, parsed.recipe, parsed.flags):
+            print(json.dumps(record), flush=True)
+
+    return _interruptible(all_lines())
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from services.cli.bench import bench
+
+    bench(parsed.name, parsed.options)
+    return 0
 
 
 def _interruptible(work: Coroutine[None, None, None]) -> int:

@@ -1,0 +1,76 @@
+"""Paired timings: what is compared is run in turns, so that a slow moment of the machine meets all of it alike."""
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What a few repetitions of one number were."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds of each variant in each round; entry i of every variant comes from round i."""
+
+    seconds: Mapping[str, Sequence[float]]
+
+    def spread(self, variant: str) -> Spread:
+        """Of its seconds."""
+        return Spread.of(self.seconds[variant])
+
+    def rate(self, variant: str, work: float) -> Spread:
+        """Of `work` done per second."""
+        return Spread.of([work / seconds for seconds in self.seconds[variant]])
+
+    def ratio(self, variant: str, over: str) -> Spread:
+        """Of its speed over that of another, taken within each round: above 1 where it is the faster one."""
+        pairs = zip(self.seconds[variant], self.seconds[over], strict=True)
+        return Spread.of([other / own for own, other in pairs])
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    prepare: Callable[[str], object] = lambda variant: None,
+    settle: Callable[[], object] = lambda: None,
+) -> Timings:
+    """Times every variant once in each of `rounds` rounds, after `warmup` rounds that do not count.
+
+    Every second round goes backwards, so that a machine that slows down steadily favours nobody. Garbage is collected
+    before the clock starts. Each round is told on stderr.
+
+    Args:
+        variants: what to time, by name.
+        prepare: called with the name before each turn, off the clock.
+        settle: called before every reading of the clock: on a GPU it waits for the device.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    gc.collect()
+    gc.freeze()  # what is there already need not be searched again before every turn
+    for i in range(warmup + rounds):
+        for name in list(variants)[:: 1 if i % 2 == 0 else -1]:
+            prepare(name)
+            gc.collect()
+            settle()
+            start = time.perf_counter()
+            variants[name]()
+            settle()
+            seconds[name].append(time.perf_counter() - start)
+        what = "warm-up" if i < warmup else f"round {i - warmup + 1}/{rounds}"
+        sys.stderr.write(f"{what}: {', '.join(f'{name} {taken[-1]:.3g} s' for name, taken in seconds.items())}\n")
+    gc.unfreeze()
+    return Timings({name: taken[warmup:] for name, taken in seconds.items()})

@@ -1,0 +1,113 @@
+"""The benches run, and say what they measured in the form that is documented. No time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from services.cli.bench import bench
+from services.cli.main import main
+from shared.errors import PreconditionError
+from tests.bench.memory import peak_bytes
+from tests.bench.timing import Timings, interleaved
+
+VARIANTS = {"gmpo", "gmpo_rs", "gmpo_rs_r3", "gmpo_recompute"}
+ROUTERSHIFT = [sys.executable, "-m", "services.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def learner(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the bench of the learner prints, run as a user would, from another folder."""
+    options = ["--shape", "tiny", "--pairs", "2", "--threads", "1", "--tokens", "400", "--device", "cpu"]
+    ran = subprocess.run(
+        [*ROUTERSHIFT, "bench", "learner", "--json", *options],
+        cwd=tmp_path_factory.mktemp("elsewhere"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return result
+
+
+def test_the_learner_bench_gives_what_is_documented(learner: dict[str, Any]) -> None:
+    others = VARIANTS - {"gmpo"}
+    assert (learner["device"], learner["shape"]) == ("cpu", "tiny")
+    assert learner["tokens_per_second"].keys() == VARIANTS
+    assert learner["ratio"].keys() == learner["memory_ratio"].keys() == others
+    for name in others:
+        low, high = learner["spread"]["ratio"][name]
+        assert 0 < low <= learner["ratio"][name] <= high
+    assert learner["machine"].keys() == {"cores", "cpu", "python", "torch", "commit"}
+    assert 300 < learner["tokens"] < 500
+
+
+def test_the_learner_bench_does_the_work_that_it_times(learner: dict[str, Any]) -> None:
+    """Its rollouts have the model's own routes, and routes and scores are memory that plain GMPO does not need."""
+    assert 0.999 < learner["gamma_mean"] < 1
+    assert learner["memory_ratio"]["gmpo_rs"] > 1
+    assert learner["router_shift_bytes_by_experts"].keys() == {"8", "4"}
+
+
+def test_peak_memory_on_the_cpu_is_exact() -> None:
+    kept = torch.zeros(1000)
+
+    def step() -> None:
+        first = torch.zeros(1 << 20, dtype=torch.uint8)
+        second = first + 1
+        del first
+        third = second + kept.sum().to(torch.uint8)
+        del second, third
+        torch.zeros(1 << 20, dtype=torch.uint8)
+
+    found = peak_bytes(step, torch.device("cpu"), held_bytes=5_000_000)
+    # Two blocks live at once, a few scalars beside them, and some kilobytes of Python's own.
+    assert 0 <= found - (5_000_000 + (2 << 20)) < 64 << 10
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    timings = Timings({"plain": [1.0, 10.0, 2.0], "fancy": [2.0, 16.0, 4.0]})
+    ratio = timings.ratio("fancy", "plain")
+    assert (ratio.median, ratio.min, ratio.max) == (0.5, 0.5, 0.625)
+    assert timings.rate("plain", 20.0).median == 10.0
+
+
+def test_variants_take_turns_and_change_sides() -> None:
+    calls: list[str] = []
+    variants = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
+    timings = interleaved(variants, rounds=2, warmup=1, prepare=lambda name: calls.append(f"before {name}"))
+    assert [call for call in calls if call in variants] == ["a", "b", "b", "a", "a", "b"]
+    assert calls[:4] == ["before a", "a", "before b", "b"]
+    assert {name: len(taken) for name, taken in timings.seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_without_a_name_the_benches_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench"]) == 0
+    listed = capsys.readouterr().out
+    assert "learner " in listed
+    assert "timing" not in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nonsense"], ["nonsense", "learner"]),
+        (["learner", "--shape", "huge"], ["huge", "tiny", "qwen3-30b-a3b-layers4"]),
+        (["learner", "--shape", "tiny", "--experts", "8", "1"], ["--experts is 1", "at least 2"]),
+    ],
+)
+def test_unknown_names_are_refused_with_the_list(
+    arguments: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in named)
+
+
+def test_an_installed_package_says_where_the_benches_are(tmp_path: Path) -> None:
+    with pytest.raises(PreconditionError, match="clone RouterShift"):
+        bench("learner", [], tmp_path)
