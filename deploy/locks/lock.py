@@ -23,7 +23,7 @@ def main() -> None:
     project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     groups = {
-        "base": [*project["dependencies"], *extras["torch"], *extras["local"]],
+        "base": [*project["dependencies"], *extras["torch"], *extras["reward"], *extras["local"]],
         "vllm": extras["vllm"],
         "dev": extras["dev"],
     }

@@ -40,7 +40,7 @@ def save(
         meta: JSON; rank 0 writes it.
 
     Raises:
-        OSError: on rank 0, where some rank could not write. The others return, and can go on.
+        OSError: on rank 0, where some rank could not write. The others return and can go on.
     """
     state = {_PARAMETERS + name: parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
@@ -54,7 +54,9 @@ def save(
     except OSError as error:
         place = error.filename and str(error.filename)
         failure = json.dumps([error.errno, f"rank {ranks.rank}: {error.strerror}", place]).encode()
-    for failed in filter(None, ranks.gather(failure)):
+    failures = ranks.gather(failure)
+    ranks.broadcast(b"")  # no rank goes on before all have written
+    for failed in filter(None, failures):
         raise OSError(*json.loads(failed))
 
 

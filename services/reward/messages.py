@@ -3,12 +3,14 @@
 from google.protobuf import json_format, struct_pb2
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.reward.scoring import Item, Outcome, Scored
+from services.reward.outcomes import Outcome, Scored
+from services.reward.verifiers.base import Item
 
 _OUTCOMES = {
     Outcome.SCORED: pb.OUTCOME_SCORED,
     Outcome.FAILED: pb.OUTCOME_FAILED,
     Outcome.TIMED_OUT: pb.OUTCOME_TIMED_OUT,
+    Outcome.REFUSED: pb.OUTCOME_REFUSED,
 }
 
 
@@ -19,8 +21,8 @@ def decode_item(prompt: str, response: str, reference: struct_pb2.Struct) -> Ite
 def encode_score(scored: Scored) -> pb.Score:
     message = pb.Score(
         outcome=_OUTCOMES[scored.outcome],
-        verifier=scored.verifier.name,
-        verifier_version=scored.verifier.version,
+        verifier=scored.verifier,
+        verifier_version=scored.version,
         seconds=scored.seconds,
         error=scored.error,
     )

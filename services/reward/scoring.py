@@ -1,85 +1,186 @@
-"""Runs verifiers with a deadline and types what comes of it. The one path for RPC and stream."""
+"""Scores items with named verifiers. The one path for RPC, stream and command line."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from services.reward import metrics
-from services.reward.verifiers import VERIFIERS
-from services.reward.verifiers.base import Verdict, Verifier
-from shared.errors import NotFoundError
+from services.reward.outcomes import Outcome, Scored
+from services.reward.pool import Pool
+from services.reward.settings import RewardSettings
+from services.reward.verifiers.base import AsyncVerifier, Item, Parts, Verdict, Verifier
+from shared.errors import InvalidInputError, NotFoundError, OverloadedError
 
 log = logging.getLogger(__name__)
 
-
-class Outcome(StrEnum):
-    SCORED = "scored"
-    FAILED = "failed"
-    TIMED_OUT = "timed_out"
+# Items of one verifier that wait on others at the same time; the rest waits here.
+_ASKED_AT_ONCE = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    prompt: str
-    response: str
-    reference: Mapping[str, Any]
+class UnscoredError(Exception):
+    """A part of a composite verifier gave no verdict."""
 
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """`verdict` is there exactly where `outcome` is SCORED: a failure has no reward, not one of 0."""
-
-    outcome: Outcome
-    verdict: Verdict | None
-    verifier: Verifier
-    seconds: float
-    error: str = ""
+    def __init__(self, scored: Scored) -> None:
+        super().__init__(f"{scored.verifier} {scored.outcome}: {scored.error}")
+        self.outcome = scored.outcome
 
 
 class Scorer:
-    """Scores items on worker threads, each with its own deadline."""
+    """Runs verifiers with a deadline and types what comes of it.
 
-    def __init__(self, timeout_seconds: float, threads: int = 4) -> None:
-        self._timeout = timeout_seconds
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="verifier")
+    Those that compute have worker processes, started when first used; those that ask others run in the event loop.
+    Close it, also where it was never started.
+    """
+
+    def __init__(self, verifiers: Mapping[str, Verifier | AsyncVerifier], settings: RewardSettings) -> None:
+        self.verifiers = verifiers
+        self._settings = settings
+        self._pools: dict[str, asyncio.Task[Pool]] = {}
+        self._turns = {name: asyncio.Semaphore(_ASKED_AT_ONCE) for name in verifiers}
+        self._queued = 0
+
+    async def start(self, names: Iterable[str]) -> None:
+        """Starts the workers of these verifiers now, so that what keeps them from judging is known now.
+
+        Raises:
+            RouterShiftError: the first verifier that cannot judge says why.
+        """
+        for name in names:
+            if isinstance(verifier := self.verifiers[name], Verifier):
+                await self._pool(name, verifier)
 
     async def score(self, verifier: str, items: Sequence[Item]) -> list[Scored]:
         """One result an item, in order.
 
         Raises:
             NotFoundError: no verifier of that name.
+            InvalidInputError: more items than `max_queued`.
+            OverloadedError: more items than `max_queued` with those that are queued.
+            RouterShiftError: the verifier cannot judge here; see its `start`.
         """
-        chosen = VERIFIERS.get(verifier)
-        if chosen is None:
-            raise NotFoundError(f"verifier is {verifier!r}; known: {', '.join(VERIFIERS)}")
-        return list(await asyncio.gather(*(self._one(chosen, item) for item in items)))
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _one(self, verifier: Verifier, item: Item) -> Scored:
-        began = time.perf_counter()
-        call = asyncio.get_running_loop().run_in_executor(
-            self._pool, verifier.verify, item.prompt, item.response, item.reference
-        )
-        verdict, error = None, ""
+        if verifier not in self.verifiers:
+            raise NotFoundError(f"verifier is {verifier!r}; known: {', '.join(self.verifiers)}")
+        limit = self._settings.max_queued
+        if len(items) > limit:
+            raise InvalidInputError(f"{len(items)} items at once; reward.max_queued = {limit}; send fewer at once")
+        if self._queued + len(items) > limit:
+            raise OverloadedError(
+                f"{self._queued} items are queued and {len(items)} more exceed reward.max_queued = {limit}; "
+                "send fewer at once, or wait"
+            )
+        self._queued += len(items)
+        metrics.QUEUED.set(self._queued)
         try:
-            verdict = await asyncio.wait_for(call, self._timeout)
-            outcome = Outcome.SCORED
-        except TimeoutError:
-            outcome, error = Outcome.TIMED_OUT, f"no verdict within {self._timeout} s"
-        except Exception as failure:  # whatever a verifier raises is its outcome, and never ends the service
-            outcome, error = Outcome.FAILED, f"{type(failure).__name__}: {failure}"
-        seconds = time.perf_counter() - began
-        metrics.SCORES.labels(verifier.name, outcome).inc()
-        metrics.SECONDS.labels(verifier.name).observe(seconds)
-        if verdict is not None:
-            metrics.REWARD.labels(verifier.name).observe(verdict.reward)
+            scored = await self._judge(verifier, items)
+        finally:
+            self._queued -= len(items)
+            metrics.QUEUED.set(self._queued)
+        return scored
+
+    async def verdicts(self, verifier: str, items: Sequence[Item]) -> list[Verdict]:
+        """For verifiers made of others, whose items are already counted.
+
+        Raises:
+            UnscoredError: one of the items has no verdict.
+        """
+        verdicts = []
+        for scored in await self._judge(verifier, items):
+            if scored.verdict is None:
+                raise UnscoredError(scored)
+            verdicts.append(scored.verdict)
+        return verdicts
+
+    async def close(self) -> None:
+        """Ends the workers and frees channels."""
+        for name, starting in self._pools.items():
+            starting.cancel()
+            try:
+                await (await starting).close()
+            except (asyncio.CancelledError, Exception):
+                log.info("verifier %s never started", name)
+        for verifier in self.verifiers.values():
+            if isinstance(verifier, AsyncVerifier):
+                await verifier.close()
+
+    async def _judge(self, name: str, items: Sequence[Item]) -> list[Scored]:
+        verifier = self.verifiers[name]
+        if isinstance(verifier, Verifier):
+            pool = await self._pool(name, verifier)
+            scored = await pool.judge(items)
         else:
-            log.warning("verifier %s %s: %s", verifier.name, outcome, error)
-        return Scored(outcome, verdict, verifier, seconds, error)
+            scored = list(await asyncio.gather(*(self._ask(name, verifier, item) for item in items)))
+        _count(name, scored)
+        return scored
+
+    async def _pool(self, name: str, verifier: Verifier) -> Pool:
+        starting = self._pools.get(name)
+        if starting is None or (starting.done() and (starting.cancelled() or starting.exception())):
+            starting = self._pools[name] = asyncio.create_task(self._start(name, verifier))
+        return await asyncio.shield(starting)  # others may wait for the same start
+
+    async def _start(self, name: str, verifier: Verifier) -> Pool:
+        pool = Pool(
+            name,
+            verifier,
+            processes=self._settings.processes,
+            timeout_seconds=self._timeout(verifier),
+            memory_mb=self._settings.memory_mb,
+        )
+        await pool.start()
+        return pool
+
+    def _timeout(self, verifier: Verifier | AsyncVerifier) -> float:
+        return verifier.settings.timeout_seconds or self._settings.timeout_seconds
+
+    async def _ask(self, name: str, verifier: AsyncVerifier, item: Item) -> Scored:
+        verdict, error = None, ""
+        async with self._turns[name]:
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(self._timeout(verifier)) as deadline:
+                    verdict = await verifier.verify(item, _Others(self, deadline))
+                outcome = Outcome.SCORED
+            except TimeoutError:
+                outcome, error = Outcome.TIMED_OUT, f"none within {self._timeout(verifier):g} s"
+            except UnscoredError as failure:
+                outcome, error = failure.outcome, str(failure)
+            except InvalidInputError as failure:
+                outcome, error = Outcome.REFUSED, str(failure)
+            except Exception as failure:  # whatever a verifier raises is its outcome, and never ends the service
+                outcome, error = Outcome.FAILED, f"{type(failure).__name__}: {failure}"
+            return Scored(outcome, verdict, name, verifier.version, time.monotonic() - began, error)
+
+
+class _Others:
+    """The other verifiers, as one item's verifier sees them: its clock stands still while they judge."""
+
+    def __init__(self, others: Parts, deadline: asyncio.Timeout) -> None:
+        self._others = others
+        self._deadline = deadline
+        self._waiting = 0
+        self._left = 0.0
+
+    async def verdicts(self, verifier: str, items: Sequence[Item]) -> list[Verdict]:
+        now = asyncio.get_running_loop().time
+        if (when := self._deadline.when()) is not None:
+            self._left = when - now()
+            self._deadline.reschedule(None)
+        self._waiting += 1
+        try:
+            return await self._others.verdicts(verifier, items)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._deadline.reschedule(now() + self._left)
+
+
+def _count(name: str, scored: Sequence[Scored]) -> None:
+    metrics.SECONDS.observe(name, [s.seconds for s in scored])
+    metrics.REWARD.observe(name, [s.verdict.reward for s in scored if s.verdict is not None])
+    for outcome, count in Counter(s.outcome for s in scored).items():
+        metrics.SCORES.labels(name, outcome).inc(count)
+        if outcome is not Outcome.SCORED:
+            error = next(s.error for s in scored if s.outcome is outcome)
+            log.warning("verifier %s %s %d of %d items: %s", name, outcome, count, len(scored), error)

@@ -4,7 +4,6 @@ from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.reward.messages import decode_item, encode_score
 from services.reward.scoring import Scorer
-from services.reward.verifiers import VERIFIERS
 
 
 class RewardServicer(rew_grpc.RewardServiceServicer):
@@ -19,6 +18,7 @@ class RewardServicer(rew_grpc.RewardServiceServicer):
     async def ListVerifiers(self, request: rew.ListVerifiersRequest, context: object) -> rew.ListVerifiersResponse:
         return rew.ListVerifiersResponse(
             verifiers=[
-                rew.Verifier(name=v.name, version=v.version, description=v.description) for v in VERIFIERS.values()
+                rew.Verifier(name=name, version=v.version, description=v.description)
+                for name, v in self._scorer.verifiers.items()
             ]
         )

@@ -8,6 +8,7 @@ from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.reward.scoring import Scorer
 from services.reward.server import RewardServicer
 from services.reward.settings import Settings
+from services.reward.verifiers import make_verifiers
 from services.reward.worker import RewardWorker
 from shared import rpc
 from shared.service import Service, background
@@ -20,13 +21,14 @@ class RewardService(Service):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.reward
-        self._scorer = Scorer(settings.reward.timeout_seconds)
+        self._scorer = Scorer(make_verifiers(settings.reward.verifiers), settings.reward)
 
     def register(self, server: rpc.Server) -> list[str]:
         rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(self._scorer), server.grpc)
         return [rew.DESCRIPTOR.services_by_name["RewardService"].full_name]
 
     async def start(self, run: Run) -> None:
+        await self._scorer.start(self._settings.verifiers)  # those in the recipe are wanted; others may go unused
         self._consumer = run.consumer(Stream.ROLLOUTS)
         self._worker = RewardWorker(self._consumer, self._scorer, self._settings.attempts)
 
@@ -35,4 +37,4 @@ class RewardService(Service):
             await self._consumer.each(self._worker.handle, self._settings.groups_in_flight, stop)
 
     async def close(self) -> None:
-        self._scorer.close()
+        await self._scorer.close()

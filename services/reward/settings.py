@@ -1,5 +1,7 @@
 """Settings of the reward service: the table [reward]."""
 
+from typing import Any
+
 from pydantic import Field
 
 from shared.settings import BaseSettings, Door
@@ -8,9 +10,15 @@ from shared.settings import BaseSettings, Door
 class RewardSettings(Door):
     port: int = Field(50052, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9102, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
+    processes: int = Field(2, ge=1, description="worker processes of each verifier that computes")
+    memory_mb: int = Field(4096, ge=256, description="what a worker process may allocate, in MiB")
     timeout_seconds: float = Field(10.0, gt=0, description="deadline of one verification")
     attempts: int = Field(2, ge=1, description="verifications of a group before it is dropped")
     groups_in_flight: int = Field(16, ge=1, description="groups of the stream that are scored at once")
+    max_queued: int = Field(8192, ge=1, description="items being scored or waiting for it; more are refused")
+    verifiers: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="a table [reward.verifiers.NAME] each: `kind`, and the settings of that kind"
+    )
 
 
 class Settings(BaseSettings):

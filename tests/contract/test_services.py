@@ -20,6 +20,7 @@ from services.generation.service import GenerationService
 from services.generation.settings import GenerationSettings
 from services.generation.settings import Settings as GenerationTables
 from services.reward.service import RewardService
+from services.reward.settings import RewardSettings
 from services.reward.settings import Settings as RewardTables
 from shared import rpc
 from shared.clients import GenerationClient, RewardClient
@@ -28,6 +29,7 @@ from shared.errors import (
     DeadlineError,
     InvalidInputError,
     NotFoundError,
+    OverloadedError,
     PreconditionError,
     UnavailableError,
 )
@@ -63,7 +65,10 @@ async def generation(tmp_path: Path, run: Run) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def reward(tmp_path: Path, run: Run) -> AsyncIterator[str]:
-    service = RewardService(RewardTables(run=RunSettings(id="contract", folder=tmp_path, model=tmp_path)))
+    settings = RewardSettings(max_queued=200, verifiers={"easy": {"kind": "countdown"}})
+    service = RewardService(
+        RewardTables(run=RunSettings(id="contract", folder=tmp_path, model=tmp_path), reward=settings)
+    )
     server, address = await serve(service, run)
     yield address
     await server.stop(0)
@@ -163,12 +168,30 @@ async def test_an_unknown_verifier_is_not_found(reward: str) -> None:
             await client.score("nope", "", ["1"], struct_pb2.Struct())
 
 
-async def test_a_failing_verifier_has_no_reward(reward: str) -> None:
+async def test_a_reference_that_cannot_be_used_is_refused_and_has_no_reward(reward: str) -> None:
     async with RewardClient(reward) as client:
         (score,) = await client.score("countdown", "", ["1"], struct_pb2.Struct())
-    assert score.outcome == pb.OUTCOME_FAILED
+    assert score.outcome == pb.OUTCOME_REFUSED
     assert not score.HasField("reward")
     assert "reference of countdown" in score.error
+
+
+async def test_scores_come_in_order_from_the_verifiers_of_the_recipe(reward: str) -> None:
+    reference = struct_pb2.Struct()
+    reference.update({"numbers": [1, 2], "target": 3})
+    async with RewardClient(reward) as client:
+        scores = await client.score("easy", "", ["2+1", "1", "1*2"] * 40, reference)
+    assert [s.reward for s in scores] == [1.0, 0.0, 0.1] * 40
+    assert {s.verifier for s in scores} == {"easy"}
+
+
+async def test_more_than_the_queue_holds_is_refused(reward: str) -> None:
+    async with RewardClient(reward) as client:
+        calls = [client.score("easy", "", ["1"] * 150, struct_pb2.Struct()) for _ in range(8)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [a for a in answers if isinstance(a, BaseException)]
+    assert 0 < len(refused) < 8
+    assert all(isinstance(a, OverloadedError) and "reward.max_queued = 200" in str(a) for a in refused)
 
 
 async def test_health_and_reflection(reward: str) -> None:

@@ -7,22 +7,20 @@ from typing import Any
 
 import pytest
 
-from services.learner.checkpoint import MANIFEST, latest, load_latest, save, verify
-from shared.errors import CorruptDataError
+from services.learner.checkpoint import MANIFEST, latest, load_latest, save, step_of, verify
+from shared.errors import CorruptDataError, PreconditionError, UnavailableError
 
 
 class Counter:
     """The smallest thing with a state."""
 
-    def __init__(self, step: int = 0, fails: bool = False) -> None:
+    def __init__(self, step: int = 0, disk: Path | None = None) -> None:
         self.step = step
-        self.fails = fails
+        self.disk = disk  # in place of the checkpoint's own
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         (folder / "model.safetensors").write_bytes(bytes([self.step]) * 1000)
-        if self.fails:
-            raise OSError("no space left on device")
-        (folder / "state.json").write_text(json.dumps({"step": self.step, "meta": meta}))
+        ((self.disk or folder) / "state.json").write_text(json.dumps({"step": self.step, "meta": meta}))
 
     def load(self, folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "state.json").read_text())
@@ -98,10 +96,46 @@ def test_a_second_checkpoint_of_a_step_never_replaces_the_first_in_place(tmp_pat
     assert load_latest(tmp_path, Counter()) == ("a", "b", "c")
 
 
-def test_a_write_that_fails_leaves_the_one_before_and_the_next_cleans_up(tmp_path: Path) -> None:
-    first = save(tmp_path, Counter(1), [], keep=2)
-    with pytest.raises(OSError, match="no space"):
-        save(tmp_path, Counter(2, fails=True), [], keep=2)
-    assert latest(tmp_path) == first
+def test_protected_steps_outlive_newer_ones(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, Counter(step), [], keep=2, protected={2, 9})
+    assert steps(tmp_path) == [f"step-{step:08d}-0000" for step in (2, 4, 5)]
+    assert [step_of(path) for path in sorted(tmp_path.iterdir())] == [2, 4, 5]
+    save(tmp_path, Counter(6), [], keep=2, protected={4})
+    assert steps(tmp_path) == [f"step-{step:08d}-0000" for step in (4, 5, 6)]
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_torn_is_left(tmp_path: Path) -> None:
+    first = save(tmp_path, Counter(1), ["a"], keep=1)
+    full = tmp_path.with_name("full")
+    full.mkdir()
+    (full / "state.json").symlink_to("/dev/full")
+    with pytest.raises(PreconditionError, match=rf"{tmp_path}: No space left on device \(errno 28\); free"):
+        save(tmp_path, Counter(2, disk=full), ["b"], keep=1)
+    assert steps(tmp_path) == [first.name]
+    assert load_latest(tmp_path, Counter()) == ("a",)
+
+
+def test_a_volume_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "volume").write_text("no folder")
+    with pytest.raises(PreconditionError, match=r"/volume/checkpoints: Not a directory \(errno 20\)"):
+        save(tmp_path / "volume" / "checkpoints", Counter(1), [], keep=1)
+
+
+def test_what_is_no_fault_of_the_disk_keeps_its_name(tmp_path: Path) -> None:
+    """UnavailableError is an OSError too."""
+
+    class Alone(Counter):
+        def save(self, folder: Path, meta: dict[str, Any]) -> None:
+            raise UnavailableError("rank 1 is gone")
+
+    with pytest.raises(UnavailableError, match="rank 1 is gone"):
+        save(tmp_path, Alone(1), [], keep=1)
+    assert steps(tmp_path) == []
+
+
+def test_what_a_crash_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000001-0000").mkdir()
+    (tmp_path / ".step-00000001-0000" / "model.safetensors").write_bytes(b"half")
     save(tmp_path, Counter(2), [], keep=2)
-    assert steps(tmp_path) == ["step-00000001-0000", "step-00000002-0000"]
+    assert steps(tmp_path) == ["step-00000002-0000"]

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.reward.verifiers.base import Item, VerifierSettings
 from services.reward.verifiers.countdown import CountdownVerifier, ExpressionError, evaluate
 from shared.errors import InvalidInputError
 
+VERIFIER = CountdownVerifier(VerifierSettings())
 REFERENCE = {"numbers": [3.0, 7.0, 5.0], "target": 26.0}  # a Struct's numbers are doubles
 
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -60,14 +62,14 @@ def test_values_are_those_of_pythons_own_grammar(text: str) -> None:
     ],
 )
 def test_verdicts(response: str, reward: float, correct: float, valid: float) -> None:
-    verdict = CountdownVerifier().verify("", response, REFERENCE)
+    verdict = VERIFIER.verify(Item("", response, REFERENCE))
     assert verdict.reward == reward
     assert verdict.parts == {"correct": correct, "valid": valid}
 
 
 @given(st.text(max_size=300))
 def test_any_text_has_a_verdict(text: str) -> None:
-    assert CountdownVerifier().verify("", text, REFERENCE).reward in (0.0, 0.1, 1.0)
+    assert VERIFIER.verify(Item("", text, REFERENCE)).reward in (0.0, 0.1, 1.0)
 
 
 def test_depth_is_bounded() -> None:
@@ -81,4 +83,4 @@ def test_depth_is_bounded() -> None:
 )
 def test_an_unusable_reference_is_the_tasks_fault(reference: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError, match="reference of countdown"):
-        CountdownVerifier().verify("", "1", reference)
+        VERIFIER.verify(Item("", "1", reference))

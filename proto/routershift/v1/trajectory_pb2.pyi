@@ -102,6 +102,8 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_FAILED: _Outcome.ValueType  # 2
     """The verifier itself failed. There is no reward, and it is not 0."""
     OUTCOME_TIMED_OUT: _Outcome.ValueType  # 3
+    OUTCOME_REFUSED: _Outcome.ValueType  # 4
+    """The verifier would not judge: the reference is unusable, or a limit was passed. There is no reward."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper): ...
 
@@ -110,6 +112,8 @@ OUTCOME_SCORED: Outcome.ValueType  # 1
 OUTCOME_FAILED: Outcome.ValueType  # 2
 """The verifier itself failed. There is no reward, and it is not 0."""
 OUTCOME_TIMED_OUT: Outcome.ValueType  # 3
+OUTCOME_REFUSED: Outcome.ValueType  # 4
+"""The verifier would not judge: the reference is unusable, or a limit was passed. There is no reward."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final

@@ -1,8 +1,22 @@
-"""What a verifier is: a pure function from a response and its reference to named parts of a reward."""
+"""What a verifier is: from a response and its reference to a reward made of named parts."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
+
+from pydantic import Field
+
+from shared.settings import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One response to judge. `reference` is what the task says of the right answer; its form is the verifier's."""
+
+    prompt: str
+    response: str
+    reference: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,17 +27,84 @@ class Verdict:
     parts: Mapping[str, float]
 
 
-class Verifier(Protocol):
-    """Scores one response. Stateless, so that calls may run at the same time."""
+class VerifierSettings(Table):
+    """What every verifier can be told: a table [reward.verifiers.NAME] of the recipe, without its `kind`."""
+
+    timeout_seconds: float | None = Field(
+        None, gt=0, description="deadline of one verification; default: that of [reward]"
+    )
+
+
+class Verifier(ABC):
+    """Judges one response at a time, in a worker process that is killed where a deadline passes.
+
+    Stateless, so that any process may judge any item. `version` changes whenever a verdict could.
+    """
 
     name: ClassVar[str]
     version: ClassVar[str]
     description: ClassVar[str]
+    Settings: ClassVar[type[VerifierSettings]] = VerifierSettings
 
-    def verify(self, prompt: str, response: str, reference: Mapping[str, Any]) -> Verdict:
+    def __init__(self, settings: VerifierSettings) -> None:
+        """Cheap: the service makes one of each to know them. What takes time belongs into `start`."""
+        self.settings = settings
+
+    def start(self) -> None:  # noqa: B027  # most need nothing
+        """Makes it ready to judge: loads and warms up. Called once, in a worker process, before the first item.
+
+        Raises:
+            RouterShiftError: it cannot judge here; the service says so and does not start.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Frees what `start` made. A worker that is killed does not come here."""
+
+    @abstractmethod
+    def verify(self, item: Item) -> Verdict:
         """Judges a response; any response, however malformed, has a verdict.
 
         Raises:
-            InvalidInputError: the *reference* is unusable, which is the fault of the task and not of the policy.
+            InvalidInputError: the item cannot be judged, because of its *reference*: the fault of the task and not
+                of the policy. The outcome is `refused`.
         """
+
+
+class BatchVerifier(Verifier):
+    """Judges many responses at once, for those that are faster so."""
+
+    batch_size: ClassVar[int] = 32
+
+    @abstractmethod
+    def verify_batch(self, items: Sequence[Item]) -> list[Verdict]:
+        """One verdict an item, in order; raises as `verify` does, for the whole batch."""
+
+    def verify(self, item: Item) -> Verdict:
+        return self.verify_batch([item])[0]
+
+
+class Parts(Protocol):
+    """How a verifier that is made of others has them judge: `Scorer` is one."""
+
+    async def verdicts(self, verifier: str, items: Sequence[Item]) -> list[Verdict]:
+        """Raises where one of the items has no verdict."""
         ...
+
+
+class AsyncVerifier(ABC):
+    """Judges by asking others, in the event loop of the service; it must not compute for long."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    description: ClassVar[str]
+    Settings: ClassVar[type[VerifierSettings]] = VerifierSettings
+
+    def __init__(self, settings: VerifierSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    async def verify(self, item: Item, others: Parts) -> Verdict:
+        """As `Verifier.verify`; cancelled at its deadline."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Frees channels."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from services.reward.verifiers.base import Verdict
+from services.reward.verifiers.base import Item, Verdict, Verifier
 from shared.errors import InvalidInputError
 
 CORRECT_REWARD = 1.0
@@ -15,17 +15,17 @@ _MAX_CHARACTERS = 256
 _MAX_DIGITS = 9
 
 
-class CountdownVerifier:
+class CountdownVerifier(Verifier):
     """Reference: {"numbers": [3, 7, 5], "target": 26}. Each number must be used exactly once, with + - * and ()."""
 
     name: ClassVar[str] = "countdown"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "an expression over the given numbers, each used once, that equals the target"
 
-    def verify(self, prompt: str, response: str, reference: Mapping[str, Any]) -> Verdict:
-        numbers, target = _read_reference(reference)
+    def verify(self, item: Item) -> Verdict:
+        numbers, target = _read_reference(item.reference)
         try:
-            value, used = evaluate(response)
+            value, used = evaluate(item.response)
         except ExpressionError:
             return _verdict(valid=False, correct=False)
         valid = Counter(used) == Counter(numbers)

@@ -1,0 +1,45 @@
+"""Is the response, or its final answer, exactly the reference?"""
+
+import unicodedata
+from typing import ClassVar
+
+from pydantic import Field
+
+from services.reward.verifiers import answers
+from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
+from shared.errors import InvalidInputError
+
+
+class ExactSettings(VerifierSettings):
+    part: answers.Part = Field("response", description=answers.PART)
+    ignore_case: bool = Field(False, description="compare casefolded")
+    ignore_space: bool = Field(True, description="treat runs of white space as one space, and none at the ends")
+
+
+class ExactVerifier(Verifier):
+    """Reference: {"answer": "Paris"}, or {"answer": ["Paris", "Paris, France"]} where any one is right.
+
+    Texts are compared in Unicode's composed form (NFC), so that two spellings of é are one.
+    """
+
+    name: ClassVar[str] = "exact"
+    version: ClassVar[str] = "1"
+    description: ClassVar[str] = "the text of the reference, character by character"
+    Settings: ClassVar[type[VerifierSettings]] = ExactSettings
+    settings: ExactSettings
+
+    def verify(self, item: Item) -> Verdict:
+        wanted = item.reference.get("answer")
+        allowed = [wanted] if isinstance(wanted, str) else wanted
+        if not isinstance(allowed, list) or not allowed or not all(isinstance(text, str) for text in allowed):
+            raise InvalidInputError(
+                f"reference of exact has answer = {str(wanted)[:200]!r}; expected a text or a list of texts"
+            )
+        text = answers.part(item.response, self.settings.part)
+        correct = text is not None and self._normal(text) in map(self._normal, allowed)
+        return Verdict(float(correct), {"correct": float(correct), "valid": float(text is not None)})
+
+    def _normal(self, text: str) -> str:
+        text = unicodedata.normalize("NFC", text)
+        text = " ".join(text.split()) if self.settings.ignore_space else text
+        return text.casefold() if self.settings.ignore_case else text

@@ -1,0 +1,194 @@
+"""Kinds by name, from this package and from others; verifiers from the tables of a recipe."""
+
+import asyncio
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.reward.scoring import Scorer
+from services.reward.settings import RewardSettings
+from services.reward.verifiers import GROUP, kinds, make_verifiers
+from services.reward.verifiers.base import Item
+from services.reward.verifiers.math import MathVerifier
+from shared.errors import InvalidInputError, NotFoundError, PreconditionError
+
+PACKAGE = """
+from services.reward.verifiers.base import Verdict, Verifier, VerifierSettings
+
+class LengthSettings(VerifierSettings):
+    most: int = 3
+
+class LengthVerifier(Verifier):
+    name, version, description, Settings = "length", "7", "short responses", LengthSettings
+
+    def verify(self, item):
+        right = float(len(item.response) <= self.settings.most)
+        return Verdict(right, {"correct": right})
+"""
+
+
+class Site:
+    """A folder on the path of imports, as site-packages is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def install(self, entry: str, module: str = "routershift_length", source: str = PACKAGE) -> None:
+        (self.folder / f"{module}.py").write_text(source)
+        info = self.folder / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{entry}\n")
+        importlib.invalidate_caches()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield Site(tmp_path)
+    for module in [name for name in sys.modules if name.startswith("routershift_length")]:
+        del sys.modules[module]
+
+
+def test_every_kind_describes_itself() -> None:
+    for name, kind in kinds().items():
+        assert kind.name == name
+        assert kind.version
+        assert kind.description
+        assert "Reference:" in str(kind.__doc__)
+
+
+def test_kinds_that_need_no_settings_are_there_without_a_table() -> None:
+    assert {"countdown", "math", "choice", "exact", "regex", "json_schema", "format"} <= set(make_verifiers({}))
+    assert not {"model", "remote", "composite"} & set(make_verifiers({}))
+
+
+def test_tables_make_verifiers_with_settings() -> None:
+    made = make_verifiers(
+        {"strict": {"kind": "math", "answer": "boxed", "timeout_seconds": 3}, "math": {"decimals": 2}}
+    )
+    assert isinstance(made["strict"], MathVerifier)
+    assert made["strict"].settings.answer == "boxed"
+    assert made["strict"].settings.timeout_seconds == 3
+    assert isinstance(made["math"], MathVerifier)
+    assert made["math"].settings.decimals == 2
+
+
+@pytest.mark.parametrize(
+    ("tables", "text"),
+    [
+        ({"x": {"kind": "maths"}}, r"'reward\.verifiers\.x\.kind' is 'maths'; did you mean 'math'"),
+        ({"regexp": {}}, "is 'regexp'; did you mean 'regex'"),
+        (
+            {"x": {"kind": "math", "decimal": 3}},
+            r"'reward\.verifiers\.x\.decimal'; did you mean 'reward\.verifiers\.x\.decimals'",
+        ),
+        ({"x": {"kind": "math", "decimals": 0}}, r"'reward\.verifiers\.x\.decimals' is '0': Input should be greater"),
+        ({"x": {"kind": "remote"}}, r"'reward\.verifiers\.x\.address' Field required"),
+        (
+            {"x": {"kind": "composite", "parts": {"a": {"verifier": "math", "wight": 2}}}},
+            r"'reward\.verifiers\.x\.parts\.a\.wight'; did you mean 'reward\.verifiers\.x\.parts\.a\.weight'",
+        ),
+        ({"x": {"kind": "composite", "parts": {"a": {"verifier": "mat"}}}}, "verifier = 'mat'; did you mean 'math'"),
+        (
+            {
+                "x": {"kind": "composite", "parts": {"a": {"verifier": "y"}}},
+                "y": {"kind": "composite", "parts": {"a": {"verifier": "x"}}},
+            },
+            r"reward\.verifiers\.x is a part of itself",
+        ),
+    ],
+)
+def test_tables_that_are_wrong_say_what_is_near(tables: dict[str, dict[str, Any]], text: str) -> None:
+    with pytest.raises(InvalidInputError, match=text):
+        make_verifiers(tables)
+
+
+def test_what_a_kind_needs_is_missed_under_the_tables_name() -> None:
+    with pytest.raises(NotFoundError, match=r"reward\.verifiers\.taste: model is nowhere"):
+        make_verifiers({"taste": {"kind": "model", "model": "nowhere"}})
+
+
+async def test_another_package_adds_a_kind(site: Site) -> None:
+    site.install("length = routershift_length:LengthVerifier")
+    scorer = Scorer(make_verifiers({"short": {"kind": "length", "most": 1}}), RewardSettings(processes=1))
+    items = [Item("", "ab", {})]
+    try:
+        (plain,), (short,) = await asyncio.gather(scorer.score("length", items), scorer.score("short", items))
+    finally:
+        await scorer.close()
+    assert plain.verdict is not None
+    assert short.verdict is not None
+    assert (plain.verdict.reward, short.verdict.reward) == (1.0, 0.0)
+    assert (plain.version, short.version) == ("7", "7")
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ("length = routershift_length:Nothing", "AttributeError"),
+        ("length = routershift_nowhere:LengthVerifier", "ModuleNotFoundError"),
+        ("length = routershift_length:LengthSettings", "is no subclass of Verifier"),
+        ("math = routershift_length:LengthVerifier", "'math' is the name of another verifier"),
+    ],
+)
+def test_an_entry_point_that_is_broken_is_named(site: Site, entry: str, text: str) -> None:
+    site.install(entry)
+    with pytest.raises(PreconditionError, match=f"^entry point {entry} of routershift-length.*{text}"):
+        kinds()
+
+
+def test_the_registry_loads_neither_sympy_nor_torch() -> None:
+    code = "import sys; from services.reward.verifiers import make_verifiers; make_verifiers({}); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "services.reward.verifiers.math" in loaded
+    assert not {"sympy", "torch", "transformers"} & set(loaded)
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "services.cli.main", "score", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_line_scores_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "items.jsonl"
+    rows = [
+        {"prompt": "1/3?", "response": r"\boxed{0.33}", "reference": {"answer": r"\frac{1}{3}"}},
+        {"response": "x", "reference": {}},
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    done = cli("--verifier", "math", "--input", str(file), "--set", "reward.verifiers.math.decimals=2")
+    assert done.returncode == 0, done.stderr
+    scored, refused = map(json.loads, done.stdout.splitlines())
+    assert scored["outcome"] == "scored"
+    assert scored["reward"] == 1.0
+    assert scored["parts"] == {"correct": 1.0, "valid": 1.0}
+    assert scored["seconds"] > 0
+    assert refused["outcome"] == "refused"
+    assert refused["reward"] is None
+    assert "reference of math" in refused["error"]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "line", "text"),
+    [
+        ("maht", '{"response": "1"}', "'maht'"),
+        ("math", '{"response": 1}', "line 1"),
+        ("math", "{", "line 1 is not JSON"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(tmp_path: Path, verifier: str, line: str, text: str) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_text(line)
+    done = cli("--verifier", verifier, "--input", str(file))
+    assert done.returncode == 2
+    assert done.stderr.startswith("routershift: ")
+    assert text in done.stderr
+    assert done.stdout == ""
