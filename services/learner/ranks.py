@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
@@ -24,6 +25,8 @@ from shared.errors import InvalidInputError, UnavailableError
 DEADLINE = timedelta(minutes=30)
 # Followers wait for the next command as long as rank 0 lives: an idle learner is not a broken one.
 _IDLE = timedelta(days=365)
+# gloo's threads drop their last tensors after the work is done, and abort a process that ends meanwhile.
+_SETTLE_SECONDS = 0.2
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -127,6 +130,7 @@ class Ranks:
         """Leaves the group. Not collective."""
         if dist.is_initialized():
             dist.destroy_process_group()
+            time.sleep(_SETTLE_SECONDS)
 
     def _broadcast(self, payload: bytes | None, group: dist.ProcessGroup | None) -> bytes:
         if self.size == 1:

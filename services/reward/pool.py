@@ -65,6 +65,7 @@ class Pool:
         self._processes = 1 if self._batch_size else processes
         self._timeout = timeout_seconds
         self._memory_mb = memory_mb
+        self._batches: set[_Batch] = set()
         self._queue: deque[_Task] = deque()
         self._work = asyncio.Event()
         self._idle = 0
@@ -81,15 +82,19 @@ class Pool:
         """
         starting = [asyncio.create_task(self._worker()) for _ in range(self._processes)]
         try:
-            workers = await asyncio.gather(*starting)
-        except BaseException as error:
-            for start in starting:
+            await asyncio.wait(starting)
+        finally:
+            for start in starting:  # those that are not done, as we are cancelled
                 start.cancel()
             ended = await asyncio.gather(*starting, return_exceptions=True)
-            await asyncio.gather(*(w.kill() for w in ended if isinstance(w, Worker)))
+            workers = [w for w in ended if isinstance(w, Worker)]
+            if len(workers) < self._processes:
+                await asyncio.gather(*(w.kill() for w in workers))
+        for error in ended:
             if isinstance(error, (WorkerDiedError, OSError)):
                 raise self._explain(error) from None
-            raise
+            if isinstance(error, BaseException):
+                raise error
         self._slots = [asyncio.create_task(self._slot(w)) for w in workers]
 
     async def judge(self, items: Sequence[Item]) -> list[Scored]:
@@ -103,9 +108,13 @@ class Pool:
             raise self._broken
         batch = _Batch(items)
         if items:
+            self._batches.add(batch)
             self._queue.extend(_Task(batch, i, False) for i in range(len(items)))
             self._work.set()
-            await batch.done
+            try:
+                await batch.done
+            finally:
+                self._batches.discard(batch)
         return batch.results  # type: ignore[return-value]  # all are there
 
     async def close(self) -> None:
@@ -123,6 +132,7 @@ class Pool:
             while True:
                 if not fit:
                     worker = await self._replace()
+                    fit = True
                 tasks = await self._take()
                 fit = False
                 try:
@@ -132,6 +142,9 @@ class Pool:
                         self._end(worker)
         except RouterShiftError as error:
             self._break(error)
+        except Exception as error:
+            log.exception("verifier %s: its pool broke", self._name)
+            self._break(UnavailableError(f"verifier {self._name}: {type(error).__name__}; see the service's log"))
         finally:
             if fit:
                 await worker.stop()
@@ -163,10 +176,10 @@ class Pool:
     def _break(self, error: RouterShiftError) -> None:
         """Nothing will be judged any more."""
         self._broken = self._broken or error
-        for task in self._queue:
-            if not task.batch.done.done():
-                task.batch.done.set_exception(self._broken)
         self._queue.clear()
+        for batch in self._batches:
+            if not batch.done.done():
+                batch.done.set_exception(self._broken)
 
     async def _take(self) -> list[_Task]:
         """The next chunk. Waits for one."""

@@ -29,7 +29,7 @@ from shared.errors import PreconditionError
 _ROOT = str(Path(__file__).parents[2])
 _BOOT = "import sys; sys.path.insert(0, sys.argv[3]); from services.reward.cell.main import main; main()"
 _PREPARE_SECONDS = 20.0
-_GRACE_SECONDS = 1.0  # a cell keeps its own time; this is for the message, and for a machine that is late
+_GRACE_SECONDS = 2.0  # a cell keeps its own time; this is for the message, and for a machine that is late
 
 
 class CellLostError(Exception):
@@ -165,7 +165,7 @@ class Cells:
         return cell
 
     def close(self) -> None:
-        """Returns when all cells are gone."""
+        """Returns when all cells are gone; those that were taken must have been killed."""
         for cell in self._cells:
             cell.kill()
         for cell in (*self._given, *self._cells):

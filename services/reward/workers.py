@@ -56,7 +56,7 @@ class Worker:
         """Starts the process and waits until its verifier is ready, however long it loads.
 
         Raises:
-            RouterShiftError: what the verifier raised, of the same class.
+            RouterShiftError: what the verifier raised; a PreconditionError where its class is not of shared.errors.
             WorkerDiedError: the process ended instead.
         """
         progress = Progress.create()
@@ -82,7 +82,7 @@ class Worker:
             )
             error = (await worker._receive())["error"]
             if error is not None:
-                raise getattr(errors, error[0])(error[1])
+                raise getattr(errors, error[0], errors.PreconditionError)(error[1])
         except BaseException:
             await worker.kill()
             raise

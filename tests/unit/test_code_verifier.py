@@ -240,9 +240,11 @@ def test_what_cannot_be_judged_is_refused(code: CodeVerifier, reference: dict[st
     assert text in str(caught.value)
 
 
-def test_a_program_beyond_the_limit_is_refused(code: CodeVerifier) -> None:
-    with pytest.raises(InvalidInputError, match="the program has 65537 characters; max_characters = 65536"):
-        share(code, "#" * 65537, cases=ADD)
+def test_a_program_beyond_the_limit_is_wrong(code: CodeVerifier) -> None:
+    """Were it refused, a policy could have a group dropped by writing one."""
+    program = "print(sum(map(int, input().split())))\n"
+    assert share(code, program, cases=ADD) == 1
+    assert share(code, program + "#" * 65536, cases=ADD) == 0
 
 
 def test_the_entry_point_is_the_candidate(code: CodeVerifier) -> None:

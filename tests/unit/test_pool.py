@@ -172,7 +172,14 @@ async def test_workers_see_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_closing_leaves_no_process_and_no_caller_behind() -> None:
     children = set(psutil.Process().children(recursive=True))
     async with pool() as made:
-        waiting = asyncio.create_task(judge(made, *["sleep 60"] * 10))
+        await judge(made, "kill 9")
+        while made._idle < 2:  # noqa: ASYNC110  # until there is a replacement, which has nothing to do
+            await asyncio.sleep(0.01)
+        workers = set(psutil.Process().children(recursive=True)) - children
+        assert len(workers) == 2
+    assert not any(w.is_running() for w in workers)
+    async with pool() as made:
+        waiting = asyncio.create_task(judge(made, "sleep 60", "sleep 60"))
         await asyncio.sleep(0.2)
         workers = set(psutil.Process().children(recursive=True)) - children
         assert len(workers) == 2

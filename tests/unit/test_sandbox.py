@@ -1,5 +1,6 @@
 """Attacks on the sandbox. Each is stopped, each comes out as data, and nothing of it is left."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -23,9 +24,12 @@ LIMITS = Limits(memory_mb=160, processes=8, scratch_mb=4, output_kb=64, seconds=
 
 def processes() -> set[int]:
     """All processes that descend from this one and were made from the nursery's command."""
-    return {
-        p.pid for p in psutil.Process().children(recursive=True) if any("cell.main" in part for part in p.cmdline())
-    }
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("cell.main" in part for part in process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -91,11 +91,11 @@ def _programs(
     source: str, file: str, command: list[str], inputs: list[str],
 ) -> None:  # fmt: skip
     path = Path(scratch, file)
-    path.write_text(source, encoding="utf-8")
+    path.write_text(source, encoding="utf-8", errors="replace")
     arguments = [part.replace("{file}", str(path)) for part in command]
     start = programs.command(arguments, dict(os.environ)) if command else programs.python(str(path))
     for text in inputs:
-        run = runner.run(start, text.encode())
+        run = runner.run(start, text.encode(errors="replace"))
         frames.send(owner, ["run", run.output.decode(errors="replace"), run.end, run.code])
 
 

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from services.reward.cell import limits as walls
+from services.reward.cell import namespaces
 from services.reward.cell.limits import Limits
 
 # What programs import most: loaded before the program comes, they cost it nothing.
@@ -111,9 +112,10 @@ class Runner:
             file.write(text)
         os.lseek(feed, 0, os.SEEK_SET)
         ours, theirs = os.pipe()
+        us = os.getpid()
         child = os.fork()
         if not child:
-            _leave(partial(self._become, start, feed, theirs, keep))
+            _leave(partial(self._become, start, us, feed, theirs, keep))
         os.close(feed)
         os.close(theirs)
         try:
@@ -125,7 +127,8 @@ class Runner:
             return Run(output, end, 0)
         return Run(output, "signal" if code < 0 else "exit", abs(code))
 
-    def _become(self, start: Callable[[], None], feed: int, output: int, keep: Sequence[int]) -> None:
+    def _become(self, start: Callable[[], None], us: int, feed: int, output: int, keep: Sequence[int]) -> None:
+        namespaces.die_with(us)
         os.setsid()
         nothing = os.open(os.devnull, os.O_WRONLY)
         for ours, standard in ((feed, 0), (output, 1), (nothing, 2)):

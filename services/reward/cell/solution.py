@@ -44,7 +44,7 @@ def serve(link: socket.socket, folder: str) -> None:
 
 
 def write(folder: str, source: str) -> None:
-    Path(folder, f"{MODULE}.py").write_text(source, encoding="utf-8")
+    Path(folder, f"{MODULE}.py").write_text(source, encoding="utf-8", errors="replace")
 
 
 class _Callback:

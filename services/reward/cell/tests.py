@@ -68,7 +68,7 @@ def _imported(nodes: Iterable[ast.AST]) -> set[str]:
 
 
 def _one(path: Path, test: str, names: dict[str, Any], program: "Program") -> dict[str, Any]:
-    path.write_text(test, encoding="utf-8")
+    path.write_text(test, encoding="utf-8", errors="replace")
     module = ModuleType(path.stem)
     reserved = set(vars(module))
     vars(module).update(names)

@@ -33,13 +33,15 @@ class CodeSettings(VerifierSettings):
     """Seconds and sizes are of one program, all its cases together."""
 
     seconds: float = Field(
-        8.0, gt=0, description="time of a program for all its cases; past it, the rest is wrong. Below timeout_seconds"
+        6.0,
+        gt=0,
+        description="time of a program for all its cases; past it, the rest is wrong. Keep it 2 below timeout_seconds",
     )
     memory_mb: int = Field(256, ge=64, description="address space of each process of a program, in MiB")
     processes: int = Field(8, ge=1, description="processes and threads that a program may have")
     scratch_mb: int = Field(16, ge=1, description="size of its /tmp, and of a file, in MiB")
     output_kb: int = Field(1024, ge=1, description="what it may print for a case, in KiB")
-    max_characters: int = Field(65536, ge=1, description="length of a program; a longer one is refused")
+    max_characters: int = Field(65536, ge=1, description="length of a program; a longer one is wrong")
     partial: bool = Field(False, description="the reward is the share of what passed, not all or nothing")
     command: tuple[str, ...] = Field(
         (), description='another language: its command, e.g. ["ruby", "{file}"]; for cases with input and output only'
@@ -92,13 +94,12 @@ class CodeVerifier(Verifier):
     def verify(self, item: Item) -> Verdict:
         cases, tests, entry_point = _read_reference(item.reference)
         program = extract(item.response)
-        if len(program) > self.settings.max_characters:
-            raise InvalidInputError(
-                f"the program has {len(program)} characters; max_characters = {self.settings.max_characters}"
-            )
         if tests and self.settings.command:
             raise InvalidInputError("reference has tests, which are Python's; a verifier with a command takes cases")
-        passed = self._run_tests(program, tests, entry_point) if tests else self._run_cases(program, cases)
+        if len(program) > self.settings.max_characters:
+            passed = []
+        else:
+            passed = self._run_tests(program, tests, entry_point) if tests else self._run_cases(program, cases)
         share = sum(passed) / len(cases or tests)
         correct = float(share == 1)
         return Verdict(share if self.settings.partial else correct, {"correct": correct, "passed": share})
