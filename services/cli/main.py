@@ -91,6 +91,10 @@ def _serve(parsed: argparse.Namespace) -> int:
     name = parsed.service
     tables = importlib.import_module(f"services.{name}.settings").Settings
     settings = load(tables, parsed.recipe, os.environ, parsed.flags)
+    if name == "learner" and int(os.environ.get("RANK", "0")) > 0:  # torchrun's; rank 0 alone is the service
+        from services.learner.follower import follow
+
+        return follow(settings.learner, settings.run, parsed.log_level)
     service = getattr(importlib.import_module(f"services.{name}.service"), f"{name.capitalize()}Service")
     return serve_service(service(settings), settings, getattr(settings, name), parsed.log_level)
 

@@ -26,7 +26,7 @@ class Policy:
         transformers_logging.disable_progress_bar()
         self._temperature = run.temperature
         self._ranks = ranks
-        self.model, self._export_dtype = load(run.require_model())
+        self.model, self._export_dtype = load(run.require_model(), ranks.rank > 0)
         self.layout = layout_of(self.model)
         self.model.train()
         if settings.activation_checkpointing:
@@ -113,8 +113,8 @@ class Reference:
             return self._policy.logprobs(batch)[0]
 
 
-def load(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
-    """The model in float32, and the dtype that its folder has.
+def load(folder: Path, is_empty: bool = False) -> tuple[PreTrainedModel, torch.dtype]:
+    """The model in float32, and the dtype that its folder has. An empty one is on the meta device.
 
     Raises PreconditionError where packed sequences would see each other.
     """
@@ -123,7 +123,12 @@ def load(folder: Path) -> tuple[PreTrainedModel, torch.dtype]:
         if hasattr(config, noise):
             setattr(config, noise, 0.0)
     dtype = config.dtype or torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+    if is_empty:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
     packing.isolate(model)
-    packing.check_isolation(model)
+    if not is_empty:
+        packing.check_isolation(model)
     return model, dtype

@@ -99,7 +99,9 @@ class LearnerSettings(Door):
     )
     device: str = Field("cpu", description="torch device that trains, such as cpu or cuda")
     threads: int = Field(1, ge=1, description="CPU threads")
-    processes: int = Field(1, ge=1, description="ranks that `up` and `run` start; deployments use torchrun themselves")
+    processes: int = Field(
+        1, ge=1, description="ranks on this machine, which the learner starts itself; not under torchrun, which does"
+    )
 
     checkpoint_every: int = Field(10, ge=1, description="batches between checkpoints")
     checkpoints_kept: int = Field(2, ge=1, description="checkpoints on disk; 2 survive the loss of one")
