@@ -110,8 +110,8 @@ def require_layout(model: PreTrainedModel) -> RouterLayout:
         return layout
     raise PreconditionError(
         f"router shift and routing replay need a model with routers; {model.config.model_type!r} is dense or unknown. "
-        f"Known families: {', '.join(sorted(FAMILIES))}. Other models train with router_shift = false and "
-        'routing_replay = "none"'
+        f"Known families: {', '.join(sorted(FAMILIES))}. Other models train with an algorithm without router "
+        "shift, such as gmpo, and without routing replay"
     )
 
 

@@ -63,7 +63,7 @@ def test_a_prompt_longer_than_the_model(start: Start) -> None:
 
 def test_a_dense_model_with_rspo(start: Start, tmp_path: Path) -> None:
     model = save_model(tmp_path / "dense", "qwen3_dense")
-    fails_with(start("run", str(RECIPE), *settings(run__model=model)), "is dense", "algorithm gmpo")
+    fails_with(start("run", str(RECIPE), *settings(run__model=model)), "is dense", "without router shift, such as gmpo")
 
 
 def test_a_status_of_no_run(start: Start) -> None:
