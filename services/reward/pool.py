@@ -21,7 +21,7 @@ from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-_CHUNK_SECONDS = 0.005  # a chunk is meant to take so long: far above the cost of a message
+_CHUNK_SECONDS = 0.02  # a chunk is meant to take so long: between two of them a worker waits for about a millisecond
 _SLOW_SECONDS = 0.05  # an item that takes longer keeps its worker to itself
 _SMOOTHING = 0.2  # weight of the last chunk in the running mean of the seconds of an item
 _STARTS = 3  # attempts to replace a dead worker, 0.1 s and then twice as long apart

@@ -48,7 +48,7 @@ def main() -> None:
     judge = _Judge(verifier, Progress(progress_fd), answers)
     for line in requests:
         first, rows = json.loads(line)
-        judge.chunk(first, [Item(*row) for row in rows])
+        judge.chunk(first, [*map(Item._make, rows)])
     verifier.close()
 
 

@@ -98,7 +98,7 @@ class Worker:
         self.next += len(items)
         self._progress.end = self.next
         self._sent = time.monotonic()
-        await self._send([self._first, [[i.prompt, i.response, i.reference] for i in items]])
+        await self._send([self._first, items])
 
     async def receive(self) -> Report:
         """The next results. May be cancelled without loss."""

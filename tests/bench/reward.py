@@ -1,7 +1,9 @@
 """Verifications per second of countdown, math and code through worker processes, and of the libraries called directly.
 
 `ratio` is ours over the library in the same process and thread, median of paired rounds; for countdown the library is
-the verifier itself, for math it is math-verify. `ratio_own` is ours over our own verifier, called directly.
+the verifier itself, for math it is math-verify. `ratio_own` is ours over our own verifier, called directly. Several
+batches are in flight, as groups are in the service. `ratio_alone` is the same with a single one: for countdown, whose
+batch takes a few milliseconds, that is the time of a message there and back more than it is throughput.
 `code_median_ms` is the time of one program, one after the other, cases and tests in turn.
 """
 
@@ -12,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -32,6 +35,7 @@ _PROGRAM = "```python\ndef add(a, b):\n    return a + b\n\nif __name__ == '__mai
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=256, help="items in a batch of countdown and of math")
+    parser.add_argument("--in-flight", type=int, default=8, help="batches of a round, all at once")
     parser.add_argument("--rounds", type=int, default=41, help="paired rounds of countdown; of math, a quarter of it")
     parser.add_argument("--programs", type=int, default=40, help="programs whose median is taken")
     parser.add_argument("--processes", type=int, default=2, help="worker processes of each verifier")
@@ -50,16 +54,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _run(runner: asyncio.Runner, scorer: Scorer, arguments: argparse.Namespace) -> dict[str, Any]:
     batch, rounds = arguments.batch, arguments.rounds
 
-    def score(name: str, items: Sequence[Item]) -> None:
-        scored = runner.run(scorer.score(name, items))
+    async def score_all(name: str, items: Sequence[Item], size: int) -> None:
+        parts = [items[i : i + size] for i in range(0, len(items), size)]
+        scored = [s for part in await asyncio.gather(*(scorer.score(name, part) for part in parts)) for s in part]
         assert all(s.outcome is Outcome.SCORED for s in scored), [s for s in scored if s.outcome is not Outcome.SCORED]
+
+    def score(name: str, items: Sequence[Item], size: int = batch) -> None:
+        runner.run(score_all(name, items, size))
 
     def compare(name: str, items: Sequence[Item], rounds: int, **others: Callable[[], object]) -> Timings:
         sys.stderr.write(f"{name}: {len(items)} items a round\n")
         return interleaved({"ours": partial(score, name, items), **others}, rounds, warmup=2)
 
-    sums = [_sum(random.Random(i)) for i in range(batch)]
+    sums = [_sum(random.Random(i)) for i in range(batch * arguments.in_flight)]
     countdown = compare("countdown", sums, rounds, own=partial(_directly, scorer, "countdown", sums))
+    single = sums[:batch]
+    alone = compare("countdown", single, rounds, own=partial(_directly, scorer, "countdown", single))
     pairs = [BOXED[i % len(BOXED)] for i in range(batch)]
     texts = [(gold, rf"So it is $\boxed{{{answer}}}$.") for gold, answer, _ in pairs]
     answers = [Item("", answer, {"answer": gold}) for gold, answer in texts]
@@ -78,13 +88,16 @@ def _run(runner: asyncio.Runner, scorer: Scorer, arguments: argparse.Namespace) 
     return {
         "ratio": {"countdown": countdown.ratio("ours", "own").median, "math": math.ratio("ours", "library").median},
         "ratio_own": {"countdown": countdown.ratio("ours", "own").median, "math": math.ratio("ours", "own").median},
+        "ratio_alone": {"countdown": alone.ratio("ours", "own").median, "math": math.ratio("ours", "library").median},
+        "spread": {"countdown": asdict(countdown.ratio("ours", "own")), "math": asdict(math.ratio("ours", "library"))},
         "verifications_per_second": {
-            "countdown": countdown.rate("ours", batch).median,
+            "countdown": countdown.rate("ours", len(sums)).median,
             "math": math.rate("ours", batch).median,
             "code": code.rate("ours", len(programs)).median,
         },
         "code_median_ms": 1000 * statistics.median(times),
         "batch": batch,
+        "in_flight": arguments.in_flight,
         "processes": arguments.processes,
     }
 
