@@ -1,9 +1,9 @@
 """Verifications per second of countdown, math and code through worker processes, and of the libraries called directly.
 
 `ratio` is ours over the library in the same process and thread, median of paired rounds; for countdown the library is
-the verifier itself, for math it is math-verify. `ratio_own` is ours over our own verifier, called directly. Several
-batches are in flight, as groups are in the service. `ratio_alone` is the same with a single one: for countdown, whose
-batch takes a few milliseconds, that is the time of a message there and back more than it is throughput.
+the verifier itself, for math it is math-verify. `ratio_own` is ours over our own verifier, called directly. A
+batch of countdown takes a few milliseconds, so several are in flight, as groups are in the service; `ratio_alone` has a
+single one, and is the time of a message there and back more than it is throughput. Math has one batch at a time.
 `code_median_ms` is the time of one program, one after the other, cases and tests in turn.
 """
 
@@ -35,7 +35,7 @@ _PROGRAM = "```python\ndef add(a, b):\n    return a + b\n\nif __name__ == '__mai
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=256, help="items in a batch of countdown and of math")
-    parser.add_argument("--in-flight", type=int, default=8, help="batches of a round, all at once")
+    parser.add_argument("--in-flight", type=int, default=8, help="batches of countdown in a round, all at once")
     parser.add_argument("--rounds", type=int, default=41, help="paired rounds of countdown; of math, a quarter of it")
     parser.add_argument("--programs", type=int, default=40, help="programs whose median is taken")
     parser.add_argument("--processes", type=int, default=2, help="worker processes of each verifier")
@@ -88,7 +88,7 @@ def _run(runner: asyncio.Runner, scorer: Scorer, arguments: argparse.Namespace) 
     return {
         "ratio": {"countdown": countdown.ratio("ours", "own").median, "math": math.ratio("ours", "library").median},
         "ratio_own": {"countdown": countdown.ratio("ours", "own").median, "math": math.ratio("ours", "own").median},
-        "ratio_alone": {"countdown": alone.ratio("ours", "own").median, "math": math.ratio("ours", "library").median},
+        "ratio_alone": {"countdown": alone.ratio("ours", "own").median},
         "spread": {"countdown": asdict(countdown.ratio("ours", "own")), "math": asdict(math.ratio("ours", "library"))},
         "verifications_per_second": {
             "countdown": countdown.rate("ours", len(sums)).median,
