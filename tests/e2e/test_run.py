@@ -1,5 +1,6 @@
 """One short run through all processes with each engine, and what is left of it."""
 
+import asyncio
 import json
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared import records, weights
+from shared.clients import LearnerClient
 from shared.streams.keys import Stream
 from tests.e2e.conftest import RECIPE, Invocation, Start, settings
 
@@ -26,6 +28,14 @@ def wait_for(path: Path, lines: int, invocation: Invocation, timeout: float = 12
         assert invocation.process.poll() is None, invocation.process.communicate()
         assert time.monotonic() < deadline, f"{path} has fewer than {lines} lines"
         time.sleep(0.1)
+
+
+async def come_to_rest(endpoints: Path) -> None:
+    """No step begins, and what was trained on is settled."""
+    address = json.loads(endpoints.read_text())["services"]["learner"]["grpc"]
+    async with LearnerClient(address) as learner:
+        await learner.pause()
+        await learner.checkpoint()
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
@@ -132,6 +142,12 @@ def test_up_serves_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> Non
     assert code == 0, err
     shown = json.loads(out)
     assert shown["phase"] == "training"
+    assert shown["ledger"]["balanced"]
+    # A trained group gives its ticket back before its checkpoint is durable and settles it: at rest, all hold one.
+    asyncio.run(come_to_rest(tmp_path / "runs/test/endpoints.json"))
+    code, out, err = start("status", "test").finish(timeout=30)
+    assert code == 0, err
+    shown = json.loads(out)
     assert shown["ledger"]["balanced"]
     assert 0 < shown["ledger"]["in_flight"] <= 3 * GROUPS * SAMPLES
     invocation.process.send_signal(signal.SIGTERM)
