@@ -32,7 +32,7 @@ _FEED_FORWARD = {"gate_proj", "up_proj", "down_proj"}
 _STACKED = ("gate_up_proj", "down_proj")  # of all experts of a layer: [E, out, in], or [E, in, out] where transposed
 
 
-class GroupedExperts(ParamWrapper):  # type: ignore[misc]
+class GroupedExperts(ParamWrapper):  # type: ignore[misc]  # peft has no types for mypy here
     """Routed experts with adapters that are applied to the tokens; W + BA is never made.
 
     Wrappers nest, one for each stacked parameter, and only the outermost is called. While B is zero it gives the very
@@ -43,7 +43,8 @@ class GroupedExperts(ParamWrapper):  # type: ignore[misc]
         """[N, H] of N tokens, whose experts are `expert_ids` [N, K] with combine weights `weights` [N, K]."""
         experts = self.get_base_layer()
         if self.disable_adapters:
-            return experts(hidden_states, expert_ids, weights)  # type: ignore[no-any-return]
+            plain: Tensor = experts(hidden_states, expert_ids, weights)
+            return plain
         tokens, top_k = expert_ids.shape
         ids, order = expert_ids.reshape(-1).sort()
         ends = torch.searchsorted(ids, torch.arange(experts.num_experts, device=ids.device), right=True).int()

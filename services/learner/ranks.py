@@ -5,9 +5,7 @@ payload is what its sender encoded, such as JSON or safetensors.
 """
 
 import contextlib
-import ctypes
 import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -20,6 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shared.errors import InvalidInputError, UnavailableError
+from shared.orphans import die_with_parent
 
 # Others wait this long while one rank loads a model or writes a checkpoint. The end of a process is seen at once.
 DEADLINE = timedelta(minutes=30)
@@ -28,7 +27,6 @@ _IDLE = timedelta(days=365)
 # gloo's threads drop their last tensors after the work is done, and abort a process that ends meanwhile.
 _SETTLE_SECONDS = 0.2
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Ranks:
@@ -70,7 +68,7 @@ class Ranks:
         rank = int(os.environ["RANK"])
         if rank > 0 or "TORCHELASTIC_RUN_ID" in os.environ:
             # Workers of torchrun have sessions of their own, so nothing else ends them when it is killed.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with_parent()
         if own.type == "cuda":
             own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(own)
@@ -87,7 +85,7 @@ class Ranks:
             backend = _BACKENDS.get(self.device.type, "gloo")
             dist.init_process_group(
                 backend,
-                store=dist.HashStore(),  # type: ignore[attr-defined]
+                store=dist.HashStore(),  # type: ignore[attr-defined]  # not in its __all__
                 rank=0,
                 world_size=1,
             )

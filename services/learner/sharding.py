@@ -85,7 +85,7 @@ def _receive(module: nn.Module, ranks: Ranks) -> None:
             is_parameter = isinstance(tensor, nn.Parameter)
             # In place of the tensor itself, so that tied weights stay tied.
             replacement = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
-            torch.utils.swap_tensors(tensor, replacement)  # type: ignore[no-untyped-call]
+            torch.utils.swap_tensors(tensor, replacement)  # type: ignore[no-untyped-call]  # torch gives it no types
         else:
             tensor.data = tensor.data.to(ranks.device)
         if ranks.size > 1:

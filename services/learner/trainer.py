@@ -215,7 +215,7 @@ class Trainer:
             shift = observation.result() if observation and self._settings.uses_router_shift else None
             forward = Forward(logprobs, entropy, before.logprobs if before else None, reference, shift)
             parts = self._loss(batch, forward, totals)
-            parts.loss.backward()  # type: ignore[no-untyped-call]
+            parts.loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         diagnostics.add_forward(batch, forward, parts, is_unmoved)
         return parts.loss.detach()
 

@@ -6,13 +6,11 @@ consecutive items, by [last, first, verdicts, which verdict of these each item h
 [reward, parts] or the text "outcome: error".
 """
 
-import ctypes
 import importlib
 import json
 import math
 import os
 import resource
-import signal
 import sys
 import time
 from typing import Any, BinaryIO
@@ -22,8 +20,7 @@ import setproctitle
 from services.reward.progress import Progress
 from services.reward.verifiers.base import BatchVerifier, Item, Verdict, Verifier
 from shared.errors import InvalidInputError, RouterShiftError
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from shared.orphans import die_with_parent
 
 # What is done is reported at least so often: it bounds what is lost, and done again, when the process must be killed.
 _REPORT_SECONDS = 0.005
@@ -31,7 +28,7 @@ _REPORT_SECONDS = 0.005
 
 def main() -> None:
     parent, progress_fd = map(int, sys.argv[1:])
-    _die_with(parent)
+    die_with_parent(parent)
     requests, answers = _take_pipes()
     order = json.loads(requests.readline())
     setproctitle.setproctitle(f"routershift verifier {order['name']}")
@@ -151,13 +148,6 @@ def _send(answers: BinaryIO, message: Any) -> None:
     answers.write(json.dumps(message).encode())
     answers.write(b"\n")
     answers.flush()
-
-
-def _die_with(parent: int) -> None:
-    """SIGKILL when the service dies, however it dies, and the end at once if it already has."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the service that started this worker is gone")
 
 
 if __name__ == "__main__":

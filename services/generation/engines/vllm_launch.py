@@ -3,18 +3,16 @@
 Nothing here imports vLLM before `launch` is called.
 """
 
-import ctypes
 import gc
 import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shared.errors import PreconditionError
+from shared.orphans import die_with_parent
 
 # What vLLM is to load as its worker and its scheduler.
 WORKER = "services.generation.engines.vllm_capture.RouterWorker"
@@ -40,8 +38,6 @@ _ENVIRONMENT = {
 }
 # It would override the size of the KV cache that the settings name.
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
-
-_PR_SET_PDEATHSIG = 1
 
 
 def launch(
@@ -115,8 +111,7 @@ def launch(
 
 def run_child(*args: Any, **kwargs: Any) -> None:
     """The child's entry: has the kernel kill it when the thread that started it ends, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid != os.getppid():
         return  # it ended while this process was importing vLLM

@@ -24,6 +24,7 @@ from typing import Any
 
 from services.reward.cell import frames, limits, namespaces, programs, solution, tests
 from services.reward.cell.limits import Limits
+from shared.orphans import die_with_parent
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -43,7 +44,7 @@ def main() -> None:
     orders, parent, modules = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
     sys.path.remove(modules)  # programs must not find them
     sys.argv = [""]
-    namespaces.die_with(parent)
+    die_with_parent(parent)
     programs.warm()
     gc.freeze()  # a collection in a cell would copy all of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -66,7 +67,7 @@ def _cell(order: Order, owner: socket.socket, nursery: int) -> None:
         if order.isolated:
             namespaces.enter(order.folders, cell_limits.scratch_mb, nursery)
         else:
-            namespaces.die_with(nursery)
+            die_with_parent(nursery)
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
             os.chdir(order.scratch)
         limits.drop_privileges()

@@ -10,9 +10,10 @@ import os
 import signal
 import socket
 import stat
-import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from shared.orphans import die_with_parent
 
 # linux/sched.h
 _NEW_NS, _NEW_CGROUP, _NEW_UTS, _NEW_IPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
@@ -25,7 +26,7 @@ _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _MNT_DETACH = 1, 4, 2
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 # Numbers of the newer system calls are the same on every architecture.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 SCRATCH = "/tmp"  # noqa: S108  # a tmpfs of the sandbox
 
@@ -59,7 +60,7 @@ def enter(folders: Iterable[str], scratch_mb: int, parent: int) -> None:
     trees = {path: _tree(path, _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV) for path in _outermost(folders)}
     devices = {path: _tree(path, _ATTR_NOSUID | _ATTR_NOEXEC) for path in _DEVICES if Path(path).exists()}
     _become_user()
-    die_with(parent)
+    die_with_parent(parent)
     _mount("none", "/", "", _MS_REC | _MS_PRIVATE, "")
     _mount("tmpfs", SCRATCH, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     os.chdir(SCRATCH)
@@ -133,20 +134,13 @@ def _become_first() -> None:
     """Forks: only a child is in the new PID namespace. The parent stays to be waited for and to pass on SIGTERM."""
     child = os.fork()
     if not child:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         _libc.prctl(_PR_SET_DUMPABLE, 0)
         return
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
     os.closerange(0, 4096)
     os.waitpid(child, 0)
     os._exit(0)
-
-
-def die_with(parent: int) -> None:
-    """SIGKILL when the parent dies. To be called after the last change of credentials, which would undo it."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent is gone")
 
 
 def _tree(path: str, attributes: int) -> int:

@@ -20,8 +20,8 @@ from types import ModuleType
 from typing import NoReturn
 
 from services.reward.cell import limits as walls
-from services.reward.cell import namespaces
 from services.reward.cell.limits import Limits
+from shared.orphans import die_with_parent
 
 # What programs import most: loaded before the program comes, they cost it nothing.
 _PRELOADED = (
@@ -128,7 +128,7 @@ class Runner:
         return Run(output, "signal" if code < 0 else "exit", abs(code))
 
     def _become(self, start: Callable[[], None], us: int, feed: int, output: int, keep: Sequence[int]) -> None:
-        namespaces.die_with(us)
+        die_with_parent(us)
         os.setsid()
         nothing = os.open(os.devnull, os.O_WRONLY)
         for ours, standard in ((feed, 0), (output, 1), (nothing, 2)):
