@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import InvalidInputError
+
 # The score of a route that was not recorded. Scores are logarithms of probabilities, so never above 0.
 MISSING_LOG_SCORE = 1.0
 
@@ -27,6 +29,23 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORTED = "aborted"
+
+
+class RouterExport(StrEnum):
+    """How much of its routers generation exports with each token; each includes the one before."""
+
+    NONE = "none"
+    IDS = "ids"
+    TOPK = "topk"
+    FULL = "full"
+
+
+class ScoreDtype(StrEnum):
+    """How log-scores travel: 2 bytes each with an error of at most 2^-11 of their size, or 1 byte; see
+    `shared.score_code`."""
+
+    FLOAT16 = "float16"
+    UINT8 = "uint8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +67,33 @@ class RouterTrace:
     """The experts that were activated for each response token, and their log-scores.
 
     Row t is read at the position whose hidden state predicts response token t: the same alignment as the
-    log-probs. A missing route has `MISSING_LOG_SCORE` in all its K scores.
+    log-probs. A missing route has `MISSING_LOG_SCORE` in all its K scores; a trace without scores misses none.
     """
 
     layout: RouterLayout
     expert_ids: NDArray[Any]  # [T, L, K] uint8 up to 256 experts, else uint16
-    log_scores: NDArray[np.float16]  # [T, L, K]
+    log_scores: NDArray[np.float16] | None  # [T, L, K]; None: only ids were exported
+    logits: NDArray[np.float16] | None = None  # [T, L, E], before any correction bias; only in a full export
+
+    @property
+    def scores(self) -> NDArray[np.float16]:
+        """`log_scores`. Raises InvalidInputError where only ids were exported."""
+        if self.log_scores is None:
+            raise InvalidInputError("router_trace.log_scores is absent; set generation.router_export to topk")
+        return self.log_scores
 
     @property
     def missing(self) -> NDArray[np.bool_]:
         """[T, L]: True where no route was recorded."""
+        if self.log_scores is None:
+            return np.zeros(self.expert_ids.shape[:2], dtype=np.bool_)
         missing: NDArray[np.bool_] = (self.log_scores == MISSING_LOG_SCORE).all(axis=-1)
         return missing
+
+    @property
+    def nbytes(self) -> int:
+        """Of its arrays."""
+        return sum(array.nbytes for array in (self.expert_ids, self.log_scores, self.logits) if array is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +102,17 @@ class VersionSpan:
 
     version: int
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprobs:
+    """The N most likely tokens at each of T positions, most likely first, under the distribution sampled from.
+
+    Where truncation leaves fewer than N tokens, the rest have the lowest finite float32.
+    """
+
+    token_ids: NDArray[np.int32]  # [T, N]
+    logprobs: NDArray[np.float32]  # [T, N]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +126,7 @@ class Completion:
     finish_reason: FinishReason | None  # None: a piece of a stream that goes on
     router_trace: RouterTrace | None  # None: dense model, not asked for, or not the last piece
     text: str = ""
+    top_logprobs: TopLogprobs | None = None  # None: not asked for
 
 
 def spans_between(starts: Sequence[tuple[int | str, int]], begin: int, end: int) -> tuple[VersionSpan, ...]:

@@ -13,8 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routershift.v1 import trajectory_pb2 as pb
+from shared import score_code
 from shared.errors import CorruptDataError
-from shared.trajectory import Completion, FinishReason, RouterLayout, RouterTrace, ScoreFunction, VersionSpan
+from shared.trajectory import (
+    Completion,
+    FinishReason,
+    RouterExport,
+    RouterLayout,
+    RouterTrace,
+    ScoreDtype,
+    ScoreFunction,
+    TopLogprobs,
+    VersionSpan,
+)
 
 _DTYPES: dict["pb.DType.ValueType", np.dtype[Any]] = {
     pb.D_TYPE_UINT8: np.dtype("u1"),
@@ -39,6 +50,13 @@ _FINISH_REASONS = {
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     pb.FINISH_REASON_ABORTED: FinishReason.ABORTED,
 }
+ROUTER_EXPORT_CODES = {
+    RouterExport.NONE: pb.ROUTER_EXPORT_NONE,
+    RouterExport.IDS: pb.ROUTER_EXPORT_IDS,
+    RouterExport.TOPK: pb.ROUTER_EXPORT_TOPK,
+    RouterExport.FULL: pb.ROUTER_EXPORT_FULL,
+}
+
 _FINISH_REASON_CODES = {reason: code for code, reason in _FINISH_REASONS.items()}
 
 
@@ -100,12 +118,13 @@ def decode_layout(message: pb.RouterLayout) -> RouterLayout:
     return RouterLayout(tuple(message.layer_ids), message.num_experts, message.top_k, function)
 
 
-def encode_trace(trace: RouterTrace) -> pb.RouterTrace:
-    message = pb.RouterTrace(
-        layout=encode_layout(trace.layout),
-        expert_ids=encode_tensor(trace.expert_ids),
-        log_scores=encode_tensor(trace.log_scores),
-    )
+def encode_trace(trace: RouterTrace, scores: ScoreDtype = ScoreDtype.FLOAT16) -> pb.RouterTrace:
+    message = pb.RouterTrace(layout=encode_layout(trace.layout), expert_ids=encode_tensor(trace.expert_ids))
+    if trace.log_scores is not None:
+        coded = score_code.encode(trace.log_scores) if scores is ScoreDtype.UINT8 else trace.log_scores
+        message.log_scores.CopyFrom(encode_tensor(coded))
+    if trace.logits is not None:
+        message.logits.CopyFrom(encode_tensor(trace.logits))
     message.crc32 = _trace_checksum(message)
     return message
 
@@ -121,21 +140,22 @@ def decode_trace(message: pb.RouterTrace, tokens: int) -> RouterTrace:
     layout = decode_layout(message.layout)
     if (found := _trace_checksum(message)) != message.crc32:
         raise CorruptDataError(f"router_trace.crc32 is {message.crc32:#010x}; its data has {found:#010x}")
-    ids = decode_tensor(message.expert_ids, "router_trace.expert_ids", layout.id_dtype.name, 3)
-    scores = decode_tensor(message.log_scores, "router_trace.log_scores", "float16", 3)
-    shape = (tokens, len(layout.layer_ids), layout.top_k)
-    for field, array in (("expert_ids", ids), ("log_scores", scores)):
-        if array.shape != shape:
-            raise CorruptDataError(
-                f"router_trace.{field} has shape {array.shape}; expected [tokens, moe_layers, top_k] = {shape}"
-            )
-    trace = RouterTrace(layout, ids, scores)
+    layers = (tokens, len(layout.layer_ids))
+    ids = _routes(message.expert_ids, "expert_ids", layout.id_dtype.name, (*layers, layout.top_k))
+    scores = logits = None
+    if message.HasField("log_scores"):
+        scores = _routes(message.log_scores, "log_scores", ("float16", "uint8"), (*layers, layout.top_k))
+        if scores.dtype == np.uint8:
+            scores = score_code.decode(scores)
+    if message.HasField("logits"):
+        logits = _routes(message.logits, "logits", "float16", (*layers, layout.num_experts))
+    trace = RouterTrace(layout, ids, scores, logits)
     if ids.size == 0:
         return trace
     if (largest := int(ids.max())) >= layout.num_experts:
         raise CorruptDataError(f"router_trace.expert_ids holds {largest}; the layout has {layout.num_experts} experts")
     recorded = ~trace.missing
-    if not np.isfinite(scores).all() or (scores[recorded] > 0).any():
+    if scores is not None and (not np.isfinite(scores).all() or (scores[recorded] > 0).any()):
         raise CorruptDataError(
             "router_trace.log_scores holds a value that is no log-probability; expected finite and <= 0"
         )
@@ -146,7 +166,18 @@ def decode_trace(message: pb.RouterTrace, tokens: int) -> RouterTrace:
     return trace
 
 
-def encode_completion(completion: Completion) -> pb.Completion:
+def _routes(tensor: pb.Tensor, field: str, dtype: str | tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:
+    array = decode_tensor(tensor, f"router_trace.{field}", dtype, 3)
+    if array.shape != shape:
+        last = "num_experts" if field == "logits" else "top_k"
+        raise CorruptDataError(
+            f"router_trace.{field} has shape {array.shape}; expected [tokens, moe_layers, {last}] = {shape}"
+        )
+    return array
+
+
+def encode_completion(completion: Completion, scores: ScoreDtype = ScoreDtype.FLOAT16) -> pb.Completion:
+    top = completion.top_logprobs
     return pb.Completion(
         index=completion.index,
         text=completion.text,
@@ -154,7 +185,10 @@ def encode_completion(completion: Completion) -> pb.Completion:
         logprobs=encode_tensor(completion.logprobs),
         versions=[pb.VersionSpan(version=s.version, tokens=s.tokens) for s in completion.versions],
         finish_reason=_FINISH_REASON_CODES[completion.finish_reason],
-        router_trace=encode_trace(completion.router_trace) if completion.router_trace else None,
+        router_trace=encode_trace(completion.router_trace, scores) if completion.router_trace else None,
+        top_logprobs=pb.TopLogprobs(token_ids=encode_tensor(top.token_ids), logprobs=encode_tensor(top.logprobs))
+        if top
+        else None,
     )
 
 
@@ -186,7 +220,18 @@ def decode_completion(message: pb.Completion, earlier_tokens: int = 0) -> Comple
         finish_reason=_FINISH_REASONS[message.finish_reason],
         router_trace=decode_trace(message.router_trace, earlier_tokens + tokens) if has_trace else None,
         text=message.text,
+        top_logprobs=_decode_top_logprobs(message.top_logprobs, tokens) if message.HasField("top_logprobs") else None,
     )
+
+
+def _decode_top_logprobs(message: pb.TopLogprobs, tokens: int) -> TopLogprobs:
+    token_ids = decode_tensor(message.token_ids, "top_logprobs.token_ids", "int32", 2)
+    logprobs = decode_tensor(message.logprobs, "top_logprobs.logprobs", "float32", 2)
+    if token_ids.shape != logprobs.shape or len(token_ids) != tokens:
+        raise CorruptDataError(
+            f"top_logprobs has shapes {token_ids.shape} and {logprobs.shape}; expected [tokens, N] with {tokens} tokens"
+        )
+    return TopLogprobs(token_ids, logprobs)
 
 
 def oldest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:
@@ -195,4 +240,5 @@ def oldest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:
 
 
 def _trace_checksum(message: pb.RouterTrace) -> int:
-    return zlib.crc32(message.log_scores.data, zlib.crc32(message.expert_ids.data))
+    checksum = zlib.crc32(message.log_scores.data, zlib.crc32(message.expert_ids.data))
+    return zlib.crc32(message.logits.data, checksum)

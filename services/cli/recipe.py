@@ -7,9 +7,10 @@ from services.curriculum.settings import Settings as CurriculumTables
 from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
-from shared.errors import NotFoundError
+from shared.errors import InvalidInputError, NotFoundError
 from shared.rpc import check_port
 from shared.settings import SERVICES, Door
+from shared.trajectory import RouterExport
 
 
 class Recipe(CurriculumTables, GenerationTables, LearnerTables, RewardTables):
@@ -26,9 +27,16 @@ def preflight(recipe: Recipe) -> None:
 
     Raises:
         NotFoundError: the model folder is missing.
+        InvalidInputError: generation exports less than the learner needs.
         PreconditionError: a port is taken; names the setting.
     """
     recipe.run.require_model()
+    export = recipe.generation.router_export
+    if recipe.learner.uses_traces and export not in (RouterExport.TOPK, RouterExport.FULL):
+        raise InvalidInputError(
+            f"generation.router_export is {str(export)!r}; learner.algorithm {recipe.learner.algorithm!r} needs router "
+            "scores with every token: set topk"
+        )
     for service in SERVICES:
         door = recipe.door(service)
         for key in ("port", "metrics_port"):

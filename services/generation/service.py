@@ -6,7 +6,7 @@ from typing import ClassVar
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from services.generation import metrics
-from services.generation.engines.base import Engine
+from services.generation.engines.base import Engine, EngineOptions
 from services.generation.requests import Requests
 from services.generation.server import GenerationServicer
 from services.generation.settings import Settings
@@ -25,27 +25,21 @@ def make_engine(settings: Settings) -> Engine:
     """Imports only the engine that was chosen. Raises NotFoundError for a missing model folder."""
     chosen, run = settings.generation, settings.run
     model = run.require_model()
-    if chosen.engine == "vllm":
-        from services.generation.engines.vllm import VllmEngine
-
-        return VllmEngine(
-            model,
-            max_model_len=chosen.max_model_len,
-            max_num_seqs=chosen.max_num_seqs,
-            seed=run.seed,
-            threads=chosen.threads,
-            kv_cache_bytes=chosen.kv_cache_bytes,
-        )
-    from services.generation.engines.torch_engine import TorchEngine
-
-    return TorchEngine(
-        model,
+    options = EngineOptions(
         max_model_len=chosen.max_model_len,
         max_num_seqs=chosen.max_num_seqs,
         seed=run.seed,
         threads=chosen.threads,
-        device=chosen.device,
+        router_export=chosen.router_export,
+        update_policy=chosen.update_policy,
     )
+    if chosen.engine == "vllm":
+        from services.generation.engines.vllm import VllmEngine
+
+        return VllmEngine(model, options, chosen.vllm)
+    from services.generation.engines.torch_engine import TorchEngine
+
+    return TorchEngine(model, options, chosen.device)
 
 
 class GenerationService(Service):

@@ -4,7 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from services.generation.engines.base import UpdatePolicy
+from services.generation.engines.vllm_settings import VllmSettings
 from shared.settings import BaseSettings, Door
+from shared.trajectory import RouterExport, ScoreDtype
 
 
 class GenerationSettings(Door):
@@ -13,9 +16,12 @@ class GenerationSettings(Door):
     engine: Literal["vllm", "torch"] = Field("vllm", description="what samples")
     max_model_len: int | None = Field(None, ge=2, description="prompt and response in tokens; default: the model's own")
     max_num_seqs: int = Field(128, ge=1, description="sequences that the engine samples at once")
-    kv_cache_bytes: int = Field(256 << 20, ge=1 << 20, description="vLLM's KV cache")
     device: str = Field("cpu", description="device of the torch engine")
     threads: int = Field(1, ge=1, description="CPU threads of the engine")
+    vllm: VllmSettings = VllmSettings()
+    router_export: RouterExport = Field(RouterExport.TOPK, description="what is exported of the routers of each token")
+    router_scores: ScoreDtype = Field(ScoreDtype.FLOAT16, description="how exported scores travel")
+    update_policy: UpdatePolicy = Field(UpdatePolicy.KEEP, description="running requests when new weights come")
     max_tokens: int = Field(256, ge=1, description="response length where a request names none")
     groups_in_flight: int = Field(16, ge=1, description="prompts of the stream that are sampled at once")
     weights_poll_seconds: float = Field(0.1, gt=0, description="how often to look for published weights")

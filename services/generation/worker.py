@@ -41,7 +41,7 @@ class GenerationWorker:
         metrics.ROLLOUTS.inc(len(completions))
         metrics.TOKENS.labels("prompt").inc(len(tokens))
         metrics.TOKENS.labels("response").inc(sum(c.token_ids.size for c in completions))
-        metrics.ROUTER_BYTES.inc(sum(_trace_bytes(c) for c in completions))
+        metrics.ROUTER_BYTES.inc(sum(c.router_trace.nbytes for c in completions if c.router_trace))
 
     def _trajectory(self, prompt: pb.Prompt, completion: Completion) -> pb.Trajectory:
         return pb.Trajectory(
@@ -50,8 +50,3 @@ class GenerationWorker:
             ),
             completion=wire.encode_completion(replace(completion, text=self._requests.text(completion))),
         )
-
-
-def _trace_bytes(completion: Completion) -> int:
-    trace = completion.router_trace
-    return trace.expert_ids.nbytes + trace.log_scores.nbytes if trace else 0

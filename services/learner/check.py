@@ -55,11 +55,11 @@ def _check_trace(completion: Completion, layout: RouterLayout) -> None:
         raise InvalidInputError("router_trace is absent; this algorithm needs it, generation must record routes")
     check_layout(trace.layout, layout)
     shape = (completion.token_ids.size, len(layout.layer_ids), layout.top_k)
-    if trace.expert_ids.shape != shape or trace.log_scores.shape != shape:
+    if trace.expert_ids.shape != shape or trace.scores.shape != shape:
         raise CorruptDataError(
-            f"router_trace has shapes {trace.expert_ids.shape} and {trace.log_scores.shape}; expected {shape}"
+            f"router_trace has shapes {trace.expert_ids.shape} and {trace.scores.shape}; expected {shape}"
         )
-    if not np.isfinite(trace.log_scores).all():
+    if not np.isfinite(trace.scores).all():
         raise CorruptDataError("router_trace.log_scores is not finite; the route cannot be weighed")
     if trace.expert_ids.max() >= layout.num_experts:
         raise CorruptDataError(

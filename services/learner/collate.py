@@ -147,7 +147,7 @@ def _routes(traces: Sequence[RouterTrace | None], rows: NDArray[np.int64], lag_z
         rows=torch.from_numpy(rows.copy()),  # safetensors refuses tensors that share memory
         # torch indexes with few types; one byte is enough for up to 256 experts.
         expert_ids=torch.from_numpy(ids if ids.dtype == np.uint8 else ids.astype(np.int32)),
-        log_scores=torch.from_numpy(np.concatenate([trace.log_scores for trace in present])),
+        log_scores=torch.from_numpy(np.concatenate([trace.scores for trace in present])),
         missing=torch.from_numpy(np.concatenate([trace.missing.any(axis=1) for trace in present])),
         lag_zero=torch.from_numpy(lag_zero),
     )

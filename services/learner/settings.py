@@ -125,6 +125,11 @@ class LearnerSettings(Door):
         return self.preset.router_shift if self.router_shift is None else self.router_shift
 
     @property
+    def uses_traces(self) -> bool:
+        """Whether rollouts must bring what their routers did."""
+        return self.uses_router_shift or self.routing_replay == "r3"
+
+    @property
     def clip_range(self) -> tuple[float, float]:
         """(low, high)"""
         return self.clip_low or self.preset.clip_low, self.clip_high or self.preset.clip_high

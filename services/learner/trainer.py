@@ -75,7 +75,7 @@ class Trainer:
         self._ranks = ranks or Ranks.open(settings.device)
         self._policy = Policy(settings, run, self._ranks)
         self.layout = self._policy.layout
-        self._uses_traces = settings.uses_router_shift or settings.routing_replay == "r3"
+        self._uses_traces = settings.uses_traces
         self._routing: Routing | None = None
         if self._uses_traces or settings.routing_replay == "r2":
             self._routing = Routing(

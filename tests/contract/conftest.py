@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from services.generation.engines.base import Engine
+from services.generation.engines.base import Engine, EngineOptions
 from services.generation.engines.torch_engine import TorchEngine
 from services.generation.engines.vllm import VllmEngine
+from services.generation.engines.vllm_settings import VllmSettings
 from shared.errors import MissingDependencyError
 from tests.contract.reference import Reference
 from tests.models import MAX_MODEL_LEN, save_model
 
 SLOTS = 10  # of MAX_MODEL_LEN tokens each: more than one step of vLLM takes
+OPTIONS = EngineOptions(max_model_len=MAX_MODEL_LEN, max_num_seqs=SLOTS)
 
 # What the tests know by name. A and B share an architecture, whose first layer is dense; so do DENSE and DENSE_B.
 _MODELS = {
@@ -41,11 +43,9 @@ def make_engine(request: pytest.FixtureRequest) -> Callable[[Path], Engine]:
 
     def make(folder: Path) -> Engine:
         if request.param == "torch":
-            return TorchEngine(folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=SLOTS, seed=0, threads=1)
+            return TorchEngine(folder, OPTIONS)
         try:
-            return VllmEngine(
-                folder, max_model_len=MAX_MODEL_LEN, max_num_seqs=SLOTS, seed=0, threads=1, kv_cache_bytes=64 << 20
-            )
+            return VllmEngine(folder, OPTIONS, VllmSettings(kv_cache_bytes=64 << 20))
         except MissingDependencyError as error:
             pytest.skip(str(error))
 

@@ -67,14 +67,14 @@ def check(
             ids = completion.router_trace.expert_ids[t]
             for layer, row in enumerate(scores[t]):
                 assert set(ids[layer]) == set(np.argsort(-row)[:TOP_K]), (t, layer, version)
-            recorded = completion.router_trace.log_scores[t].astype(np.float64)
+            recorded = completion.router_trace.scores[t].astype(np.float64)
             np.testing.assert_allclose(recorded, np.take_along_axis(scores[t], ids.astype(int), -1), rtol=1e-3)
     trace = completion.router_trace
     if trace is not None:
         layout: RouterLayout = trace.layout
-        assert trace.expert_ids.shape == trace.log_scores.shape == (len(tokens), len(layout.layer_ids), layout.top_k)
+        assert trace.expert_ids.shape == trace.scores.shape == (len(tokens), len(layout.layer_ids), layout.top_k)
         assert trace.expert_ids.dtype == layout.id_dtype
-        assert trace.log_scores.dtype == np.float16
+        assert trace.scores.dtype == np.float16
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -80,8 +80,9 @@ class HandWritten:
         for completion in await self.generate(prompt, sampling):
             yield completion
 
-    async def update_weights(self, version: int, files: list[Path]) -> None:
+    async def update_weights(self, version: int, files: list[Path]) -> float:
         self.version = version
+        return 0.0
 
     async def healthy(self) -> bool:
         return True

@@ -165,7 +165,7 @@ async def test_stream_pieces_make_up_the_completion(engine: Engine) -> None:
         assert trace is not None
         assert expected is not None
         np.testing.assert_array_equal(trace.expert_ids, expected.expert_ids)
-        np.testing.assert_allclose(trace.log_scores, expected.log_scores, rtol=2e-3)
+        np.testing.assert_allclose(trace.scores, expected.scores, rtol=2e-3)
 
 
 async def test_closing_a_stream_frees_it_at_once(engine: Engine) -> None:

@@ -71,7 +71,7 @@ def brute_force(model: PreTrainedModel, groups: list[Group], aggregation: LayerA
                 changed += set(passes[0].expert_ids[row, layer].tolist()) != set(recorded)
                 distances = [
                     abs(log_score(trace.layout.score_function, logits, e, recorded) - float(old))
-                    for e, old in zip(recorded, trace.log_scores[t, layer], strict=True)
+                    for e, old in zip(recorded, trace.scores[t, layer], strict=True)
                 ]
                 if aggregation == "mean":
                     factors.append(math.exp(-sum(distances) / TOP_K))
@@ -193,7 +193,7 @@ def test_a_token_with_a_missing_route_takes_gamma_one(folder: Path) -> None:
     whole = measure(live, packed(groups))
     trace = micro_batch(groups).samples[0].sample.completion.router_trace
     assert trace is not None
-    trace.log_scores[0, 1] = MISSING_LOG_SCORE  # one layer of the first token
+    trace.scores[0, 1] = MISSING_LOG_SCORE  # one layer of the first token
     batch = packed(groups)
     shift = measure(live, batch)
     assert batch.routes is not None
@@ -209,7 +209,7 @@ def test_a_route_of_one_layer_is_not_mistaken_for_missing(folder: Path) -> None:
     groups = random_groups(load(folder), groups=1, samples=1)
     trace = groups[0].samples[0].completion.router_trace
     assert trace is not None
-    trace.log_scores[0, 1, 0] = 0.0
+    trace.scores[0, 1, 0] = 0.0
     batch = packed(groups)
     assert batch.routes is not None
     assert not batch.routes.missing.any()

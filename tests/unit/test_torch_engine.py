@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM
 
 from services.generation.engines import torch_batch
-from services.generation.engines.base import EngineLoad, EngineSampling
+from services.generation.engines.base import EngineLoad, EngineOptions, EngineSampling
 from services.generation.engines.torch_batch import Batch, Sequence
 from services.generation.engines.torch_engine import TorchEngine
 from services.generation.engines.torch_model import load_folder
@@ -40,7 +40,7 @@ async def engine(folder: Path) -> AsyncIterator[TorchEngine]:
 
 
 def make(folder: Path, max_num_seqs: int = 4, max_model_len: int | None = None) -> TorchEngine:
-    return TorchEngine(folder, max_model_len=max_model_len, max_num_seqs=max_num_seqs, seed=0, threads=1)
+    return TorchEngine(folder, EngineOptions(max_model_len=max_model_len, max_num_seqs=max_num_seqs))
 
 
 # Families with routers that the table knows, by what the refusal says.

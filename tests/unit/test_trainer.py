@@ -74,7 +74,7 @@ def reference_loss(model: PreTrainedModel, groups: Sequence[Group], gamma_min: f
             if gamma_min is not None and trace is not None:
                 distances = [
                     (logits.detach()[at].log_softmax(-1).gather(1, torch.tensor(trace.expert_ids[:, i].astype(int)))
-                     - torch.tensor(trace.log_scores[:, i]).float()).abs().mean(-1)
+                     - torch.tensor(trace.scores[:, i]).float()).abs().mean(-1)
                     for i, logits in enumerate(output.router_logits)
                 ]  # fmt: skip
                 gamma = torch.exp(-torch.stack(distances).mean(0))
@@ -338,7 +338,7 @@ FAULTS: dict[str, tuple[Callable[[Group], Group], type[Exception], str]] = {
         r"\(99, 3, 2\)",
     ),
     "score not finite": (
-        lambda g: with_trace(g, log_scores=filled(trace_of(g).log_scores, -math.inf)),
+        lambda g: with_trace(g, log_scores=filled(trace_of(g).scores, -math.inf)),
         CorruptDataError,
         "log_scores is not finite",
     ),

@@ -188,7 +188,7 @@ def test_subtracting_the_mismatch_leaves_what_is_published_alone(folder: Path, f
 
 def _with_scores_off(completion: Any, by: float) -> Any:
     trace = completion.router_trace
-    return replace(completion, router_trace=replace(trace, log_scores=(trace.log_scores - by).astype("float16")))
+    return replace(completion, router_trace=replace(trace, log_scores=(trace.scores - by).astype("float16")))
 
 
 @pytest.mark.parametrize("settings", [{}, {"mismatch_baseline": "subtract", "schedule": "cosine", "fused_adam": True}])

@@ -17,9 +17,10 @@ import pytest_asyncio
 from safetensors.numpy import load_file, save_file
 
 from services.generation.engines import vllm_launch
-from services.generation.engines.base import EngineSampling
+from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.vllm import VllmEngine
 from services.generation.engines.vllm_output import unpack_rows
+from services.generation.engines.vllm_settings import VllmSettings
 from shared.errors import CorruptDataError, MissingDependencyError, PreconditionError, UnavailableError
 from shared.trajectory import (
     Completion,
@@ -69,7 +70,7 @@ def params(n: int = 1, max_tokens: int = 24, top_k: int = 0, seed: int | None = 
 
 def new_engine(folder: Path) -> VllmEngine:
     # One MiB is four blocks of 128 tokens and vLLM's null block: two whole sequences.
-    return VllmEngine(folder, max_model_len=None, max_num_seqs=SLOTS, seed=0, threads=1, kv_cache_bytes=1 << 20)
+    return VllmEngine(folder, EngineOptions(max_num_seqs=SLOTS), VllmSettings(kv_cache_bytes=1 << 20))
 
 
 @pytest.fixture(scope="module")

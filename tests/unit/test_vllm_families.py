@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from services.generation.engines import vllm as vllm_engine
-from services.generation.engines.base import EngineSampling
+from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.vllm import VllmEngine
+from services.generation.engines.vllm_settings import VllmSettings
 from shared.errors import PreconditionError, UnavailableError
 from shared.trajectory import Completion, ScoreFunction
 from tests.models import EOS, EXPERTS, LAYERS, MAX_MODEL_LEN, TOP_K, VOCABULARY
@@ -114,12 +115,12 @@ class Reference:
                 ScoreFunction.SIGMOID: logsigmoid(picked),
                 ScoreFunction.SOFTMAX_TOPK: picked.log_softmax(-1),
             }[function]
-            recorded = sample.router_trace.log_scores[:, layer].astype(np.float32)
+            recorded = sample.router_trace.scores[:, layer].astype(np.float32)
             np.testing.assert_allclose(recorded, scores, rtol=1e-3, atol=1e-4)
 
 
 async def start(folder: Path) -> VllmEngine:
-    engine = VllmEngine(folder, max_model_len=None, max_num_seqs=8, seed=0, threads=1, kv_cache_bytes=64 << 20)
+    engine = VllmEngine(folder, EngineOptions(max_num_seqs=8), VllmSettings(kv_cache_bytes=64 << 20))
     await engine.start()
     return engine
 

@@ -88,7 +88,7 @@ def test_every_tensor_survives_the_wire(array: NDArray[Any]) -> None:
 def test_a_missing_route_is_explicit() -> None:
     original = completion()
     assert original.router_trace is not None
-    original.router_trace.log_scores[2, 1] = MISSING_LOG_SCORE
+    original.router_trace.scores[2, 1] = MISSING_LOG_SCORE
     result = trip(original).router_trace
     assert result is not None
     assert np.argwhere(result.missing).tolist() == [[2, 1]]
@@ -112,10 +112,10 @@ def damage(field: str) -> pb.Completion:
             trace.expert_ids[0, 0, 0] = 8
             message.router_trace.CopyFrom(wire.encode_trace(trace))
         case "positive score":
-            trace.log_scores[0, 0, 0] = 0.5
+            trace.scores[0, 0, 0] = 0.5
             message.router_trace.CopyFrom(wire.encode_trace(trace))
         case "nan score":
-            trace.log_scores[0, 0, 0] = np.nan
+            trace.scores[0, 0, 0] = np.nan
             message.router_trace.CopyFrom(wire.encode_trace(trace))
         case "score function":
             message.router_trace.layout.score_function = pb.SCORE_FUNCTION_UNSPECIFIED

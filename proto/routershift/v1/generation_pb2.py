@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from routershift.v1 import trajectory_pb2 as routershift_dot_v1_dot_trajectory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1froutershift/v1/generation.proto\x12\x0eroutershift.v1\x1a\x1froutershift/v1/trajectory.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xa2\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12-\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x18.routershift.v1.TokenIdsH\x00\x12\x30\n\x08sampling\x18\x03 \x01(\x0b\x32\x1e.routershift.v1.SamplingParams\x12\x15\n\rreturn_router\x18\x04 \x01(\x08\x42\x07\n\x05input\"Z\n\x10GenerateResponse\x12/\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x1a.routershift.v1.Completion\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"I\n\x15GenerateStreamRequest\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.routershift.v1.GenerateRequest\"C\n\x16GenerateStreamResponse\x12)\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x1a.routershift.v1.Completion\"#\n!GenerationServiceGetStatusRequest\"\xba\x01\n\"GenerationServiceGetStatusResponse\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x18\n\x10running_requests\x18\x05 \x01(\r\x12\x33\n\rrouter_layout\x18\x06 \x01(\x0b\x32\x1c.routershift.v1.RouterLayout\"I\n\x14UpdateWeightsRequest\x12\x31\n\x08manifest\x18\x01 \x01(\x0b\x32\x1f.routershift.v1.WeightsManifest\"9\n\x15UpdateWeightsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x32\x97\x03\n\x11GenerationService\x12M\n\x08Generate\x12\x1f.routershift.v1.GenerateRequest\x1a .routershift.v1.GenerateResponse\x12\x61\n\x0eGenerateStream\x12%.routershift.v1.GenerateStreamRequest\x1a&.routershift.v1.GenerateStreamResponse0\x01\x12r\n\tGetStatus\x12\x31.routershift.v1.GenerationServiceGetStatusRequest\x1a\x32.routershift.v1.GenerationServiceGetStatusResponse\x12\\\n\rUpdateWeights\x12$.routershift.v1.UpdateWeightsRequest\x1a%.routershift.v1.UpdateWeightsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1froutershift/v1/generation.proto\x12\x0eroutershift.v1\x1a\x1froutershift/v1/trajectory.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x0c\x43hatMessages\x12-\n\x08messages\x18\x01 \x03(\x0b\x32\x1b.routershift.v1.ChatMessage\"\xd0\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12-\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x18.routershift.v1.TokenIdsH\x00\x12,\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x1c.routershift.v1.ChatMessagesH\x00\x12\x30\n\x08sampling\x18\x03 \x01(\x0b\x32\x1e.routershift.v1.SamplingParams\x12\x15\n\rreturn_router\x18\x04 \x01(\x08\x42\x07\n\x05input\"Z\n\x10GenerateResponse\x12/\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x1a.routershift.v1.Completion\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\"I\n\x15GenerateStreamRequest\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.routershift.v1.GenerateRequest\"C\n\x16GenerateStreamResponse\x12)\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x1a.routershift.v1.Completion\"#\n!GenerationServiceGetStatusRequest\"\xa1\x02\n\"GenerationServiceGetStatusResponse\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\x18\n\x10running_requests\x18\x05 \x01(\r\x12\x33\n\rrouter_layout\x18\x06 \x01(\x0b\x32\x1c.routershift.v1.RouterLayout\x12\x18\n\x10waiting_requests\x18\x07 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x08 \x01(\x01\x12\x33\n\rrouter_export\x18\t \x01(\x0e\x32\x1c.routershift.v1.RouterExport\"I\n\x14UpdateWeightsRequest\x12\x31\n\x08manifest\x18\x01 \x01(\x0b\x32\x1f.routershift.v1.WeightsManifest\"9\n\x15UpdateWeightsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x32\x97\x03\n\x11GenerationService\x12M\n\x08Generate\x12\x1f.routershift.v1.GenerateRequest\x1a .routershift.v1.GenerateResponse\x12\x61\n\x0eGenerateStream\x12%.routershift.v1.GenerateStreamRequest\x1a&.routershift.v1.GenerateStreamResponse0\x01\x12r\n\tGetStatus\x12\x31.routershift.v1.GenerationServiceGetStatusRequest\x1a\x32.routershift.v1.GenerationServiceGetStatusResponse\x12\\\n\rUpdateWeights\x12$.routershift.v1.UpdateWeightsRequest\x1a%.routershift.v1.UpdateWeightsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,22 +34,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENIDS']._serialized_start=84
   _globals['_TOKENIDS']._serialized_end=107
-  _globals['_GENERATEREQUEST']._serialized_start=110
-  _globals['_GENERATEREQUEST']._serialized_end=272
-  _globals['_GENERATERESPONSE']._serialized_start=274
-  _globals['_GENERATERESPONSE']._serialized_end=364
-  _globals['_GENERATESTREAMREQUEST']._serialized_start=366
-  _globals['_GENERATESTREAMREQUEST']._serialized_end=439
-  _globals['_GENERATESTREAMRESPONSE']._serialized_start=441
-  _globals['_GENERATESTREAMRESPONSE']._serialized_end=508
-  _globals['_GENERATIONSERVICEGETSTATUSREQUEST']._serialized_start=510
-  _globals['_GENERATIONSERVICEGETSTATUSREQUEST']._serialized_end=545
-  _globals['_GENERATIONSERVICEGETSTATUSRESPONSE']._serialized_start=548
-  _globals['_GENERATIONSERVICEGETSTATUSRESPONSE']._serialized_end=734
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=736
-  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=809
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=811
-  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=868
-  _globals['_GENERATIONSERVICE']._serialized_start=871
-  _globals['_GENERATIONSERVICE']._serialized_end=1278
+  _globals['_CHATMESSAGE']._serialized_start=109
+  _globals['_CHATMESSAGE']._serialized_end=153
+  _globals['_CHATMESSAGES']._serialized_start=155
+  _globals['_CHATMESSAGES']._serialized_end=216
+  _globals['_GENERATEREQUEST']._serialized_start=219
+  _globals['_GENERATEREQUEST']._serialized_end=427
+  _globals['_GENERATERESPONSE']._serialized_start=429
+  _globals['_GENERATERESPONSE']._serialized_end=519
+  _globals['_GENERATESTREAMREQUEST']._serialized_start=521
+  _globals['_GENERATESTREAMREQUEST']._serialized_end=594
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=596
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=663
+  _globals['_GENERATIONSERVICEGETSTATUSREQUEST']._serialized_start=665
+  _globals['_GENERATIONSERVICEGETSTATUSREQUEST']._serialized_end=700
+  _globals['_GENERATIONSERVICEGETSTATUSRESPONSE']._serialized_start=703
+  _globals['_GENERATIONSERVICEGETSTATUSRESPONSE']._serialized_end=992
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_start=994
+  _globals['_UPDATEWEIGHTSREQUEST']._serialized_end=1067
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_start=1069
+  _globals['_UPDATEWEIGHTSRESPONSE']._serialized_end=1126
+  _globals['_GENERATIONSERVICE']._serialized_start=1129
+  _globals['_GENERATIONSERVICE']._serialized_end=1536
 # @@protoc_insertion_point(module_scope)

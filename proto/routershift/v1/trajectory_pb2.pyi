@@ -72,6 +72,34 @@ SCORE_FUNCTION_SOFTMAX_TOPK: ScoreFunction.ValueType  # 3
 """softmax over the selected experts only: GPT-OSS."""
 Global___ScoreFunction: _TypeAlias = ScoreFunction  # noqa: Y015
 
+class _RouterExport:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RouterExportEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RouterExport.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROUTER_EXPORT_UNSPECIFIED: _RouterExport.ValueType  # 0
+    ROUTER_EXPORT_NONE: _RouterExport.ValueType  # 1
+    ROUTER_EXPORT_IDS: _RouterExport.ValueType  # 2
+    """The activated experts."""
+    ROUTER_EXPORT_TOPK: _RouterExport.ValueType  # 3
+    """The activated experts and their scores: what router-aware importance sampling needs."""
+    ROUTER_EXPORT_FULL: _RouterExport.ValueType  # 4
+    """The logits of all experts as well, for debugging."""
+
+class RouterExport(_RouterExport, metaclass=_RouterExportEnumTypeWrapper):
+    """How much of its routers a generation service exports with each token."""
+
+ROUTER_EXPORT_UNSPECIFIED: RouterExport.ValueType  # 0
+ROUTER_EXPORT_NONE: RouterExport.ValueType  # 1
+ROUTER_EXPORT_IDS: RouterExport.ValueType  # 2
+"""The activated experts."""
+ROUTER_EXPORT_TOPK: RouterExport.ValueType  # 3
+"""The activated experts and their scores: what router-aware importance sampling needs."""
+ROUTER_EXPORT_FULL: RouterExport.ValueType  # 4
+"""The logits of all experts as well, for debugging."""
+Global___RouterExport: _TypeAlias = RouterExport  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -188,8 +216,9 @@ class RouterTrace(_message.Message):
     EXPERT_IDS_FIELD_NUMBER: _builtins.int
     LOG_SCORES_FIELD_NUMBER: _builtins.int
     CRC32_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
     crc32: _builtins.int
-    """CRC-32 (zlib) of expert_ids.data followed by log_scores.data."""
+    """CRC-32 (zlib) of expert_ids.data, log_scores.data and logits.data, one after the other."""
     @_builtins.property
     def layout(self) -> Global___RouterLayout: ...
     @_builtins.property
@@ -198,9 +227,14 @@ class RouterTrace(_message.Message):
 
     @_builtins.property
     def log_scores(self) -> Global___Tensor:
-        """[tokens, moe_layers, top_k] float16, natural logarithm, so never above 0. A route that was not recorded
-        is marked by +1 in every one of its scores: no probability has that logarithm.
+        """[tokens, moe_layers, top_k], natural logarithm, so never above 0; absent where only ids are exported.
+        float16: a route that was not recorded is marked by +1 in every one of its scores, which no probability has as its
+        logarithm. uint8: code c means -(c / 64)^2, and 255 marks a route that was not recorded.
         """
+
+    @_builtins.property
+    def logits(self) -> Global___Tensor:
+        """[tokens, moe_layers, num_experts] float16, before any correction bias; absent unless the export is full."""
 
     def __init__(
         self,
@@ -209,14 +243,47 @@ class RouterTrace(_message.Message):
         expert_ids: Global___Tensor | None = ...,
         log_scores: Global___Tensor | None = ...,
         crc32: _builtins.int = ...,
+        logits: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layout", b"layout", "log_scores", b"log_scores"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layout", b"layout", "log_scores", b"log_scores", "logits", b"logits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "expert_ids", b"expert_ids", "layout", b"layout", "log_scores", b"log_scores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "expert_ids", b"expert_ids", "layout", b"layout", "log_scores", b"log_scores", "logits", b"logits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RouterTrace: _TypeAlias = RouterTrace  # noqa: Y015
+
+@_typing.final
+class TopLogprobs(_message.Message):
+    """The most likely tokens at each of T positions, most likely first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token_ids(self) -> Global___Tensor:
+        """int32 [T, N]"""
+
+    @_builtins.property
+    def logprobs(self) -> Global___Tensor:
+        """float32 [T, N], under the distribution that the position's token was sampled from. Where that leaves fewer than N
+        tokens, the rest have the lowest finite float32.
+        """
+
+    def __init__(
+        self,
+        *,
+        token_ids: Global___Tensor | None = ...,
+        logprobs: Global___Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TopLogprobs: _TypeAlias = TopLogprobs  # noqa: Y015
 
 @_typing.final
 class VersionSpan(_message.Message):
@@ -255,6 +322,7 @@ class Completion(_message.Message):
     VERSIONS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     ROUTER_TRACE_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     text: _builtins.str
     finish_reason: Global___FinishReason.ValueType
@@ -274,6 +342,10 @@ class Completion(_message.Message):
     def router_trace(self) -> Global___RouterTrace:
         """Absent for a dense model, or where the request asked for none."""
 
+    @_builtins.property
+    def top_logprobs(self) -> Global___TopLogprobs:
+        """Absent unless sampling.logprobs asked for it."""
+
     def __init__(
         self,
         *,
@@ -284,10 +356,11 @@ class Completion(_message.Message):
         versions: _abc.Iterable[Global___VersionSpan] | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
         router_trace: Global___RouterTrace | None = ...,
+        top_logprobs: Global___TopLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "router_trace", b"router_trace", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "router_trace", b"router_trace", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "router_trace", b"router_trace", "text", b"text", "token_ids", b"token_ids", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "router_trace", b"router_trace", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -305,6 +378,10 @@ class SamplingParams(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     n: _builtins.int
     temperature: _builtins.float
     top_p: _builtins.float
@@ -312,6 +389,18 @@ class SamplingParams(_message.Message):
     max_tokens: _builtins.int
     seed: _builtins.int
     """Sample i of a request draws from seed + i."""
+    min_p: _builtins.float
+    """Tokens less likely than min_p times the most likely one are not sampled."""
+    logprobs: _builtins.int
+    """How many of the most likely tokens to report at each position."""
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A response ends with the token that completes one of these texts, which it keeps."""
+
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """A response ends with any of these tokens, as it does with the model's own end of sequence."""
+
     def __init__(
         self,
         *,
@@ -321,13 +410,21 @@ class SamplingParams(_message.Message):
         top_k: _builtins.int | None = ...,
         max_tokens: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        min_p: _builtins.float | None = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "n", b"n", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "n", b"n", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "max_tokens", b"max_tokens", "n", b"n", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_p", b"_min_p", "_n", b"_n", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "n", b"n", "seed", b"seed", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
+    _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
+    _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -339,7 +436,11 @@ class SamplingParams(_message.Message):
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
@@ -579,6 +680,8 @@ class DeadLetter(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     CONSUMER_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    TRAJECTORIES_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     entry_id: _builtins.str
     reason: _builtins.str
@@ -587,6 +690,9 @@ class DeadLetter(_message.Message):
     """What was wrong: field, value and fix."""
     payload: _builtins.bytes
     consumer: _builtins.str
+    group: _builtins.str
+    """The trajectory group that the entry belonged to, and how many trajectories that was: enough to replay it."""
+    trajectories: _builtins.int
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -599,10 +705,12 @@ class DeadLetter(_message.Message):
         payload: _builtins.bytes = ...,
         consumer: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        group: _builtins.str = ...,
+        trajectories: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "created_at", b"created_at", "detail", b"detail", "entry_id", b"entry_id", "payload", b"payload", "reason", b"reason", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "created_at", b"created_at", "detail", b"detail", "entry_id", b"entry_id", "group", b"group", "payload", b"payload", "reason", b"reason", "stream", b"stream", "trajectories", b"trajectories"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,10 +5,31 @@ An engine knows neither gRPC nor Redis. All methods run on one asyncio loop; hea
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from shared.trajectory import Completion, RouterLayout
+from shared.trajectory import Completion, RouterExport, RouterLayout
+
+
+class UpdatePolicy(StrEnum):
+    """What becomes of running requests when new weights come."""
+
+    KEEP = "keep"  # they go on with the new weights, and their KV cache is computed again
+    WAIT = "wait"  # they finish first; requests that have not begun wait for the new weights
+    ABORT = "abort"  # they end with what they have, as FinishReason.ABORTED
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What every engine is told when it is made."""
+
+    max_model_len: int | None = None  # longest prompt and response together; None takes the model's own limit
+    max_num_seqs: int = 128  # sequences in one batch; more wait
+    seed: int = 0  # of the requests that bring none
+    threads: int = 1  # CPU threads; more than there are idle cores is slower than one
+    router_export: RouterExport = RouterExport.TOPK
+    update_policy: UpdatePolicy = UpdatePolicy.KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +42,10 @@ class EngineSampling:
     top_k: int  # 0: all tokens
     max_tokens: int
     seed: int | None  # sample i draws from seed + i: repeatable alone and in any batch
+    min_p: float = 0.0  # drops tokens less likely than this times the most likely one; 0: none
+    stop: tuple[str, ...] = ()  # a sample ends with the token that completes one of these, and keeps it
+    stop_token_ids: tuple[int, ...] = ()  # beside the model's own end of sequence; kept as well
+    logprobs: int = 0  # most likely tokens to report at each position; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +62,13 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy the engine is, for the metrics and for admission."""
+    """How busy the engine is, for metrics, admission and the watch for an engine that stands still."""
 
     running: int  # sequences that have begun
     waiting: int  # sequences that have not
+    kv_cache_usage: float = 0.0  # share of the KV cache in use, 0 to 1
+    preemptions: int = 0  # since the start: sequences whose KV cache was given to others, and computed again
+    tokens: int = 0  # since the start: response tokens sampled
 
 
 class Engine(Protocol):
@@ -78,10 +106,11 @@ class Engine(Protocol):
         """All n samples, complete, in order of index: the path of the stream worker."""
         ...
 
-    async def update_weights(self, version: int, files: list[Path]) -> None:
+    async def update_weights(self, version: int, files: list[Path]) -> float:
         """Takes the weights in these safetensors files, already verified, and serves them as `version`.
 
-        Running requests go on: their remaining tokens come from the new version, with the KV cache recomputed.
+        What becomes of running requests is the engine's `UpdatePolicy`. Under KEEP their remaining tokens come from
+        the new version. Gives the seconds for which nothing was sampled.
 
         Raises:
             InvalidInputError: names or shapes differ from the model's; the old weights serve on, whole.

@@ -8,6 +8,7 @@ between two decoding steps.
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling
+from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling
 from services.generation.engines.model_files import check_shapes, tensor_shapes, weight_files
 from services.generation.engines.torch_batch import Batch, Sequence, probe
 from services.generation.engines.torch_model import Policy, load_files, load_folder
@@ -36,7 +37,7 @@ class _Request:
 class _Update:
     version: int
     policy: Policy
-    done: asyncio.Future[None]
+    done: asyncio.Future[float]  # seconds for which nothing was sampled
 
 
 class TorchEngine:
@@ -45,28 +46,19 @@ class TorchEngine:
     def __init__(
         self,
         model: Path,
-        *,
-        max_model_len: int | None,
-        max_num_seqs: int,
-        seed: int,
-        threads: int,
+        options: EngineOptions,
         device: str = "cpu",
     ) -> None:
         """Loads nothing yet.
 
         Args:
             model: folder in the layout of Hugging Face: config.json and safetensors files.
-            max_model_len: longest prompt and response together; None takes the model's own limit.
-            max_num_seqs: sequences in one batch; more wait.
-            seed: of the requests that bring none.
-            threads: of torch, in the whole process. More than there are idle cores is slower than one.
+            options: its threads are those of torch, in the whole process.
             device: where torch computes.
         """
         self._model = model
-        self._max_model_len = max_model_len
-        self._max_num_seqs = max_num_seqs
-        self._seeds = np.random.default_rng(seed)
-        self._threads = threads
+        self._options = options
+        self._seeds = np.random.default_rng(options.seed)
         self._device = device
         self._version = 0
         self._info: EngineInfo | None = None
@@ -99,14 +91,14 @@ class TorchEngine:
     async def start(self) -> None:
         """See `Engine.start`."""
         self._loop = asyncio.get_running_loop()
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._options.threads)
         policy = await asyncio.to_thread(self._load)
         config = policy.model.config
         eos = config.eos_token_id
         if eos is None:
             raise PreconditionError(f"{self._model}/config.json has no eos_token_id; add the id that ends a response")
         stop_ids = eos if isinstance(eos, list) else [eos]
-        longest = self._max_model_len or config.max_position_embeddings
+        longest = self._options.max_model_len or config.max_position_embeddings
         window = getattr(config, "sliding_window", None)
         if window is not None and window < longest:
             raise PreconditionError(
@@ -121,7 +113,7 @@ class TorchEngine:
             eos_token_id=stop_ids[0],
             router_layout=None if policy.tap is None else policy.tap.layout,
         )
-        self._batch = Batch(policy, self._version, self._max_num_seqs, frozenset(stop_ids))
+        self._batch = Batch(policy, self._version, self._options.max_num_seqs, frozenset(stop_ids))
         self._failure = None
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
         self._thread.start()
@@ -174,7 +166,7 @@ class TorchEngine:
             gone = set(sequences)
             self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
 
-    async def update_weights(self, version: int, files: list[Path]) -> None:
+    async def update_weights(self, version: int, files: list[Path]) -> float:
         """See `Engine.update_weights`. The new weights are read while the old ones sample."""
         async with self._updating:
             check_shapes(self._shapes, await asyncio.to_thread(tensor_shapes, files))
@@ -185,7 +177,7 @@ class TorchEngine:
                     raise self._failure
                 self._updates.append(update)
                 self._changed.notify()
-            await update.done
+            return await update.done
 
     async def healthy(self) -> bool:
         return self._failure is None
@@ -225,15 +217,16 @@ class TorchEngine:
         batch.sweep()
         while self._updates:
             update = self._updates[0]
+            began = time.perf_counter()
             batch.replace(update.policy, update.version)
             self._version = update.version
             self._updates.popleft()
-            self._loop.call_soon_threadsafe(_resolve, update.done)
+            self._loop.call_soon_threadsafe(_resolve, update.done, time.perf_counter() - began)
         first = len(batch.running)
         with self._changed:
             # A prefill pass has a fixed cost: while many wait, let an eighth of the slots come free before paying it.
             joining = min(batch.free, len(self._waiting))
-            if joining < len(self._waiting) and joining * 8 < self._max_num_seqs:
+            if joining < len(self._waiting) and joining * 8 < self._options.max_num_seqs:
                 joining = 0
             for _ in range(joining):
                 sequence, request = self._waiting.popleft()
@@ -268,9 +261,9 @@ def _hand_over(pieces: list[tuple[_Request, Completion]]) -> None:
         request.pieces.put_nowait(piece)
 
 
-def _resolve(done: asyncio.Future[None]) -> None:
+def _resolve(done: asyncio.Future[float], seconds: float) -> None:
     if not done.cancelled():
-        done.set_result(None)
+        done.set_result(seconds)
 
 
 def _fail(failure: RouterShiftError, requests: set[_Request], updates: list[_Update]) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import importlib.util
 import json
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling
+from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling
 from services.generation.engines.model_files import check_shapes, tensor_shapes, weight_files
 from services.generation.engines.vllm_launch import launch
 from services.generation.engines.vllm_output import to_completion
+from services.generation.engines.vllm_settings import VllmSettings
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
 from shared.trajectory import Completion, RouterLayout, ScoreFunction
 
@@ -36,23 +38,15 @@ class VllmEngine:
     def __init__(
         self,
         model: Path,
-        *,
-        max_model_len: int | None,
-        max_num_seqs: int,
-        seed: int,
-        threads: int,
-        kv_cache_bytes: int,
+        options: EngineOptions,
+        vllm: VllmSettings,
     ) -> None:
         """Loads nothing yet.
 
         Args:
             model: folder in the layout of Hugging Face: config.json and safetensors files.
-            max_model_len: longest prompt and response together; None takes the model's own limit.
-            max_num_seqs: sequences in one batch; more wait.
-            seed: of the requests that bring none.
-            threads: OpenMP threads of the child.
-            kv_cache_bytes: memory of the KV cache. Too little preempts sequences, which costs time only; it must
-                hold one sequence of max_model_len.
+            options: its threads are OpenMP threads of the child.
+            vllm: what only this engine has.
 
         Raises:
             MissingDependencyError: vLLM is not installed.
@@ -62,13 +56,8 @@ class VllmEngine:
                 "engine 'vllm' needs the package vllm; run `make install ENGINE=vllm` or choose engine 'torch'"
             )
         self._model = model
-        self._options: dict[str, Any] = {
-            "max_model_len": max_model_len,
-            "max_num_seqs": max_num_seqs,
-            "seed": seed,
-            "threads": threads,
-            "kv_cache_bytes": kv_cache_bytes,
-        }
+        self._options = options
+        self._settings = vllm
         self._version = 0
         self._info: EngineInfo | None = None
         self._llm: Any = None
@@ -116,7 +105,7 @@ class VllmEngine:
         sockets = Path(self._held.enter_context(TemporaryDirectory(prefix="routershift-vllm-")))
 
         def launch_and_keep() -> None:
-            self._llm = launch(self._model, config.get("architectures", []), sockets, **self._options)
+            self._llm = launch(self._model, config.get("architectures", []), sockets, self._options, self._settings)
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, launch_and_keep)
@@ -147,7 +136,7 @@ class VllmEngine:
         )
         # Rows are counted against tokens wherever a trace is made; what is left to prove is that the taps fired.
         (probe,) = await self.generate([0], EngineSampling(1, 0.0, 1.0, 0, 2, None))
-        if probe.router_trace is not None and not np.isfinite(probe.router_trace.log_scores).all():
+        if probe.router_trace is not None and not np.isfinite(probe.router_trace.scores).all():
             raise PreconditionError(
                 f"the routers of model folder {self._model} were not seen while a probe was sampled: this MoE "
                 "backend routes inside its kernel; use the pinned vLLM release, or engine 'torch'"
@@ -250,7 +239,7 @@ class VllmEngine:
             await llm.abort(name)
             raise
 
-    async def update_weights(self, version: int, files: list[Path]) -> None:
+    async def update_weights(self, version: int, files: list[Path]) -> float:
         """See `Engine.update_weights`. Runs to its end even where its caller is cancelled.
 
         Raises:
@@ -266,13 +255,14 @@ class VllmEngine:
                 f"model_type is {family!r}, which vLLM does not update in place; "
                 "restart the generation service with the new weights as its model"
             )
-        await asyncio.shield(asyncio.create_task(self._update(version, files)))
+        return await asyncio.shield(asyncio.create_task(self._update(version, files)))
 
-    async def _update(self, version: int, files: list[Path]) -> None:
+    async def _update(self, version: int, files: list[Path]) -> float:
         async with self._updating:
             check_shapes(self._shapes, await asyncio.to_thread(tensor_shapes, files))
             if self._llm is None:
                 raise self._failure
+            began = time.perf_counter()
             try:
                 await self._while_alive(self._replace(version, files))
             except Exception as error:
@@ -281,6 +271,7 @@ class VllmEngine:
                 )
                 await self._shut_down(failure)
                 raise failure from error
+            return time.perf_counter() - began
 
     async def _replace(self, version: int, files: list[Path]) -> None:
         # Requests are kept, but not their KV cache: the old weights computed it, and the new ones will again.

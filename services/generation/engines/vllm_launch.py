@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from services.generation.engines.base import EngineOptions
+from services.generation.engines.vllm_settings import VllmSettings
 from shared.errors import PreconditionError
 from shared.orphans import die_with_parent
 
@@ -44,12 +46,8 @@ def launch(
     model: Path,
     architectures: list[str],
     sockets: Path,
-    *,
-    max_model_len: int | None,
-    max_num_seqs: int,
-    seed: int,
-    threads: int,
-    kv_cache_bytes: int,
+    options: EngineOptions,
+    settings: VllmSettings,
 ) -> Any:
     """Imports vLLM, starts its child process and waits until that has loaded the model; returns the `AsyncLLM`.
 
@@ -58,13 +56,13 @@ def launch(
     Args:
         architectures: the entry of that name in config.json.
         sockets: folder for what connects to the child; vLLM leaves its files there.
-        max_model_len, max_num_seqs, seed, threads, kv_cache_bytes: see `VllmEngine`.
+        options, settings: see `VllmEngine`.
 
     Raises:
         PreconditionError: vLLM cannot serve this model; the child has printed why.
     """
     os.environ.pop(_UNSET, None)
-    os.environ |= _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "VLLM_RPC_BASE_PATH": str(sockets)}
+    os.environ |= _ENVIRONMENT | {"OMP_NUM_THREADS": str(options.threads), "VLLM_RPC_BASE_PATH": str(sockets)}
     with _uncollected():
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.model_executor.models.registry import ModelRegistry
@@ -78,10 +76,10 @@ def launch(
     arguments = AsyncEngineArgs(
         model=str(model),
         dtype="float32",
-        seed=seed,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        kv_cache_memory_bytes=kv_cache_bytes,
+        seed=options.seed,
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        kv_cache_memory_bytes=settings.kv_cache_bytes,
         enable_prefix_caching=True,
         # Of a prompt that is cut in two, vLLM throws the first draw away and rewinds the request's generator, which
         # a generator on CPU cannot: the child would die where a step has fewer tokens left than a seeded prompt.
