@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared import wire
-from shared.errors import CorruptDataError
+from shared.errors import CorruptDataError, InvalidInputError
 from shared.trajectory import (
     MISSING_LOG_SCORE,
     Completion,
     FinishReason,
     RouterLayout,
     RouterTrace,
+    ScoreDtype,
     ScoreFunction,
+    TopLogprobs,
     VersionSpan,
     spans_of,
     versions_of,
@@ -94,6 +96,49 @@ def test_a_missing_route_is_explicit() -> None:
     assert np.argwhere(result.missing).tolist() == [[2, 1]]
 
 
+def with_trace(**changes: Any) -> Completion:
+    original = completion()
+    assert original.router_trace is not None
+    return replace(original, router_trace=replace(original.router_trace, **changes))
+
+
+def test_a_trace_of_ids_alone_says_that_it_has_no_scores() -> None:
+    result = trip(with_trace(log_scores=None)).router_trace
+    assert result is not None
+    assert result.log_scores is None
+    assert not result.missing.any()
+    with pytest.raises(InvalidInputError, match=r"set generation\.router_export to topk"):
+        _ = result.scores
+
+
+def test_a_full_trace_brings_the_logits_of_all_experts() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (5, 3, 8)).astype(np.float16)
+    result = trip(with_trace(logits=logits)).router_trace
+    assert result is not None
+    assert result.logits is not None
+    np.testing.assert_array_equal(result.logits, logits)
+
+
+def test_scores_in_one_byte_are_read_as_scores() -> None:
+    original = with_trace()
+    assert original.router_trace is not None
+    original.router_trace.scores[2, 1] = MISSING_LOG_SCORE
+    coded = wire.encode_completion(original, ScoreDtype.UINT8)
+    assert len(coded.router_trace.log_scores.data) == original.router_trace.scores.size
+    result = wire.decode_completion(coded).router_trace
+    assert result is not None
+    np.testing.assert_allclose(result.scores, original.router_trace.scores, atol=0.016)
+    assert np.argwhere(result.missing).tolist() == [[2, 1]]
+
+
+def test_top_logprobs_survive_the_wire() -> None:
+    top = TopLogprobs(np.arange(10, dtype=np.int32).reshape(5, 2), -np.ones((5, 2), np.float32))
+    result = trip(replace(completion(), top_logprobs=top)).top_logprobs
+    assert result is not None
+    np.testing.assert_array_equal(result.token_ids, top.token_ids)
+    np.testing.assert_array_equal(result.logprobs, top.logprobs)
+
+
 def damage(field: str) -> pb.Completion:
     """A message that is wrong in one way."""
     original = completion()
@@ -117,6 +162,16 @@ def damage(field: str) -> pb.Completion:
         case "nan score":
             trace.scores[0, 0, 0] = np.nan
             message.router_trace.CopyFrom(wire.encode_trace(trace))
+        case "logits":
+            logits = np.zeros((5, 3, 7), np.float16)
+            message.router_trace.CopyFrom(wire.encode_trace(replace(trace, logits=logits)))
+        case "logits changed":
+            logits = np.zeros((5, 3, 8), np.float16)
+            message.router_trace.CopyFrom(wire.encode_trace(replace(trace, logits=logits)))
+            message.router_trace.logits.data = message.router_trace.logits.data[:-1] + b"\1"
+        case "top logprobs":
+            top = TopLogprobs(np.zeros((4, 2), np.int32), np.zeros((4, 2), np.float32))
+            message.top_logprobs.CopyFrom(wire.encode_completion(replace(original, top_logprobs=top)).top_logprobs)
         case "score function":
             message.router_trace.layout.score_function = pb.SCORE_FUNCTION_UNSPECIFIED
         case "top_k":
@@ -145,6 +200,9 @@ def damage(field: str) -> pb.Completion:
         ("expert out of range", "holds 8; the layout has 8 experts"),
         ("positive score", "no log-probability"),
         ("nan score", "no log-probability"),
+        ("logits", r"logits has shape \(5, 3, 7\); expected \[tokens, moe_layers, num_experts\]"),
+        ("logits changed", "router_trace.crc32"),
+        ("top logprobs", r"top_logprobs has shapes \(4, 2\)"),
         ("score function", "layout.score_function"),
         ("top_k", "layout.top_k is 9 of 8 experts"),
         ("bytes", "completion.logprobs.data has 19 bytes"),
