@@ -744,6 +744,97 @@ class WeightsFile(_message.Message):
 Global___WeightsFile: _TypeAlias = WeightsFile  # noqa: Y015
 
 @_typing.final
+class WeightsTensor(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    dtype: _builtins.str
+    """As the safetensors format names it: F32, BF16, ..."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightsTensor: _TypeAlias = WeightsTensor  # noqa: Y015
+
+@_typing.final
+class WeightsBroadcast(_message.Message):
+    """Where the workers of generation meet the learner to take a version over the network. The learner is rank 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FirstRanksEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    FIRST_RANKS_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    port: _builtins.int
+    size: _builtins.int
+    """Of the group: the learner and all workers."""
+    seconds: _builtins.float
+    """For all to come, and for each part of the transfer."""
+    @_builtins.property
+    def first_ranks(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """By the name of a replica of generation, the rank of its first worker; its others follow."""
+
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightsTensor]:
+        """What is sent, in this order."""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        port: _builtins.int = ...,
+        size: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        first_ranks: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        tensors: _abc.Iterable[Global___WeightsTensor] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_ranks", b"first_ranks", "host", b"host", "port", b"port", "seconds", b"seconds", "size", b"size", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightsBroadcast: _TypeAlias = WeightsBroadcast  # noqa: Y015
+
+@_typing.final
 class WeightsManifest(_message.Message):
     """A published version of the policy: an entry of the weights stream, and manifest.json beside the files."""
 
@@ -753,6 +844,7 @@ class WeightsManifest(_message.Message):
     FOLDER_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    BROADCAST_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     folder: _builtins.str
     """Folder of the files, relative to the weights root that learner and generation share."""
@@ -760,6 +852,10 @@ class WeightsManifest(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightsFile]: ...
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def broadcast(self) -> Global___WeightsBroadcast:
+        """Absent where generation reads the files."""
+
     def __init__(
         self,
         *,
@@ -767,10 +863,11 @@ class WeightsManifest(_message.Message):
         folder: _builtins.str = ...,
         files: _abc.Iterable[Global___WeightsFile] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        broadcast: Global___WeightsBroadcast | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["broadcast", b"broadcast", "created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "files", b"files", "folder", b"folder", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broadcast", b"broadcast", "created_at", b"created_at", "files", b"files", "folder", b"folder", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,90 @@
+"""Weights over the network, between real processes over gloo."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared import transfer
+from shared.errors import CorruptDataError, UnavailableError
+from shared.transfer import Sender, TensorSpec, receive, specs_of
+
+CPU = torch.device("cpu")
+# Receives as rank ARGV[3] of ARGV[4] and writes what came.
+RECEIVER = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from shared import transfer
+_, port, out, rank, size, source = sys.argv
+transfer._BUCKET_BYTES = 1 << 12
+meeting = transfer.Meeting("127.0.0.1", int(port), int(size), 20.0)
+specs = transfer.specs_of(sorted(Path(source).glob("*.safetensors")))
+save_file(transfer.receive(meeting, int(rank), specs, torch.device("cpu")), out)
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Two shards of many shapes and dtypes: more than one bucket, one tensor larger than a bucket, and a scalar."""
+    monkeypatch.setattr(transfer, "_BUCKET_BYTES", 1 << 12)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    shards: list[dict[str, torch.Tensor]] = [
+        {f"a.{i}": torch.randn(i + 1, 33).to(dtype) for i, dtype in enumerate([torch.float32, torch.bfloat16] * 5)},
+        {"large": torch.randn(3000), "odd": torch.arange(7, dtype=torch.uint8), "after": torch.tensor(2.5)},
+    ]
+    for i, shard in enumerate(shards):
+        save_file(shard, folder / f"model-{i}.safetensors")
+    return sorted(folder.iterdir())
+
+
+def start(sender: Sender, files: list[Path], rank: int, out: Path) -> subprocess.Popen[str]:
+    arguments = [str(part) for part in (sender.meeting.port, out, rank, sender.meeting.size, files[0].parent)]
+    command = [sys.executable, "-c", RECEIVER, *arguments]
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE)
+
+
+def test_every_worker_gets_every_tensor_bit_for_bit(files: list[Path], tmp_path: Path) -> None:
+    sender = Sender("127.0.0.1", 2, 20.0, CPU)
+    received = [tmp_path / f"{rank}.safetensors" for rank in (1, 2)]
+    workers = [start(sender, files, rank, out) for rank, out in enumerate(received, 1)]
+    sender.send(files)
+    assert [worker.wait(20) for worker in workers] == [0, 0]
+    expected = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    for out in received:
+        found = load_file(out)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert all(found[name].dtype == tensor.dtype for name, tensor in expected.items())
+
+
+def test_a_worker_that_does_not_come_is_an_error_at_the_deadline(files: list[Path]) -> None:
+    with pytest.raises(UnavailableError, match="not sent to all 1 workers"):
+        Sender("127.0.0.1", 1, 1.0, CPU).send(files)
+
+
+def test_a_learner_that_is_gone_is_an_error_for_the_worker(files: list[Path]) -> None:
+    meeting = Sender("127.0.0.1", 1, 1.0, CPU).meeting  # nobody sends
+    with pytest.raises(UnavailableError, match="did not arrive"):
+        receive(meeting, 1, specs_of(files), CPU)
+
+
+def test_a_worker_that_dies_on_the_way_is_an_error_for_the_learner(files: list[Path], tmp_path: Path) -> None:
+    sender = Sender("127.0.0.1", 2, 3.0, CPU)
+    alive = start(sender, files, 1, tmp_path / "1")
+    with pytest.raises(UnavailableError):
+        sender.send(files)
+    assert alive.wait(20) != 0
+    assert not (tmp_path / "1").exists()
+
+
+def test_specs_say_what_the_files_hold(files: list[Path], tmp_path: Path) -> None:
+    assert TensorSpec("large", "F32", (3000,)) in specs_of(files)
+    assert TensorSpec("after", "F32", ()) in specs_of(files)
+    save_file({"mask": torch.ones(3, dtype=torch.bool)}, tmp_path / "x.safetensors")
+    with pytest.raises(CorruptDataError, match=r"mask in .* is of dtype BOOL"):
+        specs_of([tmp_path / "x.safetensors"])
