@@ -19,6 +19,7 @@ from shared.errors import InvalidInputError, NotFoundError
 
 ENV_PREFIX = "ROUTERSHIFT_"
 SERVICES = ("curriculum", "generation", "reward", "learner")
+_OTHERS = (*SERVICES, "supervisor")  # tables that a component leaves to others where they are not its own
 
 
 class Table(BaseModel):
@@ -34,6 +35,10 @@ class Door(Table):
     port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     drain_seconds: float = Field(20.0, gt=0, description="how long SIGTERM waits for work in progress")
+    start_seconds: float = Field(
+        180.0, gt=0, description="time from the start of the process to serving; then it is ended"
+    )
+    watchdog_seconds: float = Field(30.0, gt=0, description="standstill of the event loop that ends the process")
 
 
 class RunSettings(Table):
@@ -85,12 +90,18 @@ class RedisSettings(Table):
     )
     timeout_seconds: float = Field(10.0, gt=0, description="deadline of one command")
     connect_seconds: float = Field(5.0, gt=0, description="how long a start waits for Redis to answer")
+    outage_seconds: float = Field(
+        60.0, gt=0, le=240, description="how long a service rides out a Redis that does not answer before it ends"
+    )
 
 
 class StreamSettings(Table):
     """How consumers behave. `idle` is the age at which a silent consumer's entries go to another."""
 
     max_bytes: int = Field(256 << 20, ge=1 << 16, description="bytes in one stream at which its producers wait")
+    max_entry_bytes: int = Field(
+        16 << 20, ge=1 << 10, le=256 << 20, description="payload above which it goes in chunks beside its stream"
+    )
     block_seconds: float = Field(0.5, gt=0, le=5, description="longest wait of one read")
     idle_seconds: float = Field(30.0, gt=0, description="silence after which an entry is taken over")
     max_deliveries: int = Field(5, ge=1, description="deliveries after which an entry goes to the dead letters")
@@ -134,7 +145,7 @@ def load(
                     f"{source}: {named} is a single value in the recipe; expected a table [{named}]"
                 )
         table[path[-1]] = value
-    others = set(SERVICES) - set(model.model_fields)
+    others = set(_OTHERS) - set(model.model_fields)
     try:
         return model.model_validate({table: keys for table, keys in data.items() if table not in others})
     except ValidationError as error:
@@ -193,4 +204,4 @@ def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation
-    return [*model.model_fields, *(SERVICES if not path else ())]
+    return [*model.model_fields, *(_OTHERS if not path else ())]

@@ -18,7 +18,7 @@ from shared.settings import SERVICES, load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 well, 1 a crash, 2 something for the user to mend (one line on stderr), 130 interrupted."""
+    """Exit codes: 0 well, 1 a crash or what may pass, 2 something for the user to mend (one line on stderr), 130 interrupted."""
     parsed = _parser().parse_args(arguments)
     try:
         return int(parsed.command(parsed))
@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="where a run stands")
     status.add_argument("run", help="folder or id of the run")
     status.set_defaults(command=_status)
+    audit = commands.add_parser("audit", help="whether every trajectory of a run is accounted for, once")
+    audit.add_argument("run", help="folder or id of the run")
+    audit.set_defaults(command=_audit)
+    dead = commands.add_parser("dead", help="the dead letters of a run: list, show, replay, purge")
+    dead.add_argument("run", help="folder or id of the run")
+    dead.add_argument("action", choices=("list", "show", "replay", "purge"))
+    dead.add_argument("ids", nargs="*", metavar="ID", help="letters to show, replay or purge; all for every one")
+    dead.set_defaults(command=_dead)
     report = commands.add_parser("report", help="a plot and a page of a run")
     report.add_argument("run", help="folder or id of the run")
     report.set_defaults(command=_report)
@@ -117,6 +125,22 @@ def _status(parsed: argparse.Namespace) -> int:
     from services.cli.status import status
 
     print(json.dumps(asyncio.run(status(parsed.run)), indent=2))
+    return 0
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    from services.cli.audit import audit
+
+    found = asyncio.run(audit(parsed.run))
+    print(json.dumps(found, indent=2))
+    return 0 if found["ok"] else 1
+
+
+def _dead(parsed: argparse.Namespace) -> int:
+    from services.cli.dead import dead
+
+    for letter in asyncio.run(dead(parsed.run, parsed.action, parsed.ids)):
+        print(json.dumps(letter))
     return 0
 
 

@@ -17,5 +17,6 @@ BEST_ACCURACY = Gauge("routershift_curriculum_best_accuracy", "Its share of corr
 EVALUATIONS = Counter("routershift_curriculum_evaluations_total", "Evaluations by outcome", ["outcome"])
 STREAM_ENTRIES = Gauge("routershift_stream_entries", "Entries in a stream, those being worked on included", ["stream"])
 STREAM_BYTES = Gauge("routershift_stream_bytes", "Payload bytes in a stream", ["stream"])
+STREAM_AGE = Gauge("routershift_stream_oldest_entry_seconds", "Age of a stream's oldest entry", ["stream"])
 DEAD_LETTERS = Gauge("routershift_stream_dead_letters", "Entries in the dead-letter stream")
 LEDGER = Gauge("routershift_ledger_trajectories", "Trajectories by state, from the run's ledger", ["state"])

@@ -1,7 +1,6 @@
 """The loops of the curriculum: feed prompts while tickets last, evaluate as versions come, watch the streams."""
 
 import asyncio
-import contextlib
 import logging
 import time
 
@@ -12,13 +11,15 @@ from services.curriculum.settings import Settings
 from services.curriculum.tasks import Problem, Task
 from shared import records
 from shared.clients import GenerationClient
-from shared.errors import DeadlineError, RouterShiftError, UnavailableError
+from shared.errors import DeadlineError, OverloadedError, RouterShiftError
 from shared.streams.run import FINISHED, Run
 
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
-_SERVED_SECONDS = 120.0
+_STATUS_SECONDS = 10.0
+_LINE_SECONDS = 10.0
+_LONGEST_PAUSE_SECONDS = 5.0
 
 
 class CurriculumWorker:
@@ -55,11 +56,10 @@ class CurriculumWorker:
 
         Raises:
             InvalidInputError: generation refuses the prompts or their sampling.
-            DeadlineError, UnavailableError: generation or reward does not answer.
+            DeadlineError: generation or reward gave no answer for `patience_seconds`.
         """
-        if "evaluated_version" in await self._run.progress():
-            return
-        await self._evaluate(await self._until_served(0))
+        if "evaluated_version" not in await self._run.progress():
+            await self._evaluate_patiently(0)
 
     async def evaluate_versions(self) -> None:
         """Evaluates every multiple of `run.evaluate_every`, and the last version.
@@ -76,7 +76,7 @@ class CurriculumWorker:
             due = version if finished else version // every * every if every else 0
             if due > evaluated and (finished or due >= passed):
                 await self._try_evaluate(due)
-                evaluated, passed = due, int((await self._run.progress())["version"])
+                evaluated, passed = due, int((await self._run.progress()).get("version", due))
             if finished:
                 await self._run.report_progress(final_evaluation=version)
             await asyncio.sleep(self._poll)
@@ -87,6 +87,7 @@ class CurriculumWorker:
             for stream, backlog in (await self._run.backlog()).items():
                 metrics.STREAM_ENTRIES.labels(stream).set(backlog.entries)
                 metrics.STREAM_BYTES.labels(stream).set(backlog.bytes)
+                metrics.STREAM_AGE.labels(stream).set(backlog.oldest_seconds)
             metrics.DEAD_LETTERS.set(await self._run.dead_letters())
             metrics.TICKETS.set(await self._run.tickets_held())
             ledger = await self._run.ledger()
@@ -118,8 +119,7 @@ class CurriculumWorker:
         """A failure on the way is counted, and a later version gets its chance."""
         try:
             await self._run.report_progress(evaluating_version=version)
-            await self._until_served(version)
-            await self._evaluate(version)
+            await self._evaluate_patiently(version)
         except RouterShiftError as error:
             metrics.EVALUATIONS.labels("failed").inc()
             log.warning("evaluation of version %d failed: %s", version, error)
@@ -152,14 +152,36 @@ class CurriculumWorker:
             version, result.accuracy, result.greedy_accuracy, result.seconds,
         )  # fmt: skip
 
-    async def _until_served(self, version: int) -> int:
-        """Waits until generation serves this version or a later one, and gives the one it serves."""
-        deadline = time.monotonic() + _SERVED_SECONDS
-        async with GenerationClient(self._settings.curriculum.generation_address) as generation:
-            while True:
-                with contextlib.suppress(UnavailableError):  # it is still loading its model
-                    if (served := (await generation.status()).version) >= version:
-                        return served
-                if time.monotonic() > deadline:
-                    raise DeadlineError(f"generation does not serve version {version} after {_SERVED_SECONDS} s")
-                await asyncio.sleep(self._poll)
+    async def _evaluate_patiently(self, version: int) -> None:
+        """Evaluates as soon as generation serves this version; services that are being restarted are waited for.
+
+        Version 0 stands for the one that is served.
+
+        Raises:
+            DeadlineError: not done `patience_seconds` after the first attempt failed.
+        """
+        patience, began = self._settings.curriculum.patience_seconds, time.monotonic()
+        failed: float | None = None
+        said, pause = began, self._poll
+        while True:
+            try:
+                served = await self._served()
+                if served >= version:
+                    await self._evaluate(version or served)
+                    return
+                reason, pause = f"generation serves version {served}", self._poll
+            except (OSError, OverloadedError) as error:  # no answer, no answer in time, or no space for the record
+                reason, pause = str(error), min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            now = time.monotonic()
+            failed = failed or now
+            if now - failed > patience:
+                raise DeadlineError(f"version {version} is not evaluated after {now - began:.0f} s: {reason}")
+            if now - said > _LINE_SECONDS:
+                said = now
+                log.info("the evaluation of version %d has waited for %.0f s: %s", version, now - began, reason)
+            await asyncio.sleep(pause)
+
+    async def _served(self) -> int:
+        """The version that generation serves."""
+        async with GenerationClient(self._settings.curriculum.generation_address, _STATUS_SECONDS) as generation:
+            return int((await generation.status()).version)

@@ -34,7 +34,9 @@ class RewardService(Service):
 
     async def work(self, stop: asyncio.Event) -> None:
         async with background(self._consumer.beat()):
-            await self._consumer.each(self._worker.handle, self._settings.groups_in_flight, stop)
+            await self._consumer.each(
+                self._worker.handle, lambda: self._settings.groups_in_flight - self._consumer.held, stop
+            )
 
     async def close(self) -> None:
         await self._scorer.close()

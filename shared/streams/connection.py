@@ -1,57 +1,178 @@
-"""The one way to a Redis client: deadlines on every command, reconnection with backoff and jitter."""
+"""The one way to a Redis client: deadlines on every command, outages ridden out, a full server waited for."""
 
 import asyncio
+import logging
+import random
+import re
+import time
+from enum import StrEnum
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.errors import UnavailableError
+from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.settings import RedisSettings
+from shared.streams import metrics
 
-# Every command is idempotent (hand-overs are conditional scripts), so a lost answer may be asked for again.
-# 8 tries with waits that double from 50 ms to 5 s ride out a restart of about 15 s.
-_RETRIES = 8
+log = logging.getLogger(__name__)
+
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 1.0
+_FULL_WAIT_SECONDS = 0.5
+_MOST_CONNECTIONS = 1024  # opened as they are needed: one for each command under way
+
+# Redis 6.2 wraps an error inside a script into one of the script, so that the class is lost and only words remain.
+_FULL = re.compile(r"\b(OOM|MISCONF)\b")
+_FAILOVER = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|TRYAGAIN|CLUSTERDOWN|NOREPLICAS|UNBLOCKED|BUSY)\b")
 
 
-class _Client(Redis):
-    """redis-py 8.1 loses a cancellation that arrives while it looks at an idle connection: the command completes and
-    its task lives on, for ever if it loops. Here the task learns of it when the command is done."""
+class _Trouble(StrEnum):
+    """Why a command is sent again: the label of the metric."""
+
+    LOST = "lost"
+    FAILOVER = "failover"
+    FULL = "full"
+
+
+class Client(Redis):
+    """Sends a command again for as long as that may help.
+
+    Every command of the data path may be repeated: a state change is a script that knows what it has done. What has no
+    answer, or meets a server that is loading or no longer the primary, is sent again for `outage_seconds`; what meets a
+    server without memory or disk waits until there is some, because dropping it would lose data.
+
+    redis-py 8.1 loses a cancellation that arrives while it looks at an idle connection: the command completes and its
+    task lives on, for ever if it loops. Here the task learns of it when the command is done.
+    """
+
+    outage_seconds = 60.0
+    heard = False  # from the server, ever
+    lost = 0  # commands whose answer did not come: what they did is known to the server alone
+    _troubled: dict[_Trouble, float] | None = None  # since when; said once each
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # it has no types
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
-        return answer
+        """Raises:
+        UnavailableError: no answer within `outage_seconds`.
+        PreconditionError: the server refuses the command, as for a wrong password.
+        """
+        began, tries = time.monotonic(), 0
+        while True:
+            try:
+                answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # it has no types
+            except (RedisError, OSError) as error:
+                trouble = _trouble(error)
+                if trouble is None:
+                    raise _typed(error, str(args[0])) from None
+                await self._wait(trouble, error, tries, time.monotonic() - began)
+                tries += 1
+                continue
+            if tries:
+                self._well()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
+            return answer
+
+    async def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+        """A server that is no longer the primary is looked up anew."""
+        try:
+            return await super().parse_response(connection, command_name, **options)
+        except ResponseError as error:
+            if _trouble(error) is _Trouble.FAILOVER:
+                await connection.disconnect(nowait=True)
+            raise
+
+    async def _wait(self, trouble: _Trouble, error: Exception, tries: int, seconds: float) -> None:
+        metrics.RETRIES.labels(trouble).inc()
+        if trouble is _Trouble.LOST:
+            self.lost += 1
+        if trouble is not _Trouble.FULL and seconds > self.outage_seconds:
+            raise UnavailableError(
+                f"redis.url: no answer for {seconds:.0f} s ({type(error).__name__}); check the server, or raise "
+                "redis.outage_seconds"
+            ) from None
+        self._troubled = self._troubled or {}
+        if self.heard and trouble not in self._troubled:
+            self._troubled[trouble] = time.monotonic()
+            if trouble is _Trouble.FULL:
+                log.warning("Redis is full; waiting for room: %s", error)
+            else:
+                log.warning("Redis does not serve; trying for %.0f s: %s", self.outage_seconds, error)
+        if trouble is _Trouble.FULL:
+            await asyncio.sleep(_FULL_WAIT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  # jitter
+        else:
+            longest = min(_LONGEST_WAIT_SECONDS, _FIRST_WAIT_SECONDS * 2.0 ** min(tries, 10))
+            await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
+
+    def _well(self) -> None:
+        for trouble, since in (self._troubled or {}).items():
+            what = "takes writes" if trouble is _Trouble.FULL else "serves"
+            log.warning("Redis %s again after %.1f s", what, time.monotonic() - since)
+        self._troubled = None
 
 
-async def connect(settings: RedisSettings) -> Redis:
+async def connect(settings: RedisSettings) -> Client:
     """A client that has heard from its server.
 
     Raises:
         UnavailableError: no answer, or the wrong password. The URL is not repeated: it may hold a secret.
     """
-    client = _Client.from_url(
+    client: Client = Client.from_url(  # type: ignore[assignment]  # it is typed as the base class
         settings.url.get_secret_value(),
         protocol=2,
         socket_timeout=settings.timeout_seconds,
         socket_connect_timeout=settings.connect_seconds,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=5.0), _RETRIES),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+        max_connections=_MOST_CONNECTIONS,
+        retry=Retry(NoBackoff(), 0),
     )
-    once = client.get_retry()
+    client.outage_seconds = settings.connect_seconds
     try:
-        client.set_retry(Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2))
-        await client.ping()
-    except (RedisError, OSError, ValueError) as error:
+        await client.echo("routershift")  # PING is refused, as a write is, by a server whose disk is full
+    except (RouterShiftError, ValueError) as error:
         await client.aclose()
-        hint = "check the password" if isinstance(error, AuthenticationError) else "start it or set REDIS_URL"
+        hint = "check the password" if isinstance(error, PreconditionError) else "start it or set REDIS_URL"
         raise UnavailableError(f"redis.url: no Redis answers there ({type(error).__name__}); {hint}") from None
-    if once is not None:
-        client.set_retry(once)
+    client.outage_seconds = settings.outage_seconds
+    client.heard = True
     return client
+
+
+def losses(redis: Redis) -> int:
+    """Commands of this client, so far, whose answer did not come."""
+    return redis.lost if isinstance(redis, Client) else 0
+
+
+def _trouble(error: Exception) -> _Trouble | None:
+    """What to wait for; None where waiting does not help."""
+    if isinstance(error, (AuthenticationError, AuthorizationError)):
+        return None
+    if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and _FULL.search(str(error))):
+        return _Trouble.FULL
+    if isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError)):
+        return _Trouble.FAILOVER
+    if isinstance(error, ResponseError) and _FAILOVER.search(str(error)):
+        return _Trouble.FAILOVER
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)):
+        return _Trouble.LOST
+    return None
+
+
+def _typed(error: Exception, command: str) -> Exception:
+    """The error itself where the caller expects it, else one that a user can read."""
+    if isinstance(error, NoScriptError) or str(error).startswith(("BUSYGROUP", "NOGROUP")):
+        return error
+    return PreconditionError(f"Redis refuses {command}: {error}; check its user's rights, and that it is 6.2 or later")

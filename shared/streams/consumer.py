@@ -1,65 +1,45 @@
 """Reading a stream as one of a consumer group: at least once, and handed over effectively once.
 
 An entry that was read is *held*: a heartbeat keeps it fresh until it is settled. Whoever stops beating loses its
-entries to a sweep, so idle means dead. Settling is one script (settle.lua) that does nothing unless the entry is
-still pending, so two consumers that both believe they own it hand over one result.
+entries to a sweep, so idle means dead. Settling is one script (settle.lua) that removes the entry and does nothing
+where it is gone, so two consumers that both believe they own it hand over one result. It remembers its token for a
+while: asked again because its answer was lost, it answers what it answered before.
 """
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 
-from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError
 from shared.settings import StreamSettings
+from shared.streams import metrics
+from shared.streams.connection import losses
+from shared.streams.entries import End, Entry, parse
 from shared.streams.keys import READERS, Keys, Stream
+from shared.streams.payloads import Payloads
 from shared.streams.scripts import source
+from shared.streams.settling import Settling
+
+__all__ = ["Consumer", "End", "Entry", "parse"]
 
 log = logging.getLogger(__name__)
 
-MessageT = TypeVar("MessageT", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One message as delivered. Group and count stand outside the payload, so that a payload which cannot be
-    decoded can still be accounted for."""
-
-    id: str
-    group: str  # name of the trajectory group
-    trajectories: int
-    payload: bytes
-    deliveries: int
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a group's life ends: the ledger's field."""
-
-    field: str
-
-    @classmethod
-    def trained(cls) -> "End":
-        return cls("trained")
-
-    @classmethod
-    def dropped(cls, reason: str) -> "End":
-        return cls(f"dropped:{reason}")
-
-    @classmethod
-    def dead(cls, reason: str) -> "End":
-        return cls(f"dead:{reason}")
+_ROOM_SECONDS = 0.05
+_MOST_PENDING = 10_000  # of one consumer; more are left to the sweep
 
 
 class Consumer:
-    """A member of the consumer group that reads one stream."""
+    """A member of the consumer group that reads one stream.
+
+    A Redis that is away, failing over or full is waited for in every method (see `connection.Client`).
+    """
 
     def __init__(self, redis: Redis, keys: Keys, stream: Stream, settings: StreamSettings) -> None:
         self._redis = redis
@@ -68,10 +48,12 @@ class Consumer:
         self._settings = settings
         self._group = READERS[stream]
         self._name = settings.consumer or socket.gethostname()
-        self._settle = redis.register_script(source("settle.lua"))
+        self._settling = Settling(redis, keys, stream, settings, self._name)
         self._hold = redis.register_script(source("hold.lua"))
+        self._payloads = Payloads(redis, keys, settings.max_entry_bytes)
         self._held: set[str] = set()
         self._own_cursor: str | None = "0"  # None: everything left by an earlier life was read
+        self._losses = losses(redis)
         self._claim_cursor = "0-0"
         self._next_sweep = 0.0
 
@@ -91,19 +73,27 @@ class Consumer:
     async def read(self, count: int) -> list[Entry]:
         """Up to `count` entries: its own from an earlier life, then those of the dead, then new ones.
 
-        Waits at most `block_seconds` for new ones. An entry delivered too often goes to the dead letters here.
+        Waits at most `block_seconds` for new ones. An entry delivered too often goes to the dead letters here, and so
+        does one whose payload is lost.
         """
         try:
-            entries = await self._read_own(count) or await self._sweep(count) or await self._read_new(count)
+            entries = (
+                await self._read_own(count)
+                or await self._read_lost()
+                or await self._sweep(count)
+                or await self._read_new(count)
+            )
         except ResponseError as error:
             if not str(error).startswith("NOGROUP"):
                 raise
-            log.warning("consumer group %s of %s is gone; creating it again", self._group, self._stream)
-            await self.open()
+            await self._reopen()
             return []
         kept = []
-        for entry in entries:
-            self._held.add(entry.id)
+        for found in entries:
+            self._held.add(found.id)
+            entry = await self._fetch(found)
+            if entry is None:
+                continue
             if entry.deliveries > self._settings.max_deliveries:
                 await self.bury(entry, "max_deliveries", f"delivered {entry.deliveries} times without being settled")
             else:
@@ -111,16 +101,21 @@ class Consumer:
         return kept
 
     async def each(
-        self, handle: Callable[[Entry], Coroutine[None, None, None]], at_once: int, stop: asyncio.Event
+        self, handle: Callable[[Entry], Coroutine[None, None, None]], room: Callable[[], int], stop: asyncio.Event
     ) -> None:
-        """Gives entries to `handle`, up to `at_once` at the same time, until `stop`; then finishes those it holds."""
+        """Gives entries to `handle`, each in a task, until `stop`; then finishes those it holds.
+
+        Args:
+            room: how many more entries may be begun now, beside the `held` ones. It is asked before every read, and
+                while it answers 0 or less whenever an entry is done, and every 50 ms.
+        """
         async with asyncio.TaskGroup() as group:
             tasks: set[asyncio.Task[None]] = set()
             while not stop.is_set():
-                if len(tasks) >= at_once:
-                    await asyncio.wait(tasks, timeout=self._settings.block_seconds, return_when=asyncio.FIRST_COMPLETED)
+                if (count := room()) <= 0:
+                    await _first_of(tasks)
                     continue
-                for entry in await self.read(at_once - len(tasks)):
+                for entry in await self.read(count):
                     task = group.create_task(handle(entry))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
@@ -130,56 +125,44 @@ class Consumer:
 
         Waits while the destination, or Redis itself, is full. False: another consumer had settled the entry.
         """
-        payload = message.SerializeToString()
-        waited = False
-        while True:
-            try:
-                answer = await self._run(entry, destination, self._settings.max_bytes, payload, "")
-            except OutOfMemoryError:
-                answer = "full"
-            if answer != "full":
-                return answer == "ok"
-            if not waited:
-                log.warning("stream %s is full; waiting for its reader", destination)
-                waited = True
-            await asyncio.sleep(self._settings.block_seconds)
+        done = await self._settling.hand_over(entry, destination, message)
+        self._held.discard(entry.id)
+        return done
 
     async def end(self, entry: Entry, end: End) -> bool:
         """Removes the entry and closes its group's account. False: another consumer had settled it."""
-        return await self._run(entry, None, 0, b"", end.field) == "ok"
+        done = await self._settling.end(entry, end)
+        self._held.discard(entry.id)
+        return done
 
     async def bury(self, entry: Entry, reason: str, detail: str) -> bool:
-        """Moves the entry to the dead letters, with its reason, in one transaction."""
-        letter = pb.DeadLetter(
-            stream=self._stream,
-            entry_id=entry.id,
-            reason=reason,
-            detail=detail,
-            payload=entry.payload,
-            consumer=self._name,
-        )
-        letter.created_at.GetCurrentTime()
-        log.error("dead letter from %s: %s: %s", self._stream, reason, detail, extra={"group": entry.group})
-        return await self._run(entry, "dead", 0, letter.SerializeToString(), End.dead(reason).field) == "ok"
+        """Moves the entry to the dead letters, with its reason, in one transaction. False: it had been settled."""
+        done = await self._settling.bury(entry, reason, detail)
+        self._held.discard(entry.id)
+        return done
 
     async def beat(self) -> None:
         """Heartbeat for everything held; run it as a task beside the work."""
         while True:
             await asyncio.sleep(self._settings.idle_seconds / 3)
             if ids := sorted(self._held):
-                await self._hold(keys=[self._keys(self._stream)], args=[self._group, self._name, *ids])
+                kept = await self._hold(keys=[self._keys(self._stream)], args=[self._group, self._name, *ids])
+                if kept < 0:
+                    await self._reopen()
 
-    async def _run(self, entry: Entry, destination: str | None, limit: int, payload: bytes, field: str) -> str:
-        k = self._keys
-        keys = [k(self._stream), k(destination or self._stream), k.tickets, k.in_flight, k.ledger, k.bytes]
-        args: Sequence[str | int | bytes] = [
-            self._group, entry.id, len(entry.payload), self._stream, destination or "",
-            limit, payload, field, entry.group, entry.trajectories,
-        ]  # fmt: skip
-        answer = (await self._settle(keys=keys, args=args)).decode()
-        if answer != "full":
-            self._held.discard(entry.id)
-        return str(answer)
+    async def _reopen(self) -> None:
+        log.warning("consumer group %s of %s is gone; creating it again", self._group, self._stream)
+        await self.open()
+
+    async def _fetch(self, entry: Entry) -> Entry | None:
+        """The entry with its payload from beside the stream; None, and a dead letter, where a part of it is lost."""
+        if entry.blob is None:
+            return entry
+        try:
+            return replace(entry, payload=await self._payloads.get(entry.blob))
+        except CorruptDataError as error:
+            await self.bury(entry, "payload_lost", str(error))
+            return None
 
     async def _read_own(self, count: int) -> list[Entry]:
         if self._own_cursor is None:
@@ -189,6 +172,23 @@ class Consumer:
         raw = answer[0][1] if answer else []
         self._own_cursor = raw[-1][0].decode() if raw else None
         return await self._entries(raw)
+
+    async def _read_lost(self) -> list[Entry]:
+        """Entries that were delivered in an answer which did not come: pending here, and held by nobody.
+
+        They are looked up and not claimed, so that those which are held do not count as delivered once more.
+        """
+        if self._losses == (now := losses(self._redis)):
+            return []
+        key, entries = self._keys(self._stream), []
+        pending: Any = await self._redis.xpending_range(key, self._group, "-", "+", _MOST_PENDING, self._name)
+        for one in pending:
+            if one["message_id"].decode() not in self._held:
+                found: Any = await self._redis.xrange(key, one["message_id"], one["message_id"])
+                for id_, fields in found:
+                    entries.append(Entry.of(id_, fields, one["times_delivered"]))
+        self._losses = now
+        return entries
 
     async def _sweep(self, count: int) -> list[Entry]:
         now = asyncio.get_running_loop().time()
@@ -208,7 +208,9 @@ class Consumer:
             self._group, self._name, {self._keys(self._stream): ">"},
             count=count, block=int(self._settings.block_seconds * 1000),
         )  # fmt: skip
-        return [_entry(id_, fields, 1) for id_, fields in (answer[0][1] if answer else [])]
+        # Where the group was created again, or Redis lost what it had not yet written down, "new" may be one held here.
+        raw = answer[0][1] if answer else []
+        return [Entry.of(id_, fields, 1) for id_, fields in raw if id_.decode() not in self._held]
 
     async def _entries(self, raw: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
         """Redelivered entries with their delivery counts; those deleted in the meantime have no fields."""
@@ -216,19 +218,14 @@ class Consumer:
         for id_, fields in raw:
             if fields and id_.decode() not in self._held:
                 pending: Any = await self._redis.xpending_range(self._keys(self._stream), self._group, id_, id_, 1)
-                entries.append(_entry(id_, fields, pending[0]["times_delivered"] if pending else 1))
+                entries.append(Entry.of(id_, fields, pending[0]["times_delivered"] if pending else 1))
+        metrics.REDELIVERIES.labels(self._stream).inc(len(entries))
         return entries
 
 
-def _entry(id_: bytes, fields: dict[bytes, bytes], deliveries: int) -> Entry:
-    return Entry(id_.decode(), fields[b"g"].decode(), int(fields[b"n"]), fields[b"p"], deliveries)
-
-
-def parse(kind: type[MessageT], entry: Entry) -> MessageT:
-    """The entry's payload as a message. Raises CorruptDataError where it is none."""
-    try:
-        return kind.FromString(entry.payload)
-    except DecodeError as error:
-        raise CorruptDataError(
-            f"payload of {len(entry.payload)} bytes is no {kind.DESCRIPTOR.full_name}: {error}"
-        ) from None
+async def _first_of(tasks: set[asyncio.Task[None]]) -> None:
+    """Until one of them is done, or room may have come from elsewhere."""
+    if tasks:
+        await asyncio.wait(tasks, timeout=_ROOM_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    else:
+        await asyncio.sleep(_ROOM_SECONDS)

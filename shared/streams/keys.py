@@ -14,6 +14,9 @@ class Stream(StrEnum):
 
 READERS = {Stream.PROMPTS: "generation", Stream.ROLLOUTS: "reward", Stream.SCORED: "learner"}
 
+# How far a group has come whose entry is on the stream.
+STAGES = {Stream.PROMPTS: "prompted", Stream.ROLLOUTS: "generated", Stream.SCORED: "scored"}
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -39,8 +42,23 @@ class Keys:
 
     @property
     def in_flight(self) -> str:
-        """Hash of group to its number of trajectories, from prompt to the end of its life."""
+        """Hash of group to its number of trajectories and its stage, as in `8 scored`, until the end of its life."""
         return self("in_flight")
+
+    @property
+    def ended(self) -> str:
+        """Stream of the ends of groups: g is the group, n its trajectories, e the ledger's field, s the step where it
+        was trained on. A dead letter that is replayed takes its end back with `replayed:REASON`.
+        """
+        return self("ended")
+
+    def settlement(self, stream: Stream, entry_id: str) -> str:
+        """Token of the settlement of an entry; it expires."""
+        return self(f"settled:{stream}:{entry_id}")
+
+    def blob(self, blob_id: str) -> str:
+        """Hash of the chunks of a payload too large for an entry."""
+        return self(f"blob:{blob_id}")
 
     @property
     def ledger(self) -> str:
@@ -49,7 +67,7 @@ class Keys:
 
     @property
     def bytes(self) -> str:
-        """Hash of stream to the bytes of its payloads."""
+        """Hash of stream to the bytes of its payloads, those in blobs included."""
         return self("bytes")
 
     @property

@@ -1,16 +1,17 @@
-"""A run as Redis knows it: admission of prompts, tickets, the ledger, weights and progress."""
+"""A run as Redis knows it: admission of prompts, tickets, the account, weights and progress."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import OutOfMemoryError
 
 from routershift.v1 import trajectory_pb2 as pb
+from shared.errors import PreconditionError
 from shared.settings import StreamSettings
 from shared.streams.consumer import Consumer
-from shared.streams.keys import READERS, Keys, Stream
+from shared.streams.dead import DeadLetters
+from shared.streams.keys import READERS, STAGES, Keys, Stream
 from shared.streams.scripts import source
 
 # The learner's phase, in the run's progress; admit.lua knows the last.
@@ -22,13 +23,17 @@ _WEIGHTS_KEPT = 16
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Counts of trajectories at one moment. `prompted = trained + dropped + dead + in_flight`, always."""
+    """Counts of trajectories at one moment. `prompted = trained + dropped + dead + in_flight`, always.
+
+    `stages` is what is in flight by how far it has come: prompted, generated or scored.
+    """
 
     prompted: int
     trained: int
     dropped: Mapping[str, int]
     dead: Mapping[str, int]
     in_flight: int
+    stages: Mapping[str, int]
 
     @property
     def balanced(self) -> bool:
@@ -37,11 +42,23 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """Everything that is counted, at one moment."""
+
+    ledger: Ledger
+    in_flight: Mapping[str, tuple[int, str]]  # group: its trajectories and its stage
+    tickets: frozenset[str]
+    bytes: Mapping[str, int]  # by stream, the dead letters included
+    last_end: str  # id of the newest end; '' for none
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """What a stream holds, entries being worked on included."""
 
     entries: int
     bytes: int
+    oldest_seconds: float  # age of the oldest entry; 0 for none
 
 
 class Run:
@@ -52,15 +69,28 @@ class Run:
         self.keys = Keys(run_id)
         self._settings = settings
         self._admit = redis.register_script(source("admit.lua"))
+        self._announce = redis.register_script(source("announce.lua"))
+        self._account = redis.register_script(source("account.lua"))
+        self._backlog = redis.register_script(source("backlog.lua"))
 
     async def open(self) -> None:
-        """Creates every stream's group, so that no entry can come before its reader is known."""
+        """Creates every stream's group, so that no entry can come before its reader is known.
+
+        Raises:
+            PreconditionError: this Redis would evict the run's data, or has less memory than its streams may need.
+        """
+        await self._check_memory()
         for stream in READERS:
             await self.consumer(stream).open()
 
     def consumer(self, stream: Stream) -> Consumer:
         """A reader of this stream."""
         return Consumer(self._redis, self.keys, stream, self._settings)
+
+    @property
+    def dead(self) -> DeadLetters:
+        """What could not be used, to be looked at, replayed or purged."""
+        return DeadLetters(self._redis, self.keys, self._settings)
 
     async def next_prompt(self) -> int:
         """Index of the prompt to admit next; survives a restart of the curriculum."""
@@ -69,17 +99,14 @@ class Run:
     async def admit(self, index: int, prompt: pb.Prompt, tickets: int) -> str:
         """Puts a prompt on its stream if a ticket is free: the answers are those of admit.lua."""
         k = self.keys
-        try:
-            answer = await self._admit(
-                keys=[k(Stream.PROMPTS), k.tickets, k.in_flight, k.ledger, k.bytes, k.progress],
-                args=[
-                    index, tickets, self._settings.max_bytes, Stream.PROMPTS,
-                    group_name(prompt), prompt.sampling.n, prompt.SerializeToString(),
-                ],
-            )  # fmt: skip
-        except OutOfMemoryError:
-            return "full"
-        return str(answer.decode())
+        answer: bytes = await self._admit(
+            keys=[k(Stream.PROMPTS), k.tickets, k.in_flight, k.ledger, k.bytes, k.progress],
+            args=[
+                index, tickets, self._settings.max_bytes, Stream.PROMPTS,
+                group_name(prompt), prompt.sampling.n, prompt.SerializeToString(), STAGES[Stream.PROMPTS],
+            ],
+        )  # fmt: skip
+        return answer.decode()
 
     async def return_tickets(self, groups: list[str]) -> None:
         """Trained-on groups make room for new prompts before their checkpoint is durable."""
@@ -87,31 +114,28 @@ class Run:
             await self._redis.srem(self.keys.tickets, *groups)
 
     async def ledger(self) -> Ledger:
+        """The counts of the account."""
+        return (await self.account()).ledger
+
+    async def account(self) -> Account:
         """The account at one moment, read in one transaction."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(self.keys.ledger)
-            pipe.hvals(self.keys.in_flight)
-            counts, in_flight = await pipe.execute()
-        fields = {name.decode(): int(value) for name, value in counts.items()}
-
-        def by_reason(kind: str) -> dict[str, int]:
-            return {name.partition(":")[2]: n for name, n in sorted(fields.items()) if name.startswith(f"{kind}:")}
-
-        return Ledger(
-            prompted=fields.get("prompted", 0),
-            trained=fields.get("trained", 0),
-            dropped=by_reason("dropped"),
-            dead=by_reason("dead"),
-            in_flight=sum(map(int, in_flight)),
+        k = self.keys
+        counts, in_flight, tickets, sizes, last_end = await self._account(
+            keys=[k.ledger, k.in_flight, k.tickets, k.bytes, k.ended], args=[]
+        )
+        groups = {group: _in_flight(value) for group, value in _pairs(in_flight)}
+        return Account(
+            ledger=_ledger({field: int(value) for field, value in _pairs(counts)}, groups),
+            in_flight=groups,
+            tickets=frozenset(group.decode() for group in tickets),
+            bytes={stream: int(value) for stream, value in _pairs(sizes)},
+            last_end=last_end.decode(),
         )
 
     async def backlog(self) -> dict[Stream, Backlog]:
-        async with self._redis.pipeline(transaction=True) as pipe:
-            for stream in Stream:
-                pipe.xlen(self.keys(stream))
-            pipe.hmget(self.keys.bytes, list(Stream))
-            *lengths, sizes = await pipe.execute()
-        return {s: Backlog(n, int(b or 0)) for s, n, b in zip(Stream, lengths, sizes, strict=True)}
+        """Of every stream, at one moment."""
+        answer = await self._backlog(keys=[self.keys.bytes, *map(self.keys, Stream)], args=list(Stream))
+        return {s: Backlog(n, size, age / 1000) for s, (n, size, age) in zip(Stream, answer, strict=True)}
 
     async def dead_letters(self) -> int:
         return int(await self._redis.xlen(self.keys.dead))
@@ -121,7 +145,7 @@ class Run:
 
     async def announce(self, manifest: pb.WeightsManifest) -> None:
         """Tells every generation replica of a published version."""
-        await self._redis.xadd(self.keys.weights, {"p": manifest.SerializeToString()}, maxlen=_WEIGHTS_KEPT)
+        await self._announce(keys=[self.keys.weights], args=[manifest.SerializeToString(), _WEIGHTS_KEPT])
 
     async def newest_weights(self) -> pb.WeightsManifest | None:
         """The last version announced; None before the first."""
@@ -136,7 +160,52 @@ class Run:
         mapping: dict[Any, Any] = dict(values)
         await self._redis.hset(self.keys.progress, mapping=mapping)
 
+    async def _check_memory(self) -> None:
+        info = await self._redis.info("memory")
+        limit, policy = int(info["maxmemory"]), info["maxmemory_policy"]
+        if not limit:
+            return
+        if policy != "noeviction":
+            raise PreconditionError(
+                f"Redis has maxmemory-policy {policy} and would evict data of the run; set it to noeviction"
+            )
+        # The room of one stream more: for what is on its way in and out, and for dead letters.
+        streams = len(Stream) + 1
+        if streams * self._settings.max_bytes > limit:
+            raise PreconditionError(
+                f"streams.max_bytes is {self._settings.max_bytes}; its {len(Stream)} streams and as much as one more "
+                f"need {streams * self._settings.max_bytes} bytes, and Redis has maxmemory {limit}; raise that, or set "
+                f"streams.max_bytes to {limit // streams} or less"
+            )
+
 
 def group_name(prompt: pb.Prompt) -> str:
     """Names a trajectory group within its run: the first parts of the TrajectoryId of each of its samples."""
     return f"{prompt.prompt_id}/{prompt.attempt}"
+
+
+def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[str, str]]:
+    """Of a hash as a script answers it: field, value, field, value."""
+    yield from zip((f.decode() for f in flat[::2]), (v.decode() for v in flat[1::2]), strict=True)
+
+
+def _in_flight(value: str) -> tuple[int, str]:
+    trajectories, _, stage = value.partition(" ")
+    return int(trajectories), stage
+
+
+def _ledger(fields: Mapping[str, int], groups: Mapping[str, tuple[int, str]]) -> Ledger:
+    def by_reason(kind: str) -> dict[str, int]:
+        return {name.partition(":")[2]: n for name, n in sorted(fields.items()) if n and name.startswith(f"{kind}:")}
+
+    stages = dict.fromkeys(STAGES.values(), 0)
+    for trajectories, stage in groups.values():
+        stages[stage] += trajectories
+    return Ledger(
+        prompted=fields.get("prompted", 0),
+        trained=fields.get("trained", 0),
+        dropped=by_reason("dropped"),
+        dead=by_reason("dead"),
+        in_flight=sum(stages.values()),
+        stages=stages,
+    )

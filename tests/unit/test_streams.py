@@ -1,7 +1,7 @@
 """The data path on a real Redis: admission, hand-over, redelivery, dead letters, and a ledger that always balances."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
@@ -11,7 +11,7 @@ from shared.errors import CorruptDataError, UnavailableError
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.consumer import Consumer, End, Entry, parse
-from shared.streams.keys import Stream
+from shared.streams.keys import STAGES, Stream
 from shared.streams.run import FINISHED, Run
 
 GROUP = 4
@@ -45,7 +45,9 @@ async def test_admission_is_bounded_by_tickets_and_survives_a_lost_answer(run: R
     assert await run.admit(1, prompt(1), tickets=2) == "done"  # asked again because its answer was lost
     ledger = await run.ledger()
     assert (ledger.prompted, ledger.in_flight) == (2 * GROUP, 2 * GROUP)
-    assert (await run.backlog())[Stream.PROMPTS].entries == 2
+    backlog = await run.backlog()
+    assert backlog[Stream.PROMPTS].entries == 2
+    assert backlog[Stream.PROMPTS].oldest_seconds >= backlog[Stream.ROLLOUTS].oldest_seconds == 0
     assert await run.next_prompt() == 2
     await run.return_tickets(["00000000/0"])
     assert await run.admit(2, prompt(2), tickets=2) == "ok"
@@ -58,7 +60,7 @@ async def test_nothing_is_admitted_once_the_learner_has_finished(run: Run) -> No
     assert (await run.ledger()).prompted == GROUP
 
 
-async def test_a_group_passes_every_stream_and_the_account_balances_at_each_step(run: Run) -> None:
+async def test_a_group_passes_every_stream_and_the_account_balances_at_each_step(redis: Redis, run: Run) -> None:
     await admit(run, 1)
     message: pb.Prompt | pb.TrajectoryGroup = prompt(0)
     for source, destination in ((Stream.PROMPTS, Stream.ROLLOUTS), (Stream.ROLLOUTS, Stream.SCORED)):
@@ -68,16 +70,19 @@ async def test_a_group_passes_every_stream_and_the_account_balances_at_each_step
         message = pb.TrajectoryGroup(prompt=prompt(0))
         assert await reader.hand_over(entry, destination, message)
         assert await balanced(run)
+        assert (await run.ledger()).stages[STAGES[destination]] == GROUP
         backlog = await run.backlog()
         assert backlog[source].entries == backlog[source].bytes == 0
         assert backlog[destination].bytes == len(message.SerializeToString())
     reader = run.consumer(Stream.SCORED)
     (entry,) = await reader.read(10)
-    assert await reader.end(entry, End.trained())
+    assert await reader.end(entry, End.trained(1))
     ledger = await run.ledger()
     assert (ledger.trained, ledger.in_flight) == (GROUP, 0)
     assert ledger.balanced
     assert await run.tickets_held() == 0
+    ((_, fields),) = cast(Any, await redis.xrange(run.keys.ended))
+    assert fields == {b"g": b"00000000/0", b"n": b"4", b"e": b"trained", b"s": b"1"}
 
 
 async def test_an_entry_is_handed_over_once_by_two_that_believe_they_own_it(
@@ -154,6 +159,7 @@ async def test_what_is_delivered_too_often_goes_to_the_dead_letters(
     ((_, fields),) = entries
     letter = pb.DeadLetter.FromString(fields[b"p"])
     assert letter.reason == "max_deliveries"
+    assert (letter.group, letter.trajectories) == ("00000000/0", GROUP)
     assert letter.payload == prompt(0).SerializeToString()
     ledger = await run.ledger()
     assert ledger.dead == {"max_deliveries": GROUP}
@@ -198,7 +204,7 @@ async def test_each_finishes_what_it_holds_after_stop(run: Run) -> None:
         await reader.end(entry, End.dropped("test"))
         done.append(entry.id)
 
-    await reader.each(handle, at_once=2, stop=stop)
+    await reader.each(handle, room=lambda: 2 - reader.held, stop=stop)
     assert len(done) == 2
     assert reader.held == 0
     assert await balanced(run)
@@ -211,7 +217,7 @@ async def test_a_failing_handler_ends_the_loop(run: Run) -> None:
         raise RuntimeError("engine died")
 
     with pytest.raises(ExceptionGroup) as caught:
-        await asyncio.wait_for(run.consumer(Stream.PROMPTS).each(handle, 2, asyncio.Event()), 5)
+        await asyncio.wait_for(run.consumer(Stream.PROMPTS).each(handle, lambda: 2, asyncio.Event()), 5)
     assert caught.group_contains(RuntimeError, match="engine died")
 
 

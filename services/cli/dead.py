@@ -1,0 +1,81 @@
+"""`routershift dead`: the dead letters of a run, listed, shown, replayed or purged."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.cli.attached import attached
+from shared.errors import InvalidInputError, UnavailableError
+from shared.streams.dead import DeadLetters
+from shared.streams.keys import Stream
+
+
+async def dead(name: str, action: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """What the letters are, or what was done to them.
+
+    Args:
+        name: a run's folder or id. With REDIS_URL set, any run of that Redis by its id.
+        action: list, show, replay or purge.
+        ids: letters; `all` for every one of them. `list` takes none.
+
+    Raises:
+        InvalidInputError: no id where one is needed, or a letter that cannot be replayed.
+        NotFoundError: no such run, or no such letter; those before it are done.
+        UnavailableError: a change is asked of a run that has ended.
+        OverloadedError, PreconditionError: a letter that cannot be replayed now.
+    """
+    if bool(ids) == (action == "list"):
+        raise InvalidInputError(f"dead {action} takes {'no id' if ids else 'ids, or all'}; got {list(ids)}")
+    async with attached(name) as at:
+        letters = at.run.dead
+        if action == "list":
+            return [_summary(letter_id, letter) async for letter_id, letter in letters.letters()]
+        wanted = await letters.ids() if list(ids) == ["all"] else list(ids)
+        if action == "show":
+            return [_whole(letter_id, await letters.letter(letter_id)) for letter_id in wanted]
+        if not at.live:
+            raise UnavailableError(
+                f"run {at.run.keys.run!r} has ended; start its Redis, or go on with the run, to {action} dead letters"
+            )
+        return [await _done(letters, action, letter_id) for letter_id in wanted]
+
+
+async def _done(letters: DeadLetters, action: str, letter_id: str) -> dict[str, Any]:
+    if action == "replay":
+        await letters.replay(letter_id)
+    else:
+        await letters.purge(letter_id)
+    return {"id": letter_id, "done": action}
+
+
+def _summary(letter_id: str, letter: pb.DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter_id,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "stream": letter.stream,
+        "group": letter.group,
+        "trajectories": letter.trajectories,
+        "payload_bytes": len(letter.payload),
+        "consumer": letter.consumer,
+        "created_at": letter.created_at.ToJsonString(),
+    }
+
+
+def _whole(letter_id: str, letter: pb.DeadLetter) -> dict[str, Any]:
+    """With the payload: as its message without the tensors, else in Base64."""
+    kind = pb.Prompt if letter.stream == Stream.PROMPTS else pb.TrajectoryGroup
+    try:
+        message = kind.FromString(letter.payload)
+    except DecodeError:
+        return _summary(letter_id, letter) | {"payload": base64.b64encode(letter.payload).decode("ascii")}
+    if isinstance(message, pb.TrajectoryGroup):
+        for trajectory in message.trajectories:
+            for tensors in ("token_ids", "logprobs", "router_trace", "top_logprobs"):
+                trajectory.completion.ClearField(tensors)
+    payload = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return _summary(letter_id, letter) | {"payload": payload}

@@ -1,0 +1,67 @@
+"""What stands on a stream, and how a group's life ends."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from shared.errors import CorruptDataError
+from shared.streams.payloads import Blob
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message as delivered. Group and count stand outside the payload, so that a payload which cannot be
+    decoded can still be accounted for."""
+
+    id: str
+    group: str  # name of the trajectory group
+    trajectories: int
+    payload: bytes
+    deliveries: int
+    blob: Blob | None = None  # where the payload lies, if not in the entry itself
+
+    @classmethod
+    def of(cls, id_: bytes, fields: Mapping[bytes, bytes], deliveries: int) -> "Entry":
+        """From its fields in Redis. A payload that lies in a blob is left there."""
+        payload = fields.get(b"p", b"")
+        return cls(id_.decode(), fields[b"g"].decode(), int(fields[b"n"]), payload, deliveries, Blob.of(fields))
+
+    @property
+    def size(self) -> int:
+        """Bytes that it is accounted for."""
+        return self.blob.size if self.blob else len(self.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a group's life ends: the ledger's field, and for one that was trained on the step that did it."""
+
+    field: str
+    step: int | None = None
+
+    @classmethod
+    def trained(cls, step: int) -> "End":
+        """Args: step: the optimizer step, from 1, whose batch held the group."""
+        return cls("trained", step)
+
+    @classmethod
+    def dropped(cls, reason: str) -> "End":
+        return cls(f"dropped:{reason}")
+
+    @classmethod
+    def dead(cls, reason: str) -> "End":
+        return cls(f"dead:{reason}")
+
+
+def parse(kind: type[MessageT], entry: Entry) -> MessageT:
+    """The entry's payload as a message. Raises CorruptDataError where it is none."""
+    try:
+        return kind.FromString(entry.payload)
+    except DecodeError as error:
+        raise CorruptDataError(
+            f"payload of {len(entry.payload)} bytes is no {kind.DESCRIPTOR.full_name}: {error}"
+        ) from None
