@@ -1,4 +1,4 @@
-"""The life of a service process: bad input ends it with code 2 and one line, SIGTERM drains it.
+"""The life of a service process: whatever ends it says so in one line, SIGTERM drains it, a wedge is a crash.
 
 listen (NOT_SERVING) -> start -> SERVING -> work ... SIGTERM -> drain -> stop -> close
 """
@@ -18,15 +18,30 @@ from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
 from shared import logs, rpc
-from shared.errors import DeadlineError, RouterShiftError
+from shared.errors import (
+    CorruptDataError,
+    DeadlineError,
+    InvalidInputError,
+    MissingDependencyError,
+    NotFoundError,
+    PreconditionError,
+    RouterShiftError,
+)
 from shared.settings import BaseSettings, Door
 from shared.streams.connection import connect
 from shared.streams.run import Run
+from shared.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+_FOR_THE_USER = (InvalidInputError, NotFoundError, PreconditionError, CorruptDataError, MissingDependencyError)
+
+
+def exit_code(error: RouterShiftError) -> int:
+    """2 for what only the user can mend, so that a restart would not help; 1 for what may pass."""
+    return EXIT_BAD_INPUT if isinstance(error, _FOR_THE_USER) else 1
 
 
 class Service(ABC):
@@ -52,15 +67,15 @@ class Service(ABC):
 
 
 def main(service: Service, settings: BaseSettings, door: Door, log_level: str) -> int:
-    """Runs a service until it is told to stop; gives the exit code."""
+    """Runs a service until it is told to stop; gives the exit code, and a line on stderr where it is not 0."""
     setproctitle.setproctitle(f"routershift serve {service.name}")
     logs.configure(service.name, settings.run.path / "logs", log_level)
     try:
         asyncio.run(_serve(service, settings, door))
     except RouterShiftError as error:
-        log.info("stopped by bad input: %s", error)
+        log.info("ended: %s", error)
         sys.stderr.write(f"routershift {service.name}: {error}\n")
-        return EXIT_BAD_INPUT
+        return exit_code(error)
     except Exception:
         log.exception("%s crashed", service.name)
         return 1
@@ -69,6 +84,8 @@ def main(service: Service, settings: BaseSettings, door: Door, log_level: str) -
 
 async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
     stop = _stop_on_signals()
+    watchdog = Watchdog(door.watchdog_seconds)
+    watchdog.expect("the start", door.start_seconds)
     server = rpc.Server()
     redis: Redis | None = None
     try:
@@ -81,6 +98,7 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
             # Nothing was read from a stream yet, and a model that is half loaded cannot be asked to stop loading.
             log.info("%s told to stop before it was ready", service.name)
             os._exit(0)
+        watchdog.done()
         await server.serving()
         log.info("%s serves gRPC on %s:%d", service.name, door.host, port)
         working = asyncio.create_task(service.work(stop))
@@ -95,6 +113,7 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
         working.result()
         log.info("%s drained", service.name)
     finally:
+        watchdog.expect("the end", door.watchdog_seconds)
         with contextlib.suppress(asyncio.CancelledError):
             await server.stop(grace=1.0)
         await service.close()

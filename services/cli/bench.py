@@ -1,7 +1,7 @@
 """`routershift bench`: how fast the parts are on this machine, measured; nothing is judged by a time.
 
 A bench is a module of tests/bench with two functions: `add_arguments(parser)` and `run(arguments)`, which gives what
-it measured as a dictionary fit for JSON.
+it measured as a dictionary fit for JSON. Its name has a dash where that of its file has an underscore.
 """
 
 import argparse
@@ -36,11 +36,12 @@ def bench(name: str | None, options: Sequence[str], repository: Path = REPOSITOR
         for bench_name, description in known.items():
             print(f"{bench_name:<16} {description}")
         return
+    name = name.replace("_", "-")
     if name not in known:
         raise NotFoundError(f"no bench is named {name!r}; there are: {', '.join(known)}")
     if str(repository) not in sys.path:
         sys.path.insert(0, str(repository))
-    module = importlib.import_module(f"tests.bench.{name}")
+    module = importlib.import_module(f"tests.bench.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"routershift bench {name}", description=known[name])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     module.add_arguments(parser)
@@ -66,7 +67,7 @@ def benches(repository: Path) -> dict[str, str]:
     for path in sorted(folder.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[path.stem.replace("_", "-")] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
 
 

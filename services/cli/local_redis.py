@@ -5,12 +5,15 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
-from services.cli.processes import Child
-from shared.errors import DeadlineError, MissingDependencyError, PreconditionError
+from services.cli.supervisor import Keeper, SupervisorSettings, until_serving
+from shared import logs
+from shared.errors import MissingDependencyError
 
-_START_SECONDS = 15.0
+_START_SECONDS = 60.0  # of which most would go into loading its data
+_STOP_SECONDS = 10.0
 _MAX_MEMORY = "2gb"
 
 
@@ -32,12 +35,20 @@ def find_server() -> str:
 
 
 @contextlib.asynccontextmanager
-async def local_redis(data: Path) -> AsyncIterator[str]:
-    """The URL of a Redis that keeps its append-only file in `data`, and is stopped after the block.
+async def local_redis(data: Path, settings: SupervisorSettings) -> AsyncIterator[tuple[str, Keeper]]:
+    """The URL and the keeper of a Redis that has its append-only file in `data`, and is stopped after the block.
 
-    Its socket lies in a temporary folder, because the path of a Unix socket has at most 107 bytes.
+    It comes back with its data and its address when it dies: what it has answered is in the file, as the kernel has
+    it, whatever becomes of the process. Its socket lies in a temporary folder, because the path of a Unix socket has at
+    most 107 bytes.
+
+    Raises:
+        MissingDependencyError: there is no server to start.
+        ServiceEndedError: it ends again and again.
+        DeadlineError: it does not answer.
     """
     data.mkdir(parents=True, exist_ok=True)
+    log = (data / "redis.log").resolve()
     with tempfile.TemporaryDirectory(prefix="routershift-") as folder:
         path = Path(folder) / "redis.sock"
         arguments = {
@@ -45,33 +56,33 @@ async def local_redis(data: Path) -> AsyncIterator[str]:
             "--unixsocket": str(path),
             "--unixsocketperm": "700",
             "--dir": str(data.resolve()),
-            "--logfile": str((data / "redis.log").resolve()),
+            "--logfile": str(log),
             "--appendonly": "yes",
             "--appendfsync": "everysec",
             "--save": "",
             "--maxmemory": _MAX_MEMORY,
             "--maxmemory-policy": "noeviction",
         }
-        child = await Child.start("redis", [find_server(), *(part for pair in arguments.items() for part in pair)])
+        command = [find_server(), *(part for pair in arguments.items() for part in pair)]
+        keeper = Keeper("redis", command, partial(_ping, path), partial(logs.last_line, log), settings, _START_SECONDS)
+        keeper.start()
         try:
-            await _wait(child, path)
-            yield f"unix://{path}?db=0"
+            await until_serving([keeper], _START_SECONDS)
+            yield f"unix://{path}?db=0", keeper
         finally:
-            await child.stop(grace=10.0)
+            await keeper.stop(_STOP_SECONDS)
 
 
-async def _wait(child: Child, path: Path) -> None:
-    """Until the server answers PING: it opens its socket before it has loaded its data."""
-    deadline = asyncio.get_running_loop().time() + _START_SECONDS
-    while asyncio.get_running_loop().time() < deadline:
-        if child.code is not None:
-            raise PreconditionError(f"redis-server ended with code {child.code}; see redis.log in the run's folder")
-        with contextlib.suppress(OSError):
+async def _ping(path: Path, timeout: float) -> bool | None:
+    """What a `Keeper` asks. A server opens its socket before it has loaded its data, and says so until it has."""
+    try:
+        async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_unix_connection(str(path))
-            writer.write(b"PING\r\n")
-            answer = await asyncio.wait_for(reader.readline(), _START_SECONDS)
-            writer.close()
-            if answer == b"+PONG\r\n":
-                return
-        await asyncio.sleep(0.05)
-    raise DeadlineError(f"redis-server did not answer within {_START_SECONDS} s")
+            try:
+                writer.write(b"PING\r\n")
+                answer = await reader.readline()
+            finally:
+                writer.close()
+    except OSError:  # TimeoutError is one
+        return None
+    return answer == b"+PONG\r\n" if answer else None

@@ -1,8 +1,11 @@
 """A whole recipe: the tables of every service at once, for the commands that need to know all of them."""
 
+import contextlib
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+from services.cli.supervisor import SupervisorSettings
 from services.curriculum.settings import Settings as CurriculumTables
 from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
@@ -15,6 +18,8 @@ from shared.trajectory import RouterExport
 
 class Recipe(CurriculumTables, GenerationTables, LearnerTables, RewardTables):
     """All tables. Its order of strength and its errors are those of `shared.settings.load`."""
+
+    supervisor: SupervisorSettings = SupervisorSettings()
 
     def door(self, service: str) -> Door:
         """The table of a service."""
@@ -43,21 +48,24 @@ def preflight(recipe: Recipe) -> None:
             check_port(door.host, getattr(door, key), f"{service}.{key}")
 
 
-def free_ports(recipe: Recipe) -> dict[str, int]:
+@contextlib.contextmanager
+def free_ports(recipe: Recipe) -> Iterator[dict[str, int]]:
     """A free port for every setting that asks for one with 0, by the setting's name.
 
-    All are held at the same time, so they differ; between here and the service's start another process could
-    take one, which then is an ordinary taken port.
+    They are bound, without listening, for as long as the block lasts: the kernel then gives them to no connection and
+    to nobody who asks for any free port, while a service that names its port may listen there, also after a restart.
     """
-    wanted = [(s, k) for s in SERVICES for k in ("port", "metrics_port") if getattr(recipe.door(s), k) == 0]
-    probes = [socket.socket() for _ in wanted]
-    try:
-        for (service, _), probe in zip(wanted, probes, strict=True):
-            probe.bind((recipe.door(service).host, 0))
-        return {f"{s}.{k}": int(probe.getsockname()[1]) for (s, k), probe in zip(wanted, probes, strict=True)}
-    finally:
-        for probe in probes:
-            probe.close()
+    with contextlib.ExitStack() as held:
+        ports = {}
+        for service in SERVICES:
+            door = recipe.door(service)
+            for key in ("port", "metrics_port"):
+                if getattr(door, key) == 0:
+                    probe = held.enter_context(socket.socket())
+                    probe.bind((door.host, 0))
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    ports[f"{service}.{key}"] = int(probe.getsockname()[1])
+        yield ports
 
 
 def run_folder(name: str) -> Path:

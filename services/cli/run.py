@@ -47,6 +47,7 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
 
     Raises:
         DeadlineError: no step for three minutes.
+        ServiceEndedError: a service that no restart helps.
         RouterShiftError: whatever else stopped it.
     """
     began = time.monotonic()
@@ -70,6 +71,7 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
         "pass_at_k_after": {k: round(share, 4) for k, share in evaluations[-1]["pass_at_k"].items()},
         "best": best,
         "seed": running.recipe.run.seed,
+        "restarts": dict(running.restarts),
         "peak_memory_bytes": memory.peak,
     }
     (folder / "summary.json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
@@ -88,38 +90,58 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
 
 
 async def _follow(running: Services) -> Ledger:
-    """Shows progress until the learner has finished, the last evaluation is in and nothing is in flight."""
-    recipe = running.recipe
-    redis = await connect(RedisSettings(url=running.redis_url))
-    run = Run(redis, recipe.run.id, recipe.streams)
+    """Shows progress until the learner has finished, the last evaluation is in and nothing is in flight.
+
+    Raises:
+        ServiceEndedError: a service was given up.
+        DeadlineError: no step for three minutes, whatever was restarted meanwhile.
+    """
     ended = asyncio.create_task(running.ended())
-    shown = _Shown(recipe.run.path, recipe.run.steps)
+    following = asyncio.create_task(_to_the_end(running))
     try:
+        await asyncio.wait({ended, following}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            raise ended.result()
+        return await following
+    finally:
+        for task in (ended, following):
+            task.cancel()
+        await asyncio.gather(ended, following, return_exceptions=True)
+
+
+async def _to_the_end(running: Services) -> Ledger:
+    recipe = running.recipe
+    shown = _Shown(recipe.run.path, recipe.run.steps)
+    redis = await connect(RedisSettings(url=running.redis_url))
+    try:
+        run = Run(redis, recipe.run.id, recipe.streams)
         while True:
-            if ended.done():
-                raise ended.result()
-            progress = await run.progress()
+            # A Redis that is being restarted is no news; without steps, the deadline passes.
+            progress: dict[str, str] = {}
+            with contextlib.suppress(UnavailableError):
+                progress = await run.progress()
             shown.update(progress.get("phase"))
             if progress.get("phase") == FINISHED and progress.get("final_evaluation") == progress.get("version"):
-                break
+                return await _drained(run)
             if shown.idle_seconds > _STALL_SECONDS:
                 raise DeadlineError(f"no step within {_STALL_SECONDS} s; see {recipe.run.path / 'logs'}")
             await asyncio.sleep(_LOOK_SECONDS)
-        return await _drained(run)
     finally:
-        ended.cancel()
-        await asyncio.gather(ended, return_exceptions=True)
         await redis.aclose()
 
 
 async def _drained(run: Run) -> Ledger:
     """The ledger once nothing is in flight: what the learner did not need has been dropped, and counted."""
-    for _ in range(int(_DRAIN_SECONDS / _LOOK_SECONDS)):
-        ledger = await run.ledger()
-        if not ledger.in_flight:
+    ledger = None
+    deadline = time.monotonic() + _DRAIN_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(UnavailableError):
+            ledger = await run.ledger()
+        if ledger is not None and not ledger.in_flight:
             return ledger
         await asyncio.sleep(_LOOK_SECONDS)
-    raise DeadlineError(f"{ledger.in_flight} trajectories still in flight {_DRAIN_SECONDS} s after the end")
+    left = "an unknown number of" if ledger is None else ledger.in_flight
+    raise DeadlineError(f"{left} trajectories still in flight {_DRAIN_SECONDS} s after the end")
 
 
 class _Shown:

@@ -5,131 +5,125 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.cli.local_redis import local_redis
-from services.cli.processes import Child
 from services.cli.recipe import Recipe, free_ports, preflight
-from shared import rpc
-from shared.errors import DeadlineError, RouterShiftError
-from shared.service import EXIT_BAD_INPUT
+from services.cli.supervisor import Keeper, ServiceEndedError, first_ended, until_serving
+from shared import logs
+from shared import service as life
+from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.settings import SERVICES, load
 from shared.streams.connection import connect
 
+__all__ = ["ENDPOINTS", "ServiceEndedError", "Services", "exit_code", "services"]
+
 ENDPOINTS = "endpoints.json"
-_READY_SECONDS = 180.0
 _KILL_SECONDS = 5.0  # beyond a service's own drain time
 
 
-class ServiceEndedError(RouterShiftError):
-    """A service ended on its own. It has said why; `code` is its exit code."""
-
-    def __init__(self, service: str, code: int) -> None:
-        super().__init__(service, code)
-        self.service = service
-        self.code = code
-
-    def __str__(self) -> str:
-        return f"{self.service} ended with code {self.code}"
-
-
 class Services:
-    """The running services of a recipe."""
+    """The running services of a recipe, and the Redis among them if it is ours."""
 
-    def __init__(self, recipe: Recipe, redis_url: str, children: Sequence[Child]) -> None:
+    def __init__(self, recipe: Recipe, redis_url: str, keepers: Sequence[Keeper]) -> None:
         self.recipe = recipe
         self.redis_url = redis_url
-        self.children = children
+        self._keepers = keepers
 
     def address(self, service: str) -> str:
         return _address(self.recipe, service)
 
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each was started again."""
+        return {keeper.name: keeper.restarts for keeper in self._keepers}
+
     async def ended(self) -> ServiceEndedError:
-        """Waits until any service ends."""
-        waits = {asyncio.create_task(child.wait()): child for child in self.children}
-        try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waits:
-                task.cancel()
-        task = done.pop()
-        return ServiceEndedError(waits[task].name, task.result())
+        """Waits until one of them has ended and is not started again."""
+        return await first_ended(self._keepers)
 
 
 @contextlib.asynccontextmanager
 async def services(recipe_file: Path | None, flags: Sequence[str], log_level: str) -> AsyncIterator[Services]:
-    """Starts everything, yields when all services serve, and stops everything.
+    """Starts everything, yields when all services serve, keeps them alive, and stops everything.
 
     Raises:
-        RouterShiftError: what `preflight` finds, or the way a service ended before it served.
+        RouterShiftError: what `preflight` finds, or why a service was given up before all served.
     """
     recipe = load(Recipe, recipe_file, os.environ, flags)
     preflight(recipe)
-    # The run's name may come from the clock: settle it once, for all processes.
-    settled = [*flags, f"run.id={recipe.run.id}", *(f"{name}={port}" for name, port in free_ports(recipe).items())]
-    recipe = load(Recipe, recipe_file, os.environ, settled)
-    for service in ("generation", "reward"):
-        settled.append(f"curriculum.{service}_address={_address(recipe, service)}")
-    recipe.run.path.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
+        # The run's name may come from the clock: settle it once, for all processes.
+        ports = stack.enter_context(free_ports(recipe))
+        settled = [*flags, f"run.id={recipe.run.id}", *(f"{name}={port}" for name, port in ports.items())]
+        recipe = load(Recipe, recipe_file, os.environ, settled)
+        for service in ("generation", "reward"):
+            settled.append(f"curriculum.{service}_address={_address(recipe, service)}")
+        logs.configure("supervisor", recipe.run.path / "logs", log_level)
+        keepers: list[Keeper] = []
         if "url" in recipe.redis.model_fields_set:
             url = recipe.redis.url.get_secret_value()
-            await (await connect(recipe.redis)).aclose()
+            await _must_answer(recipe)
             shown = "REDIS_URL"
         else:
-            url = shown = await stack.enter_async_context(local_redis(recipe.run.path / "redis"))
+            url, redis = await stack.enter_async_context(local_redis(recipe.run.path / "redis", recipe.supervisor))
+            shown = url
+            keepers.append(redis)
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
-        children: list[Child] = []
-        stack.push_async_callback(_stop_all, recipe, children)
+        own: list[Keeper] = []
         for service in SERVICES:
             command = [sys.executable, "-m", "services.cli.main", "serve", service, "--log-level", log_level]
             command += ["--recipe", str(recipe_file)] if recipe_file else []
             command += [part for flag in settled for part in ("--set", flag)]
-            children.append(await Child.start(service, command, environment))
-        running = Services(recipe, url, children)
+            own.append(_keeper(recipe, service, command, environment))
+        stack.push_async_callback(_stop_all, recipe, own)
+        for keeper in own:
+            keeper.start()
+        running = Services(recipe, url, [*keepers, *own])
         _write_endpoints(running, shown)
-        await _until_ready(running)
+        # A start that fails once in a way that may pass has the time of a second one.
+        await until_serving([*keepers, *own], 2 * max(recipe.door(service).start_seconds for service in SERVICES))
         yield running
 
 
-async def _until_ready(running: Services) -> None:
-    """Until every service answers SERVING, or one of them ends."""
-    ready = asyncio.ensure_future(_all_serving(running))
-    ended = asyncio.create_task(running.ended())
+def _keeper(recipe: Recipe, service: str, command: Sequence[str], environment: Mapping[str, str]) -> Keeper:
+    return Keeper(
+        service,
+        command,
+        partial(_ask_health, _address(recipe, service)),
+        partial(logs.last_line, logs.path(recipe.run.path / "logs", service)),
+        recipe.supervisor,
+        recipe.door(service).start_seconds,
+        environment,
+    )
+
+
+async def _ask_health(address: str, timeout: float) -> bool | None:
+    """What a `Keeper` asks. A channel of its own each time: one that lost its server waits ever longer to reconnect."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return None
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _must_answer(recipe: Recipe) -> None:
+    """Raises PreconditionError where the Redis that was named is not there: services would wait for it in vain."""
     try:
-        await asyncio.wait((ready, ended), timeout=_READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            raise ended.result()
-        if not ready.done():
-            raise DeadlineError(f"services did not become ready within {_READY_SECONDS} s; see the run's logs")
-        await ready
-    finally:
-        ready.cancel()
-        ended.cancel()
-        await asyncio.gather(ready, ended, return_exceptions=True)
+        await (await connect(recipe.redis)).aclose()
+    except UnavailableError as error:
+        raise PreconditionError(str(error)) from None
 
 
-async def _all_serving(running: Services) -> None:
-    await asyncio.gather(*(_serving(running.address(service)) for service in SERVICES))
-
-
-async def _serving(address: str) -> None:
-    async with rpc.channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        while True:
-            with contextlib.suppress(grpc.aio.AioRpcError):
-                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
-            await asyncio.sleep(0.2)
-
-
-async def _stop_all(recipe: Recipe, children: Sequence[Child]) -> None:
-    await asyncio.gather(*(child.stop(recipe.door(child.name).drain_seconds + _KILL_SECONDS) for child in children))
+async def _stop_all(recipe: Recipe, keepers: Sequence[Keeper]) -> None:
+    await asyncio.gather(*(keeper.stop(recipe.door(keeper.name).drain_seconds + _KILL_SECONDS) for keeper in keepers))
 
 
 def _write_endpoints(running: Services, shown_redis: str) -> None:
@@ -151,5 +145,7 @@ def _address(recipe: Recipe, service: str) -> str:
 
 
 def exit_code(error: RouterShiftError) -> int:
-    """2 for what the user can mend; a service's own code where it was one that ended."""
-    return (error.code or 1) if isinstance(error, ServiceEndedError) else EXIT_BAD_INPUT
+    """2 for what the user can mend, whichever process found it, else 1."""
+    if isinstance(error, ServiceEndedError):
+        return life.EXIT_BAD_INPUT if error.code == life.EXIT_BAD_INPUT else 1
+    return life.exit_code(error)

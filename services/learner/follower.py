@@ -19,7 +19,7 @@ from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared import logs
 from shared.errors import RouterShiftError
-from shared.service import EXIT_BAD_INPUT
+from shared.service import exit_code
 from shared.settings import RunSettings
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def follow(settings: LearnerSettings, run: RunSettings, log_level: str) -> int:
         Trainer(settings, run, ranks).follow()
     except RouterShiftError as error:
         log.error("%s ends: %s", name, error)
-        return EXIT_BAD_INPUT
+        return exit_code(error)
     except Exception:
         log.exception("%s crashed", name)
         return 1

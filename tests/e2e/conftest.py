@@ -1,6 +1,8 @@
 """The command line as a user has it: real processes, and proof that none is left."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +39,20 @@ class Invocation:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Sends it to the process that serves, or follows, by this name, or to Redis, as soon as there is one."""
+        titles = (f"routershift serve {name}", f"routershift follow {name}")
+        deadline = time.monotonic() + 60.0
+        while time.monotonic() < deadline:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    title = " ".join(process.cmdline())
+                    if title.startswith(titles) or (name == "redis" and "redis-server" in title):
+                        process.send_signal(number)
+                        return
+            time.sleep(0.1)
+        raise AssertionError(f"there is no {name} to signal")
 
     def nothing_left(self, within: float = 10.0) -> bool:
         deadline = time.monotonic() + within

@@ -1,25 +1,12 @@
-"""A learner of two ranks in a run: it ends in order, and a rank that dies takes it down."""
+"""A learner of two ranks in a run: it ends in order, and starts again as a whole."""
 
 import json
 import signal
 from pathlib import Path
 
-import psutil
-
 from shared import records
-from tests.e2e.conftest import RECIPE, Invocation, Start, settings
+from tests.e2e.conftest import RECIPE, Start, settings
 from tests.torchrun import until
-
-
-def follower(invocation: Invocation) -> psutil.Process:
-    """Its title names its rank."""
-    found = [
-        process
-        for process in psutil.Process(invocation.process.pid).children(recursive=True)
-        if " ".join(process.cmdline()).startswith("routershift follow learner-1")
-    ]
-    assert len(found) == 1
-    return found[0]
 
 
 def test_a_run_with_two_ranks_goes_on_from_one_and_ends_with_all(start: Start, tmp_path: Path) -> None:
@@ -33,7 +20,7 @@ def test_a_run_with_two_ranks_goes_on_from_one_and_ends_with_all(start: Start, t
         assert json.loads(out.splitlines()[-1])["steps"] == steps
         assert invocation.nothing_left(), invocation.alive()
     assert [record["step"] for record in records.read(folder / records.LEARNER)] == [1, 2, 3, 4]
-    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    newest = max((folder / "checkpoints").glob("step-*"))
     assert [path.name.split("-model")[0] for path in sorted(newest.glob("*.safetensors"))] == [
         "shard-00001",
         "shard-00002",
@@ -41,13 +28,15 @@ def test_a_run_with_two_ranks_goes_on_from_one_and_ends_with_all(start: Start, t
     assert (folder / "logs/learner-1.jsonl").is_file()
 
 
-def test_a_learner_ends_with_its_follower(start: Start, tmp_path: Path) -> None:
-    invocation = start("run", str(RECIPE), *settings(run__steps=1000, learner__processes=2))
-    until(lambda: len(records.read(tmp_path / "runs/test" / records.LEARNER)) > 0, timeout=120)
-    follower(invocation).kill()
-    code, _, err = invocation.finish(timeout=60)
-    assert code != 0, err
-    assert "routershift learner: rank 0 of 2 lost the other ranks" in err or "learner ended with code 1" in err
+def test_a_learner_starts_again_with_all_its_ranks_when_one_dies(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/test"
+    invocation = start("run", str(RECIPE), *settings(run__steps=4, learner__processes=2, learner__checkpoint_every=1))
+    until(lambda: len(records.read(folder / records.LEARNER)) > 0, timeout=120)
+    invocation.signal("learner-1", signal.SIGKILL)
+    code, out, err = invocation.finish(timeout=240)
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["steps"] == 4
+    assert json.loads((folder / "summary.json").read_text())["restarts"]["learner"] == 1
     assert invocation.nothing_left(), invocation.alive()
 
 
@@ -55,8 +44,7 @@ def test_an_interrupt_drains_all_ranks(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "runs/test"
     invocation = start("run", str(RECIPE), *settings(run__steps=1000, learner__processes=2))
     until(lambda: len(records.read(folder / records.LEARNER)) > 0, timeout=120)
-    helper = follower(invocation)
-    helper.send_signal(signal.SIGTERM)  # as torchrun sends it to every rank
+    invocation.signal("learner-1", signal.SIGTERM)  # as torchrun sends it to every rank
     invocation.process.send_signal(signal.SIGINT)
     code, _, err = invocation.finish(timeout=60)
     assert code == 130, err
