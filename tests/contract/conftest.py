@@ -1,7 +1,9 @@
 """The engines under test, one of each kind for a whole module: vLLM takes half a minute to start."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
@@ -26,6 +28,12 @@ _MODELS = {
 }
 
 
+class MakeEngine(Protocol):
+    def __call__(self, folder: Path, **changes: Any) -> Engine:
+        """An engine, not started. `changes` go to `EngineOptions`."""
+        ...
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
@@ -38,14 +46,15 @@ def references(folders: dict[str, Path]) -> dict[str, Reference]:
 
 
 @pytest.fixture(scope="module", params=["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
-def make_engine(request: pytest.FixtureRequest) -> Callable[[Path], Engine]:
-    """Makes an engine of the kind under test, not started."""
+def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
+    """Makes engines of the kind under test."""
 
-    def make(folder: Path) -> Engine:
+    def make(folder: Path, **changes: Any) -> Engine:
+        options = replace(OPTIONS, **changes)
         if request.param == "torch":
-            return TorchEngine(folder, OPTIONS)
+            return TorchEngine(folder, options)
         try:
-            return VllmEngine(folder, OPTIONS, VllmSettings(kv_cache_bytes=64 << 20))
+            return VllmEngine(folder, options, VllmSettings(kv_cache_bytes=64 << 20))
         except MissingDependencyError as error:
             pytest.skip(str(error))
 
@@ -53,7 +62,7 @@ def make_engine(request: pytest.FixtureRequest) -> Callable[[Path], Engine]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(make_engine: Callable[[Path], Engine], folders: dict[str, Path]) -> AsyncIterator[Engine]:
+async def engine(make_engine: MakeEngine, folders: dict[str, Path]) -> AsyncIterator[Engine]:
     """Serves model A."""
     engine = make_engine(folders["A"])
     await engine.start()
@@ -62,7 +71,7 @@ async def engine(make_engine: Callable[[Path], Engine], folders: dict[str, Path]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def dense_engine(make_engine: Callable[[Path], Engine], folders: dict[str, Path]) -> AsyncIterator[Engine]:
+async def dense_engine(make_engine: MakeEngine, folders: dict[str, Path]) -> AsyncIterator[Engine]:
     """Serves model DENSE, whose head is tied to its embedding."""
     engine = make_engine(folders["DENSE"])
     await engine.start()

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 
-from services.generation.engines.model_files import check_shapes, tensor_shapes, weight_files
+from services.generation.engines.model_files import check_shapes, check_weights, tensor_shapes, weight_files
 from shared.errors import CorruptDataError, InvalidInputError, NotFoundError
 
 
@@ -58,3 +60,21 @@ def test_tensors_that_differ_are_refused(found: dict[str, tuple[int, ...]]) -> N
 
 def test_equal_tensors_pass() -> None:
     check_shapes({"gate": (2, 3), "head": (4,)}, {"head": (4,), "gate": (2, 3)})
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path, bad: float, dtype: torch.dtype) -> None:
+    tensors = {"gate": torch.zeros(3, 4, dtype=dtype), "head": torch.zeros(5, dtype=dtype)}
+    tensors["gate"][1, 2] = bad
+    file = tmp_path / "model.safetensors"
+    save_torch(tensors, file)
+    with pytest.raises(InvalidInputError, match=r"gate .*NaN or infinity"):
+        check_weights({"gate": (3, 4), "head": (5,)}, [file])
+
+
+def test_large_numbers_are_finite(tmp_path: Path) -> None:
+    """Their sum is not."""
+    file = tmp_path / "model.safetensors"
+    save_torch({"gate": torch.full((8,), 3e38), "steps": torch.ones(2, dtype=torch.int64)}, file)
+    check_weights({"gate": (8,), "steps": (2,)}, [file])

@@ -1,8 +1,9 @@
-"""What a model folder and published weights hold, from the safetensors headers alone."""
+"""What a model folder and published weights hold."""
 
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from shared.errors import CorruptDataError, InvalidInputError, NotFoundError
@@ -27,7 +28,7 @@ def weight_files(model: Path) -> list[Path]:
 
 
 def tensor_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor by name.
+    """Shape of each tensor by name, from the headers alone.
 
     Raises:
         CorruptDataError: a file is cut off, or is not safetensors.
@@ -51,3 +52,28 @@ def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[in
             f"{len(wrong)} tensors differ from the model's in name or shape, first {listed}; "
             "publish weights of the architecture that is served"
         )
+
+
+def check_weights(expected: dict[str, tuple[int, ...]], files: list[Path]) -> None:
+    """Whether published weights fit a model of these shapes, and can be computed with. Reads all of them.
+
+    Raises:
+        CorruptDataError: a file is cut off, or is not safetensors.
+        InvalidInputError: names or shapes differ, or a tensor holds NaN or infinity.
+    """
+    check_shapes(expected, tensor_shapes(files))
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                if not _finite(tensors.get_tensor(name)):
+                    raise InvalidInputError(
+                        f"tensor {name} of {file} holds NaN or infinity; publish weights from before training diverged"
+                    )
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    # A sum meets every NaN and infinity, reads the tensor once and writes nothing. It may overflow without either.
+    total = tensor.sum(dtype=torch.float32) if tensor.element_size() > 1 else tensor.float().sum()
+    return bool(total.isfinite()) or bool(tensor.float().isfinite().all())

@@ -11,33 +11,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
-from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling
-from services.generation.engines.model_files import check_shapes, tensor_shapes, weight_files
-from services.generation.engines.torch_batch import Batch, Sequence, probe
+from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, UpdatePolicy
+from services.generation.engines.model_files import check_weights, tensor_shapes, weight_files
+from services.generation.engines.stopping import StopChecker, read_tokenizer
+from services.generation.engines.torch_batch import Batch, Sequence
+from services.generation.engines.torch_handover import Request, Update, deliver, fail, resolve
 from services.generation.engines.torch_model import Policy, load_files, load_folder
+from services.generation.engines.torch_probe import probe
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.trajectory import Completion, FinishReason
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class _Request:
-    whole: bool  # deliver each sample in one piece
-    pieces: asyncio.Queue[Completion | RouterShiftError] = field(default_factory=asyncio.Queue)
-
-
-@dataclass(frozen=True, slots=True)
-class _Update:
-    version: int
-    policy: Policy
-    done: asyncio.Future[float]  # seconds for which nothing was sampled
 
 
 class TorchEngine:
@@ -63,13 +54,15 @@ class TorchEngine:
         self._version = 0
         self._info: EngineInfo | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._tokenizer: Tokenizer | None = None
         self._updating = asyncio.Lock()
         self._thread: threading.Thread | None = None
         # Guards what follows, which the loop and the thread share.
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[Sequence, _Request]] = deque()
-        self._running: dict[Sequence, _Request] = {}
-        self._updates: deque[_Update] = deque()
+        self._waiting: deque[tuple[Sequence, Request]] = deque()
+        self._running: dict[Sequence, Request] = {}
+        self._updates: deque[Update] = deque()
+        self._sampled = 0
         self._closing = False
         self._failure: RouterShiftError | None = PreconditionError("engine 'torch' is not started; await start() first")
 
@@ -86,7 +79,9 @@ class TorchEngine:
     @property
     def load(self) -> EngineLoad:
         with self._changed:
-            return EngineLoad(len(self._running), len(self._waiting))
+            cached = sum(len(sequence.prompt) + len(sequence.tokens) for sequence in self._running)
+            room = 1 if self._info is None else self._options.max_num_seqs * self._info.max_model_len
+            return EngineLoad(len(self._running), len(self._waiting), cached / room, tokens=self._sampled)
 
     async def start(self) -> None:
         """See `Engine.start`."""
@@ -111,7 +106,7 @@ class TorchEngine:
             vocab_size=config.vocab_size,
             max_model_len=longest,
             eos_token_id=stop_ids[0],
-            router_layout=None if policy.tap is None else policy.tap.layout,
+            router_layout=policy.layout,
         )
         self._batch = Batch(policy, self._version, self._options.max_num_seqs, frozenset(stop_ids))
         self._failure = None
@@ -120,25 +115,34 @@ class TorchEngine:
 
     def _load(self) -> Policy:
         self._shapes = tensor_shapes(weight_files(self._model))
-        policy = load_folder(self._model, self._device)
+        policy = load_folder(self._model, self._device, self._options.router_export)
+        self._tokenizer = read_tokenizer(self._model)
         probe(policy)
         return policy
 
     def stream(self, prompt: list[int], sampling: EngineSampling) -> AsyncIterator[Completion]:
-        """See `Engine.stream`."""
-        return self._pieces(prompt, sampling, _Request(whole=False))
+        """See `Engine.stream`.
+
+        Raises:
+            InvalidInputError: there are stop strings, and the model folder has no tokenizer.json.
+        """
+        return self._pieces(prompt, sampling, Request(whole=False))
 
     async def generate(self, prompt: list[int], sampling: EngineSampling) -> list[Completion]:
         """See `Engine.generate`."""
-        samples = [sample async for sample in self._pieces(prompt, sampling, _Request(whole=True))]
+        samples = [sample async for sample in self._pieces(prompt, sampling, Request(whole=True))]
         return sorted(samples, key=lambda sample: sample.index)
 
-    async def _pieces(
-        self, prompt: list[int], sampling: EngineSampling, request: _Request
-    ) -> AsyncIterator[Completion]:
+    async def _pieces(self, prompt: list[int], sampling: EngineSampling, request: Request) -> AsyncIterator[Completion]:
         seed = int(self._seeds.integers(2**63)) if sampling.seed is None else sampling.seed
         sequences = [
-            Sequence(i, prompt, sampling, np.random.default_rng(seed + i).random(sampling.max_tokens))
+            Sequence(
+                index=i,
+                prompt=prompt,
+                sampling=sampling,
+                uniforms=np.random.default_rng(seed + i).random(sampling.max_tokens),
+                stop=StopChecker(self._tokenizer, sampling.stop) if sampling.stop else None,
+            )
             for i in range(sampling.n)
         ]
         with self._changed:
@@ -167,11 +171,15 @@ class TorchEngine:
             self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
 
     async def update_weights(self, version: int, files: list[Path]) -> float:
-        """See `Engine.update_weights`. The new weights are read while the old ones sample."""
+        """See `Engine.update_weights`. The new weights are read while the old ones sample.
+
+        Raises:
+            CorruptDataError: a file is cut off.
+        """
         async with self._updating:
-            check_shapes(self._shapes, await asyncio.to_thread(tensor_shapes, files))
+            await asyncio.to_thread(check_weights, self._shapes, files)
             policy = await asyncio.to_thread(load_files, self._batch.policy, files)
-            update = _Update(version, policy, self._loop.create_future())
+            update = Update(version, policy, self._loop.create_future())
             with self._changed:
                 if self._failure is not None:
                     raise self._failure
@@ -205,7 +213,7 @@ class TorchEngine:
             requests = {request for _, request in self._waiting} | set(self._running.values())
             self._waiting.clear()
             self._running.clear()
-        self._loop.call_soon_threadsafe(_fail, failure, requests, list(self._updates))
+        self._loop.call_soon_threadsafe(fail, failure, requests, list(self._updates))
 
     def _turn(self) -> bool:
         """New weights if any, then the first token of who joins, then one token for all. False: closing."""
@@ -213,15 +221,44 @@ class TorchEngine:
             self._changed.wait_for(lambda: self._closing or self._updates or self._waiting or self._running)
             if self._closing:
                 return False
-        batch = self._batch
-        batch.sweep()
-        while self._updates:
-            update = self._updates[0]
+        self._batch.sweep()
+        self._update()
+        self._join()
+        if self._batch.running:
+            self._deliver(self._batch.step())
+        return True
+
+    def _update(self) -> None:
+        """New weights, where there are any and the policy lets them in."""
+        policy = self._options.update_policy
+        while self._updates and (policy is not UpdatePolicy.WAIT or not self._batch.running):
             began = time.perf_counter()
-            batch.replace(update.policy, update.version)
+            if policy is UpdatePolicy.ABORT:
+                self._abort()
+            update = self._updates[0]
+            self._batch.replace(update.policy, update.version)
             self._version = update.version
             self._updates.popleft()
-            self._loop.call_soon_threadsafe(_resolve, update.done, time.perf_counter() - began)
+            self._loop.call_soon_threadsafe(resolve, update.done, time.perf_counter() - began)
+
+    def _abort(self) -> None:
+        """Ends all samples, begun or not, with what they have."""
+        pieces = []
+        with self._changed:
+            for sequence, request in chain(self._running.items(), self._waiting):
+                sequence.finish_reason = FinishReason.ABORTED
+                delivered = 0 if request.whole else len(sequence.tokens)
+                pieces.append((request, self._batch.completion(sequence, delivered)))
+            self._running.clear()
+            self._waiting.clear()
+        self._loop.call_soon_threadsafe(deliver, pieces)
+        self._batch.sweep()
+
+    def _join(self) -> None:
+        """Those who wait take the free slots and get their first token; nobody under WAIT while new weights are due."""
+        if self._updates and self._options.update_policy is UpdatePolicy.WAIT:
+            return
+        batch = self._batch
         first = len(batch.running)
         with self._changed:
             # A prefill pass has a fixed cost: while many wait, let an eighth of the slots come free before paying it.
@@ -235,14 +272,12 @@ class TorchEngine:
         if first < len(batch.running):
             self._deliver(batch.begin(first))
             batch.sweep()
-        if batch.running:
-            self._deliver(batch.step())
-        return True
 
     def _deliver(self, advanced: list[Sequence]) -> None:
         """Hands the newest token of streamed samples, and ended samples, to those who wait for them."""
         pieces = []
         with self._changed:
+            self._sampled += len(advanced)
             for sequence in advanced:
                 request = self._running.get(sequence)
                 ended = sequence.finish_reason is not None
@@ -251,24 +286,6 @@ class TorchEngine:
                 if ended:
                     del self._running[sequence]
                 first = 0 if request.whole else len(sequence.tokens) - 1
-                pieces.append((request, sequence.completion(self._batch.policy, first)))
+                pieces.append((request, self._batch.completion(sequence, first)))
         if pieces:
-            self._loop.call_soon_threadsafe(_hand_over, pieces)
-
-
-def _hand_over(pieces: list[tuple[_Request, Completion]]) -> None:
-    for request, piece in pieces:
-        request.pieces.put_nowait(piece)
-
-
-def _resolve(done: asyncio.Future[float], seconds: float) -> None:
-    if not done.cancelled():
-        done.set_result(seconds)
-
-
-def _fail(failure: RouterShiftError, requests: set[_Request], updates: list[_Update]) -> None:
-    for request in requests:
-        request.pieces.put_nowait(failure)
-    for update in updates:
-        if not update.done.done():
-            update.done.set_exception(failure)
+            self._loop.call_soon_threadsafe(deliver, pieces)

@@ -4,21 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from services.generation.engines import torch_attention
 from services.generation.engines.model_files import weight_files
 from shared.errors import PreconditionError
 from shared.routers import FAMILIES, Family, layout_of, log_scores, routers_of
-from shared.trajectory import RouterLayout
+from shared.trajectory import RouterExport, RouterLayout
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
-# SDPA, because the batch builds boolean masks.
+# SDPA, because the batch builds boolean masks; families that need more than it computes are refused by transformers.
 _LOADING: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
 # One small GEMM per expert. With 256 sequences on one core a step takes 11 ms, against 15 ms with transformers' loop
 # ("eager") and 158 ms with "batched_mm", which copies the weights of K experts for each token.
@@ -28,8 +28,12 @@ _EXPERTS = "grouped_mm"
 class RouterTap:
     """Keeps what the routers did in the latest forward pass."""
 
-    def __init__(self, routers: list[torch.nn.Module], layout: RouterLayout, family: Family) -> None:
-        self.layout = layout
+    def __init__(
+        self, routers: list[torch.nn.Module], layout: RouterLayout, family: Family, export: RouterExport
+    ) -> None:
+        self._score_function = layout.score_function
+        self._id_dtype = layout.id_dtype
+        self._export = export
         self._family = family
         self._logits: list[torch.Tensor] = [torch.empty(0)] * len(routers)  # per layer [N, E]
         self._ids: list[torch.Tensor] = [torch.empty(0)] * len(routers)  # per layer [N, K]
@@ -42,15 +46,17 @@ class RouterTap:
 
         return keep
 
-    def rows(self, positions: torch.Tensor) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        """Expert ids and natural log-scores, each [n, L, K], at `positions` [n] of the flattened forward pass."""
-        ids = [layer[positions] for layer in self._ids]
-        scores = [
-            log_scores(self.layout.score_function, logits[positions], chosen)
-            for logits, chosen in zip(self._logits, ids, strict=True)
-        ]
-        expert_ids = torch.stack(ids, dim=1).cpu().numpy().astype(self.layout.id_dtype)
-        return expert_ids, torch.stack(scores, dim=1).half().cpu().numpy()
+    def rows(self, positions: torch.Tensor) -> dict[str, NDArray[Any]]:
+        """What is exported at `positions` [n] of the flattened forward pass, each [n, L, ...] as in `RouterTrace`."""
+        ids = torch.stack([layer[positions] for layer in self._ids], dim=1)
+        rows = {"expert_ids": ids.cpu().numpy().astype(self._id_dtype)}
+        if self._export is RouterExport.IDS:
+            return rows
+        logits = torch.stack([layer[positions] for layer in self._logits], dim=1)
+        rows["log_scores"] = log_scores(self._score_function, logits, ids).half().cpu().numpy()
+        if self._export is RouterExport.FULL:
+            rows["logits"] = logits.half().cpu().numpy()
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,9 @@ class Policy:
     """One version's weights, ready to sample."""
 
     model: Any  # a transformers model; its classes have no types
-    tap: RouterTap | None  # None: dense
+    export: RouterExport
+    layout: RouterLayout | None  # None: dense, or of a family that is not known
+    tap: RouterTap | None  # None: no routers, or nothing of them is exported
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +74,7 @@ class Policy:
         return device
 
 
-def load_folder(folder: Path, device: str) -> Policy:
+def load_folder(folder: Path, device: str, export: RouterExport = RouterExport.TOPK) -> Policy:
     """Loads a model folder in float32.
 
     Raises:
@@ -79,24 +87,31 @@ def load_folder(folder: Path, device: str) -> Policy:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, **_LOADING)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PreconditionError(f"model folder {folder} cannot be loaded: {error}") from error
-    return _policy(model, device)
+    return _policy(model, device, export)
 
 
 def load_files(like: Policy, files: list[Path]) -> Policy:
-    """A policy of the same architecture with the weights in `files`, whose shapes were compared before."""
+    """A policy of the same architecture with the weights in `files`, which were checked before."""
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     config = like.model.config
     model = type(like.model).from_pretrained(None, config=config, state_dict=tensors, **_LOADING)
-    return _policy(model, str(like.device))
+    return _policy(model, str(like.device), like.export)
 
 
-def _policy(model: Any, device: str) -> Policy:
+def _policy(model: Any, device: str, export: RouterExport) -> Policy:
     model.to(device).eval()
-    family = model.config.model_type
-    if family not in FAMILIES and any(getattr(model.config, name, None) for name in _EXPERT_COUNTS):
-        raise PreconditionError(f"model_type is {family!r}; the torch engine reads the routers of {sorted(FAMILIES)}")
-    if (layout := layout_of(model)) is None:
-        return Policy(model, None)
-    if not FAMILIES[family].sparse:
+    model.set_attn_implementation(torch_attention.NAME)
+    family, layout = model.config.model_type, layout_of(model)
+    if layout is not None and not FAMILIES[family].sparse:
         model.set_experts_implementation(_EXPERTS)
-    return Policy(model, RouterTap(list(routers_of(model).values()), layout, FAMILIES[family]))
+    if export is RouterExport.NONE:
+        return Policy(model, export, layout, None)
+    if family not in FAMILIES and any(getattr(model.config, name, None) for name in _EXPERT_COUNTS):
+        raise PreconditionError(
+            f"model_type is {family!r}; the torch engine reads the routers of {sorted(FAMILIES)}. Set "
+            "generation.router_export to none to sample without them"
+        )
+    if layout is None:
+        return Policy(model, export, None, None)
+    tap = RouterTap(list(routers_of(model).values()), layout, FAMILIES[family], export)
+    return Policy(model, export, layout, tap)

@@ -14,33 +14,33 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-
-from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling
-from services.generation.engines.model_files import check_shapes, tensor_shapes, weight_files
+from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, UpdatePolicy
+from services.generation.engines.model_files import check_weights, tensor_shapes, weight_files
+from services.generation.engines.stopping import StopChecker, read_tokenizer
 from services.generation.engines.vllm_launch import launch
-from services.generation.engines.vllm_output import to_completion
+from services.generation.engines.vllm_output import plausible, to_completion, to_layout, to_params
 from services.generation.engines.vllm_settings import VllmSettings
-from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
-from shared.trajectory import Completion, RouterLayout, ScoreFunction
+from services.generation.engines.vllm_stats import LoadStats, forget_metrics
+from shared.errors import DeadlineError, MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
+from shared.trajectory import Completion
+
+T = TypeVar("T")
 
 _DEAD = "the process of vLLM has died; restart the generation service"
+
+# For the child to end by itself; one that stands still is killed then.
+_GRACE_SECONDS = 5.0
 
 # Families whose experts vLLM 0.32 leaves as they are in an update, without saying so.
 _NOT_UPDATABLE = {"gpt_oss"}
 
 
 class VllmEngine:
-    """Samples with vLLM from a local model folder, on CPU in float32; see `Engine`."""
+    """Samples with vLLM from a local model folder; see `Engine`."""
 
-    def __init__(
-        self,
-        model: Path,
-        options: EngineOptions,
-        vllm: VllmSettings,
-    ) -> None:
+    def __init__(self, model: Path, options: EngineOptions, vllm: VllmSettings) -> None:
         """Loads nothing yet.
 
         Args:
@@ -62,7 +62,9 @@ class VllmEngine:
         self._info: EngineInfo | None = None
         self._llm: Any = None
         self._failure: RouterShiftError = PreconditionError("engine 'vllm' is not started; await start() first")
+        self._stats = LoadStats()
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._tokenizer: Any = None
         self._stop_ids: list[int] = []
         self._names = count()
         self._updating = asyncio.Lock()
@@ -83,17 +85,22 @@ class VllmEngine:
 
     @property
     def load(self) -> EngineLoad:
-        if self._llm is None:
-            return EngineLoad(0, 0)
-        states = self._llm.output_processor.request_states.values()
+        states = () if self._llm is None else self._llm.output_processor.request_states.values()
         waiting = sum(state.is_prefilling for state in states)
-        return EngineLoad(len(states) - waiting, waiting)
+        return EngineLoad(
+            running=len(states) - waiting,
+            waiting=waiting,
+            kv_cache_usage=self._stats.kv_cache_usage if states else 0.0,
+            preemptions=self._stats.preemptions,
+            tokens=self._stats.tokens,
+        )
 
     async def start(self) -> None:
         """See `Engine.start`.
 
         Raises:
             CorruptDataError: a weights file of the model folder is cut off.
+            DeadlineError: vLLM has loaded the model, and then stood still.
         """
         self._shapes = await asyncio.to_thread(lambda: tensor_shapes(weight_files(self._model)))
         config = json.loads((self._model / "config.json").read_text())
@@ -101,11 +108,13 @@ class VllmEngine:
         if eos is None:
             raise PreconditionError(f"{self._model}/config.json has no eos_token_id; add the id that ends a response")
         self._stop_ids = eos if isinstance(eos, list) else [eos]
+        self._tokenizer = await asyncio.to_thread(read_tokenizer, self._model)
 
         sockets = Path(self._held.enter_context(TemporaryDirectory(prefix="routershift-vllm-")))
 
         def launch_and_keep() -> None:
-            self._llm = launch(self._model, config.get("architectures", []), sockets, self._options, self._settings)
+            architectures = config.get("architectures", [])
+            self._llm = launch(self._model, architectures, sockets, self._options, self._settings, self._stats)
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, launch_and_keep)
@@ -124,7 +133,7 @@ class VllmEngine:
     async def _open(self) -> None:
         """Asks the child what it has loaded, and has it sample once."""
         await self._llm.update_weight_version(str(self._version))
-        (routers,) = await self._llm.collective_rpc("describe_routers")
+        routers, *_ = await self._llm.collective_rpc("describe_routers")  # of each process the same
         config = self._llm.model_config
         self._info = EngineInfo(
             engine="vllm",
@@ -132,33 +141,38 @@ class VllmEngine:
             vocab_size=config.get_vocab_size(),
             max_model_len=config.max_model_len,
             eos_token_id=self._stop_ids[0],
-            router_layout=None if routers is None else self._layout(*routers),
+            router_layout=to_layout(self._model, routers),
         )
-        # Rows are counted against tokens wherever a trace is made; what is left to prove is that the taps fired.
+        # Rows are counted against tokens wherever a trace is made; what is left to prove is that taps saw this step.
         (probe,) = await self.generate([0], EngineSampling(1, 0.0, 1.0, 0, 2, None))
-        if probe.router_trace is not None and not np.isfinite(probe.router_trace.scores).all():
+        if probe.router_trace is not None and not plausible(probe.router_trace):
             raise PreconditionError(
                 f"the routers of model folder {self._model} were not seen while a probe was sampled: this MoE "
                 "backend routes inside its kernel; use the pinned vLLM release, or engine 'torch'"
             )
 
-    def _layout(self, layer_ids: list[int], num_experts: int, top_k: int, score_function: str) -> RouterLayout:
-        if score_function not in set(ScoreFunction):
-            raise PreconditionError(
-                f"the routers of model folder {self._model} score with {score_function!r}; "
-                f"supported are {', '.join(ScoreFunction)}"
-            )
-        return RouterLayout(tuple(layer_ids), num_experts, top_k, ScoreFunction(score_function))
+    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits calls to the child, for vLLM waits for ever where the child dies or stands still before it answers.
 
-    async def _while_alive(self, work: Coroutine[Any, Any, None]) -> None:
-        """Awaits calls to the child, for vLLM waits for ever where the child dies before it answers."""
-        task = asyncio.create_task(work)
+        Raises:
+            UnavailableError: it died, or this engine was closed.
+            DeadlineError: it has neither answered nor sampled for `answer_seconds`.
+        """
+        llm, patience, task = self._llm, self._settings.answer_seconds, asyncio.create_task(work)
+        tokens, alive = self._stats.tokens, time.monotonic()
         try:
             while not task.done():
-                await asyncio.wait({task}, timeout=1.0)
-                if self._llm.errored:
+                await asyncio.wait({task}, timeout=min(1.0, patience))
+                if self._llm is not llm or llm.errored:
                     raise UnavailableError(_DEAD)
-            task.result()
+                if self._stats.tokens != tokens:
+                    tokens, alive = self._stats.tokens, time.monotonic()
+                if not task.done() and time.monotonic() - alive > patience:
+                    raise DeadlineError(
+                        f"vLLM has neither answered nor sampled for generation.vllm.answer_seconds ({patience:g}); "
+                        "restart the generation service, or raise that where the model is large"
+                    )
+            return task.result()
         finally:
             task.cancel()
 
@@ -204,23 +218,12 @@ class VllmEngine:
         """One sample as a request of its own: in pieces, or whole."""
         if self._llm is None:
             raise self._failure
-        from vllm import SamplingParams
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        params = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            seed=None if sampling.seed is None else (sampling.seed + index) % 2**64,
-            stop_token_ids=self._stop_ids,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA if delta else RequestOutputKind.FINAL_ONLY,
-        )
+        if sampling.stop:
+            StopChecker(self._tokenizer, sampling.stop)  # which refuses a model without a tokenizer
+        params = to_params(sampling, index, self._stop_ids, delta=delta)
         llm, name, done, finished = self._llm, str(next(self._names)), 0, False
         try:
             queue = await llm.add_request(name, tokens_input(prompt), params)
@@ -231,7 +234,9 @@ class VllmEngine:
                     starts = [(span.version, span.start) for span in piece.weight_versions]
                 else:
                     starts = llm.output_processor.request_states[queue.request_id].weight_version_starts
-                yield to_completion(piece, index, done, starts, self.info.router_layout)
+                yield to_completion(
+                    piece, index, done, starts, self.info.router_layout, self._options.router_export, sampling.logprobs
+                )
                 done += len(piece.token_ids)
         except EngineDeadError as error:
             raise UnavailableError(_DEAD) from error
@@ -259,35 +264,40 @@ class VllmEngine:
 
     async def _update(self, version: int, files: list[Path]) -> float:
         async with self._updating:
-            check_shapes(self._shapes, await asyncio.to_thread(tensor_shapes, files))
+            await asyncio.to_thread(check_weights, self._shapes, files)
             if self._llm is None:
                 raise self._failure
-            began = time.perf_counter()
             try:
-                await self._while_alive(self._replace(version, files))
+                return await self._while_alive(self._replace(version, files))
             except Exception as error:
                 failure = UnavailableError(
                     f"loading version {version} failed halfway ({error}); restart the generation service"
                 )
                 await self._shut_down(failure)
                 raise failure from error
-            return time.perf_counter() - began
 
-    async def _replace(self, version: int, files: list[Path]) -> None:
-        # Requests are kept, but not their KV cache: the old weights computed it, and the new ones will again.
-        await self._llm.pause_generation(mode="keep", clear_cache=True)
+    async def _replace(self, version: int, files: list[Path]) -> float:
+        """The seconds for which nothing was sampled."""
+        began = time.perf_counter()
+        # Its policies are named as ours. No KV cache is kept: the old weights computed it. `AsyncLLM.pause_generation`
+        # would sleep for 0.02 s more.
+        await self._llm.engine_core.pause_scheduler_async(mode=self._options.update_policy.value, clear_cache=True)
+        if self._options.update_policy is UpdatePolicy.WAIT:
+            began = time.perf_counter()  # it answered when the last running request ended
         await self._llm.collective_rpc("load_policy", args=([str(file) for file in files],))
         await self._llm.update_weight_version(str(version))
         self._version = version
         await self._llm.resume_generation()
+        return time.perf_counter() - began
 
     async def healthy(self) -> bool:
         return self._llm is not None and not self._llm.errored
 
     async def close(self) -> None:
-        """See `Engine.close`."""
+        """See `Engine.close`. An update under way fails."""
+        await self._shut_down(UnavailableError("engine 'vllm' is closed; restart the generation service"))
         async with self._updating:
-            await self._shut_down(UnavailableError("engine 'vllm' is closed; restart the generation service"))
+            pass  # it has noticed
 
     async def _shut_down(self, failure: RouterShiftError) -> None:
         """Ends the child; whoever waits for a sample, or comes later, gets an UnavailableError."""
@@ -303,10 +313,19 @@ class VllmEngine:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()
             llm.output_processor.propagate_error(EngineDeadError())
-            await loop.run_in_executor(self._thread, llm.shutdown)
+            await loop.run_in_executor(self._thread, _end, llm)
+            forget_metrics()
             gc.unfreeze()
         self._held.close()
         self._thread.shutdown()
+
+
+def _end(llm: Any) -> None:
+    """Asks the child to end, kills it where it does not, and waits until it is gone."""
+    processes = llm.engine_core.resources.engine_manager.processes
+    llm.shutdown(timeout=_GRACE_SECONDS)
+    for process in processes:
+        process.join(_GRACE_SECONDS)
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

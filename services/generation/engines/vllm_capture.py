@@ -1,19 +1,19 @@
 """What runs inside the child of the vLLM engine: router taps, the carrier of their rows, and weight updates.
 
-Written for vLLM 0.32.0 with the V1 model runner. The worker taps each MoE router, packs one row per sampled token
-and attaches the rows to the step's output; the scheduler collects them per request and hands them over when the
-request ends, in the channel that vLLM has for expert ids. Tokens and rows leave a step together, so they are
-aligned by construction, and a preempted request's recomputation never overwrites what the behaviour policy did.
+Written for vLLM 0.32.0. The worker taps each MoE router, packs one row per sampled token and attaches the rows to the
+step's output; the scheduler collects them per request and hands them over when the request ends, in the channel that
+vLLM has for expert ids. Tokens and rows leave a step together, so they are aligned by construction, and a preempted
+request's recomputation never overwrites what the behaviour policy did.
 
-Only vLLM's own processes import this module: it imports vLLM.
+What is exported is named by `additional_config["router_export"]`, a value of `shared.trajectory.RouterExport`. Only
+vLLM's own processes import this module: it imports vLLM.
 """
 
 import atexit
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from torch.nn.functional import logsigmoid
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -33,66 +32,23 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker
+
+from services.generation.engines.vllm_runners import RunnerAdapter, StepRows, V1Adapter, V2Adapter
+from services.generation.engines.vllm_stop import StopStrings, UpdatePolicies
+from services.generation.engines.vllm_taps import BufferTaps, EagerTaps, RowPacker, Taps
+from shared.trajectory import RouterExport
+
+_PlatformWorker: Any = CPUWorker if current_platform.is_cpu() else Worker
+# What the routers of these families score with. vLLM knows it as a function of the model's own, or not at all.
+_OWN_FUNCTIONS = {"gpt_oss": "softmax_topk", "llama4_text": "sigmoid"}
 
 
-@dataclass(frozen=True, slots=True)
-class StepRows:
-    """The router rows of one step."""
-
-    rows: NDArray[np.uint16]  # [requests, L, 2K]: expert ids, then the bits of their float16 log-scores
-    index_of: dict[str, int]  # request id -> row
-
-
-class RouterCapture:
-    """Copies what the routers of a model compute, and packs the rows of the tokens that were sampled."""
-
-    def __init__(self, routers: list[Any], score_function: str, max_tokens: int, device: torch.device) -> None:
-        """Taps `routers`, one per routed layer; a step has at most `max_tokens` tokens.
-
-        Must run before compilation or graph capture: a compiled graph would go past the taps in silence.
-        """
-        self._score_function = score_function
-        layers, first = len(routers), routers[0]
-        # NaN shows where a tap has never fired.
-        self._logits = torch.full((layers, max_tokens, first.global_num_experts), torch.nan, device=device)
-        self._ids = torch.zeros(layers, max_tokens, first.top_k, dtype=torch.int64, device=device)
-        for layer, router in enumerate(routers):
-            router._compute_routing = self._tap(layer, router._compute_routing)
-
-    def _tap(self, layer: int, compute: Callable[..., Any]) -> Callable[..., Any]:
-        logits, ids = self._logits[layer], self._ids[layer]
-
-        def compute_and_copy(hidden: torch.Tensor, router_logits: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            weights, chosen = compute(hidden, router_logits, *args, **kwargs)
-            tokens = len(router_logits)
-            logits[:tokens].copy_(router_logits)
-            ids[:tokens].copy_(chosen)
-            return weights, chosen
-
-        return compute_and_copy
-
-    def rows(self, positions: torch.Tensor) -> NDArray[np.uint16]:
-        """[n, L, 2K] for the token positions [n] of the latest step: expert ids, then natural log-scores as float16.
-
-        A softmax score is over all experts, whatever the model does to the weights of the chosen ones.
-        """
-        logits, ids = self._logits[:, positions], self._ids[:, positions]
-        if self._score_function == "sigmoid":
-            scores = logsigmoid(logits.gather(-1, ids))
-        elif self._score_function == "softmax_topk":
-            scores = logits.gather(-1, ids).log_softmax(-1)
-        else:
-            scores = logits.log_softmax(-1).gather(-1, ids)
-        packed = torch.cat([ids.to(torch.int16), scores.half().view(torch.int16)], dim=-1)
-        rows: NDArray[np.uint16] = packed.transpose(0, 1).contiguous().cpu().numpy().view(np.uint16)
-        return rows
-
-
-class RouterWorker(CPUWorker):  # type: ignore[misc]  # vLLM has no types for mypy here
-    """The CPU worker with router taps, and with weight updates that leave nothing stale."""
+class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types for mypy here
+    """The platform's worker with router taps, and with weight updates that leave nothing stale."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -103,44 +59,41 @@ class RouterWorker(CPUWorker):  # type: ignore[misc]  # vLLM has no types for my
             if isinstance(layer, MoERunner)
         }
         self._routers = dict(sorted(routed.items()))
-        if not self._routers:
-            return
-        self._capture = RouterCapture(
-            list(self._routers.values()), self._score_function(), runner.max_num_tokens, self.device
-        )
-        prepare = runner._prepare_inputs
+        self._adapter: RunnerAdapter | None = None
+        export = RouterExport(self.vllm_config.additional_config["router_export"])
+        if self._routers and export is not RouterExport.NONE:
+            packer = RowPacker(self._tap(export), export, self._score_function(), self._first.global_num_experts)
+            self._adapter = (V2Adapter if self.use_v2_model_runner else V1Adapter)(runner, packer)
 
-        def prepare_and_keep(*args: Any, **kwargs: Any) -> Any:
-            prepared = prepare(*args, **kwargs)
-            self._positions = prepared[0]  # of the last token of each request, whose logits are sampled from
-            return prepared
+    @property
+    def _first(self) -> Any:
+        return next(iter(self._routers.values()))
 
-        runner._prepare_inputs = prepare_and_keep
+    def _tap(self, export: RouterExport) -> Taps:
+        routers, logits = list(self._routers.values()), export is not RouterExport.IDS
+        if self.model_config.enforce_eager:
+            return EagerTaps(routers, logits)
+        return BufferTaps(routers, logits, self.model_runner.max_num_tokens, self.device)
 
     def _score_function(self) -> str:
         """By `shared.trajectory.ScoreFunction`, or a name of vLLM's that is not in it."""
-        router = next(iter(self._routers.values()))
         family = self.model_config.hf_text_config.model_type
-        if family == "gpt_oss":
-            return "softmax_topk"
-        if getattr(router, "custom_routing_function", None) is not None:
+        if family in _OWN_FUNCTIONS:
+            return _OWN_FUNCTIONS[family]
+        if getattr(self._first, "custom_routing_function", None) is not None:
             return f"the function of {family}"
-        return str(router.scoring_func)
+        return str(self._first.scoring_func)
 
     def describe_routers(self) -> tuple[list[int], int, int, str] | None:
         """The fields of a `shared.trajectory.RouterLayout`, in values that travel; None for a dense model."""
         if not self._routers:
             return None
-        first = next(iter(self._routers.values()))
-        return list(self._routers), first.global_num_experts, first.top_k, self._score_function()
+        return list(self._routers), self._first.global_num_experts, self._first.top_k, self._score_function()
 
     @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> Any:
         output = super().sample_tokens(grammar_output)
-        if self._routers and isinstance(output, ModelRunnerOutput) and output.sampled_token_ids:
-            rows = self._capture.rows(self._positions)
-            output.aux_output_connector_output = StepRows(rows, output.req_id_to_index)
-        return output
+        return output if self._adapter is None else self._adapter.attach(output)
 
     def load_policy(self, files: list[str]) -> None:
         """Replaces the weights in place by those in the safetensors `files`; no step may run meanwhile.
@@ -187,18 +140,28 @@ class _RowsByRequest:
     """In place of vLLM's connector for auxiliary outputs, on the side of the scheduler."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, list[NDArray[np.uint16]]] = {}
+        self._rows: dict[str, bytearray] = {}
+        self._row_bytes = 0
 
     def build_connector_meta(self, scheduler_output: Any, requests: Any) -> None:
         """The worker need not be told anything."""
 
-    def take_output(self, request: Any, output: StepRows | None) -> NDArray[np.uint16] | None:
-        """Keeps the row of a request's new token; all its rows [T, L, 2K] where that was the last."""
+    def take_output(self, request: Any, output: StepRows | None) -> NDArray[np.uint8] | None:
+        """Keeps the row of a request's new token; all its rows [T, L * W] where that was the last."""
         if output is None:
             return None
-        rows = self._rows.setdefault(request.request_id, [])
-        rows.append(output.rows[output.index_of[request.request_id]])
-        return np.stack(rows) if request.is_finished() else None
+        name = request.request_id
+        if (rows := self._rows.get(name)) is None:
+            rows = self._rows[name] = bytearray()
+            self._row_bytes = output.row_bytes
+        start = output.index_of[name] * output.row_bytes
+        rows += output.rows[start : start + output.row_bytes]
+        return self.rows_of(name) if request.is_finished() else None
+
+    def rows_of(self, name: str) -> NDArray[np.uint8] | None:
+        """[T, L * W] of a request that ends now; None where it has no token yet, or no routers."""
+        rows = self._rows.get(name)
+        return None if rows is None else np.frombuffer(rows, np.uint8).reshape(-1, self._row_bytes)
 
     def request_finished(self, request: Any) -> None:
         """vLLM calls this for a preempted request too, whose rows must stay."""
@@ -209,8 +172,8 @@ class _RowsByRequest:
         """vLLM calls this with the prefix cache, which these rows do not depend on."""
 
 
-class RouterScheduler(Scheduler):  # type: ignore[misc]  # vLLM has no types for mypy here
-    """The scheduler with a collector of router rows."""
+class RouterScheduler(StopStrings, UpdatePolicies, Scheduler):  # type: ignore[misc]  # vLLM has no types for mypy here
+    """The scheduler with a collector of router rows, stop strings and policies of updates."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Ctrl-C reaches the whole process group, but the parent still lets its requests finish.

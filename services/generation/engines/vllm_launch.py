@@ -13,17 +13,18 @@ from typing import Any
 
 from services.generation.engines.base import EngineOptions
 from services.generation.engines.vllm_settings import VllmSettings
+from services.generation.engines.vllm_stats import LoadStats
 from shared.errors import PreconditionError
 from shared.orphans import die_with_parent
 
 # What vLLM is to load as its worker and its scheduler.
 WORKER = "services.generation.engines.vllm_capture.RouterWorker"
 SCHEDULER = "services.generation.engines.vllm_capture.RouterScheduler"
+# Under which key of vLLM's additional_config they find the `RouterExport`.
+ROUTER_EXPORT = "router_export"
 
 # Set before vLLM is imported, in this process and so in its child.
 _ENVIRONMENT = {
-    # The first step would otherwise compile for 5 to 40 s.
-    "TORCHDYNAMO_DISABLE": "1",
     # On CPU, this alone keeps the worker in the scheduler's process: one child that imports vLLM, not two.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The seam is written for the V1 model runner.
@@ -38,6 +39,10 @@ _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
     "TORCH_LOGS": "-torch._library",  # it says that Triton, which has no backend for a CPU, is not there
 }
+# Without it, the first step compiles for 5 to 40 s even where the model is to run op by op.
+_EAGER = {"TORCHDYNAMO_DISABLE": "1"}
+# On CPU, each of several workers would otherwise want a NUMA node of its own to bind its threads to.
+_UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # It would override the size of the KV cache that the settings name.
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
 
@@ -48,6 +53,7 @@ def launch(
     sockets: Path,
     options: EngineOptions,
     settings: VllmSettings,
+    stats: LoadStats,
 ) -> Any:
     """Imports vLLM, starts its child process and waits until that has loaded the model; returns the `AsyncLLM`.
 
@@ -57,50 +63,72 @@ def launch(
         architectures: the entry of that name in config.json.
         sockets: folder for what connects to the child; vLLM leaves its files there.
         options, settings: see `VllmEngine`.
+        stats: is told after each step.
 
     Raises:
-        PreconditionError: vLLM cannot serve this model; the child has printed why.
+        PreconditionError: vLLM cannot serve this model, and the child has printed why; or not with these settings.
     """
     os.environ.pop(_UNSET, None)
-    os.environ |= _ENVIRONMENT | {"OMP_NUM_THREADS": str(options.threads), "VLLM_RPC_BASE_PATH": str(sockets)}
+    os.environ |= _ENVIRONMENT | {
+        "OMP_NUM_THREADS": str(options.threads),
+        "VLLM_RPC_BASE_PATH": str(sockets),
+    }
+    if settings.enforce_eager:
+        os.environ |= _EAGER
+    if settings.tensor_parallel_size > 1:
+        os.environ |= _UNBOUND
     with _uncollected():
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.model_executor.models.registry import ModelRegistry
+        from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.core import EngineCoreProc
 
+    settings.refuse_inexact(on_cpu=current_platform.is_cpu())
     for architecture in architectures:
         if (known := ModelRegistry.models.get(architecture)) is not None:
             # vLLM would look at the class in a process of its own, which takes 10 s where no cache is at hand.
             ModelRegistry.register_model(architecture, known.load_model_cls())
+    kv_cache_bytes = settings.kv_cache_bytes if settings.gpu_memory_utilization is None else None
+    chosen = {
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+    }
     arguments = AsyncEngineArgs(
         model=str(model),
-        dtype="float32",
+        served_model_name=model.name,  # a label of vLLM's metrics
+        dtype=settings.dtype,
+        quantization=settings.quantization,
         seed=options.seed,
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
-        kv_cache_memory_bytes=settings.kv_cache_bytes,
-        enable_prefix_caching=True,
-        # Of a prompt that is cut in two, vLLM throws the first draw away and rewinds the request's generator, which
-        # a generator on CPU cannot: the child would die where a step has fewer tokens left than a seeded prompt.
-        enable_chunked_prefill=False,
-        enforce_eager=True,
+        kv_cache_memory_bytes=kv_cache_bytes,
+        enable_prefix_caching=settings.enable_prefix_caching,
+        enable_chunked_prefill=settings.enable_chunked_prefill,
+        enforce_eager=settings.enforce_eager,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        enable_expert_parallel=settings.enable_expert_parallel,
+        # A token and its router row leave a step together, and the next one begins after that.
+        async_scheduling=False,
         # The kernel for CPU rotates three-dimensional queries (DeepSeek) wrongly.
         compilation_config={"custom_ops": ["-rotary_embedding"]},
-        # What a token was really sampled from: after temperature, top-k and top-p.
+        # What a token was really sampled from: after temperature, min-p, top-k and top-p.
         logprobs_mode="processed_logprobs",
+        max_logprobs=-1,  # the whole vocabulary: requests are checked where they come in
         # The model's own sampling defaults must not leak into requests.
         generation_config="vllm",
         skip_tokenizer_init=True,
         use_tqdm_on_load=False,
-        disable_log_stats=True,
+        disable_log_stats=False,
         worker_cls=WORKER,
         scheduler_cls=SCHEDULER,
+        additional_config={ROUTER_EXPORT: options.router_export.value},
+        **{name: value for name, value in chosen.items() if value is not None},
     )
     entry = EngineCoreProc.run_engine_core
     EngineCoreProc.run_engine_core = staticmethod(run_child)
     try:
-        return AsyncLLM.from_engine_args(arguments)
+        return AsyncLLM.from_engine_args(arguments, stat_loggers=[stats])
     except (OSError, RuntimeError, ValueError) as error:
         raise PreconditionError(f"vLLM cannot serve model folder {model}: {error}") from error
     finally:
@@ -115,6 +143,9 @@ def run_child(*args: Any, **kwargs: Any) -> None:
         return  # it ended while this process was importing vLLM
     from vllm.v1.engine.core import EngineCoreProc
 
+    from services.generation.engines.vllm_stop import send_rows_of_aborted
+
+    send_rows_of_aborted()
     EngineCoreProc.run_engine_core(*args, **kwargs)
 
 

@@ -1,0 +1,110 @@
+"""How samples end and wait inside vLLM's child: what is mixed into its scheduler.
+
+Written for the scheduler of vLLM 0.32.0, whose hooks these classes override. Only vLLM's own processes import this
+module: it imports vLLM.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.request import RequestStatus
+
+from services.generation.engines.stopping import StopChecker, read_tokenizer
+from services.generation.engines.vllm_output import STOP
+
+
+class StopStrings:
+    """Ends a request with the token that completes one of its stop strings; see `stopping`.
+
+    vLLM's own rule needs its tokenizer, drops the string from the text, and works in the parent: the child samples on
+    until it hears of it, so tokens and router rows would part.
+    """
+
+    vllm_config: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tokenizer = read_tokenizer(Path(self.vllm_config.model_config.model))
+
+    def _update_request_with_output(self, request: Any, tokens: list[int], **kwargs: Any) -> tuple[list[int], bool]:
+        tokens, stopped = super()._update_request_with_output(request, tokens, **kwargs)  # type: ignore[misc]
+        stop = (request.sampling_params.extra_args or {}).get(STOP)
+        if not stop:
+            return tokens, stopped
+        if not hasattr(request, "stop_checker"):
+            request.stop_checker = StopChecker(self._tokenizer, stop)
+        for kept, token in enumerate(tokens, 1):
+            if request.stop_checker.feed(token):
+                request.status = RequestStatus.FINISHED_STOPPED
+                return tokens[:kept], True
+        return tokens, stopped
+
+
+class UpdatePolicies:
+    """What `UpdatePolicy` promises where vLLM's own ways to pause do not: WAIT and ABORT, without loss."""
+
+    requests: dict[str, Any]
+    waiting: Any
+    aux_output_connector: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._held: list[Any] | None = None  # requests that begin on the next weights; None: they need not wait
+        self._rows_of_aborted: dict[str, Any] = {}
+        super().__init__(*args, **kwargs)
+
+    def set_pause_state(self, state: PauseState) -> None:
+        """In place of PAUSED_NEW, which would also hold back requests that have begun and were preempted."""
+        if state is PauseState.PAUSED_NEW:
+            self._held = [request for request in self.waiting if request.status != RequestStatus.PREEMPTED]
+            self.waiting.remove_requests(self._held)
+            return
+        held, self._held = self._held or [], None
+        super().set_pause_state(state)  # type: ignore[misc]
+        for request in held:
+            if not request.is_finished():
+                self._enqueue_waiting_request(request)
+
+    def _enqueue_waiting_request(self, request: Any) -> None:
+        if self._held is None:
+            super()._enqueue_waiting_request(request)  # type: ignore[misc]
+        else:
+            self._held.append(request)
+
+    def finish_requests(self, request_ids: str | Iterable[str] | None, status: RequestStatus) -> list[Any]:
+        if request_ids is None and self.aux_output_connector is not None:
+            # All at once: an update that aborts, or the end of this process.
+            self._rows_of_aborted = {name: self.aux_output_connector.rows_of(name) for name in self.requests}
+        finished: list[Any] = super().finish_requests(request_ids, status)  # type: ignore[misc]
+        return finished
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """An update throws all KV cache away. That is no preemption, which would say that there is too little of it."""
+        preempted = {request.request_id: len(request.events) for request in self.requests.values()}
+        reset: bool = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
+        for name, events in preempted.items():
+            del self.requests[name].events[events:]
+        return reset
+
+    def last_outputs(self, aborted: list[Any]) -> EngineCoreOutputs:
+        """Of requests that were ended all at once, with their router rows."""
+        rows, self._rows_of_aborted = self._rows_of_aborted, {}
+        names = [request.request_id for request in aborted]
+        outputs = [
+            EngineCoreOutput(name, [], finish_reason=FinishReason.ABORT, routed_experts=rows.get(name))
+            for name in names
+        ]
+        return EngineCoreOutputs(outputs=outputs, finished_requests=set(names))
+
+
+def send_rows_of_aborted() -> None:
+    """Has this process send router rows with the requests it aborts, which vLLM's own last outputs leave out."""
+
+    def send(engine: EngineCoreProc, aborted: list[Any]) -> None:
+        client = 0  # the one that started this process
+        engine.output_queue.put_nowait((client, engine.scheduler.last_outputs(aborted)))
+
+    EngineCoreProc._send_abort_outputs = send
