@@ -5,11 +5,13 @@ async with GenerationClient("localhost:50051") as generation:
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 import grpc
+import numpy as np
 from google.protobuf import struct_pb2
+from numpy.typing import NDArray
 
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
@@ -30,8 +32,23 @@ class Sampling(TypedDict, total=False):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
     max_tokens: int
+    stop: Sequence[str]
+    stop_token_ids: Sequence[int]
     seed: int
+    logprobs: int
+
+
+class Message(TypedDict):
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+# Text, token ids, or a conversation for the model's chat template.
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]
 
 
 class _Client:
@@ -63,21 +80,31 @@ class GenerationClient(_Client):
         self._stub = gen_grpc.GenerationServiceStub(self._channel)
 
     async def generate(
-        self, prompt: str | Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
+        self, prompt: Prompt, *, return_router: bool = False, **sampling: Unpack[Sampling]
     ) -> list[Completion]:
-        """n complete responses. `sampling`: fields of SamplingParams; those left out take the service's defaults.
+        """n complete responses, in order of index.
+
+        Args:
+            prompt: text, token ids, or a conversation as [{"role": "user", "content": "..."}, ...].
+            return_router: with the experts of each token, as full as the service's setting router_export says.
+            sampling: fields of SamplingParams; those left out take the service's defaults.
 
         Raises:
             InvalidInputError: a parameter out of range, or a prompt too long; the message names it.
-            OverloadedError, UnavailableError, DeadlineError: the service cannot answer now.
+            PreconditionError: the service exports no routers, or its model has no chat template.
+            OverloadedError, UnavailableError, DeadlineError: the service cannot answer now, retries included.
         """
         response = await self._call(self._stub.Generate, _request(prompt, return_router, sampling))
         return [wire.decode_completion(c) for c in response.completions]
 
     async def stream(
-        self, prompt: str | Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
+        self, prompt: Prompt, *, return_router: bool = False, **sampling: Unpack[Sampling]
     ) -> AsyncIterator[Completion]:
-        """Pieces of the responses as they are sampled; see `generate`. Leaving the loop cancels the request."""
+        """Pieces of the responses as they are sampled, those of n samples interleaved; see `generate`.
+
+        A sample's last piece has its finish_reason and the router trace of the whole sample. Leaving the loop cancels
+        the request.
+        """
         request = gen.GenerateStreamRequest(request=_request(prompt, return_router, sampling))
         call = self._stub.GenerateStream(request, timeout=self._timeout, wait_for_ready=True)
         seen: Counter[int] = Counter()
@@ -153,15 +180,26 @@ class LearnerClient(_Client):
         return int(response.step)
 
 
-def _request(prompt: str | Sequence[int], return_router: bool, sampling: Sampling) -> gen.GenerateRequest:
+def _request(prompt: Prompt, return_router: bool, sampling: Sampling) -> gen.GenerateRequest:
     try:
         parameters = pb.SamplingParams(**sampling)
     except (TypeError, ValueError) as error:
         known = ", ".join(field.name for field in pb.SamplingParams.DESCRIPTOR.fields)
         raise InvalidInputError(f"sampling {sampling}: {error}; the parameters are {known}") from None
     request = gen.GenerateRequest(sampling=parameters, return_router=return_router)
+    try:
+        _fill(request, prompt)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"prompt of type {type(prompt).__name__}: {error}; expected text, token ids or messages of role and content"
+        ) from None
+    return request
+
+
+def _fill(request: gen.GenerateRequest, prompt: Any) -> None:
     if isinstance(prompt, str):
         request.text = prompt
+    elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
+        request.chat.messages.extend(gen.ChatMessage(**message) for message in prompt)
     else:
-        request.token_ids.ids.extend(prompt)
-    return request
+        request.token_ids.ids.extend(prompt.tolist() if isinstance(prompt, np.ndarray) else prompt)

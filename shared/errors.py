@@ -22,7 +22,11 @@ class PreconditionError(RouterShiftError, RuntimeError):
 
 
 class OverloadedError(RouterShiftError, RuntimeError):
-    """No room for more work now; the same request may succeed later."""
+    """No room for more work now; the same request may succeed after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class UnavailableError(RouterShiftError, ConnectionError):

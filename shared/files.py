@@ -2,7 +2,12 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
+
+from shared.errors import RouterShiftError
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def sha256(path: Path) -> str:
@@ -18,3 +23,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def refusal(error: Exception) -> OSError | None:
+    """What the operating system said where `error` is a write that it refused; None for any other error.
+
+    A disk that is full, read-only or gone is such a refusal. safetensors has words for it, but no class.
+    """
+    if isinstance(error, RouterShiftError):
+        return None  # some of these are OSErrors too
+    if isinstance(error, OSError):
+        return error
+    if type(error).__name__ == "SafetensorError" and (number := _OS_ERROR.search(str(error))):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return None

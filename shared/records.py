@@ -14,8 +14,14 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a line, with the time (UTC, ISO 8601) in front."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with path.open("ab") as file:
+        start = file.tell()
+        try:
+            file.write(f"{line}\n".encode())
+            file.flush()
+        except OSError:
+            file.truncate(start)  # half a line would spoil the next one
+            raise
 
 
 class Tail:
@@ -35,6 +41,11 @@ class Tail:
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
         return [json.loads(line) for line in complete.splitlines()]
+
+
+def steps(path: Path) -> list[dict[str, Any]]:
+    """The records of the learner, the last one of each step: steps since a checkpoint are done again after a crash."""
+    return list({record["step"]: record for record in read(path)}.values())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

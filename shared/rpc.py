@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -29,6 +30,9 @@ _STATUS: list[tuple[type[errors.RouterShiftError], grpc.StatusCode]] = [
     (errors.MissingDependencyError, grpc.StatusCode.UNIMPLEMENTED),
 ]
 
+# A standard of gRPC's retries: the server says when to come back, and the client's policy waits that long.
+_PUSHBACK = "grpc-retry-pushback-ms"
+
 _RETRY = {
     "methodConfig": [
         {
@@ -38,7 +42,7 @@ _RETRY = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "3s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
             },
         }
     ],
@@ -52,7 +56,10 @@ def status_of(error: errors.RouterShiftError) -> grpc.StatusCode:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns the errors of `shared.errors` into status codes, and all others into INTERNAL without their text."""
+    """Turns the errors of `shared.errors` into status codes, and all others into INTERNAL without their text.
+
+    Bytes that are no message of the method's type are an INVALID_ARGUMENT, and an overload says when to come back.
+    """
 
     async def intercept_service(
         self,
@@ -63,18 +70,40 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         method = getattr(handler_call_details, "method", "")
         if handler is None or method.startswith("/grpc."):
             return handler
+        parse = _lenient(handler.request_deserializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+                _guard_unary(handler.unary_unary, method), parse, handler.response_serializer
             )
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), handler.request_deserializer, handler.response_serializer
+                _guard_stream(handler.unary_stream, method), parse, handler.response_serializer
             )
         return handler
 
 
+def _lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """gRPC answers UNKNOWN where parsing raises, so the error goes on as the request, for the guard to raise."""
+
+    def parsed(data: bytes) -> Any:
+        try:
+            return parse(data) if parse else data
+        except DecodeError as error:
+            return errors.InvalidInputError(f"request of {len(data)} bytes is no message of this method: {error}")
+
+    return parsed
+
+
+def _readable(request: Any) -> Any:
+    if isinstance(request, errors.InvalidInputError):
+        raise request
+    return request
+
+
 async def _abort(context: Any, error: Exception, method: str) -> None:
+    if isinstance(error, errors.OverloadedError):
+        after = (_PUSHBACK, str(round(1000 * error.retry_after)))
+        await context.abort(status_of(error), str(error), (after,))
     if isinstance(error, errors.RouterShiftError):
         await context.abort(status_of(error), str(error))
     log.exception("%s failed", method)
@@ -84,7 +113,7 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
 def _guard_unary(call: Callable[..., Any], method: str) -> Callable[..., Any]:
     async def guarded(request: Any, context: Any) -> Any:
         try:
-            return await call(request, context)
+            return await call(_readable(request), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -96,7 +125,7 @@ def _guard_unary(call: Callable[..., Any], method: str) -> Callable[..., Any]:
 def _guard_stream(call: Callable[..., Any], method: str) -> Callable[..., Any]:
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for piece in call(request, context):
+            async for piece in call(_readable(request), context):
                 yield piece
         except grpc.aio.AbortError:
             raise
@@ -172,7 +201,11 @@ def check_port(host: str, port: int, setting: str) -> None:
 
 
 def channel(target: str) -> grpc.aio.Channel:
-    """A channel that retries UNAVAILABLE, balances over replicas and takes our message sizes."""
+    """A channel over all replicas in turn, with our message sizes.
+
+    It tries a call that found a service UNAVAILABLE or RESOURCE_EXHAUSTED again, after the time that the service
+    asked for, five times in all.
+    """
     return grpc.aio.insecure_channel(
         target,
         options=[
@@ -187,4 +220,8 @@ def channel(target: str) -> grpc.aio.Channel:
 def raise_typed(error: grpc.aio.AioRpcError, method: str) -> NoReturn:
     """Raises the error of `shared.errors` that the server had: the inverse of the interceptor."""
     kind = next((kind for kind, code in _STATUS if code == error.code()), errors.UnavailableError)
-    raise kind(f"{method}: {error.details()}") from None
+    message = f"{method}: {error.details()}"
+    after = [int(value) for name, value in error.trailing_metadata() or () if name == _PUSHBACK]
+    if kind is errors.OverloadedError and after:
+        raise errors.OverloadedError(message, after[0] / 1000) from None
+    raise kind(message) from None

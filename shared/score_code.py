@@ -2,8 +2,8 @@
 
 Code c means the log-score -(c / 64)^2, for c from 0 to 254: fine where scores are large and matter, coarse where they
 are small. The nearest code to a score s is off by at most (sqrt(-s) + 1/256) / 64, so by 0.016 at s = -1 (a probability
-of 0.37) and 0.047 at s = -9 (1e-4), beside the rounding of its value to float16. Scores below -15.75 (1.4e-7) all become
-code 254.
+of 0.37) and 0.047 at s = -9 (1e-4), beside the rounding of its value to float16. Scores below -15.75 (1.4e-7) all
+become code 254.
 
 The router shift of a token is the mean of |new - old| over layers and experts (arXiv 2510.23027), so its logarithm
 gamma is off by at most the mean of those errors.

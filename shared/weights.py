@@ -4,7 +4,6 @@ A version is one folder of safetensors files under the weights root, with `manif
 by an atomic rename, so a reader sees all of it or nothing.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -48,31 +47,48 @@ def publish(
 ) -> pb.WeightsManifest:
     """Calls `write(folder)` on an empty folder, then makes its safetensors files version `version`.
 
-    The `keep` newest versions and the `protected` ones stay on disk. Publishing a version again replaces it.
+    Of the versions up to this one, the `keep` newest and the `protected` ones stay on disk. Publishing a version again
+    replaces it.
+
+    Raises:
+        OSError, SafetensorError: the disk is full, read-only or gone; the versions before are as they were.
     """
     root.mkdir(parents=True, exist_ok=True)
+    for abandoned in root.glob(".v*"):
+        shutil.rmtree(abandoned)
     name = folder_name(version)
-    beside = root / f".{name}.{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    write(beside)
-    manifest = pb.WeightsManifest(version=version, folder=name)
+    beside, final = root / f".{name}", root / name
+    try:
+        beside.mkdir()
+        write(beside)
+        manifest = _describe(beside, version)
+        if final.exists():
+            final.rename(root / f".{name}.before")
+        beside.rename(final)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)  # it may be what fills the disk
+        raise
+    sync(root)
+    spared = {folder_name(each) for each in protected}
+    # After a crash there are later versions, until they are published again.
+    published = sorted(path for path in root.glob("v*") if path.name <= name)
+    for old in (*published[:-keep], *root.glob(".v*")):
+        if old.name not in spared:
+            shutil.rmtree(old, ignore_errors=True)
+    return manifest
+
+
+def _describe(folder: Path, version: int) -> pb.WeightsManifest:
+    """Adds the manifest and makes everything durable."""
+    manifest = pb.WeightsManifest(version=version, folder=folder_name(version))
     manifest.created_at.GetCurrentTime()
-    for path in sorted(beside.glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")):
         manifest.files.add(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path))
         path.chmod(_READABLE)
         sync(path)
-    (beside / MANIFEST).write_text(json_format.MessageToJson(manifest))
-    sync(beside / MANIFEST)
-    sync(beside)
-    final = root / name
-    shutil.rmtree(final, ignore_errors=True)
-    beside.rename(final)
-    sync(root)
-    spared = {folder_name(each) for each in protected}
-    for old in sorted(root.glob("v*"))[:-keep]:
-        if old.name not in spared:
-            shutil.rmtree(old, ignore_errors=True)
+    (folder / MANIFEST).write_text(json_format.MessageToJson(manifest))
+    sync(folder / MANIFEST)
+    sync(folder)
     return manifest
 
 

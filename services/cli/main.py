@@ -18,7 +18,7 @@ from shared.settings import SERVICES, load
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 well, 1 a crash or what may pass, 2 something for the user to mend (one line on stderr), 130 interrupted."""
+    """Exit codes: 0 well, 1 a crash or what may pass, 2 something for the user to mend, 130 interrupted."""
     parsed = _parser().parse_args(arguments)
     try:
         return int(parsed.command(parsed))

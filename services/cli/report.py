@@ -40,7 +40,7 @@ def write(folder: Path) -> tuple[Path, Path]:
         PreconditionError: the run has no records yet.
         MissingDependencyError: matplotlib is not installed.
     """
-    steps = records.read(folder / records.LEARNER)
+    steps = records.steps(folder / records.LEARNER)
     evaluations = records.read(folder / records.EVALUATIONS)
     if not steps and not evaluations:
         raise PreconditionError(f"run folder {folder} holds no records yet; a run writes them as it trains")

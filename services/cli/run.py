@@ -183,7 +183,7 @@ class _Shown:
 def _summary(running: Services, ledger: Ledger, seconds: float) -> dict[str, Any]:
     """The demo's line: every value comes from the ledger or from the run's records."""
     recipe = running.recipe
-    steps = records.read(recipe.run.path / records.LEARNER)
+    steps = records.steps(recipe.run.path / records.LEARNER)
     evaluations = records.read(recipe.run.path / records.EVALUATIONS)
     if not steps or len(evaluations) < 2:
         raise UnavailableError(f"the run has no step or too few evaluations; see {recipe.run.path / 'logs'}")

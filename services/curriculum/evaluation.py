@@ -51,7 +51,8 @@ async def evaluate(problems: Sequence[Problem], version: int, tables: Settings) 
         tables: settings.
 
     Raises:
-        UnavailableError: a response could not be scored; a partial accuracy would be a wrong one.
+        UnavailableError, DeadlineError, OverloadedError: a service gave no answer, or could not score a response; a
+            partial accuracy would be a wrong one.
     """
     began = time.perf_counter()
     run, settings = tables.run, tables.curriculum

@@ -16,6 +16,9 @@ class CurriculumSettings(Door):
         None, description="each k at most evaluation_samples, as in 2,4; default: the powers of two from 2"
     )
     evaluation_concurrency: int = Field(32, ge=1, description="held-out problems in flight")
+    patience_seconds: float = Field(
+        120.0, ge=0, description="how long an evaluation waits for generation and reward, as while they are restarted"
+    )
     generation_address: str = Field("127.0.0.1:50051", description="gRPC address of generation, for evaluation")
     reward_address: str = Field("127.0.0.1:50052", description="gRPC address of reward, for evaluation")
     poll_seconds: float = Field(0.05, gt=0, description="wait for a ticket, and between looks at the run's progress")

@@ -1,14 +1,18 @@
 """Metrics of the generation service; shared/METRICS.md is their table."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import RouterShiftError
 from shared.rpc import status_of
+from shared.trajectory import Completion
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 TOKENS = Counter("routershift_generation_tokens_total", "Tokens by kind", ["kind"])
 ROLLOUTS = Counter("routershift_generation_rollouts_total", "Trajectories handed to the rollouts stream")
@@ -18,12 +22,56 @@ REQUESTS = Counter(
 )
 RUNNING = Gauge("routershift_generation_running_sequences", "Sequences that have begun")
 WAITING = Gauge("routershift_generation_waiting_sequences", "Sequences that have not begun")
+KV_CACHE_USAGE = Gauge("routershift_generation_kv_cache_usage_ratio", "Share of the KV cache in use")
+PREEMPTIONS = Counter("routershift_generation_preemptions_total", "Sequences whose KV cache was given to others")
+FIRST_TOKEN_SECONDS = Histogram(
+    "routershift_generation_first_token_seconds", "Time to the first token of a streamed call", buckets=_SECONDS
+)
+TOKEN_SECONDS = Histogram(
+    "routershift_generation_inter_token_seconds",
+    "Time from token to token of a streamed sample",
+    buckets=_TOKEN_SECONDS,
+)
+SAMPLED_AGAIN = Counter("routershift_generation_samples_repeated_total", "Aborted samples of groups, begun again")
+DROPPED = Counter("routershift_generation_trajectories_dropped_total", "Trajectories given up", ["reason"])
 VERSION = Gauge("routershift_generation_weights_version", "Policy version that samples now")
 UPDATE_SECONDS = Histogram(
     "routershift_generation_weights_update_seconds", "Time to take new weights", buckets=_SECONDS
 )
+PAUSE_SECONDS = Histogram(
+    "routershift_generation_weights_pause_seconds", "Time without sampling in a weight update", buckets=_SECONDS
+)
 UPDATES_REFUSED = Counter("routershift_generation_weights_refused_total", "Published weights not taken", ["reason"])
 ROUTER_BYTES = Counter("routershift_generation_router_bytes_total", "Bytes of router traces exported")
+
+
+def count_tokens(prompt: Sequence[int], completions: Iterable[Completion]) -> None:
+    TOKENS.labels("prompt").inc(len(prompt))
+    TOKENS.labels("response").inc(sum(completion.token_ids.size for completion in completions))
+
+
+def count_router_bytes(completions: Iterable[pb.Completion]) -> None:
+    """As they travel: scores may have an 8-bit code there."""
+    for completion in completions:
+        trace = completion.router_trace
+        ROUTER_BYTES.inc(sum(len(tensor.data) for tensor in (trace.expert_ids, trace.log_scores, trace.logits)))
+
+
+class Latency:
+    """Of one streamed call, from its making on."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._latest: dict[int, float] = {}  # by sample
+
+    def observe(self, sample: int, tokens: int) -> None:
+        """So many tokens of a sample have come; those of one piece share its time."""
+        now = time.perf_counter()
+        if not self._latest:
+            FIRST_TOKEN_SECONDS.observe(now - self._began)
+        if tokens and (before := self._latest.get(sample)) is not None:
+            TOKEN_SECONDS.observe((now - before) / tokens)
+        self._latest[sample] = now
 
 
 @contextmanager

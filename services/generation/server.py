@@ -5,20 +5,23 @@ from dataclasses import replace
 
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
-from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
-from services.generation.engines.base import Engine
+from services.generation.admission import admit
+from services.generation.engines.base import Engine, EngineSampling
 from services.generation.requests import Requests
+from services.generation.settings import GenerationSettings
+from services.generation.texts import TextStream
 from services.generation.weights import WeightsLoader
-from shared import wire
-from shared.errors import UnavailableError
-from shared.trajectory import Completion
+from shared import rpc, wire
+from shared.errors import InvalidInputError, PreconditionError, UnavailableError
+from shared.trajectory import Completion, RouterExport
 
 
 class GenerationServicer(gen_grpc.GenerationServiceServicer):
     """Answers UNAVAILABLE until `open` has given it an engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: GenerationSettings | None = None) -> None:
+        self._settings = settings or GenerationSettings()
         self._ready: tuple[Engine, Requests, WeightsLoader] | None = None
 
     def open(self, engine: Engine, requests: Requests, loader: WeightsLoader) -> None:
@@ -31,11 +34,16 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
     ) -> gen.GenerateResponse:
         engine, requests, _ = self._parts()
         with metrics.counted("Generate"):
-            prompt = requests.prompt(request)
-            completions = await engine.generate(prompt, requests.sampling(prompt, request.sampling))
-        return gen.GenerateResponse(
-            completions=[_encode(c, requests, request.return_router) for c in completions], prompt_tokens=len(prompt)
-        )
+            prompt, sampling = await self._accept(request)
+            completions = [
+                _routed(completion, request.return_router) for completion in await engine.generate(prompt, sampling)
+            ]
+            _require_fits(completions)
+            metrics.count_tokens(prompt, completions)
+        scores = self._settings.router_scores
+        encoded = [wire.encode_completion(replace(c, text=requests.text(c)), scores) for c in completions]
+        metrics.count_router_bytes(encoded)
+        return gen.GenerateResponse(completions=encoded, prompt_tokens=len(prompt))
 
     async def GenerateStream(
         self,
@@ -43,24 +51,38 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
         context: object,
     ) -> AsyncIterator[gen.GenerateStreamResponse]:
         engine, requests, _ = self._parts()
-        inner = request.request
+        scores = self._settings.router_scores
+        texts: dict[int, TextStream] = {}
+        latency = metrics.Latency()
         with metrics.counted("GenerateStream"):
-            prompt = requests.prompt(inner)
-            async for piece in engine.stream(prompt, requests.sampling(prompt, inner.sampling)):
-                yield gen.GenerateStreamResponse(delta=_encode(piece, requests, inner.return_router))
+            prompt, sampling = await self._accept(request.request)
+            metrics.count_tokens(prompt, [])
+            async for each in engine.stream(prompt, sampling):
+                piece = _routed(each, request.request.return_router)
+                _require_fits([piece])
+                metrics.count_tokens([], [piece])
+                latency.observe(piece.index, piece.token_ids.size)
+                decoder = texts.setdefault(piece.index, requests.text_stream())
+                text = decoder.add(piece.token_ids.tolist(), last=piece.finish_reason is not None)
+                delta = wire.encode_completion(replace(piece, text=text), scores)
+                metrics.count_router_bytes([delta])
+                yield gen.GenerateStreamResponse(delta=delta)
 
     async def GetStatus(
         self, request: gen.GenerationServiceGetStatusRequest, context: object
     ) -> gen.GenerationServiceGetStatusResponse:
         engine, _, _ = self._parts()
-        info = engine.info
+        info, load = engine.info, engine.load
         return gen.GenerationServiceGetStatusResponse(
             engine=info.engine,
             model=info.model,
             version=engine.version,
             max_model_len=info.max_model_len,
-            running_requests=engine.load.running,
+            running_requests=load.running,
+            waiting_requests=load.waiting,
+            kv_cache_usage=load.kv_cache_usage,
             router_layout=wire.encode_layout(info.router_layout) if info.router_layout else None,
+            router_export=wire.ROUTER_EXPORT_CODES[self._settings.router_export],
         )
 
     async def UpdateWeights(self, request: gen.UpdateWeightsRequest, context: object) -> gen.UpdateWeightsResponse:
@@ -69,12 +91,41 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
             seconds = await loader.load(request.manifest)
         return gen.UpdateWeightsResponse(version=request.manifest.version, seconds=seconds)
 
+    async def _accept(self, request: gen.GenerateRequest) -> tuple[list[int], EngineSampling]:
+        """The request in the engine's terms, if it is well-formed and there is room for it."""
+        engine, requests, _ = self._parts()
+        if request.return_router and self._settings.router_export is RouterExport.NONE:
+            raise PreconditionError(
+                "return_router is true, and generation.router_export is none; set that to ids, topk or full"
+            )
+        prompt = await requests.prompt(request)
+        sampling = requests.sampling(prompt, request.sampling)
+        admit(engine.load, sampling.n, self._settings)
+        return prompt, sampling
+
     def _parts(self) -> tuple[Engine, Requests, WeightsLoader]:
         if self._ready is None:
             raise UnavailableError("the model is still loading; try again when the health check says SERVING")
         return self._ready
 
 
-def _encode(completion: Completion, requests: Requests, return_router: bool) -> pb.Completion:
-    trace = completion.router_trace if return_router else None
-    return wire.encode_completion(replace(completion, text=requests.text(completion), router_trace=trace))
+def _routed(completion: Completion, return_router: bool) -> Completion:
+    return completion if return_router else replace(completion, router_trace=None)
+
+
+def _require_fits(completions: list[Completion]) -> None:
+    """gRPC itself would refuse a larger message as an overload, and the caller would try again."""
+    size = sum(_nbytes(completion) for completion in completions)
+    if size > rpc.MAX_MESSAGE_BYTES:
+        raise InvalidInputError(
+            f"sampling.n and sampling.max_tokens make an answer of {size >> 20} MiB; allowed: "
+            f"{rpc.MAX_MESSAGE_BYTES >> 20} in one message: ask for fewer samples, for no router, or for a stream"
+        )
+
+
+def _nbytes(completion: Completion) -> int:
+    """Of its arrays."""
+    top, trace = completion.top_logprobs, completion.router_trace
+    size = completion.token_ids.nbytes + completion.logprobs.nbytes
+    size += top.token_ids.nbytes + top.logprobs.nbytes if top else 0
+    return size + (trace.nbytes if trace else 0)

@@ -5,20 +5,17 @@ from typing import ClassVar
 
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
-from services.generation import metrics
 from services.generation.engines.base import Engine, EngineOptions
 from services.generation.requests import Requests
 from services.generation.server import GenerationServicer
 from services.generation.settings import Settings
+from services.generation.watch import EngineWatch
 from services.generation.weights import WeightsLoader
 from services.generation.worker import GenerationWorker
 from shared import rpc
-from shared.errors import UnavailableError
 from shared.service import Service, background
 from shared.streams.keys import Stream
 from shared.streams.run import Run
-
-_LOAD_SECONDS = 1.0
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -47,7 +44,7 @@ class GenerationService(Service):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._servicer = GenerationServicer()
+        self._servicer = GenerationServicer(settings.generation)
         self._engine = make_engine(settings)
 
     def register(self, server: rpc.Server) -> list[str]:
@@ -64,22 +61,15 @@ class GenerationService(Service):
             await loader.load(newest)
         self._servicer.open(engine, requests, loader)
         self._consumer = run.consumer(Stream.PROMPTS)
-        self._worker = GenerationWorker(self._consumer, engine, requests)
+        self._worker = GenerationWorker(
+            self._consumer, engine, requests, settings.generation, settings.run.samples_per_group
+        )
+        self._watch = EngineWatch(engine, loader, settings.generation.stall_seconds)
 
     async def work(self, stop: asyncio.Event) -> None:
         follow = self._loader.follow(self._run.newest_weights, self._settings.generation.weights_poll_seconds)
-        async with background(follow, self._consumer.beat(), _watch(self._engine)):
-            await self._consumer.each(self._worker.handle, self._settings.generation.groups_in_flight, stop)
+        async with background(follow, self._consumer.beat(), self._watch.run()):
+            await self._consumer.each(self._worker.handle, self._worker.room, stop)
 
     async def close(self) -> None:
         await self._engine.close()
-
-
-async def _watch(engine: Engine) -> None:
-    """Publishes the engine's load, and turns a dead engine into a crash that a supervisor sees."""
-    while True:
-        metrics.RUNNING.set(engine.load.running)
-        metrics.WAITING.set(engine.load.waiting)
-        if not await engine.healthy():
-            raise UnavailableError("the engine died; its prompts will be redelivered")
-        await asyncio.sleep(_LOAD_SECONDS)

@@ -16,6 +16,7 @@ class GenerationSettings(Door):
     engine: Literal["vllm", "torch"] = Field("vllm", description="what samples")
     max_model_len: int | None = Field(None, ge=2, description="prompt and response in tokens; default: the model's own")
     max_num_seqs: int = Field(128, ge=1, description="sequences that the engine samples at once")
+    max_waiting: int = Field(1024, ge=0, description="sequences beyond these above which direct calls are refused")
     device: str = Field("cpu", description="device of the torch engine")
     threads: int = Field(1, ge=1, description="CPU threads of the engine")
     vllm: VllmSettings = VllmSettings()
@@ -24,7 +25,14 @@ class GenerationSettings(Door):
     update_policy: UpdatePolicy = Field(UpdatePolicy.KEEP, description="running requests when new weights come")
     max_tokens: int = Field(256, ge=1, description="response length where a request names none")
     groups_in_flight: int = Field(16, ge=1, description="prompts of the stream that are sampled at once")
+    kv_cache_high_water: float = Field(
+        0.9, gt=0, le=1, description="share of the KV cache in use above which no more prompts are taken"
+    )
+    attempts: int = Field(3, ge=1, description="times that a sample which the engine aborts is begun")
     weights_poll_seconds: float = Field(0.1, gt=0, description="how often to look for published weights")
+    stall_seconds: float = Field(
+        30.0, gt=0, description="how long an engine that has sequences may sample nothing before the service ends"
+    )
 
 
 class Settings(BaseSettings):

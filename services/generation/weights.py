@@ -23,6 +23,11 @@ class WeightsLoader:
         self._root = root
         self._lock = asyncio.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """While a version is being verified or taken."""
+        return self._lock.locked()
+
     async def load(self, manifest: pb.WeightsManifest) -> float:
         """Seconds that it took to verify and take this version.
 
@@ -38,11 +43,12 @@ class WeightsLoader:
                 )
             began = time.perf_counter()
             files = await asyncio.to_thread(weights.verify, self._root, manifest)
-            await self._engine.update_weights(manifest.version, files)
+            pause = await self._engine.update_weights(manifest.version, files)
             seconds = time.perf_counter() - began
         metrics.VERSION.set(manifest.version)
         metrics.UPDATE_SECONDS.observe(seconds)
-        log.info("serving version %d after %.3f s", manifest.version, seconds)
+        metrics.PAUSE_SECONDS.observe(pause)
+        log.info("serving version %d after %.3f s, %.3f s of them without sampling", manifest.version, seconds, pause)
         return seconds
 
     async def follow(self, newest: Callable[[], Awaitable[pb.WeightsManifest | None]], poll_seconds: float) -> None:

@@ -1,36 +1,62 @@
 """The stream loop of generation: prompts in, groups of trajectories out."""
 
+import asyncio
+import logging
 import time
 from dataclasses import replace
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
-from services.generation.engines.base import Engine
+from services.generation.admission import Appetite
+from services.generation.engines.base import Engine, EngineSampling
 from services.generation.requests import Requests
+from services.generation.settings import GenerationSettings
 from shared import wire
 from shared.errors import CorruptDataError, InvalidInputError
-from shared.streams.consumer import Consumer, Entry, parse
+from shared.streams.consumer import Consumer, End, Entry, parse
 from shared.streams.keys import Stream
-from shared.trajectory import Completion
+from shared.trajectory import Completion, FinishReason
+
+log = logging.getLogger(__name__)
+
+_ABORTED = "aborted"
 
 
 class GenerationWorker:
     """Samples one group for each of the tasks that call it."""
 
-    def __init__(self, consumer: Consumer, engine: Engine, requests: Requests) -> None:
+    def __init__(
+        self, consumer: Consumer, engine: Engine, requests: Requests, settings: GenerationSettings, samples: int
+    ) -> None:
+        """Args: samples: in a group of this run."""
         self._consumer = consumer
         self._engine = engine
         self._requests = requests
+        self._settings = settings
+        self._appetite = Appetite(settings.max_num_seqs, samples, settings.kv_cache_high_water)
+        self._sampling = 0
+
+    def room(self) -> int:
+        """How many more prompts keep the engine busy; see `Consumer.each`."""
+        return self._appetite.room(self._engine.load, self._consumer.held, self._sampling)
 
     async def handle(self, entry: Entry) -> None:
-        """Hands over the group; a prompt that the model cannot take goes to the dead letters."""
+        """Hands over the group; a prompt that the model cannot take goes to the dead letters.
+
+        A group with a sample that the engine has aborted too often is dropped, counted.
+        """
         began = time.perf_counter()
         try:
             prompt = parse(pb.Prompt, entry)
-            tokens = list(prompt.token_ids) or self._requests.tokens(prompt.text)
-            completions = await self._engine.generate(tokens, self._requests.sampling(tokens, prompt.sampling))
+            tokens = list(prompt.token_ids) or await self._requests.tokens(prompt.text)
+            completions = await self._sample(tokens, self._requests.sampling(tokens, prompt.sampling))
         except (CorruptDataError, InvalidInputError) as error:
             await self._consumer.bury(entry, "bad_prompt", str(error))
+            return
+        if any(c.finish_reason is FinishReason.ABORTED for c in completions):
+            if await self._consumer.end(entry, End.dropped(_ABORTED)):
+                metrics.DROPPED.labels(_ABORTED).inc(entry.trajectories)
+                log.warning("dropped group %s: aborted %d times", entry.group, self._settings.attempts)
             return
         prompt.token_ids[:] = tokens
         group = pb.TrajectoryGroup(prompt=prompt, trajectories=[self._trajectory(prompt, c) for c in completions])
@@ -39,14 +65,37 @@ class GenerationWorker:
             return
         metrics.GROUP_SECONDS.observe(time.perf_counter() - began)
         metrics.ROLLOUTS.inc(len(completions))
-        metrics.TOKENS.labels("prompt").inc(len(tokens))
-        metrics.TOKENS.labels("response").inc(sum(c.token_ids.size for c in completions))
-        metrics.ROUTER_BYTES.inc(sum(c.router_trace.nbytes for c in completions if c.router_trace))
+        metrics.count_tokens(tokens, completions)
+        metrics.count_router_bytes(trajectory.completion for trajectory in group.trajectories)
+
+    async def _sample(self, prompt: list[int], sampling: EngineSampling) -> list[Completion]:
+        """All samples; those that the engine aborts, for new weights, again from their first token."""
+        self._sampling += 1
+        try:
+            completions = await self._engine.generate(prompt, sampling)
+            for _ in range(self._settings.attempts - 1):
+                aborted = [c.index for c in completions if c.finish_reason is FinishReason.ABORTED]
+                if not aborted:
+                    break
+                metrics.SAMPLED_AGAIN.inc(len(aborted))
+                for again in await asyncio.gather(*(self._alone(prompt, sampling, i) for i in aborted)):
+                    completions[again.index] = again
+            return completions
+        finally:
+            self._sampling -= 1
+
+    async def _alone(self, prompt: list[int], sampling: EngineSampling, index: int) -> Completion:
+        """One sample of the group, drawn as it would be among the others."""
+        seed = None if sampling.seed is None else sampling.seed + index
+        (completion,) = await self._engine.generate(prompt, replace(sampling, n=1, seed=seed))
+        return replace(completion, index=index)
 
     def _trajectory(self, prompt: pb.Prompt, completion: Completion) -> pb.Trajectory:
         return pb.Trajectory(
             id=pb.TrajectoryId(
                 run_id=prompt.run_id, prompt_id=prompt.prompt_id, attempt=prompt.attempt, sample=completion.index
             ),
-            completion=wire.encode_completion(replace(completion, text=self._requests.text(completion))),
+            completion=wire.encode_completion(
+                replace(completion, text=self._requests.text(completion)), self._settings.router_scores
+            ),
         )

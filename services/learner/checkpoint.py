@@ -1,16 +1,24 @@
-"""Checkpoints on disk: written beside, made durable, then renamed; a torn one is never taken for a whole one."""
+"""Checkpoints on disk: written beside, made durable, then renamed; a torn one is never taken for a whole one.
 
-import contextlib
+Beside them, in `trained/`, stands a list for each checkpoint of the groups trained on since the one before, each with
+its step. The lists are kept for ever: together they say what the newest checkpoint contains, whatever Redis forgot.
+"""
+
 import json
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from shared.errors import CorruptDataError, PreconditionError, RouterShiftError
+from shared.errors import CorruptDataError
 from shared.files import sha256, sync
 
 MANIFEST = "manifest.json"
+TRAINED = "trained"
+
+# In front of the name of what was set aside: a torn checkpoint, or the list of one.
+_ASIDE = "torn-"
 
 
 class Checkpointable(Protocol):
@@ -23,38 +31,85 @@ class Checkpointable(Protocol):
     def load(self, folder: Path) -> dict[str, Any]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Where a trainer goes on."""
+
+    trained: dict[str, int]  # every group that its state contains, with the step that trained on it
+    torn: tuple[str, ...]  # why newer checkpoints were passed over
+    forgotten: int  # groups that they listed: trained on, and lost with them
+
+
 def save(
-    root: Path, trainer: Checkpointable, groups: Sequence[str], keep: int, protected: Collection[int] = ()
+    root: Path, trainer: Checkpointable, groups: Mapping[str, int], keep: int, protected: Collection[int] = ()
 ) -> Path:
-    """Writes a checkpoint that lists `groups`, those it contains since the one before; durable on return.
+    """Writes a checkpoint, durable on return; `groups` are those that it contains since the one before, with steps.
 
     The `keep` newest stay on disk, and those of the steps in `protected`. A second checkpoint of the same step stands
-    beside the first, so that nothing durable is ever replaced in place.
+    beside the first, so that nothing durable is ever replaced in place. `list_trained` has to follow.
 
     Raises:
-        PreconditionError: the disk is full, read-only or gone; the checkpoints before are as they were.
+        OSError: the disk is full, read-only or gone; the checkpoints before are as they were.
     """
-    with _writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        for abandoned in root.glob(".step-*"):
-            shutil.rmtree(abandoned)
-        stem = f"step-{trainer.step:08d}-"
-        taken = [int(path.name.removeprefix(stem)) for path in root.glob(f"{stem}*")]
-        name = f"{stem}{max(taken, default=-1) + 1:04d}"
-        beside = root / f".{name}"
-        try:
-            beside.mkdir()
-            trainer.save(beside, {"groups": list(groups)})
-            _describe(beside)
-            final = beside.rename(root / name)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        sync(root)
-        for old in sorted(root.glob("step-*"))[:-keep]:
-            if step_of(old) not in protected:
-                shutil.rmtree(old)
-        return final
+    root.mkdir(parents=True, exist_ok=True)
+    for abandoned in root.glob(".step-*"):
+        shutil.rmtree(abandoned)
+    stem = f"step-{trainer.step:08d}-"
+    taken = [int(path.name.removeprefix(stem)) for path in root.glob(f"{stem}*")]
+    name = f"{stem}{max(taken, default=-1) + 1:04d}"
+    beside = root / f".{name}"
+    try:
+        beside.mkdir()
+        trainer.save(beside, {"groups": dict(groups)})
+        _describe(beside)
+        final = beside.rename(root / name)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    sync(root)
+    for old in sorted(root.glob("step-*"))[:-keep]:
+        if step_of(old) not in protected:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_trained(folder: Path, groups: Mapping[str, int]) -> None:
+    """Writes the list of a durable checkpoint's groups, durable on return. Where there is none, `load_latest` does.
+
+    Raises:
+        OSError: the disk is full, read-only or gone; no half-written list is left in the way.
+    """
+    if not groups:
+        return
+    lists = folder.parent / TRAINED
+    if not lists.is_dir():
+        lists.mkdir()
+        sync(folder.parent)
+    beside = lists / f".{folder.name}.json"
+    beside.write_text(json.dumps(dict(groups)))
+    sync(beside)
+    beside.rename(lists / f"{folder.name}.json")
+    sync(lists)
+
+
+def trained_groups(root: Path) -> dict[str, int]:
+    """Every group that the checkpoints of a run contain, kept or not, with the step that trained on it.
+
+    Args:
+        root: the folder of the checkpoints.
+
+    Raises:
+        CorruptDataError: a list that cannot be read, or a group that stands twice.
+    """
+    found: dict[str, int] = {}
+    for path in sorted((root / TRAINED).glob("step-*.json")):
+        for group, step in _read_list(path).items():
+            if group in found:
+                raise CorruptDataError(
+                    f"group {group} was trained on twice: in step {found[group]}, and by {path} again"
+                )
+            found[group] = step
+    return found
 
 
 def step_of(folder: Path) -> int:
@@ -62,31 +117,39 @@ def step_of(folder: Path) -> int:
     return int(folder.name.split("-")[1])
 
 
-def latest(root: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and unchanged; None where there is none."""
-    for folder in sorted(root.glob("step-*"), reverse=True):
-        try:
-            verify(folder)
-        except CorruptDataError:
-            continue
-        return folder
-    return None
+def load_latest(root: Path, trainer: Checkpointable) -> Resumed:
+    """Restores the newest whole checkpoint, if there is one, and writes its list where a crash came before it.
 
+    Torn checkpoints are set aside, the newest of them for a person to look at; so are lists of what was never durable
+    or is no more. A group in `trained` that is delivered again needs settling, not training.
 
-def load_latest(root: Path, trainer: Checkpointable) -> tuple[str, ...]:
-    """Restores the newest whole checkpoint, if there is one, and returns the groups that it lists.
-
-    A listed group that is delivered again has been trained on: it needs settling, not training.
+    Raises:
+        CorruptDataError: no checkpoint is whole, or the lists are not; nothing was changed.
+        OSError: the disk takes no writes.
     """
-    folder = latest(root)
-    return () if folder is None else tuple(trainer.load(folder)["groups"])
+    folder, torn = _newest_whole(root)
+    meta = {} if folder is None else trainer.load(folder)
+    newest = "" if folder is None else folder.name
+    forgotten = 0
+    for path in sorted((root / TRAINED).glob("step-*.json")):
+        if path.stem > newest:
+            forgotten += len(_read_list(path))
+            path.replace(path.with_name(_ASIDE + path.name))
+    if folder is not None and not (root / TRAINED / f"{newest}.json").is_file():
+        list_trained(folder, meta["groups"])
+    if torn:
+        first, *others = torn
+        for path in (*others, *root.glob(f"{_ASIDE}*")):
+            shutil.rmtree(path)
+        first.rename(first.with_name(_ASIDE + first.name))
+    return Resumed(trained_groups(root), tuple(torn.values()), forgotten)
 
 
 def verify(folder: Path) -> None:
     """Raises CorruptDataError for a missing manifest or file, a wrong size or a wrong SHA-256."""
     try:
         files = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise CorruptDataError(f"checkpoint {folder} has no readable {MANIFEST}: {error}") from None
     for name, expected in files.items():
         path = folder / name
@@ -97,22 +160,35 @@ def verify(folder: Path) -> None:
             raise CorruptDataError(f"checkpoint file {path} is {found}; its manifest says {expected}")
 
 
+def _newest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint whose files are all there and unchanged; and what is wrong with those after it."""
+    torn: dict[Path, str] = {}
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            verify(folder)
+        except CorruptDataError as error:
+            torn[folder] = str(error)
+            continue
+        return folder, torn
+    if torn:
+        raise CorruptDataError(
+            f"no checkpoint in {root} is whole: {next(iter(torn.values()))}. "
+            "Bring one back from a copy, or begin again with another run.id"
+        )
+    return None, torn
+
+
+def _read_list(path: Path) -> dict[str, int]:
+    try:
+        groups = json.loads(path.read_text())
+        return {str(group): int(step) for group, step in groups.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CorruptDataError(f"{path} is no list of trained groups: {error}; bring it back from a copy") from None
+
+
 def _describe(folder: Path) -> None:
     """Adds the manifest and makes everything durable."""
     files = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1))
     for path in (*folder.iterdir(), folder):
         sync(path)
-
-
-@contextlib.contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except RouterShiftError:
-        raise  # some of these are OSErrors too
-    except OSError as error:
-        raise PreconditionError(
-            f"no checkpoint could be written to {error.filename or root}: {error.strerror or error} "
-            f"(errno {error.errno}); free space there, or point run.folder at a disk that takes writes"
-        ) from error

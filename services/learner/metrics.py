@@ -7,6 +7,7 @@ VERSION = Gauge("routershift_learner_weights_version", "Policy version last publ
 TRAJECTORIES = Counter("routershift_learner_trajectories_trained_total", "Trajectories trained on")
 TOKENS = Counter("routershift_learner_tokens_trained_total", "Response tokens trained on")
 DROPPED = Counter("routershift_learner_trajectories_dropped_total", "Trajectories not trained on", ["reason"])
+REPEATED = Counter("routershift_learner_trajectories_repeated_total", "Delivered again after they were trained on")
 STALENESS = Histogram(
     "routershift_learner_staleness_versions",
     "Versions between the oldest token of a trajectory and the step that trains on it",
@@ -40,3 +41,5 @@ DIAGNOSTIC = {
 SKIPPED = Counter("routershift_learner_steps_skipped_total", "Batches skipped", ["reason"])
 RUNNING_REWARD = Gauge("routershift_learner_reward_running_mean", "Running mean of the reward, where it is watched")
 COLLAPSED = Gauge("routershift_learner_reward_collapsed", "1 while the running mean has fallen too far from its best")
+TORN = Counter("routershift_learner_checkpoints_torn_total", "Checkpoints passed over because they were not whole")
+REFUSED_WRITES = Counter("routershift_learner_writes_refused_total", "Writes that the disk refused", ["write"])

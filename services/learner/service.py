@@ -1,11 +1,12 @@
 """The learner service: wiring."""
 
 import asyncio
+import logging
 from typing import ClassVar
 
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
-from services.learner import checkpoint
+from services.learner import checkpoint, metrics
 from services.learner.follower import Followers
 from services.learner.server import LearnerServicer
 from services.learner.settings import Settings
@@ -15,6 +16,8 @@ from shared import rpc
 from shared.service import Service, background
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+
+log = logging.getLogger(__name__)
 
 
 class LearnerService(Service):
@@ -35,11 +38,11 @@ class LearnerService(Service):
         await self._followers.start(settings.learner, settings.run)
         async with background(self._followers.watch()):
             self._trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run)
-            checkpoints = settings.run.path / "checkpoints"
-            contained = await asyncio.to_thread(checkpoint.load_latest, checkpoints, self._trainer)
+            resumed = await asyncio.to_thread(checkpoint.load_latest, settings.run.path / "checkpoints", self._trainer)
+            _say(resumed, self._trainer.step)
             self._consumer = run.consumer(Stream.SCORED)
-            self._worker = LearnerWorker(settings, self._trainer, run, self._consumer, contained)
-            await self._worker.announce_start()
+            self._worker = LearnerWorker(settings, self._trainer, run, self._consumer, resumed.trained)
+            await self._worker.start()
         self._servicer.open(self._worker)
 
     async def work(self, stop: asyncio.Event) -> None:
@@ -50,3 +53,13 @@ class LearnerService(Service):
 
     async def close(self) -> None:
         await self._followers.close()
+
+
+def _say(resumed: checkpoint.Resumed, step: int) -> None:
+    metrics.TORN.inc(len(resumed.torn))
+    for reason in resumed.torn:
+        log.error("a checkpoint is torn and was set aside: %s", reason)
+    if resumed.forgotten:
+        log.error("%d groups were trained on after the checkpoint of step %d and are lost", resumed.forgotten, step)
+    if step:
+        log.info("going on from step %d, with %d groups trained on", step, len(resumed.trained))

@@ -106,6 +106,9 @@ class LearnerSettings(Door):
     checkpoint_every: int = Field(10, ge=1, description="batches between checkpoints")
     checkpoints_kept: int = Field(2, ge=1, description="checkpoints on disk; 2 survive the loss of one")
     weights_kept: int = Field(4, ge=1, description="published versions on disk")
+    disk_seconds: float = Field(
+        120.0, ge=0, description="how long a write that the disk refuses is tried again before the learner ends"
+    )
 
     max_skipped: int = Field(3, ge=1, description="batches in a row that may be skipped before the learner gives up")
     collapse_window: int = Field(

@@ -12,7 +12,14 @@ from services.reward.messages import encode_score
 from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
 from services.reward.verifiers.base import Item
-from shared.errors import CorruptDataError, InvalidInputError, NotFoundError, OverloadedError
+from shared.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    OverloadedError,
+    PreconditionError,
+    UnavailableError,
+)
 from shared.streams.consumer import Consumer, End, Entry, parse
 from shared.streams.keys import Stream
 
@@ -69,10 +76,16 @@ class RewardWorker:
         return failures[0][1]
 
     async def _ask(self, verifier: str, items: Sequence[Item]) -> list[Scored]:
-        """Waits for room: a group that was taken from the stream is not given up because of others."""
+        """Waits for room: a group that was taken from the stream is not given up because of others.
+
+        Raises:
+            UnavailableError: the verifier's processes do not start now; the group is redelivered when they may.
+        """
         while True:
             try:
                 return await self._scorer.score(verifier, items)
+            except PreconditionError as error:
+                raise UnavailableError(str(error)) from error
             except OverloadedError as error:
                 log.info("waiting: %s", error)
                 await asyncio.sleep(_OVERLOAD_PAUSE_SECONDS)

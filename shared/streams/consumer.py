@@ -70,11 +70,14 @@ class Consumer:
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
-    async def read(self, count: int) -> list[Entry]:
+    async def read(self, count: int, spared: Callable[[str], bool] = lambda group: False) -> list[Entry]:
         """Up to `count` entries: its own from an earlier life, then those of the dead, then new ones.
 
         Waits at most `block_seconds` for new ones. An entry delivered too often goes to the dead letters here, and so
         does one whose payload is lost.
+
+        Args:
+            spared: groups that are given out however often they were delivered.
         """
         try:
             entries = (
@@ -94,7 +97,7 @@ class Consumer:
             entry = await self._fetch(found)
             if entry is None:
                 continue
-            if entry.deliveries > self._settings.max_deliveries:
+            if entry.deliveries > self._settings.max_deliveries and not spared(entry.group):
                 await self.bury(entry, "max_deliveries", f"delivered {entry.deliveries} times without being settled")
             else:
                 kept.append(entry)

@@ -17,6 +17,14 @@ if (pending.err or pending[1] == nil) and call('XRANGE', KEYS[1], ARGV[2], ARGV[
   call('UNLINK', KEYS[10])
   return 'gone'
 end
+-- A second entry of a group whose life has ended, as a Redis that lost writes may bring it back, counts for nothing.
+if call('HEXISTS', KEYS[4], ARGV[5]) == 0 then
+  call('XACK', KEYS[1], ARGV[1], ARGV[2])
+  call('XDEL', KEYS[1], ARGV[2])
+  call('UNLINK', KEYS[9], KEYS[10])
+  call('HINCRBY', KEYS[6], ARGV[4], -ARGV[3])
+  return 'gone'
+end
 if ARGV[9] ~= '' then
   local held = tonumber(call('HGET', KEYS[6], ARGV[9]) or '0')
   local limit = tonumber(ARGV[10])

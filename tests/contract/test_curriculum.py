@@ -22,7 +22,7 @@ from services.generation.weights import WeightsLoader
 from services.reward.service import RewardService
 from services.reward.settings import Settings as RewardTables
 from shared import records, rpc, weights
-from shared.errors import PreconditionError
+from shared.errors import DeadlineError, PreconditionError
 from shared.settings import RunSettings
 from shared.streams.keys import Stream
 from shared.streams.run import FINISHED, TRAINING, Run
@@ -256,6 +256,39 @@ async def test_an_evaluation_that_fails_costs_only_itself(run: Run, tmp_path: Pa
         await all_of_it.publish(20)
         await all_of_it.until("evaluated_version", 20)
         assert all_of_it.evaluated == [0, 20]
+
+
+async def test_a_service_that_is_being_restarted_is_waited_for(run: Run, tmp_path: Path) -> None:
+    """Generation goes away in the midst of each evaluation. No channel repeats a call whose deadline has passed."""
+    failures = 0
+
+    async def go_away() -> None:
+        nonlocal failures
+        if len(engine.asked) == 7:
+            failures += 1
+            raise DeadlineError("the engine is silent")
+
+    engine = HandWritten(right=lambda version, index: 1, before=go_away)
+    async with training(engine, run, tmp_path) as all_of_it:
+        assert (failures, all_of_it.evaluated) == (1, [0])
+        engine.asked.clear()
+        await all_of_it.publish(10)
+        await all_of_it.until("evaluated_version", 10)
+        assert (failures, all_of_it.evaluated) == (2, [0, 10])
+
+
+async def test_the_first_evaluation_gives_up_with_the_reason(run: Run, tmp_path: Path) -> None:
+    async def go_away() -> None:
+        raise DeadlineError("the engine is silent")
+
+    async with doors(HandWritten(right=lambda version, index: 1, before=go_away), run, tmp_path) as settings:
+        curriculum = settings.curriculum.model_copy(update={"patience_seconds": 0.0})
+        worker = CurriculumWorker(settings.model_copy(update={"curriculum": curriculum}), TASK, run)
+        with pytest.raises(
+            DeadlineError, match=r"version 0 is not evaluated after \d+ s: Generate: the engine is silent"
+        ):
+            await worker.evaluate_start()
+    assert "evaluated_version" not in await run.progress()
 
 
 async def test_a_restart_evaluates_nothing_twice(run: Run, tmp_path: Path) -> None:

@@ -60,12 +60,13 @@ class Learning:
 
     def __init__(self, settings: LearnerTables, run: Run) -> None:
         self.trainer = Trainer(settings.learner, settings.run)
-        contained = checkpoint.load_latest(settings.run.path / "checkpoints", self.trainer)
+        resumed = checkpoint.load_latest(settings.run.path / "checkpoints", self.trainer)
         self.consumer = run.consumer(Stream.SCORED)
-        self.worker = LearnerWorker(settings, self.trainer, run, self.consumer, contained)
+        self.worker = LearnerWorker(settings, self.trainer, run, self.consumer, resumed.trained)
         self.stop = asyncio.Event()
 
     async def __aenter__(self) -> "Learning":
+        await self.worker.start()
         self._task = asyncio.create_task(self.worker.run(self.stop))
         return self
 
@@ -187,7 +188,7 @@ async def test_pause_checkpoint_and_resume(run: Run, tmp_path: Path, model: Path
         assert await learning.worker.pause() == 0
         await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
         path = await asyncio.wait_for(learning.worker.checkpoint_now(), 10)
-        assert checkpoint.latest(settings.run.path / "checkpoints") == path
+        checkpoint.verify(path)
         assert (await run.progress())["phase"] == PAUSED
         assert learning.trainer.step == 0
         await learning.worker.resume()
@@ -275,4 +276,4 @@ async def no_tickets(run: Run) -> bool:
 
 
 def checkpoint_steps(settings: LearnerTables) -> list[int]:
-    return sorted(int(path.name.split("-")[1]) for path in (settings.run.path / "checkpoints").iterdir())
+    return sorted(checkpoint.step_of(path) for path in (settings.run.path / "checkpoints").glob("step-*"))

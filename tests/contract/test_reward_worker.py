@@ -1,9 +1,12 @@
 """The reward service's loop on a real Redis: what it does with good entries and with verifiers that fail."""
 
 import asyncio
+import contextlib
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 from redis.asyncio import Redis
 
@@ -11,9 +14,10 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
 from services.reward.worker import RewardWorker
+from shared.errors import UnavailableError
 from shared.streams.keys import Stream
 from shared.streams.run import Run
-from tests.contract.entries import SAMPLES, dead_letters, put
+from tests.contract.entries import SAMPLES, dead_letters, put, until
 from tests.verifiers import ScriptedSettings, ScriptedVerifier, item
 
 
@@ -56,6 +60,67 @@ async def test_a_sample_without_a_verdict_drops_the_group_and_gives_no_reward(
     ledger = await run.ledger()
     assert ledger.dropped == {reason: SAMPLES}
     assert ledger.balanced
+
+
+async def test_workers_that_are_killed_cost_groups_a_retry_or_a_reason_and_never_a_reward(
+    run: Run, scorer: Scorer
+) -> None:
+    """Killed from outside, at any moment, as the kernel does where memory runs out."""
+    groups = 12
+    prompt = pb.Prompt(verifier="scripted", sampling=pb.SamplingParams(n=SAMPLES))
+    trajectories = [pb.Trajectory(completion=pb.Completion(text="sleep 0.02")) for _ in range(SAMPLES)]
+    for _ in range(groups):
+        await put(run, Stream.ROLLOUTS, pb.TrajectoryGroup(prompt=prompt, trajectories=trajectories))
+    reader, stop = run.consumer(Stream.ROLLOUTS), asyncio.Event()
+    worker = RewardWorker(reader, scorer, attempts=2)
+    scoring = asyncio.create_task(reader.each(worker.handle, lambda: 2 - reader.held, stop))
+    moments = random.Random(0)
+    left = groups
+
+    async def goes_on() -> bool:
+        nonlocal left
+        assert not scoring.done(), scoring.result()
+        before, left = left, (await run.backlog())[Stream.ROLLOUTS].entries
+        return left < before or left == 0
+
+    async def oldest_is_killed() -> bool:
+        """It judges; younger ones may not have begun."""
+        for process in sorted(psutil.Process().children(), key=psutil.Process.create_time):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[:1] == ["routershift verifier scripted"]:
+                    process.kill()
+                    return True
+        return False
+
+    async def done() -> bool:
+        return await goes_on() and left == 0
+
+    for _ in range(4):
+        await until(goes_on)
+        await asyncio.sleep(moments.uniform(0, 0.1))
+        await until(oldest_is_killed)
+    await until(done)
+    stop.set()
+    await asyncio.wait_for(scoring, 30)
+    entries = await run.consumer(Stream.SCORED).read(groups)
+    ledger = await run.ledger()
+    assert ledger.balanced
+    assert ledger.dropped.keys() <= {"verifier_failed"}
+    assert len(entries) == groups - sum(ledger.dropped.values()) // SAMPLES
+    for entry in entries:
+        scores = [t.score for t in pb.TrajectoryGroup.FromString(entry.payload).trajectories]
+        assert {(s.outcome, s.reward) for s in scores} == {(pb.OUTCOME_SCORED, 1.0)}
+
+
+async def test_a_verifier_that_does_not_start_leaves_its_group_to_the_next_life_of_the_service(run: Run) -> None:
+    """What the recipe names is started before the first group; of the rest nobody knows whether it is to blame."""
+    broken = Scorer({"scripted": ScriptedVerifier(ScriptedSettings(starts="killed"))}, RewardSettings())
+    with pytest.raises(UnavailableError, match=r"verifier scripted does not start: .*SIGKILL"):
+        await score_one(run, broken, "ok")
+    await broken.close()
+    assert (await run.backlog())[Stream.ROLLOUTS].entries == 1
+    ledger = await run.ledger()
+    assert (ledger.in_flight, ledger.balanced) == (SAMPLES, True)
 
 
 async def test_a_refused_sample_is_not_tried_again(run: Run, scorer: Scorer) -> None:

@@ -14,11 +14,10 @@ from redis.asyncio import Redis
 
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
+from routershift.v1 import reward_pb2 as rew
+from routershift.v1 import reward_pb2_grpc as rew_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation.server import GenerationServicer
-from services.generation.service import GenerationService
-from services.generation.settings import GenerationSettings
-from services.generation.settings import Settings as GenerationTables
 from services.reward.service import RewardService
 from services.reward.settings import RewardSettings
 from services.reward.settings import Settings as RewardTables
@@ -29,38 +28,18 @@ from shared.errors import (
     DeadlineError,
     InvalidInputError,
     NotFoundError,
-    OverloadedError,
     PreconditionError,
     UnavailableError,
 )
-from shared.service import Service
 from shared.settings import RunSettings
 from shared.streams.run import Run
-from tests.models import save_model
-
-PROMPT = "3,7,5:26="
-
-
-async def serve(service: Service, run: Run) -> tuple[rpc.Server, str]:
-    server = rpc.Server()
-    names = service.register(server)
-    port = await server.listen("127.0.0.1", 0, names)
-    await service.start(run)
-    await server.serving()
-    return server, f"127.0.0.1:{port}"
+from tests.contract.generation import PROMPT, generation_door, serve
 
 
 @pytest.fixture
 async def generation(tmp_path: Path, run: Run) -> AsyncIterator[str]:
-    settings = GenerationTables(
-        run=RunSettings(id="contract", folder=tmp_path, model=save_model(tmp_path / "model")),
-        generation=GenerationSettings(engine="torch", max_tokens=8),
-    )
-    service = GenerationService(settings)
-    server, address = await serve(service, run)
-    yield address
-    await server.stop(0)
-    await service.close()
+    async with generation_door(run, tmp_path) as address:
+        yield address
 
 
 @pytest.fixture
@@ -112,17 +91,27 @@ async def test_a_stream_adds_up_to_the_whole(generation: str) -> None:
         (PROMPT, {"temperature": -0.5}, "sampling.temperature is -0.5"),
         (PROMPT, {"temperature": float("nan")}, "sampling.temperature is nan"),
         (PROMPT, {"top_p": 0.0}, "sampling.top_p is 0.0"),
+        (PROMPT, {"temperature": 0.001}, r"sampling.temperature is 0.001"),
         (PROMPT, {"top_k": 25}, "sampling.top_k is 25"),
+        (PROMPT, {"min_p": -0.25}, "sampling.min_p is -0.25; allowed: 0 (none) to 1"),
+        (PROMPT, {"stop": [""]}, "sampling.stop is holding a text of 0 characters; allowed: texts of 1 to 256"),
+        (PROMPT, {"stop": ["7"] * 65}, "sampling.stop is 65 long; allowed: up to 64 entries"),
+        (PROMPT, {"stop_token_ids": [24]}, "sampling.stop_token_ids is holding 24; allowed: ids below 24"),
+        (PROMPT, {"logprobs": 21}, "sampling.logprobs is 21; allowed: 0 (none) to 20"),
         (PROMPT, {"max_tokens": 0}, "sampling.max_tokens is 0"),
         (PROMPT, {"max_tokens": 10_000}, "the model holds 256 tokens"),
         (PROMPT * 40, {}, "below the model's 256"),
         ([9_999], {}, "token_ids is holding 9999"),
         ([], {}, "prompt is empty"),
         (PROMPT, {"tempreature": 1.0}, "the parameters are n, temperature"),
+        ([3.5], {}, "prompt of type list"),
+        ([-1], {}, "prompt of type list"),
+        ([{"role": "user", "text": "?"}], {}, "expected text, token ids or messages of role and content"),
+        ([{"role": "", "content": "?"}], {}, "chat.messages[0].role is empty"),
     ],
 )
 async def test_a_bad_request_names_field_value_and_limit(
-    generation: str, prompt: str | list[int], sampling: Any, text: str
+    generation: str, prompt: Any, sampling: Any, text: str
 ) -> None:
     async with GenerationClient(generation) as client:
         with pytest.raises(InvalidInputError) as caught:
@@ -136,7 +125,7 @@ async def test_a_request_without_input_is_an_invalid_argument(generation: str) -
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await gen_grpc.GenerationServiceStub(channel).Generate(gen.GenerateRequest(), timeout=10)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "set text or token_ids" in str(caught.value.details())
+    assert "set text, token_ids or chat" in str(caught.value.details())
 
 
 async def test_a_cancelled_stream_frees_the_engine(generation: str) -> None:
@@ -186,12 +175,18 @@ async def test_scores_come_in_order_from_the_verifiers_of_the_recipe(reward: str
 
 
 async def test_more_than_the_queue_holds_is_refused(reward: str) -> None:
-    async with RewardClient(reward) as client:
-        calls = [client.score("easy", "", ["1"] * 150, struct_pb2.Struct()) for _ in range(8)]
+    items = [rew.ScoreItem(response="1")] * 150
+    # A client of ours would try again; this one tells what the service said.
+    async with grpc.aio.insecure_channel(reward, options=[("grpc.enable_retries", 0)]) as channel:
+        stub = rew_grpc.RewardServiceStub(channel)
+        calls = [stub.Score(rew.ScoreRequest(verifier="easy", items=items), timeout=30) for _ in range(8)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-    refused = [a for a in answers if isinstance(a, BaseException)]
+    refused = [a for a in answers if isinstance(a, grpc.aio.AioRpcError)]
     assert 0 < len(refused) < 8
-    assert all(isinstance(a, OverloadedError) and "reward.max_queued = 200" in str(a) for a in refused)
+    for answer in refused:
+        assert answer.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "reward.max_queued = 200" in str(answer.details())
+        assert ("grpc-retry-pushback-ms", "1000") in tuple(answer.trailing_metadata())
 
 
 async def test_health_and_reflection(reward: str) -> None:

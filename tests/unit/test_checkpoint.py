@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
-from services.learner.checkpoint import MANIFEST, latest, load_latest, save, step_of, verify
-from shared.errors import CorruptDataError, PreconditionError, UnavailableError
+from services.learner.checkpoint import (
+    MANIFEST,
+    TRAINED,
+    list_trained,
+    load_latest,
+    save,
+    step_of,
+    trained_groups,
+    verify,
+)
+from shared.errors import CorruptDataError, UnavailableError
 
 
 class Counter:
@@ -29,23 +38,51 @@ class Counter:
         return meta
 
 
-def steps(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir())
+def write(root: Path, step: int, *groups: str, keep: int = 3) -> Path:
+    """A checkpoint with its list, as the learner leaves them: all groups are of this step."""
+    listed = dict.fromkeys(groups, step)
+    folder = save(root, Counter(step), listed, keep)
+    list_trained(folder, listed)
+    return folder
 
 
-def test_the_newest_checkpoint_is_restored_with_its_groups(tmp_path: Path) -> None:
-    save(tmp_path, Counter(9), ["a"], keep=3)
-    path = save(tmp_path, Counter(10), ["b", "c"], keep=3)
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.name != TRAINED)
+
+
+def test_the_newest_checkpoint_is_restored_with_every_group_ever_trained_on(tmp_path: Path) -> None:
+    for step, groups in ((8, "ab"), (9, ""), (10, "cd")):
+        write(tmp_path, step, *groups, keep=1)
     restored = Counter()
-    assert load_latest(tmp_path, restored) == ("b", "c")
+    resumed = load_latest(tmp_path, restored)
+    assert resumed.trained == trained_groups(tmp_path) == {"a": 8, "b": 8, "c": 10, "d": 10}
+    assert (resumed.torn, resumed.forgotten) == ((), 0)
     assert restored.step == 10
-    assert latest(tmp_path) == path
 
 
 def test_without_a_checkpoint_nothing_is_restored(tmp_path: Path) -> None:
     restored = Counter(7)
-    assert load_latest(tmp_path / "never made", restored) == ()
+    assert load_latest(tmp_path / "never made", restored).trained == {}
     assert restored.step == 7
+    assert trained_groups(tmp_path / "never made") == {}
+
+
+def test_a_list_that_a_crash_prevented_is_written_from_the_checkpoint_itself(tmp_path: Path) -> None:
+    write(tmp_path, 1, "a")
+    save(tmp_path, Counter(2), {"b": 2}, keep=3)
+    assert trained_groups(tmp_path) == {"a": 1}
+    assert load_latest(tmp_path, Counter()).trained == {"a": 1, "b": 2}
+    assert trained_groups(tmp_path) == {"a": 1, "b": 2}
+
+
+def test_a_group_that_stands_twice_and_a_list_that_is_none_are_found(tmp_path: Path) -> None:
+    write(tmp_path, 1, "a")
+    write(tmp_path, 2, "a")
+    with pytest.raises(CorruptDataError, match=r"group a was trained on twice: in step 1, and by .*step-00000002-0000"):
+        trained_groups(tmp_path)
+    (tmp_path / TRAINED / "step-00000001-0000.json").write_text('{"a"')
+    with pytest.raises(CorruptDataError, match=r"step-00000001-0000\.json is no list of trained groups"):
+        trained_groups(tmp_path)
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -65,77 +102,89 @@ TEARS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("tear", TEARS)
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, tear: str) -> None:
-    save(tmp_path, Counter(1), ["a"], keep=3)
-    torn = save(tmp_path, Counter(2), ["b"], keep=3)
+def test_a_torn_checkpoint_is_set_aside_with_its_list_for_the_one_before(tmp_path: Path, tear: str) -> None:
+    write(tmp_path, 1, "a")
+    torn = write(tmp_path, 2, "b", "c")
     TEARS[tear](torn)
     with pytest.raises(CorruptDataError, match=torn.name):
         verify(torn)
     restored = Counter()
-    assert load_latest(tmp_path, restored) == ("a",)
+    resumed = load_latest(tmp_path, restored)
     assert restored.step == 1
+    assert resumed.trained == trained_groups(tmp_path) == {"a": 1}
+    assert resumed.forgotten == 2
+    assert [torn.name in reason for reason in resumed.torn] == [True]
+    assert names(tmp_path) == ["step-00000001-0000", f"torn-{torn.name}"]
+    # What was lost is trained again, and is then listed once.
+    write(tmp_path, 2, "b", "c", keep=1)
+    assert load_latest(tmp_path, Counter()).trained == {"a": 1, "b": 2, "c": 2}
 
 
-def test_a_step_done_again_after_a_torn_checkpoint_is_the_latest(tmp_path: Path) -> None:
-    torn = save(tmp_path, Counter(2), ["b"], keep=3)
+def test_only_the_newest_torn_checkpoint_is_kept_for_a_person(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    for step in (2, 3, 4):
+        flip_a_bit(write(tmp_path, step, keep=9))
+    assert len(load_latest(tmp_path, Counter()).torn) == 3
+    assert names(tmp_path) == ["step-00000001-0000", "torn-step-00000004-0000"]
+    flip_a_bit(write(tmp_path, 2))
+    load_latest(tmp_path, Counter())
+    assert names(tmp_path) == ["step-00000001-0000", "torn-step-00000002-0000"]
+
+
+def test_nothing_begins_anew_where_every_checkpoint_is_torn(tmp_path: Path) -> None:
+    torn = write(tmp_path, 2, "a")
     flip_a_bit(torn)
-    again = save(tmp_path, Counter(2), ["b"], keep=3)
-    assert latest(tmp_path) == again != torn
+    with pytest.raises(CorruptDataError, match=r"no checkpoint in .* is whole: .*another run\.id"):
+        load_latest(tmp_path, Counter())
+    assert names(tmp_path) == [torn.name]
+    assert trained_groups(tmp_path) == {"a": 2}
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 9, 10, 11):
-        save(tmp_path, Counter(step), [], keep=2)
-    assert steps(tmp_path) == ["step-00000010-0000", "step-00000011-0000"]
+        write(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["step-00000010-0000", "step-00000011-0000"]
 
 
 def test_a_second_checkpoint_of_a_step_never_replaces_the_first_in_place(tmp_path: Path) -> None:
-    for groups in (["a"], ["a", "b"], ["a", "b", "c"]):
-        save(tmp_path, Counter(3), groups, keep=1)
-    assert steps(tmp_path) == ["step-00000003-0002"]
-    assert load_latest(tmp_path, Counter()) == ("a", "b", "c")
+    for groups in ("a", "bc", ""):
+        write(tmp_path, 3, *groups, keep=1)
+    assert names(tmp_path) == ["step-00000003-0002"]
+    assert load_latest(tmp_path, Counter()).trained == {"a": 3, "b": 3, "c": 3}
 
 
 def test_protected_steps_outlive_newer_ones(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
-        save(tmp_path, Counter(step), [], keep=2, protected={2, 9})
-    assert steps(tmp_path) == [f"step-{step:08d}-0000" for step in (2, 4, 5)]
+        save(tmp_path, Counter(step), {}, keep=2, protected={2, 9})
+    assert names(tmp_path) == [f"step-{step:08d}-0000" for step in (2, 4, 5)]
     assert [step_of(path) for path in sorted(tmp_path.iterdir())] == [2, 4, 5]
-    save(tmp_path, Counter(6), [], keep=2, protected={4})
-    assert steps(tmp_path) == [f"step-{step:08d}-0000" for step in (4, 5, 6)]
+    save(tmp_path, Counter(6), {}, keep=2, protected={4})
+    assert names(tmp_path) == [f"step-{step:08d}-0000" for step in (4, 5, 6)]
 
 
-def test_a_disk_that_is_full_is_named_and_nothing_torn_is_left(tmp_path: Path) -> None:
-    first = save(tmp_path, Counter(1), ["a"], keep=1)
+def test_a_disk_that_is_full_leaves_nothing_torn(tmp_path: Path) -> None:
+    first = write(tmp_path, 1, "a", keep=1)
     full = tmp_path.with_name("full")
     full.mkdir()
     (full / "state.json").symlink_to("/dev/full")
-    with pytest.raises(PreconditionError, match=rf"{tmp_path}: No space left on device \(errno 28\); free"):
-        save(tmp_path, Counter(2, disk=full), ["b"], keep=1)
-    assert steps(tmp_path) == [first.name]
-    assert load_latest(tmp_path, Counter()) == ("a",)
+    with pytest.raises(OSError, match="No space left on device"):
+        save(tmp_path, Counter(2, disk=full), {"b": 2}, keep=1)
+    assert names(tmp_path) == [first.name]
+    assert load_latest(tmp_path, Counter()).trained == {"a": 1}
 
 
-def test_a_volume_that_is_gone_is_named(tmp_path: Path) -> None:
-    (tmp_path / "volume").write_text("no folder")
-    with pytest.raises(PreconditionError, match=r"/volume/checkpoints: Not a directory \(errno 20\)"):
-        save(tmp_path / "volume" / "checkpoints", Counter(1), [], keep=1)
-
-
-def test_what_is_no_fault_of_the_disk_keeps_its_name(tmp_path: Path) -> None:
-    """UnavailableError is an OSError too."""
-
+def test_a_failure_that_is_not_the_disks_leaves_nothing_either(tmp_path: Path) -> None:
     class Alone(Counter):
         def save(self, folder: Path, meta: dict[str, Any]) -> None:
             raise UnavailableError("rank 1 is gone")
 
     with pytest.raises(UnavailableError, match="rank 1 is gone"):
-        save(tmp_path, Alone(1), [], keep=1)
-    assert steps(tmp_path) == []
+        save(tmp_path, Alone(1), {}, keep=1)
+    assert names(tmp_path) == []
 
 
 def test_what_a_crash_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     (tmp_path / ".step-00000001-0000").mkdir()
     (tmp_path / ".step-00000001-0000" / "model.safetensors").write_bytes(b"half")
-    save(tmp_path, Counter(2), [], keep=2)
-    assert steps(tmp_path) == ["step-00000002-0000"]
+    write(tmp_path, 2, keep=2)
+    assert names(tmp_path) == ["step-00000002-0000"]

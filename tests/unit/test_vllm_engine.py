@@ -6,7 +6,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,36 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
+from prometheus_client import REGISTRY
 from safetensors.numpy import load_file, save_file
 
 from services.generation.engines import vllm_launch
-from services.generation.engines.base import EngineOptions, EngineSampling
+from services.generation.engines.base import EngineOptions, EngineSampling, UpdatePolicy
 from services.generation.engines.vllm import VllmEngine
-from services.generation.engines.vllm_output import unpack_rows
+from services.generation.engines.vllm_output import plausible, to_layout
+from services.generation.engines.vllm_rows import unpack_rows
 from services.generation.engines.vllm_settings import VllmSettings
-from shared.errors import CorruptDataError, MissingDependencyError, PreconditionError, UnavailableError
+from shared.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    MissingDependencyError,
+    PreconditionError,
+    UnavailableError,
+)
 from shared.trajectory import (
     Completion,
+    FinishReason,
+    RouterExport,
     RouterLayout,
+    RouterTrace,
     ScoreFunction,
     VersionSpan,
     spans_between,
     spans_of,
     versions_of,
 )
-from tests.contract.reference import Reference, check
-from tests.models import EOS, save_model
+from tests.contract.reference import Reference, check, log_distribution
+from tests.models import EOS, SYMBOLS, save_model
 
 NEEDS_VLLM = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -64,13 +76,20 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def params(n: int = 1, max_tokens: int = 24, top_k: int = 0, seed: int | None = 1) -> EngineSampling:
-    return EngineSampling(n, 1.0, 1.0, top_k, max_tokens, seed)
+def params(
+    n: int = 1,
+    max_tokens: int = 24,
+    top_k: int = 0,
+    seed: int | None = 1,
+    stop: tuple[str, ...] = (),
+    logprobs: int = 0,
+) -> EngineSampling:
+    return EngineSampling(n, 1.0, 1.0, top_k, max_tokens, seed, stop=stop, logprobs=logprobs)
 
 
-def new_engine(folder: Path) -> VllmEngine:
+def new_engine(folder: Path, **settings: Any) -> VllmEngine:
     # One MiB is four blocks of 128 tokens and vLLM's null block: two whole sequences.
-    return VllmEngine(folder, EngineOptions(max_num_seqs=SLOTS), VllmSettings(kv_cache_bytes=1 << 20))
+    return VllmEngine(folder, EngineOptions(max_num_seqs=SLOTS), VllmSettings(**{"kv_cache_bytes": 1 << 20} | settings))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +123,29 @@ async def engine(folders: dict[str, Path]) -> AsyncIterator[VllmEngine]:
 
 async def publish(engine: VllmEngine, folder: Path) -> int:
     version = engine.version + 1
-    await engine.update_weights(version, [folder / "model.safetensors"])
+    assert await engine.update_weights(version, [folder / "model.safetensors"]) > 0
     return version
+
+
+def follow(monkeypatch: pytest.MonkeyPatch, engine: VllmEngine, policy: UpdatePolicy) -> None:
+    """Another policy, without half a minute for another engine."""
+    monkeypatch.setattr(engine, "_options", replace(engine._options, update_policy=policy))
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    for _ in iter(condition, True):
+        await asyncio.sleep(0.001)
+
+
+def vllm_metrics() -> dict[str, float]:
+    """Those of this process's registry, by name; of the label sets, the sum."""
+    samples = [sample for metric in REGISTRY.collect() for sample in metric.samples]
+    names = {sample.name for sample in samples if sample.name.startswith("vllm:")}
+    return {name: sum(sample.value for sample in samples if sample.name == name) for name in names}
+
+
+async def collect(stream: AsyncIterator[Completion]) -> list[Completion]:
+    return [piece async for piece in stream]
 
 
 def children() -> set[int]:
@@ -141,25 +181,59 @@ def test_versions_of_a_piece() -> None:
     assert spans_between(starts[:1], 2, 2) == ()
 
 
-@pytest.mark.parametrize(("rows", "tokens"), [(None, 1), (np.zeros((2, 1, 4), np.uint16), 3)])
+@pytest.mark.parametrize(("rows", "tokens"), [(None, 1), (np.zeros((2, 1, 6), np.uint8), 3)])
 def test_rows_that_do_not_match_the_tokens_are_refused(rows: np.ndarray | None, tokens: int) -> None:
-    with pytest.raises(PreconditionError, match=f"for {tokens} tokens"):
-        unpack_rows(rows, RouterLayout((0,), 8, 2, ScoreFunction.SOFTMAX), tokens)
+    with pytest.raises(PreconditionError, match=f"{tokens} tokens"):
+        unpack_rows(rows, RouterLayout((0,), 8, 2, ScoreFunction.SOFTMAX), RouterExport.TOPK, tokens)
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install ENGINE=vllm")
+def test_a_sample_that_never_began_has_a_trace_of_no_rows() -> None:
+    trace = unpack_rows(None, RouterLayout((0, 2), 8, 2, ScoreFunction.SOFTMAX), RouterExport.TOPK, 0)
+    assert trace.expert_ids.shape == trace.scores.shape == (0, 2, 2)
+
+
 def test_a_score_function_that_nobody_defined_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PreconditionError, match="sqrtsoftplus"):
-        new_engine(tmp_path)._layout([0], 8, 2, "sqrtsoftplus")
+        to_layout(tmp_path, ([0], 8, 2, "sqrtsoftplus"))
 
 
 def test_expert_ids_above_a_byte_survive() -> None:
     scores = np.array([[[-0.5, -2.0]]], np.float16)
-    rows = np.concatenate([np.array([[[300, 7]]], np.uint16), scores.view(np.uint16)], axis=-1)
-    trace = unpack_rows(rows, RouterLayout((0,), 512, 2, ScoreFunction.SOFTMAX), 1)
+    rows = np.concatenate([np.array([[[300, 7]]], np.uint16), scores.view(np.uint16)], axis=-1).view(np.uint8)
+    trace = unpack_rows(rows, RouterLayout((0,), 512, 2, ScoreFunction.SOFTMAX), RouterExport.TOPK, 1)
     assert trace.expert_ids.tolist() == [[[300, 7]]]
     assert trace.expert_ids.dtype == np.uint16
-    np.testing.assert_array_equal(trace.log_scores, scores)
+    np.testing.assert_array_equal(trace.scores, scores)
+
+
+def test_rows_that_were_never_written_are_not_plausible() -> None:
+    layout = RouterLayout((0,), 8, 2, ScoreFunction.SOFTMAX)
+    scores = np.full((1, 1, 2), -1.0, np.float16)
+    assert plausible(RouterTrace(layout, np.array([[[3, 1]]], np.uint8), scores))
+    assert plausible(RouterTrace(layout, np.array([[[3, 1]]], np.uint8), None))
+    assert not plausible(RouterTrace(layout, np.zeros((1, 1, 2), np.uint8), scores))
+    assert not plausible(RouterTrace(layout, np.zeros((1, 1, 2), np.uint8), None))
+    assert not plausible(RouterTrace(layout, np.array([[[3, 1]]], np.uint8), scores * np.nan))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"data_parallel_size": 2},
+        {"speculative_tokens": 3},
+        {"enable_chunked_prefill": True},
+        {"enable_expert_parallel": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_the_capture_does_not_follow_is_refused_by_name(settings: dict[str, Any]) -> None:
+    VllmSettings().refuse_inexact(on_cpu=True)
+    with pytest.raises(PreconditionError, match=rf"generation\.vllm\.{next(iter(settings))} is .*set it to"):
+        VllmSettings(**settings).refuse_inexact(on_cpu=True)
+
+
+def test_some_are_for_gpus_only() -> None:
+    VllmSettings(enable_chunked_prefill=True, enable_expert_parallel=True).refuse_inexact(on_cpu=False)
 
 
 class TestEngine:
@@ -185,6 +259,139 @@ class TestEngine:
         assert blocks > 6, "three of four samples take two of the four blocks, so some were preempted"
         for sample in samples:
             check(sample, PROMPT, sampling, {version: references["A"]})
+        assert engine.load.preemptions > 0
+
+    async def test_an_update_preempts_nobody(self, engine: VllmEngine, folders: dict[str, Path]) -> None:
+        """It throws KV caches away, but not for want of memory."""
+        preemptions = engine.load.preemptions
+        stream = engine.stream(PROMPT, params(n=2, max_tokens=100, top_k=4, seed=5))
+        await anext(stream)
+        version = await publish(engine, folders["A"])
+        assert version in {span.version async for piece in stream for span in piece.versions}
+        assert engine.load.preemptions == preemptions
+
+    async def test_waiting_for_running_samples_counts_preempted_ones_in(
+        self,
+        engine: VllmEngine,
+        folders: dict[str, Path],
+        references: dict[str, Reference],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        old = await publish(engine, folders["A"])
+        follow(monkeypatch, engine, UpdatePolicy.WAIT)
+        preemptions = engine.load.preemptions
+        sampling = params(n=4, max_tokens=200, top_k=4, seed=5)
+        running = asyncio.create_task(engine.generate(PROMPT, sampling))
+        await settled(lambda: engine.load.preemptions > preemptions)
+        queued = asyncio.create_task(engine.generate(PROMPT, params(n=SLOTS)))
+        await settled(lambda: engine.load.waiting > 0)
+        new = await publish(engine, folders["B"])
+        for sample in await running:
+            check(sample, PROMPT, sampling, {old: references["A"]})
+        begun = [sample.versions[0].version for sample in await queued]
+        assert new in begun
+        for sample in await queued:
+            assert len(sample.versions) == 1, "of a sample that has begun, each token is from one version"
+            check(sample, PROMPT, params(), {old: references["A"], new: references["B"]})
+
+    async def test_an_aborting_update_ends_samples_with_the_rows_they_have(
+        self,
+        engine: VllmEngine,
+        folders: dict[str, Path],
+        references: dict[str, Reference],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        old = await publish(engine, folders["A"])
+        follow(monkeypatch, engine, UpdatePolicy.ABORT)
+        preemptions = engine.load.preemptions
+        sampling = params(n=10, max_tokens=200, top_k=4, seed=5)
+        whole = asyncio.create_task(engine.generate(PROMPT, sampling))
+        await settled(lambda: engine.load.preemptions > preemptions)
+        streamed = asyncio.create_task(collect(engine.stream(PROMPT, sampling)))
+        await settled(lambda: engine.load.waiting >= 10)
+        new = await publish(engine, folders["B"])
+        samples = await whole
+        aborted = [sample for sample in samples if sample.finish_reason == FinishReason.ABORTED]
+        assert {len(sample.token_ids) > 0 for sample in aborted} == {True, False}
+        for sample in samples:
+            if len(sample.token_ids):
+                check(sample, PROMPT, sampling, {old: references["A"]})
+            else:
+                assert sample.router_trace is not None
+                assert sample.router_trace.expert_ids.shape[0] == len(sample.logprobs) == len(sample.versions) == 0
+        for sample in await streamed:
+            assert sample.finish_reason == FinishReason.ABORTED
+            assert sample.router_trace is not None
+            assert len(sample.router_trace.expert_ids) == 0
+        (after,) = await engine.generate(PROMPT, params())
+        check(after, PROMPT, params(), {new: references["B"]})
+
+    async def test_a_sample_waiting_for_an_update_can_be_cancelled(
+        self, engine: VllmEngine, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        follow(monkeypatch, engine, UpdatePolicy.WAIT)
+        running = asyncio.create_task(engine.generate(PROMPT, params(n=SLOTS, max_tokens=150, top_k=4, seed=5)))
+        await settled(lambda: engine.load.running == SLOTS)
+        update = asyncio.create_task(publish(engine, folders["A"]))
+        held = asyncio.create_task(engine.generate(PROMPT, params(n=2)))
+        await settled(lambda: engine.load.waiting == 2)
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
+        assert engine.load.waiting == 0
+        await update
+        assert len(await running) == SLOTS
+
+    async def test_a_stop_string_ends_a_preempted_sample_with_all_its_rows(
+        self, engine: VllmEngine, folders: dict[str, Path], references: dict[str, Reference]
+    ) -> None:
+        version = await publish(engine, folders["A"])
+        sampling = params(n=4, max_tokens=200, top_k=4, seed=5)
+        texts = ["".join(SYMBOLS[token] for token in s.token_ids) for s in await engine.generate(PROMPT, sampling)]
+        longest = max(texts, key=len)
+        stop = longest[150:154]  # beyond where four samples share four blocks
+        preemptions = engine.load.preemptions
+        stopped = await engine.generate(PROMPT, replace(sampling, stop=(stop, "never")))
+        assert engine.load.preemptions > preemptions
+        for sample, text in zip(stopped, texts, strict=True):
+            if stop in text:
+                assert sample.finish_reason == FinishReason.STOP
+                assert len(sample.token_ids) == text.index(stop) + len(stop)
+            else:
+                assert len(sample.token_ids) == len(text)
+            check(sample, PROMPT, sampling, {version: references["A"]})
+
+    async def test_stop_strings_need_a_tokenizer(self, engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "_tokenizer", None)
+        with pytest.raises(InvalidInputError, match=r"tokenizer\.json"):
+            await engine.generate(PROMPT, params(stop=("1",)))
+
+    async def test_merged_pieces_keep_the_most_likely_tokens(
+        self, engine: VllmEngine, folders: dict[str, Path], references: dict[str, Reference]
+    ) -> None:
+        version = await publish(engine, folders["A"])
+        sampling = params(max_tokens=40, top_k=4, logprobs=6)
+        (whole,) = await engine.generate(PROMPT, sampling)
+        assert whole.top_logprobs is not None
+        pieces: list[Completion] = []
+        async for piece in engine._sample(PROMPT, sampling, 0, delta=True):
+            if len(pieces) == 1:
+                await settled(lambda: engine.load.running == 0)
+            pieces.append(piece)
+        assert len(pieces) < len(whole.token_ids)
+        tops = [piece.top_logprobs for piece in pieces if piece.top_logprobs is not None]
+        assert [len(top.token_ids) for top in tops] == [len(piece.token_ids) for piece in pieces]
+        np.testing.assert_array_equal(np.concatenate([top.logprobs for top in tops]), whole.top_logprobs.logprobs)
+        kept = np.s_[:, :4]  # the others were cut off: any of them are equally unlikely
+        ids = np.concatenate([top.token_ids for top in tops])
+        np.testing.assert_array_equal(ids[kept], whole.top_logprobs.token_ids[kept])
+        assert (whole.top_logprobs.logprobs[:, 4:] == np.finfo(np.float32).min).all()
+        logits, _ = references["A"].forward(PROMPT, whole.token_ids.tolist())
+        for row, expected in enumerate(logits):
+            distribution = log_distribution(expected, sampling)
+            best = np.argsort(-distribution)[:4]
+            assert whole.top_logprobs.token_ids[row, :4].tolist() == best.tolist()
+            np.testing.assert_allclose(whole.top_logprobs.logprobs[row, :4], distribution[best], atol=1e-4)
+        check(whole, PROMPT, sampling, {version: references["A"]})
 
     async def test_a_slow_reader_of_a_stream_sees_which_version_each_token_is_from(
         self, engine: VllmEngine, folders: dict[str, Path], references: dict[str, Reference]
@@ -238,7 +445,18 @@ class TestEngine:
         load = engine.load
         assert load.running + load.waiting == 20
         assert 1 <= load.running <= SLOTS
+        await settled(lambda: engine.load.tokens > load.tokens)
+        assert 0 < engine.load.kv_cache_usage <= 1
         await stream.aclose()  # type: ignore[attr-defined]
+        assert engine.load.kv_cache_usage == 0
+
+    async def test_metrics_of_vllm_are_in_the_registry(self, engine: VllmEngine) -> None:
+        before = vllm_metrics()["vllm:generation_tokens_total"]
+        tokens = engine.load.tokens
+        samples = await engine.generate(PROMPT, params(n=3))
+        sampled = sum(len(sample.token_ids) for sample in samples)
+        await settled(lambda: engine.load.tokens == tokens + sampled)
+        assert vllm_metrics()["vllm:generation_tokens_total"] == before + sampled
 
     async def test_seeds_take_all_64_bits(self, engine: VllmEngine) -> None:
         wrapped = await engine.generate(PROMPT, params(n=2, seed=2**64 - 1))
@@ -249,6 +467,23 @@ class TestEngine:
         for pid in children():
             os.kill(pid, signal.SIGINT)
         assert len(await engine.generate(PROMPT, params(n=8))) == 8
+
+
+class TestShards:
+    pytestmark = NEEDS_VLLM
+
+    async def test_two_processes_that_share_each_layer_are_exact(self, tmp_path: Path) -> None:
+        # A vocabulary that leaves each process a part of it.
+        folders = [save_model(tmp_path / name, seed=seed, vocab_size=128) for seed, name in enumerate("AB")]
+        before = children()
+        engine = new_engine(folders[0], tensor_parallel_size=2)
+        await engine.start()
+        await publish(engine, folders[1])
+        versions = {0: Reference(folders[0]), 1: Reference(folders[1])}
+        for sample in await engine.generate(PROMPT, params(n=3)):
+            check(sample, PROMPT, params(), versions)
+        await engine.close()
+        assert children() == before
 
 
 class TestFailures:
@@ -296,6 +531,39 @@ class TestFailures:
         with pytest.raises(UnavailableError):
             await publish(engine, folders["B"])
         await engine.close()
+        assert children() == before
+        assert vllm_metrics() == {}
+
+    async def test_a_child_that_stands_still_fails_an_update_and_is_killed(
+        self, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = children()
+        engine = new_engine(folders["A"])
+        await engine.start()
+        waiting = asyncio.create_task(engine.generate(PROMPT, params(max_tokens=200, top_k=4, seed=5)))
+        await settled(lambda: engine.load.running == 1)
+        (child,) = children() - before
+        monkeypatch.setattr(engine, "_settings", engine._settings.model_copy(update={"answer_seconds": 0.5}))
+        os.kill(child, signal.SIGSTOP)
+        with pytest.raises(UnavailableError, match="answer_seconds"):
+            await publish(engine, folders["B"])
+        with pytest.raises(UnavailableError):
+            await waiting
+        assert not await engine.healthy()
+        assert children() == before
+        await engine.close()
+
+    async def test_closing_ends_an_update_under_way(self, folders: dict[str, Path]) -> None:
+        before = children()
+        engine = new_engine(folders["A"])
+        await engine.start()
+        (child,) = children() - before
+        os.kill(child, signal.SIGSTOP)
+        update = asyncio.create_task(publish(engine, folders["B"]))
+        await settled(engine._updating.locked)
+        await engine.close()
+        with pytest.raises(UnavailableError):
+            await update
         assert children() == before
 
     @pytest.mark.parametrize("moment", ["starting", "serving"])

@@ -61,7 +61,23 @@ def test_a_failure_while_writing_publishes_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="disk full"):
         weights.publish(tmp_path, 1, fails, keep=2)
-    assert list(tmp_path.glob("v*")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_of_before_a_crash_push_none_out_that_is_published_again(tmp_path: Path) -> None:
+    for version in (6, 7, 8):
+        weights.publish(tmp_path, version, write(version), keep=2)
+    manifest = weights.publish(tmp_path, 5, write(5), keep=2)
+    weights.verify(tmp_path, manifest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000005", "v00000007", "v00000008"]
+
+
+def test_what_a_crash_left_half_published_is_cleared_away(tmp_path: Path) -> None:
+    weights.publish(tmp_path, 1, write(1.0), keep=2)
+    (tmp_path / ".v00000002").mkdir()
+    (tmp_path / ".v00000002" / "a.safetensors").write_bytes(b"half")
+    weights.publish(tmp_path, 2, write(2.0), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000001", "v00000002"]
 
 
 def test_a_changed_byte_a_lost_byte_and_a_lost_file_are_found(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class StopStrings:
         self._tokenizer = read_tokenizer(Path(self.vllm_config.model_config.model))
 
     def _update_request_with_output(self, request: Any, tokens: list[int], **kwargs: Any) -> tuple[list[int], bool]:
-        tokens, stopped = super()._update_request_with_output(request, tokens, **kwargs)  # type: ignore[misc]
+        tokens, stopped = super()._update_request_with_output(request, tokens, **kwargs)  # type: ignore[misc]  # a mixin
         stop = (request.sampling_params.extra_args or {}).get(STOP)
         if not stop:
             return tokens, stopped
@@ -63,14 +63,14 @@ class UpdatePolicies:
             self.waiting.remove_requests(self._held)
             return
         held, self._held = self._held or [], None
-        super().set_pause_state(state)  # type: ignore[misc]
+        super().set_pause_state(state)  # type: ignore[misc]  # a mixin
         for request in held:
             if not request.is_finished():
                 self._enqueue_waiting_request(request)
 
     def _enqueue_waiting_request(self, request: Any) -> None:
         if self._held is None:
-            super()._enqueue_waiting_request(request)  # type: ignore[misc]
+            super()._enqueue_waiting_request(request)  # type: ignore[misc]  # a mixin
         else:
             self._held.append(request)
 
@@ -78,13 +78,13 @@ class UpdatePolicies:
         if request_ids is None and self.aux_output_connector is not None:
             # All at once: an update that aborts, or the end of this process.
             self._rows_of_aborted = {name: self.aux_output_connector.rows_of(name) for name in self.requests}
-        finished: list[Any] = super().finish_requests(request_ids, status)  # type: ignore[misc]
+        finished: list[Any] = super().finish_requests(request_ids, status)  # type: ignore[misc]  # a mixin
         return finished
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """An update throws all KV cache away. That is no preemption, which would say that there is too little of it."""
         preempted = {request.request_id: len(request.events) for request in self.requests.values()}
-        reset: bool = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]
+        reset: bool = super().reset_prefix_cache(*args, **kwargs)  # type: ignore[misc]  # a mixin
         for name, events in preempted.items():
             del self.requests[name].events[events:]
         return reset
