@@ -17,8 +17,10 @@ if (pending.err or pending[1] == nil) and call('XRANGE', KEYS[1], ARGV[2], ARGV[
   call('UNLINK', KEYS[10])
   return 'gone'
 end
--- A second entry of a group whose life has ended, as a Redis that lost writes may bring it back, counts for nothing.
-if call('HEXISTS', KEYS[4], ARGV[5]) == 0 then
+-- A second entry of a group whose life has ended, as a Redis that lost writes may bring it back, counts for nothing. A
+-- dead letter is kept even so: the entry may be of no group at all.
+local alive = call('HEXISTS', KEYS[4], ARGV[5]) == 1
+if not alive and ARGV[9] ~= 'dead' then
   call('XACK', KEYS[1], ARGV[1], ARGV[2])
   call('XDEL', KEYS[1], ARGV[2])
   call('UNLINK', KEYS[9], KEYS[10])
@@ -48,6 +50,7 @@ if ARGV[9] ~= '' then
   end
   call('HINCRBY', KEYS[6], ARGV[9], ARGV[13])
 end
+if not alive then return 'ok' end
 if ARGV[16] == '' then
   call('HSET', KEYS[4], ARGV[5], ARGV[6] .. ' ' .. ARGV[11])
 else
