@@ -72,6 +72,7 @@ def last_line(file: Path) -> str:
 
 def configure(service: str, folder: Path | None, terminal_level: str = "INFO") -> None:
     """Sends everything from INFO up to `folder`/SERVICE.jsonl and `terminal_level` up to stderr."""
+    logging.raiseExceptions = False  # a full disk would print a traceback for each line that it refuses
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

@@ -45,6 +45,8 @@ class CurriculumWorker:
             if answer in ("ok", "done"):
                 metrics.PROMPTS.inc(answer == "ok")
                 index += 1
+            elif answer == "back":
+                index = await self._run.next_prompt()
             else:
                 metrics.WAIT_SECONDS.labels(answer).inc(self._poll)
                 await asyncio.sleep(self._poll)

@@ -100,6 +100,8 @@ class Client(Redis):
         metrics.RETRIES.labels(trouble).inc()
         if trouble is _Trouble.LOST:
             self.lost += 1
+            # The other idle connections are as dead, and would cost a try each.
+            await self.connection_pool.disconnect(inuse_connections=False)
         if trouble is not _Trouble.FULL and seconds > self.outage_seconds:
             raise UnavailableError(
                 f"redis.url: no answer for {seconds:.0f} s ({type(error).__name__}); check the server, or raise "

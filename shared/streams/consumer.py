@@ -82,7 +82,7 @@ class Consumer:
         try:
             entries = (
                 await self._read_own(count)
-                or await self._read_lost()
+                or await self._read_lost(count)
                 or await self._sweep(count)
                 or await self._read_new(count)
             )
@@ -176,7 +176,7 @@ class Consumer:
         self._own_cursor = raw[-1][0].decode() if raw else None
         return await self._entries(raw)
 
-    async def _read_lost(self) -> list[Entry]:
+    async def _read_lost(self, count: int) -> list[Entry]:
         """Entries that were delivered in an answer which did not come: pending here, and held by nobody.
 
         They are looked up and not claimed, so that those which are held do not count as delivered once more.
@@ -190,6 +190,8 @@ class Consumer:
                 found: Any = await self._redis.xrange(key, one["message_id"], one["message_id"])
                 for id_, fields in found:
                     entries.append(Entry.of(id_, fields, one["times_delivered"]))
+            if len(entries) == count:
+                return entries  # what is left comes with the next read
         self._losses = now
         return entries
 

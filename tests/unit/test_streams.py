@@ -53,6 +53,13 @@ async def test_admission_is_bounded_by_tickets_and_survives_a_lost_answer(run: R
     assert await run.admit(2, prompt(2), tickets=2) == "ok"
 
 
+async def test_prompts_that_redis_has_forgotten_are_admitted_again(redis: Redis, run: Run) -> None:
+    assert await admit(run, 2) == ["ok", "ok"]
+    await redis.hset(run.keys.progress, "prompts", 1)  # as after a crash that cost the last write
+    assert await run.admit(2, prompt(2), tickets=100) == "back"
+    assert await run.next_prompt() == 1
+
+
 async def test_nothing_is_admitted_once_the_learner_has_finished(run: Run) -> None:
     assert await admit(run, 1) == ["ok"]
     await run.report_progress(phase=FINISHED)
