@@ -19,4 +19,6 @@ STREAM_ENTRIES = Gauge("routershift_stream_entries", "Entries in a stream, those
 STREAM_BYTES = Gauge("routershift_stream_bytes", "Payload bytes in a stream", ["stream"])
 STREAM_AGE = Gauge("routershift_stream_oldest_entry_seconds", "Age of a stream's oldest entry", ["stream"])
 DEAD_LETTERS = Gauge("routershift_stream_dead_letters", "Entries in the dead-letter stream")
+REDIS_MEMORY = Gauge("routershift_redis_memory_bytes", "Memory that Redis uses")
+REDIS_LIMIT = Gauge("routershift_redis_memory_limit_bytes", "Its maxmemory; 0 for none")
 LEDGER = Gauge("routershift_ledger_trajectories", "Trajectories by state, from the run's ledger", ["state"])

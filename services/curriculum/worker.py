@@ -84,7 +84,7 @@ class CurriculumWorker:
             await asyncio.sleep(self._poll)
 
     async def watch(self) -> None:
-        """Keeps the gauges of streams, tickets and ledger fresh."""
+        """Keeps the gauges of streams, tickets, memory and ledger fresh."""
         while True:
             for stream, backlog in (await self._run.backlog()).items():
                 metrics.STREAM_ENTRIES.labels(stream).set(backlog.entries)
@@ -92,6 +92,9 @@ class CurriculumWorker:
                 metrics.STREAM_AGE.labels(stream).set(backlog.oldest_seconds)
             metrics.DEAD_LETTERS.set(await self._run.dead_letters())
             metrics.TICKETS.set(await self._run.tickets_held())
+            memory = await self._run.memory()
+            metrics.REDIS_MEMORY.set(memory.used)
+            metrics.REDIS_LIMIT.set(memory.limit)
             ledger = await self._run.ledger()
             for state in ("prompted", "trained", "in_flight"):
                 metrics.LEDGER.labels(state).set(getattr(ledger, state))

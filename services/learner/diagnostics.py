@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from services.learner.collate import Batch
+from services.learner.expert_use import balance
 from services.learner.loss import Forward, LossParts
 
 
@@ -21,7 +22,7 @@ class Diagnostics:
         self._step = step
         self._updates: dict[str, list[Tensor]] = {"loss": [], "grad_norm": []}
         self._tokens: dict[str, list[Tensor]] = {}
-        self._layers: Tensor | None = None
+        self._layers: dict[str, Tensor] = {}  # sums over tokens, by layer
 
     def add_update(self, loss: Tensor, grad_norm: Tensor) -> None:
         """Both of all ranks together."""
@@ -42,23 +43,28 @@ class Diagnostics:
         self._add("lag", lag.float())
         if parts.reference_kl is not None:
             self._add("reference_kl", parts.reference_kl.detach()[mask])
+        if batch.routes is not None and forward.use is not None:
+            self._add("missing", batch.routes.missing.float())
+            self._add_layers("loads", forward.use.loads)
+            self._add_layers("overlaps", forward.use.overlaps)
         if shift is not None and batch.routes is not None:
             self._add("gamma", shift.log_gamma.exp())
-            self._add("missing", batch.routes.missing.float())
             if is_unmoved:
                 self._add("gamma_at_lag_zero", shift.measured[(lag == 0) & ~batch.routes.missing].exp())
-            self._layers = shift.layers if self._layers is None else self._layers + shift.layers
+            self._add_layers("shifts", shift.layers)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `summarise` wants of this rank, on the CPU."""
         found = {name: torch.stack(values) for name, values in self._updates.items()}
         found |= {f"token/{name}": torch.cat(parts) for name, parts in self._tokens.items()}
-        if self._layers is not None:
-            found["layers"] = self._layers
+        found |= {f"layers/{name}": sums for name, sums in self._layers.items()}
         return {name: tensor.cpu() for name, tensor in found.items()}
 
     def _add(self, name: str, values: Tensor) -> None:
         self._tokens.setdefault(name, []).append(values)
+
+    def _add_layers(self, name: str, sums: Tensor) -> None:
+        self._layers[name] = self._layers[name] + sums if name in self._layers else sums
 
 
 def summarise(ranks: Sequence[Mapping[str, Tensor]], gamma_min: float) -> dict[str, float]:
@@ -90,19 +96,29 @@ def summarise(ranks: Sequence[Mapping[str, Tensor]], gamma_min: float) -> dict[s
     if "reference_kl" in tokens:
         numbers["reference_kl"] = tokens["reference_kl"].mean()
     if "gamma" in tokens:
-        gamma, missing = tokens["gamma"], tokens["missing"]
+        gamma = tokens["gamma"]
         numbers |= {
             "gamma_mean": gamma.mean(),
             "gamma_p10": _quantile(gamma, 0.1),
             "gamma_floor_fraction": (gamma < gamma_min).float().mean(),
-            "missing_route_fraction": missing.mean(),
         }
         if (unmoved := tokens.get("gamma_at_lag_zero")) is not None and unmoved.numel():
             numbers |= {"gamma_at_lag_zero": unmoved.mean(), "gamma_at_lag_zero_p10": _quantile(unmoved, 0.1)}
-        known = (1 - missing).sum().clamp(min=1)
-        layers = torch.stack([part["layers"] for part in parts]).sum(dim=0)
-        numbers |= {f"router_shift_layer_{i}": total / known for i, total in enumerate(layers)}
+    if "missing" in tokens:
+        numbers["missing_route_fraction"] = tokens["missing"].mean()
+        known = (1 - tokens["missing"]).sum().clamp(min=1)
+        for name, values in _by_layer(parts, known).items():
+            numbers |= {f"{name}_layer_{i}": value for i, value in enumerate(values)}
     return {name: float(value) for name, value in numbers.items()}
+
+
+def _by_layer(parts: Sequence[Mapping[str, Tensor]], known: Tensor) -> dict[str, Tensor]:
+    """[L] each; `known` are the tokens whose routes are known."""
+    names = [name for name in parts[0] if name.startswith("layers/")]
+    sums = {name.removeprefix("layers/"): torch.stack([part[name] for part in parts]).sum(dim=0) for name in names}
+    busiest, entropy = balance(sums["loads"])
+    found = {"expert_overlap": sums["overlaps"] / known, "expert_load_max": busiest, "expert_load_entropy": entropy}
+    return found | ({"router_shift": sums["shifts"] / known} if "shifts" in sums else {})
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:

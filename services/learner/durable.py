@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner import checkpoint, metrics
+from services.learner.announcer import Announcer
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared import weights
@@ -43,7 +44,7 @@ class Durable:
         self._trained = dict(trained)
         self._waiting: list[tuple[Entry, int]] = []  # trained on in this step, not yet in a checkpoint
         self._wanted: list[asyncio.Future[Path]] = []
-        self._published: pb.WeightsManifest | None = None
+        self._announcer = Announcer(settings, run)
 
     @property
     def is_wanted(self) -> bool:
@@ -88,18 +89,17 @@ class Durable:
                 f"{lost} trajectories of run {self._settings.run.id} were trained on, but {self._checkpoints} has no "
                 "checkpoint; bring it back, or begin again with another run.id"
             )
-        self._published = await self._run.newest_weights()
-        if self._trainer.step > 0 and not await asyncio.to_thread(self._is_served, self._published):
+        saved = max(self._checkpoints.glob("step-*"), default=None)
+        metrics.CHECKPOINTED.set(saved.stat().st_mtime if saved else time.time())
+        newest = await self._run.newest_weights()
+        if self._trainer.step > 0 and not await asyncio.to_thread(self._is_served, newest):
             await self.publish(asyncio.Event())
+        elif newest is not None:
+            self._announcer.adopt(newest)
 
     async def remind(self) -> None:
-        """Announces the newest version again where Redis, back from a crash, has forgotten it."""
-        if self._published is None:
-            return
-        newest = await self._run.newest_weights()
-        if newest is None or newest.version < self._published.version:
-            log.warning("version %d is announced again: Redis has forgotten it", self._published.version)
-            await self._run.announce(self._published)
+        """Announces the newest version again where it is not known; see Announcer."""
+        await self._announcer.remind()
 
     async def publish(self, stop: asyncio.Event) -> None:
         """Writes the weights of this step and announces them."""
@@ -110,9 +110,9 @@ class Durable:
                 root, self._trainer.step, self._trainer.export_weights, learner.weights_kept, protected
             )
 
-        self._published = await self._written("weights", root, write, stop)
-        await self._run.announce(self._published)
-        metrics.VERSION.set(self._published.version)
+        published = await self._written("weights", root, write, stop)
+        await self._announcer.announce(published)
+        metrics.VERSION.set(published.version)
 
     async def checkpoint(self, stop: asyncio.Event) -> None:
         """Makes the state durable, then settles everything it contains."""
@@ -123,6 +123,7 @@ class Durable:
             return checkpoint.save(self._checkpoints, self._trainer, groups, kept, protected)
 
         path = await self._written("checkpoint", self._checkpoints, save, stop)
+        metrics.CHECKPOINTED.set_to_current_time()
         await self._written("trained_list", path, lambda: checkpoint.list_trained(path, groups), stop)
         self._trained |= groups
         for entry, step in self._waiting:

@@ -7,6 +7,7 @@ from torch import Tensor
 from services.learner.algorithms import CORRECTION_HIGH
 from services.learner.collate import Batch
 from services.learner.corrections import Correction, Rule, correct
+from services.learner.expert_use import ExpertUse
 from services.learner.objectives import (
     OBJECTIVES,
     Clipping,
@@ -30,6 +31,7 @@ class Forward:
     proximal: Tensor | None  # [B, T] float32, log pi_prox, where it is recomputed
     reference: Tensor | None  # [B, T] float32, log-probs of the model of the start, where it is wanted
     shift: Shift | None
+    use: ExpertUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

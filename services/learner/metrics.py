@@ -38,8 +38,22 @@ DIAGNOSTIC = {
         "gamma_at_lag_zero_p10": "10th percentile of gamma over those tokens",
     }.items()
 }
+# By the diagnostics' names; a layer is a routed layer, counted from 0.
+BY_LAYER = {
+    name: Gauge(f"routershift_learner_layer_{metric}", text, ["layer"])
+    for name, metric, text in (
+        ("router_shift", "router_shift", "Mean over tokens of the router shift of a layer"),
+        ("expert_overlap", "expert_overlap_ratio", "Share of the sampler's experts that the learner chooses too"),
+        ("expert_load_max", "expert_load_max_ratio", "Load of the busiest expert over the mean load"),
+        ("expert_load_entropy", "expert_load_entropy_ratio", "Entropy of the experts' load over that of an even load"),
+    )
+}
+STATE = Gauge("routershift_learner_state", "1 for what the learner is doing", ["state"])
+CHECKPOINTED = Gauge("routershift_learner_checkpoint_timestamp_seconds", "Unix time of the newest checkpoint")
+FLOPS = Counter("routershift_learner_model_flops_total", "Floating-point operations that training needs")
 SKIPPED = Counter("routershift_learner_steps_skipped_total", "Batches skipped", ["reason"])
 RUNNING_REWARD = Gauge("routershift_learner_reward_running_mean", "Running mean of the reward, where it is watched")
 COLLAPSED = Gauge("routershift_learner_reward_collapsed", "1 while the running mean has fallen too far from its best")
 TORN = Counter("routershift_learner_checkpoints_torn_total", "Checkpoints passed over because they were not whole")
 REFUSED_WRITES = Counter("routershift_learner_writes_refused_total", "Writes that the disk refused", ["write"])
+TRANSFERS = Counter("routershift_learner_transfers_total", "Versions sent over the network", ["outcome"])

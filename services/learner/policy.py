@@ -42,6 +42,23 @@ class Policy:
         """What is trained, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of a forward and a backward pass, attention left out (arXiv 2001.08361, table 1).
+
+        Two for each weight that a token meets, two more for the gradient of its input, and two for its own where it is
+        trained. A token meets K of E experts, and one row of the embeddings, which costs nothing.
+        """
+        experts = self.layout.top_k / self.layout.num_experts if self.layout else 1.0
+        head = self.model.get_output_embeddings().weight
+        looked_up = {id(self.model.get_input_embeddings().weight)} - {id(head)}
+        flops: float = sum(
+            (6 if p.requires_grad else 4) * p.numel() * (experts if ".experts." in name else 1.0)
+            for name, p in self.model.named_parameters()
+            if id(p) not in looked_up
+        )
+        return flops
+
     def place(self, settings: LearnerSettings) -> None:
         """Moves the model to its device, sharded where it must be. Hooks on its modules come before."""
         sharding.shard(self.model, self._ranks, getattr(torch, settings.precision))

@@ -29,6 +29,11 @@ class Recorder:
         self._began = time.perf_counter()
         self._phases: dict[str, float] = {}
 
+    def show(self, state: str) -> None:
+        """What the learner does: waiting for rollouts, training, paused or finished."""
+        for known in ("waiting", "training", "paused", "finished"):
+            metrics.STATE.labels(known).set(known == state)
+
     def lap(self, phase: str) -> None:
         """The time since the last lap was spent in this phase."""
         now = time.perf_counter()
@@ -45,6 +50,7 @@ class Recorder:
         metrics.STEP.set(report.step)
         metrics.TRAJECTORIES.inc(len(rewards))
         metrics.TOKENS.inc(sum(s.completion.token_ids.size for scored in batch for s in scored.group.samples))
+        metrics.FLOPS.inc(report.flops)
         metrics.REWARD.set(reward)
         metrics.TRAIN_ACCURACY.set(accuracy)
         for versions, seconds in zip(staleness, ages, strict=True):
@@ -53,6 +59,10 @@ class Recorder:
         for name, gauge in metrics.DIAGNOSTIC.items():
             if name in report.diagnostics:
                 gauge.set(report.diagnostics[name])
+        for name, value in report.diagnostics.items():
+            kind, _, layer = name.partition("_layer_")
+            if layer:
+                metrics.BY_LAYER[kind].labels(layer).set(value)
         backlog = await self._run.backlog()
         record = {
             "step": report.step,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from services.learner.expert_use import ExpertUse, UseMeter
 from services.learner.router_shift import Baseline, Routes, Shift, ShiftMeter
 from services.learner.settings import LayerAggregation, MismatchBaseline, Replay
 from shared.errors import InvalidInputError
@@ -25,9 +26,17 @@ from shared.trajectory import RouterLayout
 class Observation:
     """What the routers of one forward pass are compared with and made to replay."""
 
-    def __init__(self, family: Family, meter: ShiftMeter | None, recorded: Routes | None, own: Tensor | None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        meter: ShiftMeter | None,
+        use: UseMeter | None,
+        recorded: Routes | None,
+        own: Tensor | None,
+    ) -> None:
         self._family = family
         self._meter = meter
+        self._use = use
         self._recorded = recorded
         self._own = own
         self._seen: set[int] = set()
@@ -36,12 +45,17 @@ class Observation:
         """Router shift, once the forward pass is over; None where the micro-batch has no routes."""
         return None if self._meter is None else self._meter.result()
 
+    def use(self) -> ExpertUse | None:
+        """What was chosen, once the forward pass is over; None where the micro-batch has no routes."""
+        return None if self._use is None else self._use.result()
+
     def see(self, layer: int, router: nn.Module, output: Any) -> Any:
         """A router's forward is over. Activation checkpointing runs it twice: replayed twice, measured once."""
         logits, expert_ids = self._family.read(router, output)
-        if self._meter is not None and layer not in self._seen:
+        if self._meter is not None and self._use is not None and layer not in self._seen:
             self._seen.add(layer)
             self._meter.add(layer, logits)
+            self._use.add(layer, expert_ids)
         if self._own is not None:
             return self._family.reroute(router, output, self._own[:, layer].long())
         if self._recorded is not None:
@@ -120,13 +134,14 @@ class Routing:
             raise InvalidInputError(
                 "router_trace is absent; routing_replay = r3 needs it: generation must record routes"
             )
-        meter = None
+        meter = use = None
         if routes is not None:
             baseline = self.baseline.medians if self._subtracts else None
             meter = ShiftMeter(
                 routes, len(self.layout.layer_ids), self.layout.score_function, self._aggregation, baseline
             )
-        self._active = Observation(self._family, meter, routes if self._replay == "r3" else None, own)
+            use = UseMeter(routes, self.layout)
+        self._active = Observation(self._family, meter, use, routes if self._replay == "r3" else None, own)
         try:
             yield self._active
         finally:

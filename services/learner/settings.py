@@ -110,6 +110,16 @@ class LearnerSettings(Door):
         120.0, ge=0, description="how long a write that the disk refuses is tried again before the learner ends"
     )
 
+    transfer_host: str = Field(
+        "127.0.0.1", description="address of this machine for generation, where run.weights_transfer is broadcast"
+    )
+    transfer_backend: Literal["gloo", "nccl"] = Field(
+        "gloo", description="nccl: between GPUs, where the learner and each worker of generation have one of their own"
+    )
+    transfer_seconds: float = Field(
+        60.0, gt=0, description="for all replicas to come to a transfer, and then for each of its parts"
+    )
+
     max_skipped: int = Field(3, ge=1, description="batches in a row that may be skipped before the learner gives up")
     collapse_window: int = Field(
         0, ge=0, description="batches of the running mean of the reward that is watched for a collapse; 0: not watched"

@@ -46,6 +46,7 @@ class StepReport:
     step: int  # batches done, this one included unless it was skipped
     skipped: str | None  # why nothing was learnt from it
     diagnostics: Mapping[str, float]
+    flops: float  # that the updates need, recomputation and attention left out; all ranks together
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Trainer:
         self._reference = Reference(self._policy, settings, run, self._ranks) if settings.kl_coefficient else None
         self._policy.place(settings)
         self._parameters = self._policy.parameters
+        self._flops_per_token = self._policy.flops_per_token
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
             lr=settings.learning_rate,
@@ -116,10 +118,11 @@ class Trainer:
         weights and optimizer are then as before.
         """
         shares = self._planner.plan(groups, self._seed, self.step)
-        if self._ranks.size == 1:
-            return self._train(shares[0])
-        self._tell("train")
-        return self._train(decode(self._ranks.scatter([encode(share) for share in shares])))
+        tokens = self._settings.epochs * sum(sample.input_tokens for group in groups for sample in group.samples)
+        if self._ranks.size > 1:
+            self._tell("train")
+            shares[0] = decode(self._ranks.scatter([encode(share) for share in shares]))
+        return replace(self._train(shares[0]), flops=tokens * self._flops_per_token)
 
     def export_weights(self, folder: Path) -> None:
         """Writes safetensors with the tensor names and the dtype of the model folder."""
@@ -173,7 +176,7 @@ class Trainer:
             self._routing.baseline.close_batch(self._ranks.sum)
         parts = [decode_tensors(part) for part in self._ranks.gather(encode_tensors(diagnostics.tensors()))]
         numbers = summarise(parts, self._settings.gamma_min) if parts else {}
-        return StepReport(self.step, None if taken else NON_FINITE, numbers)
+        return StepReport(self.step, None if taken else NON_FINITE, numbers, flops=0.0)
 
     @torch.no_grad()
     def _look(self, batch: Batch) -> _Before | None:
@@ -213,7 +216,8 @@ class Trainer:
         with self._observing(batch, before, is_unmoved) as observation:
             logprobs, entropy = self._policy.logprobs(batch, entropy_gradient=self._settings.entropy_coefficient > 0)
             shift = observation.result() if observation and self._settings.uses_router_shift else None
-            forward = Forward(logprobs, entropy, before.logprobs if before else None, reference, shift)
+            use = observation.use() if observation else None
+            forward = Forward(logprobs, entropy, before.logprobs if before else None, reference, shift, use)
             parts = self._loss(batch, forward, totals)
             parts.loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         diagnostics.add_forward(batch, forward, parts, is_unmoved)

@@ -90,6 +90,8 @@ class LearnerWorker:
     async def start(self) -> None:
         """Brings what the run knows up to what the learner has. A run that a person paused stays paused."""
         await self._durable.start()
+        metrics.STEP.set(self._trainer.step)
+        metrics.VERSION.set(self._trainer.step)
         if (await self._run.progress()).get("phase") == PAUSED:
             self._paused = True
             log.warning("still paused, as before the restart")
@@ -165,6 +167,7 @@ class LearnerWorker:
 
     async def _step(self, stop: asyncio.Event) -> None:
         self._recorder.lap("wait")
+        self._recorder.show("training")
         batch, self._batch = self._batch, []
         doubles, self._doubles = self._doubles, []
         staleness = [self._staleness(scored) for scored in batch]
@@ -172,6 +175,7 @@ class LearnerWorker:
         self._recorder.lap("train")
         if report.skipped:
             await self._skip(batch, doubles, report.skipped)
+            await self._report_progress()
             return
         self._skipped = 0
         await self._durable.publish(stop)
@@ -224,6 +228,7 @@ class LearnerWorker:
         )
 
     async def _report_progress(self) -> None:
+        self._recorder.show("waiting" if self._phase == TRAINING else self._phase)
         await self._run.report_progress(
             step=self._trainer.step, version=self._trainer.step, total_steps=self._settings.run.steps, phase=self._phase
         )

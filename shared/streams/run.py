@@ -17,8 +17,12 @@ from shared.streams.scripts import source
 # The learner's phase, in the run's progress; admit.lua knows the last.
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
 
-# Announcements are not data: only the newest is ever loaded.
+# Announcements are not data: only the newest is loaded, or the one before where that is damaged.
 _WEIGHTS_KEPT = 16
+
+# A replica says this often that it is there, and is forgotten after so much silence.
+REPLICA_BEAT_SECONDS = 3.0
+_REPLICA_MILLISECONDS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,28 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Of a Redis server, in bytes."""
+
+    used: int
+    limit: int  # maxmemory; 0 for none
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """What a stream holds, entries being worked on included."""
 
     entries: int
     bytes: int
     oldest_seconds: float  # age of the oldest entry; 0 for none
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A process of generation that takes weights over the network."""
+
+    workers: int  # of its engine; each takes all weights
+    version: int  # that it serves
 
 
 class Run:
@@ -72,6 +92,9 @@ class Run:
         self._announce = redis.register_script(source("announce.lua"))
         self._account = redis.register_script(source("account.lua"))
         self._backlog = redis.register_script(source("backlog.lua"))
+        self._newest = redis.register_script(source("newest.lua"))
+        self._replicas = redis.register_script(source("replicas.lua"))
+        self._newest_id, self._newest_weights = b"", pb.WeightsManifest()
 
     async def open(self) -> None:
         """Creates every stream's group, so that no entry can come before its reader is known.
@@ -148,9 +171,41 @@ class Run:
         await self._announce(keys=[self.keys.weights], args=[manifest.SerializeToString(), _WEIGHTS_KEPT])
 
     async def newest_weights(self) -> pb.WeightsManifest | None:
-        """The last version announced; None before the first."""
-        entries: Any = await self._redis.xrevrange(self.keys.weights, count=1)
-        return pb.WeightsManifest.FromString(entries[0][1][b"p"]) if entries else None
+        """The last version announced; None before the first. Asked again, it costs next to nothing."""
+        answer: list[bytes] = await self._newest(keys=[self.keys.weights], args=[self._newest_id])
+        if not answer:
+            return None
+        if len(answer) > 1:
+            self._newest_id, self._newest_weights = answer[0], pb.WeightsManifest.FromString(answer[1])
+        return self._newest_weights
+
+    async def announced_weights(self) -> list[pb.WeightsManifest]:
+        """The versions announced, as far as they are remembered: the last announcement of each, newest first."""
+        entries: Any = await self._redis.xrevrange(self.keys.weights, count=_WEIGHTS_KEPT)
+        manifests: dict[int, pb.WeightsManifest] = {}
+        for _, fields in entries:
+            manifest = pb.WeightsManifest.FromString(fields[b"p"])
+            manifests.setdefault(manifest.version, manifest)
+        return list(manifests.values())
+
+    async def register_replica(self, name: str, workers: int, version: int) -> None:
+        """Says that a replica of generation is there, for the next seconds: see `REPLICA_BEAT_SECONDS`.
+
+        Args:
+            name: of this life of the replica. One that starts again is another.
+            workers: processes of its engine, each of which takes all weights.
+            version: that it serves.
+        """
+        await self._replicas(keys=[self.keys("replicas")], args=[name, workers, version, _REPLICA_MILLISECONDS])
+
+    async def remove_replica(self, name: str) -> None:
+        """Says that a replica ends, so that nobody waits for it."""
+        await self._replicas(keys=[self.keys("replicas")], args=[name, 0, 0, 0])
+
+    async def replicas(self) -> dict[str, Replica]:
+        """The replicas of generation that take weights over the network, by name."""
+        answer = await self._replicas(keys=[self.keys("replicas")], args=[])
+        return {name.decode(): Replica(workers, version) for name, workers, version in sorted(answer)}
 
     async def progress(self) -> dict[str, str]:
         raw: Any = await self._redis.hgetall(self.keys.progress)
@@ -159,6 +214,11 @@ class Run:
     async def report_progress(self, **values: str | int | float) -> None:
         mapping: dict[Any, Any] = dict(values)
         await self._redis.hset(self.keys.progress, mapping=mapping)
+
+    async def memory(self) -> Memory:
+        """Of the Redis that holds the run."""
+        info = await self._redis.info("memory")
+        return Memory(int(info["used_memory"]), int(info["maxmemory"]))
 
     async def _check_memory(self) -> None:
         info = await self._redis.info("memory")

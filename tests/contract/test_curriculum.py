@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
+from redis.asyncio import Redis
 
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
@@ -15,7 +17,7 @@ from services.curriculum.countdown import Countdown, Problem
 from services.curriculum.evaluation import evaluate
 from services.curriculum.settings import CurriculumSettings, Settings
 from services.curriculum.worker import CurriculumWorker
-from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling
+from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling, Weights
 from services.generation.requests import Requests
 from services.generation.server import GenerationServicer
 from services.generation.weights import WeightsLoader
@@ -80,7 +82,7 @@ class HandWritten:
         for completion in await self.generate(prompt, sampling):
             yield completion
 
-    async def update_weights(self, version: int, files: list[Path]) -> float:
+    async def update_weights(self, version: int, weights: Weights) -> float:
         self.version = version
         return 0.0
 
@@ -300,6 +302,24 @@ async def test_a_restart_evaluates_nothing_twice(run: Run, tmp_path: Path) -> No
         await second.publish(20)
         await second.until("evaluated_version", 20)
         assert second.evaluated == [0, 10, 20]
+
+
+async def test_the_memory_of_redis_is_watched(run: Run, redis: Redis, tmp_path: Path) -> None:
+    limit = 8 << 30
+    await redis.config_set("maxmemory", limit)
+    async with doors(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
+        watching = asyncio.create_task(CurriculumWorker(settings, TASK, run).watch())
+
+        async def watched() -> bool:
+            return REGISTRY.get_sample_value("routershift_redis_memory_limit_bytes") == limit
+
+        try:
+            await until(watched)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await redis.config_set("maxmemory", 0)
+    assert 0 < (REGISTRY.get_sample_value("routershift_redis_memory_bytes") or 0) < limit
 
 
 async def test_prompts_ask_for_what_the_run_says(run: Run, tmp_path: Path) -> None:

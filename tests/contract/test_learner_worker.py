@@ -1,6 +1,9 @@
 """The learner's loop on a real Redis: good entries, bad ones, crashes, and the end of a run."""
 
 import asyncio
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,11 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.learner import checkpoint
+from services.learner import checkpoint, metrics
 from services.learner.batch import Group
 from services.learner.settings import LearnerSettings
 from services.learner.settings import Settings as LearnerTables
-from services.learner.trainer import Trainer
+from services.learner.trainer import StepReport, Trainer
 from services.learner.worker import LearnerWorker
 from shared import records, weights
 from shared.errors import PreconditionError
@@ -73,6 +76,16 @@ class Learning:
     async def __aexit__(self, *_: object) -> None:
         self.stop.set()
         await asyncio.wait_for(self._task, 30)
+
+
+def gauge(name: str, **labels: str) -> float:
+    value = REGISTRY.get_sample_value(f"routershift_learner_{name}", labels)
+    assert value is not None
+    return value
+
+
+def shown_state() -> list[str]:
+    return [state for state in ("waiting", "training", "paused", "finished") if gauge("state", state=state)]
 
 
 async def nothing_in_flight(run: Run) -> bool:
@@ -180,6 +193,49 @@ async def test_a_crash_after_the_checkpoint_settles_without_training_again(
     ledger = await run.ledger()
     assert (ledger.trained, ledger.dropped) == (GROUPS * SAMPLES, {})
     assert len(records.read(settings.run.path / records.LEARNER)) == 0
+
+
+async def test_what_a_step_leaves_in_the_metrics(
+    run: Run, tmp_path: Path, model: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, during = gauge("model_flops_total"), []
+
+    def train_step(trainer: Trainer, batch: Sequence[Group], train: Any = Trainer.train_step) -> StepReport:
+        during.extend(shown_state())
+        report: StepReport = train(trainer, batch)
+        return report
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
+    async with Learning(tables(tmp_path, model, steps=1), run):
+        await until(lambda: nothing_in_flight(run))
+    assert gauge("model_flops_total") > before
+    assert during == ["training"]
+    assert shown_state() == ["finished"]
+    assert [gauge("layer_expert_overlap_ratio", layer=str(layer)) for layer in range(3)] == pytest.approx([1, 1, 1])
+    assert all(gauge("layer_expert_load_max_ratio", layer=str(layer)) >= 1 for layer in range(3))
+    assert all(0 < gauge("layer_expert_load_entropy_ratio", layer=str(layer)) <= 1 for layer in range(3))
+    assert all(gauge("layer_router_shift", layer=str(layer)) < 1e-2 for layer in range(3))
+
+
+async def test_a_restart_shows_the_step_the_version_and_the_checkpoint_that_it_goes_on_from(
+    run: Run, tmp_path: Path, model: Path, groups: list[Group]
+) -> None:
+    settings = tables(tmp_path, model, steps=2)
+    async with Learning(settings, run):
+        assert gauge("checkpoint_timestamp_seconds") == pytest.approx(time.time(), abs=60)
+        assert shown_state() == ["waiting"]
+        await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
+        await until(lambda: nothing_in_flight(run))
+    (checkpointed,) = (tmp_path / "learn" / "checkpoints").glob("step-*")
+    os.utime(checkpointed, (1000, 1000))
+    metrics.STEP.set(0)
+    metrics.VERSION.set(0)
+    async with Learning(settings, run) as learning:
+        assert gauge("checkpoint_timestamp_seconds") == 1000
+        assert (gauge("step"), gauge("weights_version")) == (1, 1)
+        await learning.worker.pause()
+        assert shown_state() == ["paused"]
 
 
 async def test_pause_checkpoint_and_resume(run: Run, tmp_path: Path, model: Path, groups: list[Group]) -> None:
