@@ -80,9 +80,13 @@ def configure(service: str, folder: Path | None, terminal_level: str = "INFO") -
     terminal.setLevel(terminal_level)
     terminal.setFormatter(TerminalFormatter(service))
     root.addHandler(terminal)
+    root.setLevel(logging.INFO)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(path(folder, service), encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(path(folder, service), encoding="utf-8")
+        except OSError as error:  # as where the run's folder is a volume that this service only reads
+            logging.getLogger(__name__).warning("no log file, all is said here: %s", error)
+            return
         file.setFormatter(JsonFormatter(service))
         root.addHandler(file)
-    root.setLevel(logging.INFO)

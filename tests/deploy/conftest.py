@@ -1,0 +1,39 @@
+"""Every combination of deploy/k8s, rendered, with the settings that its services would have."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from services.cli.recipe import Recipe
+from shared.settings import load
+from tests.deploy.kubernetes import COMBINATIONS, K8S, Stack, render
+
+
+@pytest.fixture(scope="session", params=COMBINATIONS, ids="+".join)
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    overlay, *components = request.param
+    folder = tmp_path_factory.mktemp("kustomization")
+    shutil.copytree(K8S, folder / "k8s")
+    choice = {
+        "resources": [f"k8s/overlays/{overlay}", "k8s/fill-models.yaml"],
+        "components": [f"k8s/components/{component}" for component in components],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(choice))
+    return Stack(render(folder))
+
+
+@pytest.fixture(scope="session")
+def recipe(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of the ConfigMap that all services mount."""
+    (text,) = [each["data"]["recipe.toml"] for name, each in stack.of_kind("ConfigMap").items() if "recipe" in name]
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(stack: Stack, recipe: Path) -> dict[str, Recipe]:
+    """Of each service, from the recipe and its pods' environment; an unknown key of either is an error."""
+    return {name: load(Recipe, recipe, pods.environment) for name, pods in stack.services_pods().items()}
