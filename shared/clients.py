@@ -21,7 +21,9 @@ from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from shared import rpc, wire
+from shared.access import Bearer
 from shared.errors import InvalidInputError
+from shared.settings import AccessSettings
 from shared.trajectory import Completion
 
 
@@ -52,11 +54,18 @@ Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]
 
 
 class _Client:
-    """Opens the channel with the block and closes it after. Every call has a deadline and typed errors."""
+    """Opens the channel with the block and closes it after. Every call has a deadline and typed errors.
 
-    def __init__(self, target: str, timeout: float = 60.0) -> None:
-        """Args: target: host:port, or dns:///name:port for all replicas. timeout: seconds for each call."""
-        self._channel = rpc.channel(target)
+    A door that asks for a token, and does not know it or not for this method, is a PreconditionError of its own class:
+    `shared.access.UnauthenticatedError` or `ForbiddenError`.
+    """
+
+    def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:
+        """Args: target: host:port, or dns:///name:port for all replicas. timeout: seconds for each call. access: the
+        certificates and the token for it; default: clear text and none.
+        """
+        self._bearer = Bearer(access or AccessSettings())
+        self._channel = rpc.channel(target, access)
         self._timeout = timeout
 
     async def __aenter__(self) -> Self:
@@ -67,7 +76,7 @@ class _Client:
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:
-            return await method(request, timeout=self._timeout, wait_for_ready=True)
+            return await method(request, timeout=self._timeout, metadata=self._bearer.metadata(), wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             rpc.raise_typed(error, type(request).__name__.removesuffix("Request"))
 
@@ -75,8 +84,8 @@ class _Client:
 class GenerationClient(_Client):
     """Samples from the policy that serves now."""
 
-    def __init__(self, target: str, timeout: float = 60.0) -> None:
-        super().__init__(target, timeout)
+    def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:
+        super().__init__(target, timeout, access)
         self._stub = gen_grpc.GenerationServiceStub(self._channel)
 
     async def generate(
@@ -106,7 +115,9 @@ class GenerationClient(_Client):
         the request.
         """
         request = gen.GenerateStreamRequest(request=_request(prompt, return_router, sampling))
-        call = self._stub.GenerateStream(request, timeout=self._timeout, wait_for_ready=True)
+        call = self._stub.GenerateStream(
+            request, timeout=self._timeout, metadata=self._bearer.metadata(), wait_for_ready=True
+        )
         seen: Counter[int] = Counter()
         try:
             async for response in call:
@@ -135,8 +146,8 @@ class GenerationClient(_Client):
 class RewardClient(_Client):
     """Scores responses with a named verifier."""
 
-    def __init__(self, target: str, timeout: float = 60.0) -> None:
-        super().__init__(target, timeout)
+    def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:
+        super().__init__(target, timeout, access)
         self._stub = rew_grpc.RewardServiceStub(self._channel)
 
     async def score(
@@ -155,8 +166,8 @@ class RewardClient(_Client):
 class LearnerClient(_Client):
     """Watches and steers the learner."""
 
-    def __init__(self, target: str, timeout: float = 60.0) -> None:
-        super().__init__(target, timeout)
+    def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:
+        super().__init__(target, timeout, access)
         self._stub = lrn_grpc.LearnerServiceStub(self._channel)
 
     async def status(self) -> lrn.LearnerServiceGetStatusResponse:

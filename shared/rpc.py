@@ -3,7 +3,7 @@
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -11,7 +11,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from shared import access as doors
 from shared import errors
+from shared.settings import AccessSettings, Door
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ _STATUS: list[tuple[type[errors.RouterShiftError], grpc.StatusCode]] = [
     (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.CorruptDataError, grpc.StatusCode.DATA_LOSS),
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND),
+    (doors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (doors.ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
     (errors.PreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
@@ -55,11 +59,16 @@ def status_of(error: errors.RouterShiftError) -> grpc.StatusCode:
     return next((code for kind, code in _STATUS if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns the errors of `shared.errors` into status codes, and all others into INTERNAL without their text.
+class Guard(grpc.aio.ServerInterceptor):
+    """Lets in whom the doorkeeper admits; turns the errors of `shared.errors` into status codes, and all others into
+    INTERNAL without their text.
 
     Bytes that are no message of the method's type are an INVALID_ARGUMENT, and an overload says when to come back.
+    Health is for everybody.
     """
+
+    def __init__(self, keeper: doors.Doorkeeper) -> None:
+        self._keeper = keeper
 
     async def intercept_service(
         self,
@@ -68,18 +77,20 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         handler = await continuation(handler_call_details)
         method = getattr(handler_call_details, "method", "")
-        if handler is None or method.startswith("/grpc."):
+        if handler is None or method.startswith(doors.HEALTH):
             return handler
-        parse = _lenient(handler.request_deserializer)
+        parse, write = _lenient(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary, method), parse, handler.response_serializer
-            )
+            guarded = _guard_unary(handler.unary_unary, method, self._keeper)
+            return grpc.unary_unary_rpc_method_handler(guarded, parse, write)
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method), parse, handler.response_serializer
+                _guard_stream(handler.unary_stream, method, self._keeper), parse, write
             )
-        return handler
+        stream: Any = handler.stream_stream  # reflection alone: no service of ours reads a stream
+        return grpc.stream_stream_rpc_method_handler(
+            _guard_stream(stream, method, self._keeper), handler.request_deserializer, write
+        )
 
 
 def _lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
@@ -110,10 +121,11 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__} in {method}; see the service's log")
 
 
-def _guard_unary(call: Callable[..., Any], method: str) -> Callable[..., Any]:
+def _guard_unary(call: Callable[..., Any], method: str, keeper: doors.Doorkeeper) -> Callable[..., Any]:
     async def guarded(request: Any, context: Any) -> Any:
         try:
-            return await call(_readable(request), context)
+            with keeper.admit(method, context.invocation_metadata() or ()):
+                return await call(_readable(request), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -122,11 +134,12 @@ def _guard_unary(call: Callable[..., Any], method: str) -> Callable[..., Any]:
     return guarded
 
 
-def _guard_stream(call: Callable[..., Any], method: str) -> Callable[..., Any]:
+def _guard_stream(call: Callable[..., Any], method: str, keeper: doors.Doorkeeper) -> Callable[..., Any]:
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for piece in call(_readable(request), context):
-                yield piece
+            with keeper.admit(method, context.invocation_metadata() or ()):
+                async for piece in call(_readable(request), context):
+                    yield piece
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -136,13 +149,19 @@ def _guard_stream(call: Callable[..., Any], method: str) -> Callable[..., Any]:
 
 
 class Server:
-    """A gRPC server with health and reflection on it."""
+    """A gRPC server with health on it, and reflection."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: AccessSettings | None = None, door: Door | None = None) -> None:
+        """Args: access: who may come in; default: everybody. door: its limits.
+
+        Raises:
+            NotFoundError, InvalidInputError: a file of tokens that is missing or wrong.
+        """
+        self._access, self._door = access or AccessSettings(), door or Door()
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[Guard(doors.Doorkeeper(self._access, self._door))],
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", self._door.max_request_bytes),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_concurrent_streams", _MAX_CONCURRENT_STREAMS),
                 ("grpc.so_reuseport", 0),  # else a second server on the same port would go unnoticed
@@ -150,6 +169,7 @@ class Server:
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._probes: grpc.aio.Server | None = None
         self._services: list[str] = []
 
     @property
@@ -162,13 +182,24 @@ class Server:
 
         Raises:
             PreconditionError: the port is taken.
+            NotFoundError: a file of certificates is missing.
+            InvalidInputError: certificates that are none, or tokens without TLS beyond this machine.
         """
         self._services = services
         check_port(host, port, "port")  # gRPC would say the same on stderr, in its own words
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        if self._door.reflection:
+            reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        bound = self._server.add_insecure_port(f"{host}:{port}")
+        credentials = doors.server_credentials(self._access)
+        doors.require_privacy(self._access, host, credentials is not None)
+        bound = _bind(self._server, f"{host}:{port}", credentials)
         await self._server.start()
+        if self._door.health_port is not None:
+            check_port(host, self._door.health_port, "health_port")
+            self._probes = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
+            self.health_port = self._probes.add_insecure_port(f"{host}:{self._door.health_port}")
+            await self._probes.start()
         return bound
 
     async def serving(self) -> None:
@@ -181,10 +212,24 @@ class Server:
     async def stop(self, grace: float) -> None:
         """Refuses new calls, waits up to `grace` seconds for those in progress, then cancels them."""
         await self._server.stop(grace)
+        if self._probes:
+            await self._probes.stop(grace)
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *self._services):
             await self._health.set(name, status)
+
+
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    if credentials is None:
+        return server.add_insecure_port(address)
+    try:
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise errors.InvalidInputError(
+            f"access.certificate, access.key and access.authority make no TLS server on {address}; expected PEM files, "
+            "and the key of the certificate"
+        ) from None
 
 
 def check_port(host: str, port: int, setting: str) -> None:
@@ -200,21 +245,40 @@ def check_port(host: str, port: int, setting: str) -> None:
             ) from None
 
 
-def channel(target: str) -> grpc.aio.Channel:
+def channel(
+    target: str, access: AccessSettings | None = None, options: Sequence[tuple[str, Any]] = ()
+) -> grpc.aio.Channel:
     """A channel over all replicas in turn, with our message sizes.
 
     It tries a call that found a service UNAVAILABLE or RESOURCE_EXHAUSTED again, after the time that the service
     asked for, five times in all.
+
+    Args:
+        target: host:port, or dns:///name:port for all replicas.
+        access: what it shows and whom it trusts, as files are now; default: clear text.
+        options: gRPC's, beside ours.
+
+    Raises:
+        NotFoundError: a file of certificates is missing.
+        InvalidInputError: a token without TLS beyond this machine.
     """
-    return grpc.aio.insecure_channel(
-        target,
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.service_config", json.dumps(_RETRY)),
-            ("grpc.keepalive_time_ms", 60_000),
-        ],
-    )
+    access = access or AccessSettings()
+    credentials = doors.channel_credentials(access)
+    doors.require_privacy(access, target, credentials is not None)
+    every: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.service_config", json.dumps(_RETRY)),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        *options,
+    ]
+    if access.server_name:
+        every.append(("grpc.ssl_target_name_override", access.server_name))
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=every)
+    return grpc.aio.secure_channel(target, credentials, options=every)
 
 
 def raise_typed(error: grpc.aio.AioRpcError, method: str) -> NoReturn:

@@ -86,7 +86,7 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
     stop = _stop_on_signals()
     watchdog = Watchdog(door.watchdog_seconds)
     watchdog.expect("the start", door.start_seconds)
-    server = rpc.Server()
+    server = rpc.Server(settings.access, door)
     redis: Redis | None = None
     try:
         start_metrics(door)

@@ -11,9 +11,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from shared.errors import InvalidInputError, NotFoundError
 
@@ -39,6 +40,44 @@ class Door(Table):
         180.0, gt=0, description="time from the start of the process to serving; then it is ended"
     )
     watchdog_seconds: float = Field(30.0, gt=0, description="standstill of the event loop that ends the process")
+    health_port: int | None = Field(
+        None, ge=0, le=65535, description="port where health alone answers in clear text, for probes that know no TLS"
+    )
+    reflection: bool = Field(True, description="whether the door tells callers its schema")
+    max_request_bytes: int = Field(128 << 20, ge=1 << 10, le=2**31 - 1, description="longest message of a caller")
+    max_calls: int = Field(1024, ge=1, description="calls in progress at the door above which more are refused")
+    calls_per_second: float | None = Field(
+        None, gt=0, description="calls that a caller (a token, or all who show none) may begin; default: no limit"
+    )
+
+
+class AccessSettings(Table):
+    """The table [access]: who may come in at a service's door, and what it shows at the doors of others.
+
+    All are files, certificates and keys in PEM, that are read again when they change.
+    """
+
+    certificate: Path | None = Field(
+        None, description="of this service, with its chain: its door speaks TLS, and it shows it at other doors"
+    )
+    key: Path | None = Field(None, description="of the certificate")
+    authority: Path | None = Field(None, description="certificates that sign those of others: callers then speak TLS")
+    mutual: bool = Field(False, description="whether the door refuses a caller without certificate of the authority")
+    server_name: str | None = Field(
+        None, description="name in the certificates of doors; default: that in their address"
+    )
+    tokens: Path | None = Field(
+        None, description="tokens that the door takes, lines of ROLE[,ROLE] TOKEN; default: it asks for none"
+    )
+    token: Path | None = Field(None, description="the token that this service shows at other doors")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together; set both or none")
+        if self.mutual and not (self.certificate and self.authority):
+            raise ValueError("mutual needs certificate, key and authority")
+        return self
 
 
 class RunSettings(Table):
@@ -59,6 +98,9 @@ class RunSettings(Table):
     max_tokens: int = Field(24, ge=1, description="longest response")
     temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature of rollouts and of evaluation")
     max_staleness: int = Field(2, ge=0, description="versions that a trajectory may be behind when it is trained on")
+    weights_transfer: Literal["files", "broadcast"] = Field(
+        "files", description="how new weights reach generation: from a folder that both see, or over the network too"
+    )
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
 
     @property
@@ -86,13 +128,32 @@ class RunSettings(Table):
 
 class RedisSettings(Table):
     url: SecretStr = Field(
-        SecretStr("redis://127.0.0.1:6379/0"), description="REDIS_URL in the environment wins over a recipe"
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="REDIS_URL in the environment wins over a recipe; rediss:// speaks TLS",
     )
+    username: str | None = Field(None, description="ACL user; default: that in the URL, or Redis' own")
+    password_file: Path | None = Field(None, description="the user's password, read for every new connection")
+    authority: Path | None = Field(None, description="certificates to trust for rediss://; default: the system's")
+    certificate: Path | None = Field(None, description="to show to Redis, where it asks for one")
+    key: Path | None = Field(None, description="of the certificate")
     timeout_seconds: float = Field(10.0, gt=0, description="deadline of one command")
     connect_seconds: float = Field(5.0, gt=0, description="how long a start waits for Redis to answer")
     outage_seconds: float = Field(
         60.0, gt=0, le=240, description="how long a service rides out a Redis that does not answer before it ends"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        url = urlsplit(self.url.get_secret_value())
+        if (self.authority or self.certificate) and url.scheme != "rediss":
+            raise ValueError("authority and certificate are for a URL that begins with rediss://")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together; set both or none")
+        if self.username and not self.password_file:
+            raise ValueError("username needs password_file")
+        if self.password_file and (url.username or url.password):
+            raise ValueError("the URL and password_file both name a user or a password; take them out of the URL")
+        return self
 
 
 class StreamSettings(Table):
@@ -114,6 +175,7 @@ class BaseSettings(Table):
     run: RunSettings
     redis: RedisSettings = RedisSettings()
     streams: StreamSettings = StreamSettings()
+    access: AccessSettings = AccessSettings()
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
@@ -152,12 +214,25 @@ def load(
         raise InvalidInputError(_explain(error, model)) from None
 
 
+def redis_of(environment: Mapping[str, str], **changes: Any) -> RedisSettings:
+    """The table [redis] for a command that knows no recipe.
+
+    Raises:
+        InvalidInputError: as `load`.
+    """
+    named = {path[1]: value for _, path, value in _from_environment(environment) if path[0] == "redis" and path[1:]}
+    try:
+        return RedisSettings.model_validate(named | changes)
+    except ValidationError as error:
+        raise InvalidInputError(_explain(error, RedisSettings)) from None
+
+
 def _read(recipe: Path) -> dict[str, Any]:
     if not recipe.is_file():
         raise NotFoundError(f"recipe {recipe} does not exist; recipes are TOML files, see deploy/recipes")
     try:
         data = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInputError(f"recipe {recipe} is not TOML: {error}") from None
     run = data.get("run")
     if isinstance(run, dict) and isinstance(run.get("model"), str):
@@ -194,7 +269,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         known = _known_keys(model, fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
         return f"unknown setting {name!r}; did you mean {'.'.join([*map(str, fault['loc'][:-1]), *near])!r}?{more}"
-    value = "" if fault["type"] == "missing" else f" is {fault['input']!r}:"
+    # A whole table would be long, and may hold a secret.
+    value = "" if fault["type"] == "missing" or isinstance(fault["input"], Mapping) else f" is {fault['input']!r}:"
     return f"setting {name!r}{value} {fault['msg'].lower()}{more}"
 
 

@@ -91,7 +91,10 @@ def decode_tensor(tensor: pb.Tensor, field: str, dtype: str | tuple[str, ...], n
         raise CorruptDataError(
             f"{field}.data has {len(tensor.data)} bytes; shape {shape} of {found} needs {prod(shape) * found.itemsize}"
         )
-    return np.frombuffer(tensor.data, dtype=found).reshape(shape)
+    try:
+        return np.frombuffer(tensor.data, dtype=found).reshape(shape)
+    except ValueError as error:  # an axis of 0 beside others too long to count
+        raise CorruptDataError(f"{field}.shape is {shape}: {error}") from None
 
 
 def encode_layout(layout: RouterLayout) -> pb.RouterLayout:

@@ -16,7 +16,7 @@ from services.cli.recipe import run_folder
 from services.cli.supervisor import SupervisorSettings
 from services.cli.up import ENDPOINTS
 from shared.errors import NotFoundError, PreconditionError, UnavailableError
-from shared.settings import RedisSettings, StreamSettings
+from shared.settings import RedisSettings, StreamSettings, redis_of
 from shared.streams.connection import connect
 from shared.streams.run import Run
 
@@ -50,11 +50,11 @@ async def attached(name: str) -> AsyncIterator[Attached]:
     async with contextlib.AsyncExitStack() as stack:
         folder: Path | None = None
         live = True
-        if url := os.environ.get("REDIS_URL"):
+        if os.environ.get("REDIS_URL"):
             with contextlib.suppress(NotFoundError):
                 folder = run_folder(name)
             run_id = Path(name).name
-            redis = await connect(RedisSettings(url=url, connect_seconds=_CONNECT_SECONDS))
+            redis = await connect(redis_of(os.environ, connect_seconds=_CONNECT_SECONDS))
         else:
             folder = run_folder(name)
             run_id, url = _written(folder)

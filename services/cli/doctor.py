@@ -73,10 +73,10 @@ def _recipe(recipe_file: Path, flags: Sequence[str]) -> str:
 
 
 async def _check_redis() -> tuple[bool, str, str]:
-    from shared.settings import RedisSettings
+    from shared.settings import redis_of
 
     try:
-        client = await connect(RedisSettings(url=os.environ["REDIS_URL"]))
+        client = await connect(redis_of(os.environ))
     except RouterShiftError as error:
         return False, "redis", str(error)
     version = (await client.info("server"))["redis_version"]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import SecretStr
 
 from services.cli import report
 from services.cli.up import Services, services
 from shared import records
 from shared.errors import DeadlineError, UnavailableError
-from shared.settings import RedisSettings
 from shared.streams.connection import connect
 from shared.streams.run import FINISHED, PAUSED, Ledger, Run
 
@@ -112,7 +112,7 @@ async def _follow(running: Services) -> Ledger:
 async def _to_the_end(running: Services) -> Ledger:
     recipe = running.recipe
     shown = _Shown(recipe.run.path, recipe.run.steps)
-    redis = await connect(RedisSettings(url=running.redis_url))
+    redis = await connect(running.recipe.redis.model_copy(update={"url": SecretStr(running.redis_url)}))
     try:
         run = Run(redis, recipe.run.id, recipe.streams)
         while True:

@@ -15,10 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.cli.local_redis import local_redis
 from services.cli.recipe import Recipe, free_ports, preflight
 from services.cli.supervisor import Keeper, ServiceEndedError, first_ended, until_serving
-from shared import logs
+from shared import logs, rpc
 from shared import service as life
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
-from shared.settings import SERVICES, load
+from shared.settings import SERVICES, AccessSettings, load
 from shared.streams.connection import connect
 
 __all__ = ["ENDPOINTS", "ServiceEndedError", "Services", "exit_code", "services"]
@@ -95,7 +95,7 @@ def _keeper(recipe: Recipe, service: str, command: Sequence[str], environment: M
     return Keeper(
         service,
         command,
-        partial(_ask_health, _address(recipe, service)),
+        partial(_ask_health, _address(recipe, service), recipe.access),
         partial(logs.last_line, logs.path(recipe.run.path / "logs", service)),
         recipe.supervisor,
         recipe.door(service).start_seconds,
@@ -103,10 +103,10 @@ def _keeper(recipe: Recipe, service: str, command: Sequence[str], environment: M
     )
 
 
-async def _ask_health(address: str, timeout: float) -> bool | None:
+async def _ask_health(address: str, access: AccessSettings, timeout: float) -> bool | None:
     """What a `Keeper` asks. A channel of its own each time: one that lost its server waits ever longer to reconnect."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
+    async with rpc.channel(address, access, options) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         except grpc.aio.AioRpcError:

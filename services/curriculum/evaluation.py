@@ -59,8 +59,8 @@ async def evaluate(problems: Sequence[Problem], version: int, tables: Settings) 
     n = settings.evaluation_samples
     limit = asyncio.Semaphore(settings.evaluation_concurrency)
     async with (
-        GenerationClient(settings.generation_address, _TIMEOUT_SECONDS) as generation,
-        RewardClient(settings.reward_address, _TIMEOUT_SECONDS) as reward,
+        GenerationClient(settings.generation_address, _TIMEOUT_SECONDS, tables.access) as generation,
+        RewardClient(settings.reward_address, _TIMEOUT_SECONDS, tables.access) as reward,
     ):
 
         async def answer(index: int, problem: Problem) -> tuple[list[Completion], list[pb.Score]]:

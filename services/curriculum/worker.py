@@ -188,5 +188,6 @@ class CurriculumWorker:
 
     async def _served(self) -> int:
         """The version that generation serves."""
-        async with GenerationClient(self._settings.curriculum.generation_address, _STATUS_SECONDS) as generation:
+        address, access = self._settings.curriculum.generation_address, self._settings.access
+        async with GenerationClient(address, _STATUS_SECONDS, access) as generation:
             return int((await generation.status()).version)

@@ -21,6 +21,8 @@ _MIN_TEMPERATURE = 0.01
 _MAX_SAMPLES = 1024
 _MAX_STOPS = 64
 _MAX_STOP_LENGTH = 256
+# Above all but odd texts, whose tokens are few and long.
+_CHARACTERS_PER_TOKEN = 64
 # Characters that are tokenized within the event loop: about a millisecond.
 _SHORT = 4096
 
@@ -49,9 +51,11 @@ class Requests:
         if kind is None:
             raise InvalidInputError("input is missing; set text, token_ids or chat")
         if kind == "text":
+            self._require_short("text", len(request.text))
             return await self.tokens(request.text)
         if kind == "token_ids":
             return list(request.token_ids.ids)
+        self._require_short("chat.messages", sum(len(message.content) for message in request.chat.messages))
         messages = [(message.role, message.content) for message in request.chat.messages]
         _require(len(messages) > 0, "chat.messages", "empty", "at least one message")
         for i, (role, _) in enumerate(messages):
@@ -60,6 +64,11 @@ class Requests:
             )
         # The template writes the special tokens itself.
         return await self.tokens(await asyncio.to_thread(self._chat.render, messages), add_special_tokens=False)
+
+    def _require_short(self, field: str, length: int) -> None:
+        """What is far too long for the model is not read token by token to find that out."""
+        most = self._info.max_model_len * _CHARACTERS_PER_TOKEN
+        _require(length <= most, field, f"{length} characters long", f"up to {most}, as the model's tokens may hold")
 
     async def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         if len(text) <= _SHORT:

@@ -32,25 +32,32 @@ def decode_group(entry: Entry) -> Scored:
     message = parse(pb.TrajectoryGroup, entry)
     if len(message.trajectories) != entry.trajectories:
         raise CorruptDataError(f"group has {len(message.trajectories)} trajectories; expected {entry.trajectories}")
-    prompt_ids = np.array(message.prompt.token_ids, dtype=np.int32)
+    prompt_ids = np.array(message.prompt.token_ids, dtype=np.int64)
     if prompt_ids.size == 0:
         raise CorruptDataError("group.prompt.token_ids is empty; generation fills it in")
+    if (largest := prompt_ids.max()) > np.iinfo(np.int32).max:
+        raise CorruptDataError(f"group.prompt.token_ids holds {largest}; expected ids below 2^31")
+    try:
+        generated_at = message.generated_at.ToDatetime(UTC)
+    except (OverflowError, ValueError) as error:
+        raise CorruptDataError(f"group.generated_at is no time: {error}") from None
     samples = []
     for trajectory in message.trajectories:
         if trajectory.score.outcome != pb.OUTCOME_SCORED or not trajectory.score.HasField("reward"):
-            outcome = pb.Outcome.Name(trajectory.score.outcome)
-            raise CorruptDataError(f"sample {trajectory.id.sample} is {outcome}; only scored samples are trained on")
+            outcome = trajectory.score.outcome
+            name = pb.Outcome.Name(outcome) if outcome in pb.Outcome.values() else outcome
+            raise CorruptDataError(f"sample {trajectory.id.sample} is {name}; only scored samples are trained on")
         if not np.isfinite(reward := trajectory.score.reward):
             raise CorruptDataError(f"sample {trajectory.id.sample} has reward {reward}; expected a finite number")
         completion = wire.decode_completion(trajectory.completion)
         if completion.token_ids.size == 0:
             raise CorruptDataError(f"sample {trajectory.id.sample} has no tokens; expected at least one")
-        samples.append(Sample(prompt_ids, completion, reward))
+        samples.append(Sample(prompt_ids.astype(np.int32), completion, reward))
     oldest = wire.oldest_version(message.trajectories)
     return Scored(
         entry=entry,
         group=Group(entry.group, tuple(samples)),
         oldest_version=oldest if oldest is not None else 0,
         correct=sum(t.score.parts.get("correct", 0.0) for t in message.trajectories) / len(samples),
-        generated_at=message.generated_at.ToDatetime(UTC),
+        generated_at=generated_at,
     )

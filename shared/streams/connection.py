@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import os
 import random
 import re
 import time
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -25,7 +28,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.errors import PreconditionError, RouterShiftError, UnavailableError
+from shared.errors import NotFoundError, PreconditionError, RouterShiftError, UnavailableError
 from shared.settings import RedisSettings
 from shared.streams import metrics
 
@@ -127,11 +130,43 @@ class Client(Redis):
         self._troubled = None
 
 
+class _PasswordFile(CredentialProvider):
+    """The user and the password, as the file is when a connection is opened: a new one serves without a restart."""
+
+    def __init__(self, username: str | None, file: Path) -> None:
+        self._username = username
+        self._file = file
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        password = self._file.read_text(encoding="utf-8").strip()
+        return (self._username, password) if self._username else (password,)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        return self.get_credentials()
+
+
+def _secrets(settings: RedisSettings) -> dict[str, Any]:
+    """Of a connection, beside its URL. Raises NotFoundError where a file is missing."""
+    named = (settings.password_file, settings.authority, settings.certificate, settings.key)
+    for file in named:
+        if file is not None and not os.access(file, os.R_OK):
+            raise NotFoundError(f"{file} cannot be read; check the table [redis]")
+    options: dict[str, Any] = {}
+    if settings.password_file:
+        options["credential_provider"] = _PasswordFile(settings.username, settings.password_file)
+    if settings.authority:
+        options["ssl_ca_certs"] = str(settings.authority)
+    if settings.certificate:
+        options |= {"ssl_certfile": str(settings.certificate), "ssl_keyfile": str(settings.key)}
+    return options
+
+
 async def connect(settings: RedisSettings) -> Client:
     """A client that has heard from its server.
 
     Raises:
         UnavailableError: no answer, or the wrong password. The URL is not repeated: it may hold a secret.
+        NotFoundError: a file with a password or a certificate is missing.
     """
     client: Client = Client.from_url(  # type: ignore[assignment]  # it is typed as the base class
         settings.url.get_secret_value(),
@@ -140,13 +175,16 @@ async def connect(settings: RedisSettings) -> Client:
         socket_connect_timeout=settings.connect_seconds,
         max_connections=_MOST_CONNECTIONS,
         retry=Retry(NoBackoff(), 0),
+        **_secrets(settings),
     )
     client.outage_seconds = settings.connect_seconds
     try:
         await client.echo("routershift")  # PING is refused, as a write is, by a server whose disk is full
     except (RouterShiftError, ValueError) as error:
         await client.aclose()
-        hint = "check the password" if isinstance(error, PreconditionError) else "start it or set REDIS_URL"
+        hint = "start it or set REDIS_URL" + (", or check redis.authority" if settings.authority else "")
+        if isinstance(error, PreconditionError):
+            hint = "check the user and the password"
         raise UnavailableError(f"redis.url: no Redis answers there ({type(error).__name__}); {hint}") from None
     client.outage_seconds = settings.outage_seconds
     client.heard = True

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,7 @@ from services.reward.verifiers.base import Item, Verdict
 from services.reward.verifiers.composite import CompositeSettings, CompositeVerifier
 from services.reward.verifiers.remote import RemoteSettings, RemoteVerifier
 from shared import rpc
+from shared.access import ForbiddenError
 from shared.errors import (
     CorruptDataError,
     DeadlineError,
@@ -30,6 +32,8 @@ from shared.errors import (
     RouterShiftError,
     UnavailableError,
 )
+from shared.settings import AccessSettings
+from tests.contract.certificates import Authority
 
 ITEM = Item("2+2?", "4", {"answer": "4"})
 GOOD = {"reward": 0.75, "parts": {"correct": 1, "style": 0.5}}
@@ -128,16 +132,40 @@ async def test_composites_run_in_the_scorer() -> None:
 # Remote
 
 
-@pytest.fixture
-async def grpc_address() -> AsyncIterator[str]:
-    """A Reward service with every verifier that needs no settings."""
+@asynccontextmanager
+async def reward_door(access: AccessSettings | None = None) -> AsyncIterator[int]:
+    """The port of a Reward service with every verifier that needs no settings."""
     scorer = Scorer(make_verifiers({}), RewardSettings(processes=1))
-    server = rpc.Server()
+    server = rpc.Server(access)
     rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer), server.grpc)
     port = await server.listen("127.0.0.1", 0, [])
-    yield f"grpc://127.0.0.1:{port}"
+    yield port
     await server.stop(0)
     await scorer.close()
+
+
+@pytest.fixture
+async def grpc_address() -> AsyncIterator[str]:
+    async with reward_door() as port:
+        yield f"grpc://127.0.0.1:{port}"
+
+
+async def test_a_reward_service_behind_mutual_tls_and_a_token(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path / "tls")
+    (certificate, key), own = authority.sign("reward"), authority.sign("caller")
+    (tmp_path / "tokens").write_text(f"score {'s' * 32}\nsample {'t' * 32}\n")
+    locked = AccessSettings(
+        certificate=certificate, key=key, authority=authority.certificate, mutual=True, tokens=tmp_path / "tokens"
+    )
+    async with reward_door(locked) as port:
+        door: dict[str, Any] = {"address": f"grpcs://127.0.0.1:{port}", "verifier": "exact", "attempts": 1}
+        door |= {"ca_file": authority.certificate, "certificate_file": own[0], "key_file": own[1]}
+        token = tmp_path / "token"
+        token.write_text("s" * 32)
+        assert (await ask(**door, token_file=token)).reward == 1.0
+        token.write_text("t" * 32)
+        with pytest.raises(ForbiddenError, match="is for operate and score"):
+            await ask(**door, token_file=token)
 
 
 async def ask(item: Item = ITEM, **settings: Any) -> Verdict:
@@ -295,7 +323,10 @@ async def test_a_silent_server_meets_the_deadline() -> None:
         ({"address": "grpc://host:1"}, "verifier is the name at a grpc:// address"),
         ({"address": "http://host", "verifier": "math"}, "verifier is the name at a grpc:// address"),
         ({"address": "http://host", "token_file": "token"}, "in clear text to host"),
-        ({"address": "grpc://host:1", "verifier": "math", "token_file": "token"}, "are for https"),
+        ({"address": "grpc://host:1", "verifier": "math", "token_file": "token"}, "in clear text to host"),
+        ({"address": "grpcs://host:1", "verifier": "math"}, "a grpcs:// address needs it"),
+        ({"address": "grpc://host:1", "verifier": "math", "ca_file": "ca.pem"}, "goes with grpcs://"),
+        ({"address": "https://host", "certificate_file": "a.pem", "key_file": "a.key"}, "are for grpcs://"),
     ],
 )
 def test_remote_settings_that_make_no_sense(settings: dict[str, Any], text: str) -> None:

@@ -16,6 +16,7 @@ from services.reward.verifiers import http
 from services.reward.verifiers.base import AsyncVerifier, Item, Parts, Verdict, VerifierSettings
 from shared.clients import RewardClient
 from shared.errors import DeadlineError, InvalidInputError, OverloadedError, PreconditionError, UnavailableError
+from shared.settings import AccessSettings
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _RETRIED = (UnavailableError, OverloadedError, DeadlineError)
@@ -24,13 +25,18 @@ _MAX_BACKOFF_SECONDS = 5.0
 
 class RemoteSettings(VerifierSettings):
     address: str = Field(
-        pattern=r"^(grpc|https?)://[^\s@]+$", description="grpc://host:port, https://host/path or http://host/path"
+        pattern=r"^(grpcs?|https?)://[^\s@]+$",
+        description="grpc://host:port, grpcs://host:port, https://host/path or http://host/path",
     )
-    verifier: str | None = Field(None, description="name of the verifier at a grpc:// address")
+    verifier: str | None = Field(None, description="name of the verifier at a grpc:// or grpcs:// address")
     token_file: Path | None = Field(
-        None, description="file with a bearer token, read for every request; only for https and loopback"
+        None, description="file with a bearer token, read for every request; only for grpcs, https and loopback"
     )
-    ca_file: Path | None = Field(None, description="certificates to trust for https; default: the system's")
+    ca_file: Path | None = Field(
+        None, description="certificates to trust; default: the system's for https; grpcs needs it"
+    )
+    certificate_file: Path | None = Field(None, description="to show to a grpcs address that asks for one")
+    key_file: Path | None = Field(None, description="of the certificate")
     attempts: int = Field(5, ge=1, description="requests for one item, while its deadline lasts")
     attempt_seconds: float = Field(10.0, gt=0, description="deadline of one request")
     backoff_seconds: float = Field(0.2, gt=0, description="wait after the first failure; it doubles, up to 5 s")
@@ -39,12 +45,14 @@ class RemoteSettings(VerifierSettings):
     @model_validator(mode="after")
     def _fits_the_address(self) -> Self:
         parts = urlsplit(self.address)
-        if (parts.scheme == "grpc") != (self.verifier is not None):
-            raise ValueError("verifier is the name at a grpc:// address; set it there and only there")
-        if parts.scheme == "grpc" and (self.token_file or self.ca_file):
-            raise ValueError("token_file and ca_file are for https; grpc:// has neither")
-        if self.token_file and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-            raise ValueError(f"token_file would go in clear text to {parts.hostname}; use https://")
+        if parts.scheme.startswith("grpc") != (self.verifier is not None):
+            raise ValueError("verifier is the name at a grpc:// address or a grpcs:// one; set it there and only there")
+        if (parts.scheme == "grpcs" and not self.ca_file) or (parts.scheme == "grpc" and self.ca_file):
+            raise ValueError("ca_file goes with grpcs:// and https://; a grpcs:// address needs it")
+        if (self.certificate_file or self.key_file) and parts.scheme != "grpcs":
+            raise ValueError("certificate_file and key_file are for grpcs://")
+        if self.token_file and parts.scheme in ("grpc", "http") and parts.hostname not in _LOOPBACK:
+            raise ValueError(f"token_file would go in clear text to {parts.hostname}; use grpcs:// or https://")
         return self
 
 
@@ -88,7 +96,13 @@ class RemoteVerifier(AsyncVerifier):
     async def _by_grpc(self, item: Item) -> Verdict:
         settings = self.settings
         if self._client is None:
-            self._client = RewardClient(settings.address.removeprefix("grpc://"), settings.attempt_seconds)
+            access = AccessSettings(
+                authority=settings.ca_file,
+                certificate=settings.certificate_file,
+                key=settings.key_file,
+                token=settings.token_file,
+            )
+            self._client = RewardClient(settings.address.partition("://")[2], settings.attempt_seconds, access)
         reference = struct_pb2.Struct()
         reference.update(dict(item.reference))
         (score,) = await self._client.score(settings.verifier or "", item.prompt, [item.response], reference)
