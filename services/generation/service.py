@@ -1,10 +1,14 @@
 """The generation service: wiring."""
 
 import asyncio
+import logging
+import socket
 from typing import ClassVar
 
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
+from routershift.v1 import trajectory_pb2 as pb
+from services.generation import presence
 from services.generation.engines.base import Engine, EngineOptions
 from services.generation.requests import Requests
 from services.generation.server import GenerationServicer
@@ -16,6 +20,8 @@ from shared import rpc
 from shared.service import Service, background
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+
+log = logging.getLogger(__name__)
 
 
 def make_engine(settings: Settings) -> Engine:
@@ -46,6 +52,8 @@ class GenerationService(Service):
         self._settings = settings
         self._servicer = GenerationServicer(settings.generation)
         self._engine = make_engine(settings)
+        self._name = presence.replica_name(settings.streams.consumer or socket.gethostname())
+        self._first = 0  # version below which no prompts are taken
 
     def register(self, server: rpc.Server) -> list[str]:
         gen_grpc.add_GenerationServiceServicer_to_server(self._servicer, server.grpc)
@@ -56,9 +64,8 @@ class GenerationService(Service):
         await engine.start()
         requests = Requests(settings.run.model, engine.info, settings.generation.max_tokens)
         self._run = run
-        self._loader = loader = WeightsLoader(engine, settings.run.weights_root)
-        if (newest := await run.newest_weights()) is not None:
-            await loader.load(newest)
+        self._loader = loader = WeightsLoader(engine, settings.run.weights_root, self._name)
+        await self._restore(await run.announced_weights())
         self._servicer.open(engine, requests, loader)
         self._consumer = run.consumer(Stream.PROMPTS)
         self._worker = GenerationWorker(
@@ -67,9 +74,37 @@ class GenerationService(Service):
         self._watch = EngineWatch(engine, loader, settings.generation.stall_seconds)
 
     async def work(self, stop: asyncio.Event) -> None:
-        follow = self._loader.follow(self._run.newest_weights, self._settings.generation.weights_poll_seconds)
-        async with background(follow, self._consumer.beat(), self._watch.run()):
-            await self._consumer.each(self._worker.handle, self._worker.room, stop)
+        tasks = [
+            self._loader.follow(self._run.newest_weights, self._settings.generation.weights_poll_seconds),
+            self._consumer.beat(),
+            self._watch.run(),
+        ]
+        if self._over_network:
+            tasks.append(presence.beat(self._run, self._name, self._engine))
+        async with background(*tasks):
+            await self._consumer.each(self._worker.handle, self._room, stop)
 
     async def close(self) -> None:
         await self._engine.close()
+
+    @property
+    def _over_network(self) -> bool:
+        return self._settings.run.weights_transfer == "broadcast"
+
+    async def _restore(self, announced: list[pb.WeightsManifest]) -> None:
+        """Goes on from the newest version that is whole. One whose files are not here is waited for, over the network.
+
+        Raises:
+            NotFoundError, CorruptDataError, InvalidInputError, PreconditionError: none is whole, and none will come.
+        """
+        error = await self._loader.restore(announced)
+        if error is None:
+            return
+        if not self._over_network:
+            raise error
+        self._first = 1
+        log.warning("no announced version can be read here; the learner is asked to send the newest")
+
+    def _room(self) -> int:
+        """None while the model of the start would sample what is too old to be trained on."""
+        return 0 if self._engine.version < self._first else self._worker.room()

@@ -24,7 +24,6 @@ class GenerationSettings(Door):
     router_scores: ScoreDtype = Field(ScoreDtype.FLOAT16, description="how exported scores travel")
     update_policy: UpdatePolicy = Field(UpdatePolicy.KEEP, description="running requests when new weights come")
     max_tokens: int = Field(256, ge=1, description="response length where a request names none")
-    groups_in_flight: int = Field(16, ge=1, description="prompts of the stream that are sampled at once")
     kv_cache_high_water: float = Field(
         0.9, gt=0, le=1, description="share of the KV cache in use above which no more prompts are taken"
     )

@@ -1,16 +1,26 @@
-"""New weights while serving: verified, never backwards, the newest only, and the old ones stay if anything fails."""
+"""New weights while serving: verified, never backwards, the newest only, and the old ones stay if anything fails.
+
+They come over the network where the learner sends them to this replica, and from files otherwise.
+"""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
-from services.generation.engines.base import Engine
-from shared import weights
-from shared.errors import CorruptDataError, InvalidInputError, NotFoundError, PreconditionError
+from services.generation.engines.base import Arriving, Engine, Files
+from shared import meeting, weights
+from shared.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    RouterShiftError,
+    UnavailableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +28,12 @@ log = logging.getLogger(__name__)
 class WeightsLoader:
     """The one way to an engine's weights, for the stream of announcements and for the RPC alike."""
 
-    def __init__(self, engine: Engine, root: Path) -> None:
+    def __init__(self, engine: Engine, root: Path, replica: str = "") -> None:
+        """Args: root: of the weights on disk; replica: its name, under which the learner sends to it."""
         self._engine = engine
         self._root = root
+        self._replica = replica
+        self._tried: pb.WeightsManifest | None = None
         self._lock = asyncio.Lock()
 
     @property
@@ -34,7 +47,8 @@ class WeightsLoader:
         Raises:
             PreconditionError: the version is not above the one that serves.
             NotFoundError, CorruptDataError: a file is missing or is not what the manifest says.
-            InvalidInputError: weights of another architecture.
+            InvalidInputError: weights of another architecture, or with NaN or infinity.
+            UnavailableError: the engine has died of them.
         """
         async with self._lock:
             if manifest.version <= self._engine.version:
@@ -42,8 +56,7 @@ class WeightsLoader:
                     f"version is {manifest.version}; version {self._engine.version} serves, and none goes backwards"
                 )
             began = time.perf_counter()
-            files = await asyncio.to_thread(weights.verify, self._root, manifest)
-            pause = await self._engine.update_weights(manifest.version, files)
+            pause = await self._take(manifest)
             seconds = time.perf_counter() - began
         metrics.VERSION.set(manifest.version)
         metrics.UPDATE_SECONDS.observe(seconds)
@@ -51,18 +64,44 @@ class WeightsLoader:
         log.info("serving version %d after %.3f s, %.3f s of them without sampling", manifest.version, seconds, pause)
         return seconds
 
+    async def restore(self, announced: Iterable[pb.WeightsManifest]) -> RouterShiftError | None:
+        """Loads the first of these versions that is whole; gives what is wrong with the first where none is."""
+        first = None
+        for manifest in announced:
+            if (error := await self._try(manifest)) is None:
+                return None
+            first = first or error
+        return first
+
     async def follow(self, newest: Callable[[], Awaitable[pb.WeightsManifest | None]], poll_seconds: float) -> None:
         """Loads the newest announcement whenever it changes; versions that came in between are skipped."""
-        tried = self._engine.version
         while True:
             manifest = await newest()
-            if manifest is not None and manifest.version > max(tried, self._engine.version):
-                tried = manifest.version
+            # The learner announces a version again to replicas that it has not reached.
+            if manifest is not None and manifest.version > self._engine.version and manifest != self._tried:
                 await self._try(manifest)
             else:
                 await asyncio.sleep(poll_seconds)
 
-    async def _try(self, manifest: pb.WeightsManifest) -> None:
+    async def _take(self, manifest: pb.WeightsManifest) -> float:
+        engine, version = self._engine, manifest.version
+        if self._replica in manifest.broadcast.first_ranks:
+            place, specs = meeting.decode(manifest.broadcast)
+            arriving = Arriving(place, manifest.broadcast.first_ranks[self._replica], specs)
+            try:
+                return await engine.update_weights(version, arriving)
+            except UnavailableError as error:
+                if not await engine.healthy():
+                    raise
+                log.warning("version %d did not come over the network; looking for its files: %s", version, error)
+        return await engine.update_weights(
+            version, Files(await asyncio.to_thread(weights.verify, self._root, manifest))
+        )
+
+    async def _try(self, manifest: pb.WeightsManifest) -> RouterShiftError | None:
+        """Counts and gives the error where this version cannot be taken."""
+        if self._tried is None or manifest.version >= self._tried.version:
+            self._tried = manifest
         try:
             await self.load(manifest)
         except (NotFoundError, CorruptDataError, InvalidInputError, PreconditionError) as error:
@@ -72,3 +111,5 @@ class WeightsLoader:
                 "version %d refused (%s); version %d serves on: %s",
                 manifest.version, reason, self._engine.version, error,
             )  # fmt: skip
+            return error
+        return None

@@ -30,7 +30,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from services.generation.engines.base import EngineOptions, EngineSampling
+from services.generation.engines.base import EngineOptions, EngineSampling, Files
 from services.generation.engines.vllm import VllmEngine
 from services.generation.engines.vllm_settings import VllmSettings
 from shared.trajectory import Completion, RouterExport, RouterLayout, ScoreFunction
@@ -209,7 +209,7 @@ async def measure(family: str, folder: Path) -> Parity:
             return Parity(layout, before, None)
         after = []
         for version, reference in enumerate((other, first), 1):
-            await engine.update_weights(version, reference.files)
+            await engine.update_weights(version, Files(reference.files))
             after.append(await samples_of(reference))
         return Parity(layout, before, Exactness.worst(after))
     finally:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.generation.engines.base import Engine, EngineSampling, UpdatePolicy
+from services.generation.engines.base import Engine, EngineSampling, Files, UpdatePolicy
 from shared.errors import InvalidInputError, NotFoundError
 from shared.trajectory import Completion, FinishReason, RouterExport, ScoreFunction, versions_of
 from tests.contract.conftest import SLOTS, MakeEngine
@@ -56,7 +56,7 @@ async def restored(engine: Engine, folder: Path) -> AsyncIterator[None]:
 
 async def publish(engine: Engine, folder: Path) -> int:
     version = engine.version + 1
-    await engine.update_weights(version, [folder / "model.safetensors"])
+    await engine.update_weights(version, Files([folder / "model.safetensors"]))
     assert engine.version == version
     return version
 
@@ -337,7 +337,7 @@ async def test_other_weights_are_refused_and_the_old_ones_serve_on(
     save_file(tensors, tmp_path / "model.safetensors")
     version = engine.version
     with pytest.raises(InvalidInputError, match=re.escape(named)):
-        await engine.update_weights(version + 1, [tmp_path / "model.safetensors"])
+        await engine.update_weights(version + 1, Files([tmp_path / "model.safetensors"]))
     assert engine.version == version
     (sample,) = await engine.generate(PROMPT, params())
     check(sample, PROMPT, params(), {version: references["A"]})

@@ -14,7 +14,7 @@ import pytest
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
 from services.generation.admission import Appetite
-from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, UpdatePolicy
+from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Files, UpdatePolicy
 from services.generation.engines.torch_engine import TorchEngine
 from services.generation.requests import Requests
 from services.generation.service import GenerationService
@@ -138,7 +138,7 @@ async def test_what_an_update_aborts_is_sampled_again_from_the_new_weights(run: 
         consumer, generation = worker(run, engine, model)
         async with background(consumer.each(generation.handle, generation.room, asyncio.Event())):
             await until(lambda: engine.load.tokens > 8)
-            await engine.update_weights(1, [other / "model.safetensors"])
+            await engine.update_weights(1, Files([other / "model.safetensors"]))
             (group,) = await groups(run, 1)
         tokens = list(group.prompt.token_ids)
         alone = await engine.generate(tokens, EngineSampling(SAMPLES, 1.0, 1.0, 0, 200, 7))
@@ -161,7 +161,7 @@ async def test_a_group_aborted_too_often_is_dropped_and_counted(run: Run, tmp_pa
             for version in (1, 2):
                 seen = engine.load.tokens
                 await until(lambda seen=seen: engine.load.tokens > seen + 4)  # type: ignore[misc]  # a lambda's default
-                await engine.update_weights(version, [model / "model.safetensors"])
+                await engine.update_weights(version, Files([model / "model.safetensors"]))
             await until(lambda: consumer.held == 0)
     ledger = await run.ledger()
     assert ledger.dropped == {"aborted": SAMPLES}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM
 
 from services.generation.engines import torch_batch, torch_cache
-from services.generation.engines.base import EngineOptions, EngineSampling
+from services.generation.engines.base import EngineOptions, EngineSampling, Files
 from services.generation.engines.torch_batch import Batch, Sequence
 from services.generation.engines.torch_engine import TorchEngine
 from services.generation.engines.torch_model import load_folder
@@ -222,7 +222,7 @@ async def test_weights_that_overflow_kill_the_engine_and_say_so(
     tensors["model.norm.weight"][:] = 1e38
     save_file(tensors, tmp_path / "broken.safetensors")
     running = asyncio.create_task(engine.generate([2, 3], replace(SAMPLING, n=100, max_tokens=250)))
-    await engine.update_weights(1, [tmp_path / "broken.safetensors"])
+    await engine.update_weights(1, Files([tmp_path / "broken.safetensors"]))
     with pytest.raises(UnavailableError, match="not finite"):
         await running
     assert not await engine.healthy()
@@ -230,7 +230,7 @@ async def test_weights_that_overflow_kill_the_engine_and_say_so(
     with pytest.raises(UnavailableError, match="not finite"):
         await engine.generate([2], SAMPLING)
     with pytest.raises(UnavailableError, match="not finite"):
-        await engine.update_weights(2, [folder / "model.safetensors"])
+        await engine.update_weights(2, Files([folder / "model.safetensors"]))
 
 
 async def test_nothing_is_served_before_the_start(folder: Path) -> None:

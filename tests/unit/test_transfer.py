@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from shared import transfer
 from shared.errors import CorruptDataError, UnavailableError
-from shared.transfer import Sender, TensorSpec, receive, specs_of
+from shared.meeting import TensorSpec
+from shared.transfer import Sender, receive, specs_of
 
 CPU = torch.device("cpu")
 # Receives as rank ARGV[3] of ARGV[4] and writes what came.
@@ -20,7 +22,6 @@ from pathlib import Path
 from safetensors.torch import save_file
 from shared import transfer
 _, port, out, rank, size, source = sys.argv
-transfer._BUCKET_BYTES = 1 << 12
 meeting = transfer.Meeting("127.0.0.1", int(port), int(size), 20.0)
 specs = transfer.specs_of(sorted(Path(source).glob("*.safetensors")))
 save_file(transfer.receive(meeting, int(rank), specs, torch.device("cpu")), out)
@@ -67,8 +68,9 @@ def test_a_worker_that_does_not_come_is_an_error_at_the_deadline(files: list[Pat
         Sender("127.0.0.1", 1, 1.0, CPU).send(files)
 
 
-def test_a_learner_that_is_gone_is_an_error_for_the_worker(files: list[Path]) -> None:
-    meeting = Sender("127.0.0.1", 1, 1.0, CPU).meeting  # nobody sends
+def test_a_learner_that_stands_still_is_an_error_for_the_worker(files: list[Path]) -> None:
+    sender = Sender("127.0.0.1", 1, 1.0, CPU)  # which does not send
+    meeting = sender.meeting
     with pytest.raises(UnavailableError, match="did not arrive"):
         receive(meeting, 1, specs_of(files), CPU)
 
@@ -88,3 +90,32 @@ def test_specs_say_what_the_files_hold(files: list[Path], tmp_path: Path) -> Non
     save_file({"mask": torch.ones(3, dtype=torch.bool)}, tmp_path / "x.safetensors")
     with pytest.raises(CorruptDataError, match=r"mask in .* is of dtype BOOL"):
         specs_of([tmp_path / "x.safetensors"])
+
+
+def test_a_meeting_that_is_called_off_sends_those_home_who_have_come(files: list[Path], tmp_path: Path) -> None:
+    sender = Sender("127.0.0.1", 2, 60.0, CPU)
+    early = start(sender, files, 1, tmp_path / "1")
+
+    def call_off() -> None:
+        sender._store.wait([transfer._HERE.format(1)])
+        sender.call_off()
+
+    caller = threading.Thread(target=call_off)
+    caller.start()
+    with pytest.raises(UnavailableError, match="the meeting was called off while 1 had not come"):
+        sender.send(files)
+    caller.join()
+    assert early.wait(20) != 0
+    assert early.stderr is not None
+    assert "was called off: not all had come" in early.stderr.read()
+
+
+def test_who_comes_too_late_is_told_at_once(files: list[Path]) -> None:
+    meeting = Sender("127.0.0.1", 1, 600.0, CPU).meeting  # nobody holds the sender
+    with pytest.raises(UnavailableError, match="is over"):
+        receive(meeting, 1, specs_of(files), CPU)
+
+
+def test_a_host_that_is_not_this_machine_is_an_error() -> None:
+    with pytest.raises(UnavailableError, match=r"no meeting can be opened at 192\.0\.2\.1"):
+        Sender("192.0.2.1", 1, 0.5, CPU)

@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY
 from safetensors.numpy import load_file, save_file
 
 from services.generation.engines import vllm_launch
-from services.generation.engines.base import EngineOptions, EngineSampling, UpdatePolicy
+from services.generation.engines.base import EngineOptions, EngineSampling, Files, UpdatePolicy
 from services.generation.engines.vllm import VllmEngine
 from services.generation.engines.vllm_output import plausible, to_layout
 from services.generation.engines.vllm_rows import unpack_rows
@@ -123,7 +123,7 @@ async def engine(folders: dict[str, Path]) -> AsyncIterator[VllmEngine]:
 
 async def publish(engine: VllmEngine, folder: Path) -> int:
     version = engine.version + 1
-    assert await engine.update_weights(version, [folder / "model.safetensors"]) > 0
+    assert await engine.update_weights(version, Files([folder / "model.safetensors"])) > 0
     return version
 
 
@@ -543,7 +543,7 @@ class TestFailures:
         waiting = asyncio.create_task(engine.generate(PROMPT, params(max_tokens=200, top_k=4, seed=5)))
         await settled(lambda: engine.load.running == 1)
         (child,) = children() - before
-        monkeypatch.setattr(engine, "_settings", engine._settings.model_copy(update={"answer_seconds": 0.5}))
+        monkeypatch.setattr(engine._child, "_patience", 0.5)
         os.kill(child, signal.SIGSTOP)
         with pytest.raises(UnavailableError, match="answer_seconds"):
             await publish(engine, folders["B"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from services.generation.engines import vllm as vllm_engine
+from services.generation.engines.base import Files
 from services.generation.engines.vllm_taps import BufferTaps, RowPacker
 from shared.errors import PreconditionError, UnavailableError
 from shared.trajectory import RouterExport, ScoreFunction
@@ -48,7 +49,7 @@ async def test_gpt_oss_samples_but_is_not_updated(tmp_path: Path, monkeypatch: p
     assert engine.info.router_layout is not None
     assert engine.info.router_layout.score_function == ScoreFunction.SOFTMAX_TOPK
     with pytest.raises(PreconditionError, match="gpt_oss"):
-        await engine.update_weights(1, other.files)
+        await engine.update_weights(1, Files(other.files))
     for sample in await engine.generate(PROMPT, SAMPLING):
         assert_exact(reference.compare(sample))
 
@@ -57,7 +58,7 @@ async def test_gpt_oss_samples_but_is_not_updated(tmp_path: Path, monkeypatch: p
     waiting = asyncio.create_task(engine.generate(PROMPT, replace(SAMPLING, n=400)))
     await asyncio.sleep(0)
     with pytest.raises(UnavailableError, match=r"got no weights.*experts"):
-        await engine.update_weights(1, other.files)
+        await engine.update_weights(1, Files(other.files))
     with pytest.raises(UnavailableError):
         await waiting
     with pytest.raises(UnavailableError, match="halfway"):

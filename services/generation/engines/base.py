@@ -3,12 +3,13 @@
 An engine knows neither gRPC nor Redis. All methods run on one asyncio loop; heavy work happens elsewhere.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from shared.meeting import Meeting, TensorSpec
 from shared.trajectory import Completion, RouterExport, RouterLayout
 
 
@@ -58,6 +59,7 @@ class EngineInfo:
     max_model_len: int  # prompt and response together
     eos_token_id: int
     router_layout: RouterLayout | None  # None: a dense model
+    workers: int = 1  # processes that share the model; each takes all weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,25 @@ class EngineLoad:
     kv_cache_usage: float = 0.0  # share of the KV cache in use, 0 to 1
     preemptions: int = 0  # since the start: sequences whose KV cache was given to others, and computed again
     tokens: int = 0  # since the start: response tokens sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Weights in safetensors files, already verified."""
+
+    paths: Sequence[Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """Weights that the learner broadcasts: see `shared.transfer`."""
+
+    meeting: Meeting
+    first_rank: int  # of the engine's first worker; its others follow
+    specs: Sequence[TensorSpec]
+
+
+Weights = Files | Arriving
 
 
 class Engine(Protocol):
@@ -106,14 +127,16 @@ class Engine(Protocol):
         """All n samples, complete, in order of index: the path of the stream worker."""
         ...
 
-    async def update_weights(self, version: int, files: list[Path]) -> float:
-        """Takes the weights in these safetensors files, already verified, and serves them as `version`.
+    async def update_weights(self, version: int, weights: Weights) -> float:
+        """Takes these weights and serves them as `version`. The old ones sample until all of the new ones are there.
 
         What becomes of running requests is the engine's `UpdatePolicy`. Under KEEP their remaining tokens come from
         the new version. Gives the seconds for which nothing was sampled.
 
         Raises:
-            InvalidInputError: names or shapes differ from the model's; the old weights serve on, whole.
+            InvalidInputError: names or shapes differ from the model's, or a tensor holds NaN or infinity; the old
+                weights serve on, whole.
+            UnavailableError: weights did not arrive, and the old ones serve on; or the engine is no longer `healthy`.
         """
         ...
 

@@ -1,12 +1,15 @@
 """What a model folder and published weights hold."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from shared.errors import CorruptDataError, InvalidInputError, NotFoundError
+from shared.meeting import TensorSpec
+from shared.transfer import DTYPES
 
 _INDEX = "model.safetensors.index.json"
 
@@ -27,7 +30,7 @@ def weight_files(model: Path) -> list[Path]:
     return [model / name for name in sorted(names)]
 
 
-def tensor_shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor by name, from the headers alone.
 
     Raises:
@@ -54,7 +57,7 @@ def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[in
         )
 
 
-def check_weights(expected: dict[str, tuple[int, ...]], files: list[Path]) -> None:
+def check_weights(expected: dict[str, tuple[int, ...]], files: Sequence[Path]) -> None:
     """Whether published weights fit a model of these shapes, and can be computed with. Reads all of them.
 
     Raises:
@@ -64,11 +67,28 @@ def check_weights(expected: dict[str, tuple[int, ...]], files: list[Path]) -> No
     check_shapes(expected, tensor_shapes(files))
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if not _finite(tensors.get_tensor(name)):
-                    raise InvalidInputError(
-                        f"tensor {name} of {file} holds NaN or infinity; publish weights from before training diverged"
-                    )
+            check_finite((f"{name} of {file}", tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118
+
+
+def check_specs(expected: dict[str, tuple[int, ...]], specs: Sequence[TensorSpec]) -> None:
+    """Whether weights that are to arrive fit a model of these shapes.
+
+    Raises:
+        InvalidInputError: names or shapes differ, or a dtype does not travel.
+    """
+    check_shapes(expected, {spec.name: spec.shape for spec in specs})
+    for spec in specs:
+        if spec.dtype not in DTYPES:
+            raise InvalidInputError(f"{spec.name} is of dtype {spec.dtype!r}; expected one of {', '.join(DTYPES)}")
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Raises InvalidInputError that names the first tensor with NaN or infinity."""
+    for name, tensor in tensors:
+        if not _finite(tensor):
+            raise InvalidInputError(
+                f"tensor {name} holds NaN or infinity; publish weights from before training diverged"
+            )
 
 
 def _finite(tensor: torch.Tensor) -> bool:

@@ -18,12 +18,19 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, UpdatePolicy
-from services.generation.engines.model_files import check_weights, tensor_shapes, weight_files
+from services.generation.engines.base import (
+    EngineInfo,
+    EngineLoad,
+    EngineOptions,
+    EngineSampling,
+    UpdatePolicy,
+    Weights,
+)
+from services.generation.engines.model_files import tensor_shapes, weight_files
 from services.generation.engines.stopping import StopChecker, read_tokenizer
 from services.generation.engines.torch_batch import Batch, Sequence
 from services.generation.engines.torch_handover import Request, Update, deliver, fail, resolve
-from services.generation.engines.torch_model import Policy, load_files, load_folder
+from services.generation.engines.torch_model import Policy, load_folder, prepare
 from services.generation.engines.torch_probe import probe
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.trajectory import Completion, FinishReason
@@ -170,15 +177,14 @@ class TorchEngine:
             gone = set(sequences)
             self._waiting = deque(entry for entry in self._waiting if entry[0] not in gone)
 
-    async def update_weights(self, version: int, files: list[Path]) -> float:
-        """See `Engine.update_weights`. The new weights are read while the old ones sample.
+    async def update_weights(self, version: int, weights: Weights) -> float:
+        """See `Engine.update_weights`.
 
         Raises:
             CorruptDataError: a file is cut off.
         """
         async with self._updating:
-            await asyncio.to_thread(check_weights, self._shapes, files)
-            policy = await asyncio.to_thread(load_files, self._batch.policy, files)
+            policy = await prepare(self._batch.policy, self._shapes, weights)
             update = Update(version, policy, self._loop.create_future())
             with self._changed:
                 if self._failure is not None:

@@ -1,5 +1,6 @@
 """A policy in memory for the torch engine: its weights, and taps on its routers."""
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from services.generation.engines import torch_attention
-from services.generation.engines.model_files import weight_files
+from services.generation.engines.base import Files, Weights
+from services.generation.engines.model_files import check_finite, check_specs, check_weights, weight_files
 from shared.errors import PreconditionError
 from shared.routers import FAMILIES, Family, layout_of, log_scores, routers_of
 from shared.trajectory import RouterExport, RouterLayout
+from shared.transfer import detached, receive
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
@@ -90,9 +93,26 @@ def load_folder(folder: Path, device: str, export: RouterExport = RouterExport.T
     return _policy(model, device, export)
 
 
-def load_files(like: Policy, files: list[Path]) -> Policy:
-    """A policy of the same architecture with the weights in `files`, which were checked before."""
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+async def prepare(like: Policy, shapes: dict[str, tuple[int, ...]], weights: Weights) -> Policy:
+    """A policy of the same architecture with other weights, for `Engine.update_weights`; its errors are those.
+
+    Args:
+        shapes: of the model, by name.
+
+    Raises:
+        CorruptDataError: a file is cut off.
+    """
+    if isinstance(weights, Files):
+        await asyncio.to_thread(check_weights, shapes, weights.paths)
+        tensors = {name: tensor for file in weights.paths for name, tensor in load_file(file).items()}
+    else:
+        check_specs(shapes, weights.specs)
+        tensors = await detached(lambda: receive(weights.meeting, weights.first_rank, weights.specs, like.device))
+        await asyncio.to_thread(check_finite, tensors.items())
+    return await asyncio.to_thread(_with_weights, like, tensors)
+
+
+def _with_weights(like: Policy, tensors: dict[str, torch.Tensor]) -> Policy:
     config = like.model.config
     model = type(like.model).from_pretrained(None, config=config, state_dict=tensors, **_LOADING)
     return _policy(model, str(like.device), like.export)

@@ -7,34 +7,27 @@ import asyncio
 import gc
 import importlib.util
 import json
-import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
-from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, UpdatePolicy
-from services.generation.engines.model_files import check_weights, tensor_shapes, weight_files
+from services.generation.engines.base import Arriving, EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
+from services.generation.engines.model_files import tensor_shapes, weight_files
 from services.generation.engines.stopping import StopChecker, read_tokenizer
 from services.generation.engines.vllm_launch import launch
 from services.generation.engines.vllm_output import plausible, to_completion, to_layout, to_params
 from services.generation.engines.vllm_settings import VllmSettings
 from services.generation.engines.vllm_stats import LoadStats, forget_metrics
-from shared.errors import DeadlineError, MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
+from services.generation.engines.vllm_updates import DEAD, Child, Updates
+from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
 from shared.trajectory import Completion
-
-T = TypeVar("T")
-
-_DEAD = "the process of vLLM has died; restart the generation service"
 
 # For the child to end by itself; one that stands still is killed then.
 _GRACE_SECONDS = 5.0
-
-# Families whose experts vLLM 0.32 leaves as they are in an update, without saying so.
-_NOT_UPDATABLE = {"gpt_oss"}
 
 
 class VllmEngine:
@@ -61,6 +54,7 @@ class VllmEngine:
         self._version = 0
         self._info: EngineInfo | None = None
         self._llm: Any = None
+        self._child: Child | None = None
         self._failure: RouterShiftError = PreconditionError("engine 'vllm' is not started; await start() first")
         self._stats = LoadStats()
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -118,7 +112,8 @@ class VllmEngine:
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, launch_and_keep)
-            await self._while_alive(self._open())
+            self._child = Child(self._llm, self._stats, self._settings.answer_seconds)
+            await self._child.call(self._open())
         except UnavailableError as error:
             await self.close()
             raise PreconditionError(
@@ -142,6 +137,7 @@ class VllmEngine:
             max_model_len=config.max_model_len,
             eos_token_id=self._stop_ids[0],
             router_layout=to_layout(self._model, routers),
+            workers=self._settings.tensor_parallel_size,
         )
         # Rows are counted against tokens wherever a trace is made; what is left to prove is that taps saw this step.
         (probe,) = await self.generate([0], EngineSampling(1, 0.0, 1.0, 0, 2, None))
@@ -150,31 +146,6 @@ class VllmEngine:
                 f"the routers of model folder {self._model} were not seen while a probe was sampled: this MoE "
                 "backend routes inside its kernel; use the pinned vLLM release, or engine 'torch'"
             )
-
-    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
-        """Awaits calls to the child, for vLLM waits for ever where the child dies or stands still before it answers.
-
-        Raises:
-            UnavailableError: it died, or this engine was closed.
-            DeadlineError: it has neither answered nor sampled for `answer_seconds`.
-        """
-        llm, patience, task = self._llm, self._settings.answer_seconds, asyncio.create_task(work)
-        tokens, alive = self._stats.tokens, time.monotonic()
-        try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=min(1.0, patience))
-                if self._llm is not llm or llm.errored:
-                    raise UnavailableError(_DEAD)
-                if self._stats.tokens != tokens:
-                    tokens, alive = self._stats.tokens, time.monotonic()
-                if not task.done() and time.monotonic() - alive > patience:
-                    raise DeadlineError(
-                        f"vLLM has neither answered nor sampled for generation.vllm.answer_seconds ({patience:g}); "
-                        "restart the generation service, or raise that where the model is large"
-                    )
-            return task.result()
-        finally:
-            task.cancel()
 
     async def stream(self, prompt: list[int], sampling: EngineSampling) -> AsyncIterator[Completion]:
         """See `Engine.stream`."""
@@ -239,56 +210,45 @@ class VllmEngine:
                 )
                 done += len(piece.token_ids)
         except EngineDeadError as error:
-            raise UnavailableError(_DEAD) from error
+            raise UnavailableError(DEAD) from error
         except asyncio.CancelledError:
             await llm.abort(name)
             raise
 
-    async def update_weights(self, version: int, files: list[Path]) -> float:
+    async def update_weights(self, version: int, weights: Weights) -> float:
         """See `Engine.update_weights`. Runs to its end even where its caller is cancelled.
 
         Raises:
             CorruptDataError: a file is cut off.
             PreconditionError: vLLM cannot update this family in place.
-            UnavailableError: the update failed halfway; the engine has shut itself down.
+            UnavailableError: also where the update failed halfway; the engine has shut itself down then.
         """
         if self._llm is None:
             raise self._failure
-        family = self._llm.model_config.hf_text_config.model_type
-        if family in _NOT_UPDATABLE:
-            raise PreconditionError(
-                f"model_type is {family!r}, which vLLM does not update in place; "
-                "restart the generation service with the new weights as its model"
-            )
-        return await asyncio.shield(asyncio.create_task(self._update(version, files)))
+        return await asyncio.shield(asyncio.create_task(self._update(version, weights)))
 
-    async def _update(self, version: int, files: list[Path]) -> float:
+    async def _update(self, version: int, weights: Weights) -> float:
         async with self._updating:
-            await asyncio.to_thread(check_weights, self._shapes, files)
-            if self._llm is None:
+            if self._llm is None or self._child is None:
                 raise self._failure
+            updates = Updates(self._child, self._options.update_policy, self._shapes)
+            await updates.check(weights)
             try:
-                return await self._while_alive(self._replace(version, files))
+                refusal = await updates.receive(weights) if isinstance(weights, Arriving) else None
+                if refusal is None:
+                    pause = await updates.replace(version, weights, self._serve)
             except Exception as error:
                 failure = UnavailableError(
                     f"loading version {version} failed halfway ({error}); restart the generation service"
                 )
                 await self._shut_down(failure)
                 raise failure from error
+        if refusal is not None:
+            raise refusal
+        return pause
 
-    async def _replace(self, version: int, files: list[Path]) -> float:
-        """The seconds for which nothing was sampled."""
-        began = time.perf_counter()
-        # Its policies are named as ours. No KV cache is kept: the old weights computed it. `AsyncLLM.pause_generation`
-        # would sleep for 0.02 s more.
-        await self._llm.engine_core.pause_scheduler_async(mode=self._options.update_policy.value, clear_cache=True)
-        if self._options.update_policy is UpdatePolicy.WAIT:
-            began = time.perf_counter()  # it answered when the last running request ended
-        await self._llm.collective_rpc("load_policy", args=([str(file) for file in files],))
-        await self._llm.update_weight_version(str(version))
+    def _serve(self, version: int) -> None:
         self._version = version
-        await self._llm.resume_generation()
-        return time.perf_counter() - began
 
     async def healthy(self) -> bool:
         return self._llm is not None and not self._llm.errored
@@ -304,6 +264,9 @@ class VllmEngine:
         if self._closed:
             return
         self._closed, self._failure = True, failure
+        child, self._child = self._child, None
+        if child is not None:
+            child.closed = True
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, int)  # waits for a launch under way
         llm, self._llm = self._llm, None

@@ -37,6 +37,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
+from services.generation.engines.vllm_arrival import Arrival
 from services.generation.engines.vllm_runners import RunnerAdapter, StepRows, V1Adapter, V2Adapter
 from services.generation.engines.vllm_stop import StopStrings, UpdatePolicies
 from services.generation.engines.vllm_taps import BufferTaps, EagerTaps, RowPacker, Taps
@@ -60,6 +61,7 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         }
         self._routers = dict(sorted(routed.items()))
         self._adapter: RunnerAdapter | None = None
+        self._arrival: Any = None  # an Arrival, from its beginning until it is loaded
         export = RouterExport(self.vllm_config.additional_config["router_export"])
         if self._routers and export is not RouterExport.NONE:
             packer = RowPacker(self._tap(export), export, self._score_function(), self._first.global_num_experts)
@@ -95,19 +97,35 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         output = super().sample_tokens(grammar_output)
         return output if self._adapter is None else self._adapter.attach(output)
 
-    def load_policy(self, files: list[str]) -> None:
-        """Replaces the weights in place by those in the safetensors `files`; no step may run meanwhile.
+    def begin_arrival(self, meeting: list[Any], first_rank: int, specs: list[list[Any]]) -> None:
+        """Begins to take weights over the network into this process's memory; see `vllm_arrival.Arrival`."""
+        self._arrival = Arrival(meeting, first_rank + self.rank, specs, torch.device(self.device))
+
+    def arrival(self) -> tuple[str, str] | None:
+        """How that went; None while it goes on."""
+        answer: tuple[str, str] | None = self._arrival.answer
+        return answer
+
+    def load_policy(self, files: list[str] | None) -> None:
+        """Replaces the weights in place; no step may run meanwhile.
+
+        Args:
+            files: safetensors; None for the weights that have arrived.
 
         Raises:
             RuntimeError: a layer got no weights. The model is then unusable.
         """
+        self._load(_tensors(files) if files is not None else iter(self._arrival.tensors.items()))
+        self._arrival = None
+
+    def _load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         model = self.model_runner.get_model()
         for layer in model.modules():
             if isinstance(layer, RoutedExperts):
                 # While it has a kernel, vLLM copies new expert weights into place without packing them for it.
                 layer.quant_method.moe_kernel = None
         initialize_layerwise_reload(model)
-        model.load_weights(_tensors(files))
+        model.load_weights(tensors)
         stale = [name for name, layer in model.named_modules() if self._is_stale(layer)]
         finalize_layerwise_reload(model, self.model_config)
         if stale:

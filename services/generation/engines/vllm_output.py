@@ -69,6 +69,7 @@ def to_params(sampling: EngineSampling, index: int, stop_ids: list[int], *, delt
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA if delta else RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # made for this request alone
     )
 
 
