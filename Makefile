@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := deploy/locks
 FLAGS ?=
 
-.PHONY: demo test lint proto baseline locks install clean
+.PHONY: demo test test-deploy lint proto baseline locks install clean
 .DELETE_ON_ERROR:
 
 demo: install  ## Trains the Countdown MoE through every service and prints what it reached.
@@ -21,6 +21,9 @@ demo: install  ## Trains the Countdown MoE through every service and prints what
 test: $(VENV)/.vllm $(VENV)/.dev  ## Lint, types and all tests.
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest
+
+test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.
+	DEPLOY=1 $(BIN)/python -m pytest tests/deploy/test_stack.py
 
 lint: $(VENV)/.vllm $(VENV)/.dev
 	$(BIN)/ruff check

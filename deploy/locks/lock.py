@@ -14,6 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
+# redis needs it on a Python older than the one that these files are made with.
+BY_VERSION = {"base": ['async-timeout==5.0.1 ; python_full_version < "3.11.3"']}
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 INSTALLED_FIRST = {"torch"}  # from its own index, see the Makefile
 SEPARATE = {"pip", "setuptools"}  # come with the virtual environment or by name
@@ -30,7 +32,7 @@ def main() -> None:
     locked: set[str] = set()
     for name, roots in groups.items():
         found = closure([Requirement(root) for root in roots]) - locked - INSTALLED_FIRST - SEPARATE
-        lines = sorted(f"{package}=={distribution(package).version}" for package in found)
+        lines = sorted([*(f"{package}=={distribution(package).version}" for package in found), *BY_VERSION.get(name, [])])
         (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
         locked |= found
 

@@ -40,18 +40,20 @@ def _parser() -> argparse.ArgumentParser:
     settings.add_argument(
         "--set", dest="flags", action="append", default=[], metavar="TABLE.KEY=VALUE", help="overrides a setting"
     )
-    settings.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    levels, quiet = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    for parent, level in ((levels, "INFO"), (quiet, "WARNING")):
+        parent.add_argument("--log-level", default=level, choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     optional = argparse.ArgumentParser(add_help=False)
     optional.add_argument("--recipe", type=Path, help="settings file (TOML)")
 
-    up = commands.add_parser("up", parents=[settings, optional], help="all services on this machine, until Ctrl-C")
+    up = commands.add_parser("up", parents=[settings, levels, optional], help="all services on this machine, until Ctrl-C")
     up.set_defaults(command=_up)
-    serve = commands.add_parser("serve", parents=[settings, optional], help="one service in this process")
+    serve = commands.add_parser("serve", parents=[settings, levels, optional], help="one service in this process")
     serve.add_argument("service", choices=SERVICES)
     serve.set_defaults(command=_serve)
-    run = commands.add_parser("run", parents=[settings], help="a recipe from start to finish")
+    run = commands.add_parser("run", parents=[settings, quiet], help="a recipe from start to finish")
     run.add_argument("recipe", type=Path)
-    run.set_defaults(command=_run, log_level="WARNING")
+    run.set_defaults(command=_run)
     status = commands.add_parser("status", help="where a run stands")
     status.add_argument("run", help="folder or id of the run")
     status.set_defaults(command=_status)

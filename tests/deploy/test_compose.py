@@ -1,0 +1,103 @@
+"""What can be said of docker-compose.yml without an engine."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.cli.recipe import Recipe
+from shared.settings import ENV_PREFIX, load
+from tests.deploy.engine import ROOT, compose_command
+from tests.deploy.test_images import stages
+
+COMPOSE = ROOT / "docker-compose.yml"
+OURS = {"reward", "learner", "generation", "learner-gpu", "generation-gpu", "curriculum"}
+
+
+def services() -> dict[str, dict[str, Any]]:
+    """Anchors and merges resolved, variables not."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]
+    return found
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_compose_takes_the_file(profile: str, tmp_path: Path) -> None:
+    command = compose_command()
+    if command is None:
+        pytest.skip("needs compose: apt-get install --no-install-recommends docker-compose")
+    subprocess.run([ROOT / "deploy/compose/secrets.sh", tmp_path], check=True)
+    environment = {**os.environ, "COMPOSE_PROFILES": profile, "SECRETS": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "config", "-q"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_container_is_confined_and_limited() -> None:
+    for name, service in services().items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        assert service["logging"]["options"]["max-size"], name
+        assert not service.get("privileged"), name
+        assert name in OURS or service["user"].split(":")[0] != "0", name
+        assert name in OURS - {"generation", "generation-gpu"} or "healthcheck" in service, name
+
+
+def test_only_generation_and_grafana_are_published_and_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in services().items() if "ports" in service}
+    assert set(published) == {"generation", "generation-gpu", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    networks = yaml.safe_load(COMPOSE.read_text())["networks"]
+    assert networks["internal"] == {"internal": True}
+
+
+def test_images_are_targets_of_the_dockerfile() -> None:
+    for name in OURS:
+        service = services()[name]
+        assert service["build"]["target"] in stages()
+        assert service["build"]["target"] in service["image"]
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_settings_exist_and_each_service_has_its_own_password(name: str) -> None:
+    """The environment of each service is one that the settings take, beside the recipe of the demo."""
+    service = services()[name]
+    role = name.removesuffix("-gpu")
+    assert service["secrets"] == [f"redis_{role}"]
+    environment = {key: "80" if key.endswith("STEPS") else str(value) for key, value in service["environment"].items()}
+    environment["ROUTERSHIFT_RUN__ID"] = "demo"
+    if "ROUTERSHIFT_GENERATION__ENGINE" in environment:
+        environment["ROUTERSHIFT_GENERATION__ENGINE"] = "torch"
+    recipe = load(Recipe, ROOT / "deploy/recipes/countdown.toml", environment)
+    assert recipe.redis.username == role
+    assert str(recipe.redis.password_file) == f"/run/secrets/redis_{role}"
+    assert sum(key.startswith(ENV_PREFIX) for key in environment) >= 5
+
+
+def test_a_drain_ends_before_it_is_killed() -> None:
+    recipe = load(Recipe, ROOT / "deploy/recipes/countdown.toml", {})
+    for name in OURS:
+        grace = float(services()[name]["stop_grace_period"].removesuffix("s"))
+        assert grace > recipe.door(name.removesuffix("-gpu")).drain_seconds
+
+
+def test_the_weights_are_read_only_where_they_are_served() -> None:
+    for name in ("generation", "generation-gpu"):
+        assert "runs:/runs:ro" in services()[name]["volumes"]
+
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    declared = yaml.safe_load(COMPOSE.read_text())["secrets"]
+    make = [ROOT / "deploy/compose/secrets.sh", tmp_path]
+    subprocess.run(make, check=True)
+    first = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert set(first) == set(declared)
+    assert all(len(secret) >= 32 for secret in first.values())
+    subprocess.run(make, check=True)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == first

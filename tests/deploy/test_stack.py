@@ -1,0 +1,153 @@
+"""The images and the compose file, really built and run: `make test-deploy`. Grafana is left out: Debian has none."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.engine import ROOT, Engine, until
+
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("DEPLOY") != "1", reason="builds images for minutes: run make test-deploy"),
+    pytest.mark.timeout(5400),
+]
+
+STEPS = 5
+SLIM = {"reward": 300_000_000, "curriculum": 250_000_000}  # bytes
+SERVICES = ("redis", "reward", "learner", "generation", "curriculum", "prometheus", "alertmanager")
+_FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
+
+
+class Stack:
+    """The compose file on an engine. Prometheus is on the internal network only, so a container asks it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def state(self, service: str) -> dict[str, Any]:
+        container = self.engine.compose("ps", "-q", service).strip()
+        found: list[dict[str, Any]] = json.loads(self.engine.docker("inspect", container))
+        return found[0]
+
+    def healthy(self, service: str) -> bool:
+        return bool(self.state(service)["State"]["Health"]["Status"] == "healthy")
+
+    def fetch(self, url: str) -> Any:
+        text = self.engine.compose("exec", "-T", "curriculum", "python3", "-c", _FETCH, url)
+        return json.loads(text)
+
+    def value(self, metric: str) -> float:
+        """The largest value of a metric now; -1 where there is none."""
+        answer = self.fetch(f"http://prometheus:9090/api/v1/query?query=max({metric})")
+        return max((float(sample["value"][1]) for sample in answer["data"]["result"]), default=-1.0)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    kept = os.environ.get("DEPLOY_FOLDER")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("engine")
+    folder.mkdir(parents=True, exist_ok=True)
+    with Engine.open(folder) as opened:
+        opened.prepare()
+        yield opened
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    secrets = tmp_path_factory.mktemp("secrets")
+    engine.run([str(ROOT / "deploy/compose/secrets.sh"), str(secrets)])
+    sampler = os.environ.get("ENGINE", "torch")
+    generation = engine.build("generation-cpu" if sampler == "vllm" else "learner")
+    for target in ("reward", "curriculum", "learner"):
+        engine.build(target)
+    engine.environment |= {
+        "COMPOSE_PROJECT_NAME": f"routershift-test-{os.getpid()}",
+        "COMPOSE_PROFILES": "cpu",
+        "SECRETS": str(secrets),
+        "ENGINE": sampler,
+        "GENERATION_IMAGE": generation,
+        "GENERATION_PORT": "0",
+        "RUN_STEPS": str(STEPS),
+    }
+    try:
+        engine.compose("up", "-d", "--no-build", *SERVICES)
+        yield Stack(engine)
+    finally:
+        engine.compose("down", "--volumes", "--timeout", "30")
+
+
+@pytest.mark.parametrize("target", ["reward", "curriculum", "learner"])
+def test_image_runs_without_rights(engine: Engine, target: str) -> None:
+    """Not as root, without pip, on a read-only root; slim ones without torch, and small."""
+    name = engine.build(target)
+    image = json.loads(engine.docker("image", "inspect", name))[0]
+    config = image["Config"]
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"][0] == "tini"
+    assert config["Healthcheck"]["Test"][0] == "CMD"
+    assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert image["Size"] < SLIM.get(target, 2_000_000_000)
+    alone = ["run", "--rm", "--network=none", "--read-only", "--cap-drop=ALL", "--tmpfs=/tmp", "--entrypoint=python3"]
+    look = (
+        "import importlib.util as u, json, os, services.cli.main; "
+        "print(json.dumps([os.getuid(), *(u.find_spec(n) is not None for n in ('torch', 'pip', 'pytest'))]))"
+    )
+    assert json.loads(engine.docker(*alone, name, "-c", look)) == [10001, target == "learner", False, False]
+
+
+def test_the_demo_trains(stack: Stack) -> None:
+    until(f"{STEPS} steps", lambda: stack.value("routershift_learner_step") >= STEPS, 900)
+    for service in SERVICES:
+        state = stack.state(service)
+        assert state["RestartCount"] == 0, service
+        assert state["HostConfig"]["ReadonlyRootfs"], service
+        assert state["HostConfig"]["CapDrop"] == ["ALL"], service
+        assert state["HostConfig"]["Memory"] > 0, service
+    until("all are healthy", lambda: all(stack.healthy(service) for service in SERVICES), 120)
+
+
+def test_nothing_but_generation_is_published(stack: Stack) -> None:
+    published = {}
+    for service in SERVICES:
+        ports = stack.state(service)["NetworkSettings"]["Ports"]
+        published[service] = {key: [b["HostIp"] for b in bound] for key, bound in ports.items() if bound}
+    assert published.pop("generation") == {"50051/tcp": ["127.0.0.1"]}
+    assert not any(published.values())
+
+
+def test_prometheus_has_every_documented_metric(stack: Stack) -> None:
+    """Those that have labels have series only once something happened; that they are scraped is in the metadata."""
+    rows = [line for line in (ROOT / "shared/METRICS.md").read_text().splitlines() if line.startswith("| `")]
+    documented = {line.split("`")[1]: line.split("|")[2].strip() for line in rows}
+    assert len(documented) > 50
+
+    def missing() -> set[str]:
+        known = stack.fetch("http://prometheus:9090/api/v1/metadata")["data"]
+        return {
+            name
+            for name, kind in documented.items()
+            if kind not in {entry["type"] for entry in known.get(name) or known.get(name.removesuffix("_total")) or []}
+        }
+
+    until("most metrics are scraped", lambda: len(missing()) < len(documented) / 2, 60)
+    time.sleep(10)  # two scrapes
+    assert missing() == set()
+    assert stack.value("routershift_ledger_trajectories{state='trained'}") > 0
+
+
+def test_an_alert_fires(stack: Stack) -> None:
+    """A service that is stopped is noticed by Prometheus and shown by Alertmanager."""
+    stack.engine.compose("stop", "reward")
+
+    def fires() -> bool:
+        alerts = stack.fetch("http://alertmanager:9093/api/v2/alerts")
+        return any(alert["labels"]["alertname"] == "RouterShiftServiceDown" for alert in alerts)
+
+    until("the alert fires", fires, 240)
