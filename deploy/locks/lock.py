@@ -32,7 +32,9 @@ def main() -> None:
     locked: set[str] = set()
     for name, roots in groups.items():
         found = closure([Requirement(root) for root in roots]) - locked - INSTALLED_FIRST - SEPARATE
-        lines = sorted([*(f"{package}=={distribution(package).version}" for package in found), *BY_VERSION.get(name, [])])
+        lines = sorted(
+            [*(f"{package}=={distribution(package).version}" for package in found), *BY_VERSION.get(name, [])]
+        )
         (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
         locked |= found
 

@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     optional = argparse.ArgumentParser(add_help=False)
     optional.add_argument("--recipe", type=Path, help="settings file (TOML)")
 
-    up = commands.add_parser("up", parents=[settings, levels, optional], help="all services on this machine, until Ctrl-C")
+    up = commands.add_parser(
+        "up", parents=[settings, levels, optional], help="all services on this machine, until Ctrl-C"
+    )
     up.set_defaults(command=_up)
     serve = commands.add_parser("serve", parents=[settings, levels, optional], help="one service in this process")
     serve.add_argument("service", choices=SERVICES)
