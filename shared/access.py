@@ -1,31 +1,23 @@
-"""Who may come in at a gRPC door, how often, and what a caller shows there.
+"""Who may come in at a gRPC door, and how often.
 
-Certificates and tokens are files, as a Secret is mounted, and are read again when they change. A token has roles, and
-every method names the roles that it is for; one that names none is for operators.
+A token has roles, and every method names the roles that it is for; one that names none is for operators.
 """
 
 import hashlib
 import hmac
-import ipaddress
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
-import grpc
 from prometheus_client import Counter
 
-from shared.errors import InvalidInputError, NotFoundError, OverloadedError, PreconditionError, RouterShiftError
+from shared.credentials import SCHEME, Watched, check_length
+from shared.errors import ForbiddenError, InvalidInputError, OverloadedError, RouterShiftError, UnauthenticatedError
 from shared.settings import AccessSettings, Door
 
-log = logging.getLogger(__name__)
-
 HEALTH = "/grpc.health."  # probes know no secrets
-_SHORTEST_TOKEN = 32  # characters: 128 bits in hexadecimal
-_SCHEME = "Bearer "
 
 REFUSED = Counter("routershift_door_refused_total", "Calls that a gRPC door turned away", ["reason"])
 
@@ -56,56 +48,6 @@ ROLES = {
     "/routershift.v1.LearnerService/Resume": _OPERATE,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": _ALL,
 }
-
-
-class UnauthenticatedError(PreconditionError):
-    """The caller shows no token, or one that is not known here."""
-
-
-class ForbiddenError(PreconditionError):
-    """The caller is known, and its roles do not include this method."""
-
-
-ValueT = TypeVar("ValueT")
-
-
-class Watched(Generic[ValueT]):
-    """What files say, read again when one of them changes. What cannot be read leaves the last good value in force."""
-
-    def __init__(self, files: Sequence[Path], read: Callable[[], ValueT]) -> None:
-        """Raises NotFoundError where a file is missing, and what `read` raises."""
-        self._files = files
-        self._read = read
-        try:
-            self._seen = self._stamp()
-            self._value = read()
-        except OSError as error:
-            raise NotFoundError(
-                f"{error.filename} cannot be read ({error.strerror}); check the table [access]"
-            ) from None
-
-    def changed(self) -> bool:
-        """Whether the value is another than at the last question."""
-        try:
-            stamp = self._stamp()
-            if stamp == self._seen:
-                return False
-            self._seen = stamp
-            self._value = self._read()
-        except (OSError, RouterShiftError) as error:
-            log.error("%s changed and cannot be read; what it said before stays in force: %s", self._files[0], error)
-            return False
-        log.info("%s changed and was read again", self._files[0])
-        return True
-
-    @property
-    def value(self) -> ValueT:
-        self.changed()
-        return self._value
-
-    def _stamp(self) -> list[tuple[int, int, int]]:
-        stats = [file.stat() for file in self._files]
-        return [(stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats]
 
 
 class Doorkeeper:
@@ -147,9 +89,9 @@ class Doorkeeper:
         if self._tokens is None:
             return b""
         shown = next((str(value) for name, value in metadata if name == "authorization"), "")
-        if not shown.startswith(_SCHEME):
+        if not shown.startswith(SCHEME):
             raise UnauthenticatedError("this door asks for a bearer token; set access.token to the file of yours")
-        digest = _digest(shown.removeprefix(_SCHEME))
+        digest = _digest(shown.removeprefix(SCHEME))
         roles: frozenset[Role] = frozenset()
         for known, its in self._tokens.value.items():
             if hmac.compare_digest(known, digest):
@@ -211,30 +153,10 @@ def _read_tokens(file: Path) -> dict[bytes, frozenset[Role]]:
             raise InvalidInputError(
                 f"line {number} of {file} is not of the form ROLE[,ROLE] TOKEN; roles are {_names(_ALL)}"
             ) from None
-        _check_length(token, f"the token in line {number} of {file}")
+        check_length(token, f"the token in line {number} of {file}")
         digest = _digest(token)
         tokens[digest] = tokens.get(digest, frozenset()) | named
     return tokens
-
-
-def read_token(file: Path) -> str:
-    """A token to show: the whole file, less white space around it.
-
-    Raises:
-        InvalidInputError: it is none.
-    """
-    token = file.read_text(encoding="ascii", errors="replace").strip()
-    _check_length(token, f"the token in {file}")
-    if not (token.isascii() and token.isprintable()) or " " in token:
-        raise InvalidInputError(f"the token in {file} holds more than one word of ASCII; expected a token alone")
-    return token
-
-
-def _check_length(token: str, where: str) -> None:
-    if len(token) < _SHORTEST_TOKEN:
-        raise InvalidInputError(
-            f"{where} has {len(token)} characters; expected at least {_SHORTEST_TOKEN}, as from `openssl rand -hex 32`"
-        )
 
 
 def _digest(token: str) -> bytes:
@@ -243,82 +165,3 @@ def _digest(token: str) -> bytes:
 
 def _names(roles: frozenset[Role]) -> str:
     return " and ".join(sorted(roles))
-
-
-def server_credentials(access: AccessSettings) -> grpc.ServerCredentials | None:
-    """TLS for a door, mutual where the settings say so; None for a door in clear text.
-
-    A handshake uses what the files say by then.
-
-    Raises:
-        NotFoundError: a file is missing.
-    """
-    certificate, key = access.certificate, access.key
-    if certificate is None or key is None:
-        return None
-    authority = access.authority
-
-    def read() -> Any:
-        pair = (key.read_bytes(), certificate.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], authority.read_bytes() if authority else None)
-
-    watched = Watched([certificate, key, *([authority] if authority else [])], read)
-
-    def newer() -> Any:
-        return watched.value if watched.changed() else None
-
-    return grpc.dynamic_ssl_server_credentials(watched.value, newer, access.mutual)
-
-
-def channel_credentials(access: AccessSettings) -> grpc.ChannelCredentials | None:
-    """TLS for a channel, as the files are now; None for one in clear text.
-
-    Raises:
-        NotFoundError: a file is missing.
-    """
-    if access.authority is None:
-        return None
-    try:
-        return grpc.ssl_channel_credentials(
-            access.authority.read_bytes(),
-            access.key.read_bytes() if access.key else None,
-            access.certificate.read_bytes() if access.certificate else None,
-        )
-    except OSError as error:
-        raise NotFoundError(f"{error.filename} cannot be read ({error.strerror}); check the table [access]") from None
-
-
-class Bearer:
-    """The token that a caller shows, as its file is by then."""
-
-    def __init__(self, access: AccessSettings) -> None:
-        """Raises NotFoundError or InvalidInputError for a file that is missing or no token."""
-        file = access.token
-        self._token = Watched([file], lambda: read_token(file)) if file else None
-
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """For a call; empty where there is no token."""
-        return (("authorization", _SCHEME + self._token.value),) if self._token else ()
-
-
-def is_loopback(target: str) -> bool:
-    """Whether a gRPC target or a host stays on this machine."""
-    if target.startswith("unix:"):
-        return True
-    host = target.removeprefix("dns:").rsplit("/", 1)[-1].removeprefix("ipv4:").removeprefix("ipv6:")
-    if host.count(":") == 1 or "]" in host:
-        host = host.rpartition(":")[0] if not host.endswith("]") else host
-    host = host.strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def require_privacy(access: AccessSettings, target: str, encrypted: bool) -> None:
-    """Raises InvalidInputError where a token would go in clear text over a network."""
-    if (access.tokens or access.token) and not encrypted and not is_loopback(target):
-        raise InvalidInputError(
-            f"tokens would go in clear text to or from {target}; set access.certificate and access.key for a door, "
-            "and access.authority for a caller"
-        )

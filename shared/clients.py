@@ -21,7 +21,7 @@ from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from shared import rpc, wire
-from shared.access import Bearer
+from shared.credentials import Bearer
 from shared.errors import InvalidInputError
 from shared.settings import AccessSettings
 from shared.trajectory import Completion
@@ -57,7 +57,7 @@ class _Client:
     """Opens the channel with the block and closes it after. Every call has a deadline and typed errors.
 
     A door that asks for a token, and does not know it or not for this method, is a PreconditionError of its own class:
-    `shared.access.UnauthenticatedError` or `ForbiddenError`.
+    `UnauthenticatedError` or `ForbiddenError`.
     """
 
     def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:

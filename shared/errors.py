@@ -21,6 +21,14 @@ class PreconditionError(RouterShiftError, RuntimeError):
     """The input is valid, but not in the present state; a retry alone does not help."""
 
 
+class UnauthenticatedError(PreconditionError):
+    """The caller shows no token, or one that is not known here."""
+
+
+class ForbiddenError(PreconditionError):
+    """The caller is known, and its roles do not include this method."""
+
+
 class OverloadedError(RouterShiftError, RuntimeError):
     """No room for more work now; the same request may succeed after `retry_after` seconds."""
 

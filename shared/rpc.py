@@ -11,8 +11,8 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shared import access as doors
-from shared import errors
+from shared import credentials, errors
+from shared.access import HEALTH, Doorkeeper
 from shared.settings import AccessSettings, Door
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,8 @@ _STATUS: list[tuple[type[errors.RouterShiftError], grpc.StatusCode]] = [
     (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.CorruptDataError, grpc.StatusCode.DATA_LOSS),
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND),
-    (doors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
-    (doors.ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
+    (errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.ForbiddenError, grpc.StatusCode.PERMISSION_DENIED),
     (errors.PreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
@@ -67,7 +67,7 @@ class Guard(grpc.aio.ServerInterceptor):
     Health is for everybody.
     """
 
-    def __init__(self, keeper: doors.Doorkeeper) -> None:
+    def __init__(self, keeper: Doorkeeper) -> None:
         self._keeper = keeper
 
     async def intercept_service(
@@ -77,7 +77,7 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         handler = await continuation(handler_call_details)
         method = getattr(handler_call_details, "method", "")
-        if handler is None or method.startswith(doors.HEALTH):
+        if handler is None or method.startswith(HEALTH):
             return handler
         parse, write = _lenient(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary:
@@ -121,7 +121,7 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__} in {method}; see the service's log")
 
 
-def _guard_unary(call: Callable[..., Any], method: str, keeper: doors.Doorkeeper) -> Callable[..., Any]:
+def _guard_unary(call: Callable[..., Any], method: str, keeper: Doorkeeper) -> Callable[..., Any]:
     async def guarded(request: Any, context: Any) -> Any:
         try:
             with keeper.admit(method, context.invocation_metadata() or ()):
@@ -134,7 +134,7 @@ def _guard_unary(call: Callable[..., Any], method: str, keeper: doors.Doorkeeper
     return guarded
 
 
-def _guard_stream(call: Callable[..., Any], method: str, keeper: doors.Doorkeeper) -> Callable[..., Any]:
+def _guard_stream(call: Callable[..., Any], method: str, keeper: Doorkeeper) -> Callable[..., Any]:
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
             with keeper.admit(method, context.invocation_metadata() or ()):
@@ -159,7 +159,7 @@ class Server:
         """
         self._access, self._door = access or AccessSettings(), door or Door()
         self._server = grpc.aio.server(
-            interceptors=[Guard(doors.Doorkeeper(self._access, self._door))],
+            interceptors=[Guard(Doorkeeper(self._access, self._door))],
             options=[
                 ("grpc.max_receive_message_length", self._door.max_request_bytes),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -190,9 +190,9 @@ class Server:
         if self._door.reflection:
             reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        credentials = doors.server_credentials(self._access)
-        doors.require_privacy(self._access, host, credentials is not None)
-        bound = _bind(self._server, f"{host}:{port}", credentials)
+        secrets = credentials.server_credentials(self._access)
+        credentials.require_privacy(self._access, host, secrets is not None)
+        bound = _bind(self._server, f"{host}:{port}", secrets)
         await self._server.start()
         if self._door.health_port is not None:
             check_port(host, self._door.health_port, "health_port")
@@ -220,11 +220,11 @@ class Server:
             await self._health.set(name, status)
 
 
-def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
-    if credentials is None:
+def _bind(server: grpc.aio.Server, address: str, secrets: grpc.ServerCredentials | None) -> int:
+    if secrets is None:
         return server.add_insecure_port(address)
     try:
-        return server.add_secure_port(address, credentials)
+        return server.add_secure_port(address, secrets)
     except RuntimeError:
         raise errors.InvalidInputError(
             f"access.certificate, access.key and access.authority make no TLS server on {address}; expected PEM files, "
@@ -263,8 +263,8 @@ def channel(
         InvalidInputError: a token without TLS beyond this machine.
     """
     access = access or AccessSettings()
-    credentials = doors.channel_credentials(access)
-    doors.require_privacy(access, target, credentials is not None)
+    secrets = credentials.channel_credentials(access)
+    credentials.require_privacy(access, target, secrets is not None)
     every: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -276,9 +276,9 @@ def channel(
     ]
     if access.server_name:
         every.append(("grpc.ssl_target_name_override", access.server_name))
-    if credentials is None:
+    if secrets is None:
         return grpc.aio.insecure_channel(target, options=every)
-    return grpc.aio.secure_channel(target, credentials, options=every)
+    return grpc.aio.secure_channel(target, secrets, options=every)
 
 
 def raise_typed(error: grpc.aio.AioRpcError, method: str) -> NoReturn:

@@ -19,9 +19,17 @@ from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from shared import rpc
-from shared.access import ROLES, ForbiddenError, Role, UnauthenticatedError, is_loopback
+from shared.access import ROLES, Role
 from shared.clients import GenerationClient, RewardClient
-from shared.errors import DeadlineError, InvalidInputError, NotFoundError, OverloadedError
+from shared.credentials import is_loopback
+from shared.errors import (
+    DeadlineError,
+    ForbiddenError,
+    InvalidInputError,
+    NotFoundError,
+    OverloadedError,
+    UnauthenticatedError,
+)
 from shared.settings import AccessSettings, Door
 from tests.contract.certificates import Authority
 

@@ -23,10 +23,10 @@ from services.reward.verifiers.base import Item, Verdict
 from services.reward.verifiers.composite import CompositeSettings, CompositeVerifier
 from services.reward.verifiers.remote import RemoteSettings, RemoteVerifier
 from shared import rpc
-from shared.access import ForbiddenError
 from shared.errors import (
     CorruptDataError,
     DeadlineError,
+    ForbiddenError,
     InvalidInputError,
     PreconditionError,
     RouterShiftError,
