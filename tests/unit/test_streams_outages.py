@@ -207,18 +207,28 @@ async def test_a_redis_that_is_killed_and_comes_back_loses_nothing_it_acknowledg
     await redis.aclose()
 
 
+@pytest.fixture
+def diskless() -> Iterator[Server]:
+    """A server whose folder is gone, so that no snapshot can be written there."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        data.mkdir()
+        with Server(data, Path(folder) / "r.sock", appendonly=False) as server:
+            data.rmdir()
+            yield server
+
+
 async def test_a_redis_that_cannot_write_its_disk_is_waited_for(
-    server: Server, stream_settings: StreamSettings
+    diskless: Server, stream_settings: StreamSettings
 ) -> None:
-    redis = await connect(RedisSettings(url=server.url))
+    redis = await connect(RedisSettings(url=diskless.url))
     run = Run(redis, "unwritten", stream_settings)
     await run.open()
     await redis.config_set("save", "3600 1")
-    await redis.config_set("dir", "/proc/self")  # nobody can write a snapshot there
     await redis.bgsave()
     while (await redis.info("persistence"))["rdb_last_bgsave_status"] == "ok":  # noqa: ASYNC110  # it has no event
         await asyncio.sleep(0.02)
-    late = await connect(RedisSettings(url=server.url))  # it answers, though it refuses PING
+    late = await connect(RedisSettings(url=diskless.url))  # it answers, though it refuses PING
     admitting = asyncio.create_task(Run(late, "unwritten", stream_settings).admit(0, prompt(0), 10))
     done, _ = await asyncio.wait({admitting}, timeout=0.3)
     assert not done
