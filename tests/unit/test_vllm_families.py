@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.generation.engines import vllm as vllm_engine
+from services.generation.engines import vllm_updates
 from services.generation.engines.base import Files
 from services.generation.engines.vllm_taps import BufferTaps, RowPacker
 from shared.errors import PreconditionError, UnavailableError
@@ -54,7 +54,7 @@ async def test_gpt_oss_samples_but_is_not_updated(tmp_path: Path, monkeypatch: p
         assert_exact(reference.compare(sample))
 
     # Were it not refused, the update would be seen to lose weights: nobody ever samples from half a model.
-    monkeypatch.setattr(vllm_engine, "_NOT_UPDATABLE", set())
+    monkeypatch.setattr(vllm_updates, "_NOT_UPDATABLE", set())
     waiting = asyncio.create_task(engine.generate(PROMPT, replace(SAMPLING, n=400)))
     await asyncio.sleep(0)
     with pytest.raises(UnavailableError, match=r"got no weights.*experts"):
