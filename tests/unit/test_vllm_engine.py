@@ -167,6 +167,11 @@ def test_importing_an_engine_does_not_import_vllm(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_torch_is_imported_after_its_environment_is_set() -> None:
+    code = "import sys, services.generation.service, services.generation.engines.vllm; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_missing_vllm_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # how Python marks a module that cannot be imported
     with pytest.raises(MissingDependencyError, match="make install ENGINE=vllm"):

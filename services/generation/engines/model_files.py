@@ -3,13 +3,16 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from shared.errors import CorruptDataError, InvalidInputError, NotFoundError
 from shared.meeting import TensorSpec
-from shared.transfer import DTYPES
+
+# torch is imported by the functions that need it: vLLM sets what torch reads from the environment when it is imported.
+if TYPE_CHECKING:
+    import torch
 
 _INDEX = "model.safetensors.index.json"
 
@@ -76,13 +79,15 @@ def check_specs(expected: dict[str, tuple[int, ...]], specs: Sequence[TensorSpec
     Raises:
         InvalidInputError: names or shapes differ, or a dtype does not travel.
     """
+    from shared.transfer import DTYPES
+
     check_shapes(expected, {spec.name: spec.shape for spec in specs})
     for spec in specs:
         if spec.dtype not in DTYPES:
             raise InvalidInputError(f"{spec.name} is of dtype {spec.dtype!r}; expected one of {', '.join(DTYPES)}")
 
 
-def check_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+def check_finite(tensors: Iterable[tuple[str, "torch.Tensor"]]) -> None:
     """Raises InvalidInputError that names the first tensor with NaN or infinity."""
     for name, tensor in tensors:
         if not _finite(tensor):
@@ -91,7 +96,9 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
             )
 
 
-def _finite(tensor: torch.Tensor) -> bool:
+def _finite(tensor: "torch.Tensor") -> bool:
+    import torch
+
     if not tensor.is_floating_point():
         return True
     # A sum meets every NaN and infinity, reads the tensor once and writes nothing. It may overflow without either.
