@@ -58,7 +58,7 @@ class Durable:
 
     def contains(self, group: str) -> bool:
         """Whether this group was trained on, durable or not yet."""
-        return group in self._trained or any(entry.group == group for entry, _ in self._waiting)
+        return self._step_of(group) is not None
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Entries that the last step trained on."""
@@ -66,8 +66,7 @@ class Durable:
 
     async def knows(self, entry: Entry) -> bool:
         """Whether its group was trained on. Such an entry is settled: now, or with the next checkpoint."""
-        waiting = {held.group: step for held, step in self._waiting}
-        step = self._trained.get(entry.group, waiting.get(entry.group))
+        step = self._step_of(entry.group)
         if step is None:
             return False
         metrics.REPEATED.inc(entry.trajectories)
@@ -148,6 +147,12 @@ class Durable:
                 return await wanted
         except TimeoutError:
             raise DeadlineError(f"no checkpoint within {seconds:g} s; see the learner's log") from None
+
+    def _step_of(self, group: str) -> int | None:
+        """The step that trained on a group, durable or not yet."""
+        if (step := self._trained.get(group)) is not None:
+            return step
+        return next((step for entry, step in self._waiting if entry.group == group), None)
 
     @property
     def _checkpoints(self) -> Path:

@@ -6,9 +6,15 @@
 --        9 destination name ('' for none)  10 its byte limit (0: none)  11 stage there  12 payload  13 its bytes
 --       14 blob of the payload ('' for none; the payload is empty then)  15 chunks of it
 --       16 ledger field ('' : the group lives on)  17 step ('' for none)
--- Answers 'ok', 'gone' (somebody else settled it), 'full' (nothing was done) or 'expired' (nothing was done: the blob
--- has to be written again).
+-- Answers 'ok', 'gone' (somebody else settled it, or its group has ended), 'full' (nothing was done) or 'expired'
+-- (nothing was done: the blob has to be written again).
 local function call(...) return redis.call(...) end
+local function remove()
+  call('XACK', KEYS[1], ARGV[1], ARGV[2])
+  call('XDEL', KEYS[1], ARGV[2])
+  call('UNLINK', KEYS[9])
+  call('HINCRBY', KEYS[6], ARGV[4], -ARGV[3])
+end
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
 if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then return pending end
 -- Where the group was destroyed nothing is pending, but an entry that still stands was settled by nobody.
@@ -21,10 +27,8 @@ end
 -- dead letter is kept even so: the entry may be of no group at all.
 local alive = call('HEXISTS', KEYS[4], ARGV[5]) == 1
 if not alive and ARGV[9] ~= 'dead' then
-  call('XACK', KEYS[1], ARGV[1], ARGV[2])
-  call('XDEL', KEYS[1], ARGV[2])
-  call('UNLINK', KEYS[9], KEYS[10])
-  call('HINCRBY', KEYS[6], ARGV[4], -ARGV[3])
+  remove()
+  call('UNLINK', KEYS[10])
   return 'gone'
 end
 if ARGV[9] ~= '' then
@@ -37,10 +41,7 @@ end
 -- about as much as it takes, begins with a command that shrinks: a full Redis must not stop those who empty it.
 if tonumber(ARGV[13]) <= 2 * ARGV[3] + 4096 then call('XACK', KEYS[1], ARGV[1], ARGV[2]) end
 call('SET', KEYS[8], ARGV[7], 'EX', ARGV[8])
-call('XACK', KEYS[1], ARGV[1], ARGV[2])
-call('XDEL', KEYS[1], ARGV[2])
-call('UNLINK', KEYS[9])
-call('HINCRBY', KEYS[6], ARGV[4], -ARGV[3])
+remove()
 if ARGV[9] ~= '' then
   if ARGV[14] == '' then
     call('XADD', KEYS[2], '*', 'g', ARGV[5], 'n', ARGV[6], 'p', ARGV[12])

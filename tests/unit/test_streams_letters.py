@@ -19,8 +19,8 @@ from shared.streams.connection import connect
 from shared.streams.consumer import End
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+from tests.redis_server import Server
 from tests.unit.lives import GROUP, a_run_of_every_kind, end, move, prompt, scored
-from tests.unit.redis_server import Server
 
 
 async def test_a_large_payload_goes_in_chunks_and_leaves_nothing_behind(

@@ -19,8 +19,8 @@ from shared.streams.consumer import Consumer, End, Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from shared.streams.scripts import source
+from tests.redis_server import Server
 from tests.unit.redis_link import Link, link
-from tests.unit.redis_server import Server
 
 GROUP = 4
 
