@@ -2,6 +2,8 @@
 PYTHON ?= python3
 ENGINE ?= vllm
 SEED ?= 0
+# Files of tests that run at a time: each holds up to 4 GB.
+WORKERS ?= 2
 # Asked only where pip finds no CPU build of torch by itself.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -20,7 +22,7 @@ demo: install  ## Trains the Countdown MoE through every service and prints what
 
 test: $(VENV)/.vllm $(VENV)/.dev  ## Lint, types and all tests.
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.
 	DEPLOY=1 $(BIN)/python -m pytest tests/deploy/test_stack.py

@@ -21,7 +21,7 @@ _DEADLINE = timedelta(seconds=60)
 QUIET = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
-def run(size: int, function: Callable[..., Any], *arguments: object, timeout: float = 120) -> None:
+def run(size: int, function: Callable[..., Any], *arguments: object, timeout: float = 200) -> None:
     """Raises AssertionError, with what they wrote to stderr, where some rank fails or is not done in time."""
     with started(size, function, *arguments) as processes:
         end = time.monotonic() + timeout

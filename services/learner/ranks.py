@@ -25,7 +25,7 @@ DEADLINE = timedelta(minutes=30)
 # Followers wait for the next command as long as rank 0 lives: an idle learner is not a broken one.
 _IDLE = timedelta(days=365)
 # gloo's threads drop their last tensors after the work is done, and abort a process that ends meanwhile.
-_SETTLE_SECONDS = 0.2
+_SETTLE_SECONDS = 1.0
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl"}
 
 

@@ -1,9 +1,10 @@
 """Response tokens per second through the gRPC door of generation, and of vLLM's own LLM.generate.
 
-The same prompts and sampling, text in and text out, on the same machine in turns; `ratio` is the door's speed over
-that of LLM.generate, median of paired rounds. LLM has a process of its own with the settings of the service's engine,
-and neither routers nor log-probs. The service exports routers into its own process (`export`), and a second variant
-has them sent to the caller as well.
+The same prompts and sampling, on the same machine in turns: text in; text and the log-prob of each sampled token out.
+`ratio` is the door's speed over that of LLM.generate, median of paired rounds. LLM has a process of its own with the
+settings of the service's engine, and no routers. The service exports routers into its own process (`export`), and a
+second variant has them sent to the caller as well. The door cannot leave log-probs out, LLM.generate can: what it gains
+by that is in `ratio_to_text_only`.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "export": arguments.export,
     }
     sampling: Any = {"n": arguments.samples, "max_tokens": arguments.max_tokens, "temperature": 1.0}
-    tokens: dict[str, list[int]] = {"grpc": [], "grpc_router": [], "direct": []}
+    tokens: dict[str, list[int]] = {"grpc": [], "grpc_router": [], "direct": [], "text_only": []}
     with ExitStack() as stack:
         door, direct = (stack.enter_context(_Role(role, work)) for role in ("door", "direct"))
         runner = stack.enter_context(asyncio.Runner())
@@ -72,7 +73,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             {
                 "grpc": lambda: tokens["grpc"].append(runner.run(ask(False))),
                 "grpc_router": lambda: tokens["grpc_router"].append(runner.run(ask(True))),
-                "direct": lambda: tokens["direct"].append(direct.turn()["tokens"]),
+                "direct": lambda: tokens["direct"].append(direct.turn({"logprobs": 0})["tokens"]),
+                "text_only": lambda: tokens["text_only"].append(direct.turn({})["tokens"]),
             },
             arguments.rounds,
             _WARMUP,
@@ -82,14 +84,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in tokens
     }
     ratios = {
-        name: Spread.of([ours / theirs for ours, theirs in zip(rates[name], rates["direct"], strict=True)])
-        for name in ("grpc", "grpc_router")
+        name: Spread.of([a / b for a, b in zip(rates[ours], rates[theirs], strict=True)])
+        for name, ours, theirs in (
+            ("grpc", "grpc", "direct"),
+            ("grpc_router", "grpc_router", "direct"),
+            ("grpc_to_text_only", "grpc", "text_only"),
+        )
     }
     return {
         "grpc_tokens_per_second": Spread.of(rates["grpc"]).median,
         "direct_tokens_per_second": Spread.of(rates["direct"]).median,
         "ratio": ratios["grpc"].median,
         "ratio_with_router": ratios["grpc_router"].median,
+        "ratio_to_text_only": ratios["grpc_to_text_only"].median,
         "spread": {name: asdict(spread) for name, spread in ratios.items()},
         "prompts": arguments.prompts,
         "samples": arguments.samples,
@@ -97,7 +104,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Role:
-    """A process that plays one side. It says what it has on its stdout, a line of JSON for each line of its stdin."""
+    """A process that plays one side: a line of JSON on its stdout for each on its stdin."""
 
     def __init__(self, role: str, work: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
@@ -110,16 +117,16 @@ class _Role:
         self.ready: dict[str, Any] = {}
 
     def __enter__(self) -> "_Role":
-        self.ready = self.turn()
+        self.ready = self.turn({})
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=60)
 
-    def turn(self) -> dict[str, Any]:
+    def turn(self, asked: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
@@ -169,13 +176,12 @@ def _direct(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> Non
         enforce_eager=True,
         generation_config="vllm",
     )
-    sampling = SamplingParams(n=work["samples"], max_tokens=work["max_tokens"], temperature=1.0)
-    first = True
-    for _ in sys.stdin:
-        if first:
-            first = False
-            tell({})
-            continue
+    sys.stdin.readline()
+    tell({})
+    for asked in sys.stdin:
+        sampling = SamplingParams(
+            n=work["samples"], max_tokens=work["max_tokens"], temperature=1.0, **json.loads(asked)
+        )
         outputs = llm.generate(work["prompts"], sampling, use_tqdm=False)
         tell({"tokens": sum(len(sample.token_ids) for output in outputs for sample in output.outputs)})
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.generation.engines.base import Arriving, Engine, EngineSampling
+from services.generation.engines.base import Arriving, Engine, EngineSampling, Files
 from shared.errors import InvalidInputError, UnavailableError
 from shared.meeting import Meeting
+from shared.trajectory import Completion
 from shared.transfer import specs_of
 from tests.contract.reference import Reference, check
 from tests.models import MAX_MODEL_LEN
@@ -61,6 +62,13 @@ def sending(folder: Path, *, stands_still: bool = False) -> Iterator[tuple[subpr
         process.wait()
 
 
+async def publish(engine: Engine, folder: Path) -> int:
+    """From a file: what the next test serves, whatever the test before left behind."""
+    version = engine.version + 1
+    await engine.update_weights(version, Files([folder / "model.safetensors"]))
+    return version
+
+
 async def take(engine: Engine, folder: Path) -> int:
     version = engine.version + 1
     with sending(folder) as (process, weights):
@@ -83,27 +91,35 @@ async def test_versions_come_and_are_served_exactly(
 async def test_requests_go_on_while_weights_arrive(
     engine: Engine, folders: dict[str, Path], references: dict[str, Reference]
 ) -> None:
-    by_version = {engine.version: references["A"]}
+    old = await publish(engine, folders["A"])
+    samples: list[Completion] = []
+    updated = asyncio.Event()
+
+    async def ask(sampling: EngineSampling) -> None:
+        while not updated.is_set():
+            samples.extend(await engine.generate(PROMPT, sampling))
+
     with sending(folders["B"]) as (_, weights):
-        running = asyncio.create_task(engine.generate(PROMPT, LONG))
-        while not engine.load.running:  # noqa: ASYNC110  # another process's progress has no event
+        # Of different lengths, so that not all of them end with the step before the update.
+        asking = [asyncio.create_task(ask(replace(LONG, max_tokens=tokens))) for tokens in (LONG.max_tokens, 90, 61)]
+        while not samples:  # noqa: ASYNC110  # another process's progress has no event
             await asyncio.sleep(0.001)
         begun = engine.load.tokens
-        await engine.update_weights(engine.version + 1, weights)
+        new = old + 1
+        await engine.update_weights(new, weights)
         arrived = engine.load.tokens
-    by_version[engine.version] = references["B"]
-    samples = await running
+        updated.set()
+        await asyncio.gather(*asking)
     for sample in samples:
-        check(sample, PROMPT, LONG, by_version)
+        check(sample, PROMPT, LONG, {old: references["A"], new: references["B"]})
     assert arrived > begun + LONG.n
     assert max(len(sample.versions) for sample in samples) == 2, "no sample lived through the update"
-    await take(engine, folders["A"])
 
 
 async def test_a_learner_that_dies_midway_leaves_the_old_weights_whole(
     engine: Engine, folders: dict[str, Path], references: dict[str, Reference]
 ) -> None:
-    version = engine.version
+    version = await publish(engine, folders["A"])
     with sending(folders["B"], stands_still=True) as (process, weights):
         update = asyncio.create_task(engine.update_weights(version + 1, weights))
         assert process.stdout is not None
@@ -115,7 +131,6 @@ async def test_a_learner_that_dies_midway_leaves_the_old_weights_whole(
     assert (engine.version, await engine.healthy()) == (version, True)
     for served in (sample, *await engine.generate(PROMPT, SAMPLING)):
         check(served, PROMPT, SAMPLING, {version: references["A"]})
-    await take(engine, folders["A"])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +158,7 @@ async def test_weights_with_nan_are_refused_after_they_came(
     tensors = load_file(folders["B"] / "model.safetensors")
     tensors["model.norm.weight"][7] = torch.nan
     save_file(tensors, tmp_path / "model.safetensors")
-    version = engine.version
+    version = await publish(engine, folders["A"])
     with sending(tmp_path) as (_, weights), pytest.raises(InvalidInputError, match=r"tensor model\.norm\.weight holds"):
         await engine.update_weights(version + 1, weights)
     (sample,) = await engine.generate(PROMPT, replace(SAMPLING, n=1))
