@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from services.learner.batch import Group, MicroBatch, Sample, Weighted, pack
 from services.learner.collate import Batch, collate
 from services.learner.packing import isolate
+from shared.pretrained import LOADING
 from shared.trajectory import Completion, FinishReason, RouterLayout, RouterTrace, ScoreFunction, VersionSpan
 from tests.models import EXPERTS, TOP_K, VOCABULARY
 
@@ -28,7 +29,8 @@ _SCORE_FUNCTIONS = {
 
 def load(folder: Path) -> PreTrainedModel:
     """In float32, ready for packed rows."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with LOADING:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     isolate(model)
     return model
 

@@ -11,6 +11,7 @@ from services.learner import lora, packing, sharding
 from services.learner.collate import Batch
 from services.learner.ranks import Ranks
 from services.learner.settings import LearnerSettings
+from shared.pretrained import LOADING
 from shared.routers import layout_of
 from shared.settings import RunSettings
 
@@ -140,11 +141,12 @@ def load(folder: Path, is_empty: bool = False) -> tuple[PreTrainedModel, torch.d
         if hasattr(config, noise):
             setattr(config, noise, 0.0)
     dtype = config.dtype or torch.float32
-    if is_empty:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+    with LOADING:
+        if is_empty:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
     packing.isolate(model)
     if not is_empty:
         packing.check_isolation(model)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from services.generation.engines.base import EngineSampling
+from shared.pretrained import LOADING
 from shared.trajectory import Completion, RouterLayout, RouterTrace, TopLogprobs, versions_of
 from tests.models import TOP_K
 
@@ -16,9 +17,10 @@ class Reference:
     """One model, evaluated one uncached sequence at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
-        ).eval()
+        with LOADING:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+            ).eval()
 
     @torch.no_grad()
     def forward(self, prompt: list[int], tokens: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:

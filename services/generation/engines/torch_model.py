@@ -1,6 +1,7 @@
 """A policy in memory for the torch engine: its weights, and taps on its routers."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from services.generation.engines import torch_attention
 from services.generation.engines.base import Files, Weights
 from services.generation.engines.model_files import check_finite, check_specs, check_weights, weight_files
 from shared.errors import PreconditionError
+from shared.pretrained import LOADING
 from shared.routers import FAMILIES, Family, layout_of, log_scores, routers_of
 from shared.trajectory import RouterExport, RouterLayout
 from shared.transfer import detached, receive
@@ -22,7 +24,7 @@ from shared.transfer import detached, receive
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 # SDPA, because the batch builds boolean masks; families that need more than it computes are refused by transformers.
-_LOADING: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
+_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
 # One small GEMM per expert. With 256 sequences on one core a step takes 11 ms, against 15 ms with transformers' loop
 # ("eager") and 158 ms with "batched_mm", which copies the weights of K experts for each token.
 _EXPERTS = "grouped_mm"
@@ -87,7 +89,8 @@ def load_folder(folder: Path, device: str, export: RouterExport = RouterExport.T
     weight_files(folder)
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **_LOADING)
+        with LOADING:
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, **_OPTIONS)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PreconditionError(f"model folder {folder} cannot be loaded: {error}") from error
     return _policy(model, device, export)
@@ -103,8 +106,7 @@ async def prepare(like: Policy, shapes: dict[str, tuple[int, ...]], weights: Wei
         CorruptDataError: a file is cut off.
     """
     if isinstance(weights, Files):
-        await asyncio.to_thread(check_weights, shapes, weights.paths)
-        tensors = {name: tensor for file in weights.paths for name, tensor in load_file(file).items()}
+        tensors = await asyncio.to_thread(_checked, shapes, weights.paths)
     else:
         check_specs(shapes, weights.specs)
         tensors = await detached(lambda: receive(weights.meeting, weights.first_rank, weights.specs, like.device))
@@ -112,9 +114,15 @@ async def prepare(like: Policy, shapes: dict[str, tuple[int, ...]], weights: Wei
     return await asyncio.to_thread(_with_weights, like, tensors)
 
 
+def _checked(shapes: dict[str, tuple[int, ...]], files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    check_weights(shapes, files)
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def _with_weights(like: Policy, tensors: dict[str, torch.Tensor]) -> Policy:
     config = like.model.config
-    model = type(like.model).from_pretrained(None, config=config, state_dict=tensors, **_LOADING)
+    with LOADING:
+        model = type(like.model).from_pretrained(None, config=config, state_dict=tensors, **_OPTIONS)
     return _policy(model, str(like.device), like.export)
 
 

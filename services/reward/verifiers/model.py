@@ -10,6 +10,7 @@ from pydantic import Field
 
 from services.reward.verifiers.base import BatchVerifier, Item, Verdict, VerifierSettings
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
+from shared.pretrained import LOADING
 
 
 class ModelSettings(VerifierSettings):
@@ -129,14 +130,15 @@ class ModelVerifier(BatchVerifier):
             raise MissingDependencyError("verifier model needs torch: pip install 'routershift[torch]'") from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=getattr(torch, settings.dtype),
-                output_loading_info=True,
-            )
+            with LOADING:
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    folder,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    dtype=getattr(torch, settings.dtype),
+                    output_loading_info=True,
+                )
         except (OSError, ValueError) as error:
             raise PreconditionError(f"model folder {folder} cannot be loaded: {error}") from None
         if report["missing_keys"]:
