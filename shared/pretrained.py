@@ -2,7 +2,7 @@
 
 from threading import Lock
 
-# Hold it for each `from_pretrained`. transformers 5 turns the tying of weights off for all models while it loads one,
-# and puts back what it found (transformers.initialization.no_tie_weights, 5.19): where two threads load at once, the one
-# that ends last puts back nothing, and until the process ends no model ties its head to its embedding.
+# Hold it for each `from_pretrained`. While transformers 5 loads a model, it turns the tying of weights off for all of
+# them, and then puts back what it found (`transformers.initialization.no_tie_weights`, 5.19). Where two threads load at
+# once, the last to end puts back nothing, and until the process ends no model ties its head to its embedding.
 LOADING = Lock()

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client import REGISTRY
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
@@ -22,7 +23,7 @@ from services.generation.settings import GenerationSettings, Settings
 from services.generation.watch import EngineWatch
 from services.generation.weights import WeightsLoader
 from services.generation.worker import GenerationWorker
-from shared import wire
+from shared import weights, wire
 from shared.errors import MissingDependencyError, UnavailableError
 from shared.service import background
 from shared.settings import RunSettings
@@ -91,10 +92,16 @@ def refused(reason: str) -> float:
     return float(metrics.UPDATES_REFUSED.labels(reason)._value.get())
 
 
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"routershift_generation_{name}", labels) or 0.0
+
+
 async def test_the_worker_keeps_the_engine_busy_and_little_waiting(run: Run, tmp_path: Path) -> None:
     model = save_model(tmp_path)
     await admit(run, 24, max_tokens=30)
     loads: list[EngineLoad] = []
+    counters = ("rollouts_total", "group_seconds_count", "router_bytes_total")
+    before = [metric(name) for name in counters], [metric("tokens_total", kind=kind) for kind in ("prompt", "response")]
     async with torch_engine(model) as engine:
         consumer, generation = worker(run, engine, model)
 
@@ -104,11 +111,22 @@ async def test_the_worker_keeps_the_engine_busy_and_little_waiting(run: Run, tmp
 
         async with background(consumer.each(generation.handle, room, asyncio.Event())):
             made = await groups(run, 24)
+            await until(lambda: metric("rollouts_total") == before[0][0] + 24 * SAMPLES)
     assert {len(group.trajectories) for group in made} == {SAMPLES}
     assert max(load.running for load in loads) == SLOTS
-    # An eighth of the slots ahead, and what rounding up to whole groups adds.
-    assert max(load.waiting for load in loads) <= 1 + SAMPLES
+    # All slots, an eighth of them ahead, and what rounding up to whole groups adds.
+    assert max(load.running + load.waiting for load in loads) <= SLOTS + 1 + SAMPLES
     assert (await run.ledger()).in_flight == 24 * SAMPLES
+    completions = [trajectory.completion for group in made for trajectory in group.trajectories]
+    traces = [(c.router_trace.expert_ids, c.router_trace.log_scores) for c in completions]
+    exported = sum(len(tensor.data) for trace in traces for tensor in trace)
+    assert [metric(name) for name in counters] == [
+        value + more for value, more in zip(before[0], (24 * SAMPLES, 24, exported), strict=True)
+    ]
+    tokens = 24 * len(PROMPT), sum(c.token_ids.shape[0] for c in completions)
+    assert [metric("tokens_total", kind=kind) for kind in ("prompt", "response")] == [
+        value + more for value, more in zip(before[1], tokens, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +193,8 @@ async def test_versions_that_come_during_an_update_are_skipped_for_the_newest(ru
     announced = {version: manifest(root, version, model) for version in (1, 2, 3)}
     await run.announce(announced[1])
     taken: list[int] = []
+    timed = "weights_update_seconds_count", "weights_pause_seconds_count"
+    before = [metric(name) for name in timed]
     async with torch_engine(model) as engine:
         loader = WeightsLoader(engine, root)
 
@@ -187,14 +207,15 @@ async def test_versions_that_come_during_an_update_are_skipped_for_the_newest(ru
             return found
 
         async with background(loader.follow(newest, 0.001)):
-            await until(lambda: engine.version == 3)
+            await until(lambda: metric("weights_version") == 3)
     assert 1 in taken
     assert 2 not in taken
+    assert [metric(name) for name in timed] == [value + 2 for value in before]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "other architecture", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "other architecture", "gone", "gone once it was verified"])
 async def test_weights_that_cannot_be_taken_are_counted_and_the_old_ones_serve_whole(
-    run: Run, tmp_path: Path, damage: str
+    run: Run, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, other = save_model(tmp_path / "a"), save_model(tmp_path / "b", seed=1, hidden_size=64)
     root = tmp_path / "weights"
@@ -204,7 +225,17 @@ async def test_weights_that_cannot_be_taken_are_counted_and_the_old_ones_serve_w
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "gone":
         file.unlink()
-    reason = {"truncated": "corruptdata", "other architecture": "invalidinput", "gone": "notfound"}[damage]
+    elif damage == "gone once it was verified":  # as where a learner publishes so fast that it is not kept
+        verify = weights.verify
+
+        def verify_and_lose(folder: Path, found: pb.WeightsManifest) -> list[Path]:
+            paths = verify(folder, found)
+            if found.version == 1:
+                file.unlink()
+            return paths
+
+        monkeypatch.setattr(weights, "verify", verify_and_lose)
+    reason = {"truncated": "corruptdata", "other architecture": "invalidinput"}.get(damage, "notfound")
     before = refused(reason)
     await run.announce(bad)
     async with torch_engine(model) as engine:
@@ -247,6 +278,18 @@ async def test_the_watch_tells_a_wedge_from_work(tmp_path: Path) -> None:
         watch.look(1.0)
     with pytest.raises(UnavailableError, match=r"sampled nothing for 31 s, over generation\.stall_seconds = 30"):
         watch.look(1.0)
+
+
+async def test_the_watch_shows_the_load(tmp_path: Path) -> None:
+    engine: Any = Puppet(EngineLoad(5, 3, kv_cache_usage=0.25, preemptions=2))
+    watch = EngineWatch(engine, WeightsLoader(engine, tmp_path), stall_seconds=30)
+    preempted = metric("preemptions_total")
+    watch.look(1.0)
+    engine.load = EngineLoad(4, 1, kv_cache_usage=0.5, preemptions=7)
+    watch.look(1.0)
+    shown = [metric(name) for name in ("running_sequences", "waiting_sequences", "kv_cache_usage_ratio")]
+    assert shown == [4, 1, 0.5]
+    assert metric("preemptions_total") == preempted + 7
 
 
 async def test_the_watch_waits_for_an_update_under_way(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Services that share a process, as in tests, load models at the same time."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -13,7 +13,7 @@ from tests.models import save_model
 def test_models_that_load_at_once_leave_transformers_as_it_was(tmp_path: Path) -> None:
     folder, before = save_model(tmp_path, "qwen3_dense"), PreTrainedModel.tie_weights
     with ThreadPoolExecutor(4) as threads:
-        loads = [threads.submit(load, folder) for _ in range(4)]
-        loads += [threads.submit(load_folder, folder, "cpu") for _ in range(4)]
+        loads: list[Future[object]] = [threads.submit(load, folder) for _ in range(4)]
+        loads += [threads.submit(lambda: load_folder(folder, "cpu")) for _ in range(4)]
         assert not [error for one in loads if (error := one.exception())]
     assert PreTrainedModel.tie_weights is before
