@@ -36,7 +36,7 @@ class Sampling(TypedDict, total=False):
     top_k: int
     min_p: float
     max_tokens: int
-    stop: Sequence[str]
+    stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     seed: int
     logprobs: int
@@ -192,6 +192,8 @@ class LearnerClient(_Client):
 
 
 def _request(prompt: Prompt, return_router: bool, sampling: Sampling) -> gen.GenerateRequest:
+    if isinstance(stop := sampling.get("stop"), str):
+        sampling = {**sampling, "stop": [stop]}  # a string is a sequence too, of its characters
     try:
         parameters = pb.SamplingParams(**sampling)
     except (TypeError, ValueError) as error:

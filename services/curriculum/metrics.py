@@ -4,6 +4,8 @@ from prometheus_client import Counter, Gauge
 
 PROMPTS = Counter("routershift_curriculum_prompts_total", "Prompts admitted")
 WAIT_SECONDS = Counter("routershift_curriculum_wait_seconds_total", "Time spent waiting to admit a prompt", ["reason"])
+for _reason in ("tickets", "full", "finished"):
+    WAIT_SECONDS.labels(_reason)  # from 0 on: Prometheus sees no increase from nothing to 1
 TICKETS = Gauge("routershift_curriculum_tickets_held", "Groups that hold a ticket")
 ACCURACY = Gauge(
     "routershift_curriculum_held_out_accuracy", "Share of correct responses in the last evaluation", ["decoding"]

@@ -15,6 +15,8 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 TOKENS = Counter("routershift_generation_tokens_total", "Tokens by kind", ["kind"])
+for _kind in ("prompt", "response"):
+    TOKENS.labels(_kind)
 ROLLOUTS = Counter("routershift_generation_rollouts_total", "Trajectories handed to the rollouts stream")
 GROUP_SECONDS = Histogram("routershift_generation_group_seconds", "Time to sample a group", buckets=_SECONDS)
 REQUESTS = Counter(
@@ -42,6 +44,8 @@ PAUSE_SECONDS = Histogram(
     "routershift_generation_weights_pause_seconds", "Time without sampling in a weight update", buckets=_SECONDS
 )
 UPDATES_REFUSED = Counter("routershift_generation_weights_refused_total", "Published weights not taken", ["reason"])
+for _reason in ("notfound", "corruptdata", "invalidinput", "precondition"):
+    UPDATES_REFUSED.labels(_reason)  # from 0 on: Prometheus sees no increase from nothing to 1
 ROUTER_BYTES = Counter("routershift_generation_router_bytes_total", "Bytes of router traces exported")
 
 

@@ -146,12 +146,16 @@ def load_latest(root: Path, trainer: Checkpointable) -> Resumed:
 
 
 def verify(folder: Path) -> None:
-    """Raises CorruptDataError for a missing manifest or file, a wrong size or a wrong SHA-256."""
+    """Raises CorruptDataError for a missing manifest or file, a name outside, a wrong size or a wrong SHA-256."""
     try:
         files = json.loads((folder / MANIFEST).read_text())
     except (FileNotFoundError, ValueError) as error:
         raise CorruptDataError(f"checkpoint {folder} has no readable {MANIFEST}: {error}") from None
+    if not isinstance(files, dict):
+        raise CorruptDataError(f"checkpoint {folder} has a {MANIFEST} that is no table of files")
     for name, expected in files.items():
+        if name in ("", "..") or Path(name).name != name:
+            raise CorruptDataError(f"checkpoint {folder} names the file {name!r}; expected a plain name")
         path = folder / name
         if not path.is_file():
             raise CorruptDataError(f"checkpoint file {path} is missing")

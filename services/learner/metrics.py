@@ -7,6 +7,8 @@ VERSION = Gauge("routershift_learner_weights_version", "Policy version last publ
 TRAJECTORIES = Counter("routershift_learner_trajectories_trained_total", "Trajectories trained on")
 TOKENS = Counter("routershift_learner_tokens_trained_total", "Response tokens trained on")
 DROPPED = Counter("routershift_learner_trajectories_dropped_total", "Trajectories not trained on", ["reason"])
+for _reason in ("stale", "zero_variance", "run_finished", "non_finite", "dead"):
+    DROPPED.labels(_reason)
 REPEATED = Counter("routershift_learner_trajectories_repeated_total", "Delivered again after they were trained on")
 STALENESS = Histogram(
     "routershift_learner_staleness_versions",
@@ -56,4 +58,6 @@ RUNNING_REWARD = Gauge("routershift_learner_reward_running_mean", "Running mean 
 COLLAPSED = Gauge("routershift_learner_reward_collapsed", "1 while the running mean has fallen too far from its best")
 TORN = Counter("routershift_learner_checkpoints_torn_total", "Checkpoints passed over because they were not whole")
 REFUSED_WRITES = Counter("routershift_learner_writes_refused_total", "Writes that the disk refused", ["write"])
+for _write in ("checkpoint", "trained_list", "weights", "record", "skipped_batch"):
+    REFUSED_WRITES.labels(_write)  # from 0 on: Prometheus sees no increase from nothing to 1
 TRANSFERS = Counter("routershift_learner_transfers_total", "Versions sent over the network", ["outcome"])

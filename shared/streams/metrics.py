@@ -3,6 +3,8 @@
 from prometheus_client import Counter
 
 RETRIES = Counter("routershift_redis_retries_total", "Commands sent to Redis again, by reason", ["reason"])
+for _reason in ("lost", "failover", "full"):
+    RETRIES.labels(_reason)  # from 0 on: Prometheus sees no increase from nothing to 1
 REDELIVERIES = Counter(
     "routershift_stream_redeliveries_total", "Entries delivered to this service that had been delivered before",
     ["stream"],

@@ -2,12 +2,14 @@
 
 `Engine.open` takes the engine that answers, else starts a dockerd of its own where that is possible. Of what the
 compose file pulls (Redis, Prometheus, Alertmanager, the Python base) it pulls what it can; for the rest it makes
-stand-ins with the same names from Debian packages, which are other versions of the same programs.
+stand-ins with the same names from Debian packages, which are other versions of the same programs. Packages are fetched
+while images are built.
 """
 
 import contextlib
 import functools
 import http.server
+import logging
 import os
 import shutil
 import subprocess
@@ -15,9 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "docker" / "Dockerfile"
@@ -26,10 +31,14 @@ PYTHON_IMAGE = "python:3.11-slim-bookworm"
 _PACKAGES = (
     "apt-get install --no-install-recommends docker.io docker-compose mmdebstrap prometheus prometheus-alertmanager"
 )
-_QUIET = ["path-exclude=/usr/share/man/*", "path-exclude=/usr/share/locale/*", "path-exclude=/usr/share/doc/*"]
+_DPKG = [
+    "force-unsafe-io",
+    *(f"path-exclude=/usr/share/{folder}/*" for folder in ("man", "locale", "doc")),
+]
+_APT = ['Dir::Cache::pkgcache ""', 'Dir::Cache::srcpkgcache ""']  # as in Debian's images
 
 _LOCKS = {
-    "curriculum": ["core", "reward"],
+    "curriculum": ["core"],
     "reward": ["core", "reward"],
     "learner": ["core", "reward", "torch"],
     "generation-cpu": ["core", "reward", "torch", "vllm"],
@@ -38,7 +47,9 @@ _LOCKS = {
 _STAND_INS: dict[str, tuple[dict[str, str], str]] = {
     "redis:7.2-bookworm": (
         {},
-        'RUN install -d -o 999 -g 999 /data\nWORKDIR /data\nUSER 999:999\nCMD ["redis-server"]\n',
+        "RUN apt-get update -qq && apt-get install -qq --no-install-recommends redis-server && "
+        "rm -rf /var/lib/apt/lists/* && install -d -o 999 -g 999 /data\n"
+        'WORKDIR /data\nUSER 999:999\nCMD ["redis-server"]\n',
     ),
     "prom/prometheus:v3.5.0": (
         {"prometheus": "bin/prometheus", "promtool": "bin/promtool"},
@@ -59,9 +70,12 @@ _STAND_INS: dict[str, tuple[dict[str, str], str]] = {
 class Engine:
     """Builds, runs and composes in one container engine. Everything it started ends with `open`."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], index: str) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], index: str, fetcher: ThreadPoolExecutor) -> None:
         self._folder = folder
-        self._wheels = folder / "wheels"
+        self._fetcher = fetcher
+        self._fetched: dict[str, Future[str]] = {}
+        self._built: set[str] = set()
+        self._base = PYTHON_IMAGE
         self.environment = {**os.environ, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0", **environment}
         self._arguments = ["--build-arg=PIP_NO_INDEX=1", f"--build-arg=PIP_FIND_LINKS={index}"]
 
@@ -77,7 +91,10 @@ class Engine:
                 if os.geteuid() != 0 or shutil.which("dockerd") is None:
                     pytest.skip("needs a container engine that answers, or root and dockerd to start one")
                 environment["DOCKER_HOST"] = stack.enter_context(_daemon(folder / "engine"))
-            yield cls(folder, environment, stack.enter_context(_index(folder / "wheels")))
+            index = stack.enter_context(_index(folder / "wheels"))
+            fetcher = stack.enter_context(ThreadPoolExecutor(1))
+            stack.callback(fetcher.shutdown, wait=False, cancel_futures=True)
+            yield cls(folder, environment, index, fetcher)
 
     def docker(self, *arguments: str) -> str:
         """What the command prints; its errors are those of the test."""
@@ -89,33 +106,49 @@ class Engine:
         return self.run([*command, *arguments])
 
     def run(self, command: Sequence[str], given: str | None = None) -> str:
+        began = time.monotonic()
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, input=given, capture_output=True, text=True, check=False
         )
+        if (seconds := time.monotonic() - began) > 5:
+            log.info("%.0f s: %s", seconds, " ".join(command)[:160])
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout
 
-    def prepare(self) -> None:
-        """Bases and what the compose file pulls."""
+    def prepare(self, targets: Sequence[str]) -> None:
+        """Begins to fetch what the targets need; makes the base and what the compose file pulls."""
+        for lock in dict.fromkeys(lock for target in targets for lock in _LOCKS[target]):
+            self._fetched[lock] = self._fetcher.submit(self._fetch, lock)
         if not self._has(PYTHON_IMAGE):
-            plain = self._debian("plain", ["python3", "ca-certificates", "tini"])
-            self._arguments += [f"--build-arg=BASE_IMAGE={plain}"]
-            building = self._debian("building", ["python3", "python3-venv", "ca-certificates"])
-            self._arguments += [f"--build-arg=BUILD_IMAGE={building}"]
-            for name, (programs, recipe) in _STAND_INS.items():
-                if not self._has(name):
-                    base = self._debian("redis", ["redis-server"]) if name.startswith("redis") else plain
-                    self._stand_in(name, base, programs, recipe)
+            self._base = self._debian()
+            self._arguments += [f"--build-arg=BASE_IMAGE={self._base}"]
+        self._check_that_it_runs()
+        for name, (programs, recipe) in _STAND_INS.items():
+            if not self._has(name):
+                self._stand_in(name, programs, recipe)
 
     def build(self, target: str) -> str:
         """Builds a target of the Dockerfile from packages that this machine's pip can get; gives its name."""
         name = f"routershift/{target}:latest"
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        for lock in _LOCKS[target]:
-            self.run([*download, "--dest", str(self._wheels), "--requirement", str(REQUIREMENTS / f"{lock}.txt")])
-        options = ["--network=host", f"--target={target}", f"--tag={name}", *self._arguments]
-        self.docker("build", *options, f"--file={DOCKERFILE}", ".")
+        if target not in self._built:
+            for lock in _LOCKS[target]:
+                self._fetched[lock].result()
+            options = ["--force-rm", "--network=host", f"--target={target}", f"--tag={name}", *self._arguments]
+            self.docker("build", *options, f"--file={DOCKERFILE}", ".")
+            self._built.add(target)
         return name
+
+    def _fetch(self, lock: str) -> str:
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        to = ["--dest", str(self._folder / "wheels"), "--requirement", str(REQUIREMENTS / f"{lock}.txt")]
+        return self.run([*download, *to])
+
+    def _check_that_it_runs(self) -> None:
+        """An engine that answers may still not be allowed to run anything, as in a container without privileges."""
+        command = ["docker", "run", "--rm", "--network=none", "--memory=64m", self._base, "true"]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"the container engine cannot run a container here: {done.stderr.strip()[-300:]}")
 
     def _has(self, name: str) -> bool:
         """Whether the image is here, or a registry gave it."""
@@ -125,42 +158,46 @@ class Engine:
                 return True
         return False
 
-    def _debian(self, name: str, packages: Sequence[str]) -> str:
-        """A base from Debian's packages."""
+    def _debian(self) -> str:
+        """A base from Debian's packages, with what python:slim has."""
         if shutil.which("mmdebstrap") is None:
             pytest.skip(f"no registry is in reach, and no mmdebstrap to make a base: {_PACKAGES}")
-        tag, tar = f"routershift-test/{name}:latest", self._folder / f"{name}.tar"
-        if not self._here(tag):
+        tag, tar = "routershift-test/base:latest", self._folder / "base.tar"
+        inspect = ["docker", "image", "inspect", tag]
+        if subprocess.run(inspect, env=self.environment, capture_output=True, check=False).returncode != 0:
             self.run([
                 "mmdebstrap", "--variant=minbase", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
-                f"--include={','.join(['usr-is-merged', *packages])}", *(f"--dpkgopt={option}" for option in _QUIET),
+                "--include=usr-is-merged,python3,python3-venv,ca-certificates,tini",
+                *(f"--dpkgopt={option}" for option in _DPKG), *(f"--aptopt={option}" for option in _APT),
                 "bookworm", str(tar),
             ])  # fmt: skip
             self.docker("import", str(tar), tag)
             tar.unlink()
         return tag
 
-    def _here(self, name: str) -> bool:
-        inspect = ["docker", "image", "inspect", name]
-        return subprocess.run(inspect, env=self.environment, capture_output=True, check=False).returncode == 0
-
-    def _stand_in(self, name: str, base: str, programs: dict[str, str], recipe: str) -> None:
+    def _stand_in(self, name: str, programs: dict[str, str], recipe: str) -> None:
         context = self._folder / name.replace("/", "-").replace(":", "-")
         context.mkdir(parents=True, exist_ok=True)
-        lines = [f"FROM {base}"]
+        lines = [f"FROM {self._base}"]
         for program, place in programs.items():
             shutil.copy(_program(program), context / Path(place).name)
             lines.append(f"COPY {Path(place).name} /{place}")
         (context / "Dockerfile").write_text("\n".join(lines) + "\n" + recipe)
-        self.docker("build", "--tag", name, str(context))
+        self.docker("build", "--network=host", "--tag", name, str(context))
 
 
 @contextlib.contextmanager
 def _index(wheels: Path) -> Iterator[str]:
-    """Wheels on a port of ours: builds see this machine's package index, wherever that is."""
+    """Wheels on a port of ours: builds see this machine's package index, wherever that is.
+
+    The port is a build argument, so that layers that are kept are found again only with the same one.
+    """
     wheels.mkdir(exist_ok=True)
     handler = functools.partial(_Silent, directory=str(wheels))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    kept = wheels.with_name("port")
+    port = int(kept.read_text()) if kept.exists() else 0
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        kept.write_text(str(server.server_address[1]))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -200,19 +237,23 @@ def _program(name: str) -> str:
 
 @contextlib.contextmanager
 def _daemon(folder: Path) -> Iterator[str]:
+    """A dockerd of our own, in a session of its own: Ctrl-C is for the test, which then ends it in order."""
     folder.mkdir(parents=True, exist_ok=True)
     host = f"unix://{folder}/engine.sock"
-    command = ["dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "-H", host]
     with (folder / "log").open("wb") as output:
-        daemon = subprocess.Popen([*command, "--pidfile", f"{folder}/pid"], stdout=output, stderr=output)
+        command = [Path(__file__).with_name("dockerd.sh"), folder]
+        daemon = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
+        assert daemon.stdin is not None
         try:
             info = ["docker", "--host", host, "info"]
-            until(
-                f"dockerd answers; see {folder}/log",
-                lambda: subprocess.run(info, capture_output=True, check=False).returncode == 0,
-                60,
-            )
+            deadline = time.monotonic() + 60
+            while subprocess.run(info, capture_output=True, check=False).returncode != 0:
+                if daemon.poll() is not None or time.monotonic() > deadline:
+                    words = (folder / "log").read_text(errors="replace").splitlines()
+                    why = next((line for line in words if line.startswith("failed")), "it does not answer")
+                    pytest.skip(f"dockerd does not start here: {why}")
+                time.sleep(0.5)
             yield host
         finally:
-            daemon.terminate()
-            daemon.wait(60)
+            daemon.stdin.close()
+            daemon.wait(90)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from services.cli.recipe import Recipe
+from services.cli.supervisor import SupervisorSettings
 from shared.settings import ENV_PREFIX, load
 from tests.deploy.engine import ROOT, compose_command
 from tests.deploy.test_images import stages
@@ -85,6 +86,13 @@ def test_a_drain_ends_before_it_is_killed() -> None:
     for name in OURS:
         grace = float(services()[name]["stop_grace_period"].removesuffix("s"))
         assert grace > recipe.door(name.removesuffix("-gpu")).drain_seconds
+
+
+def test_bad_input_is_not_retried_for_ever() -> None:
+    """What is not ours comes back with the machine; ours is given up at last, as by `routershift up`."""
+    most = SupervisorSettings().max_deaths
+    for name, service in services().items():
+        assert service["restart"] == (f"on-failure:{most}" if name in OURS else "unless-stopped"), name
 
 
 def test_the_weights_are_read_only_where_they_are_served() -> None:

@@ -6,12 +6,14 @@ The rules are what schemas do not know, and what we want of every pod.
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from torch.distributed.run import get_args_parser
 
 from services.cli.recipe import Recipe
@@ -28,6 +30,7 @@ from tests.deploy.kubernetes import (
     fault,
     needs_kubectl,
     quantity,
+    render,
 )
 
 pytestmark = needs_kubectl
@@ -111,12 +114,15 @@ def test_settings_agree_with_ports_probes_and_files(stack: Stack, settings: dict
         assert RECIPE in " ".join(pods.container["args"]), pods.owner
         assert f"serve {pods.name}" in " ".join(pods.container["args"]), pods.owner
         own = settings[pods.name]
+        # HOME too; nothing else of the root can be written.
+        assert "emptyDir" in pods.mounts["/tmp"], pods.owner  # noqa: S108
         assert pods.mounts["/runs"], pods.owner
         assert str(own.run.folder) == "/runs", pods.owner
         assert "id" in own.run.model_fields_set, "services of one run must agree on its name"
         if pods.name in ("generation", "learner"):
             assert own.run.model.is_relative_to("/models"), own.run.model
             assert "/models" in pods.mounts, pods.owner
+            assert pods.mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory", pods.owner  # noqa: S108
 
 
 def test_a_pod_may_drain_for_as_long_as_its_service_does(stack: Stack, settings: dict[str, Recipe]) -> None:
@@ -136,15 +142,32 @@ def test_a_pod_may_drain_for_as_long_as_its_service_does(stack: Stack, settings:
 
 def test_images_are_those_of_the_dockerfile(stack: Stack) -> None:
     dockerfile = (K8S.parent / "docker" / "Dockerfile").read_text()
-    targets = set(re.findall(r"^FROM .+ AS (\S+)$", dockerfile, re.M | re.I))
+    parents = {target: parent for parent, target in re.findall(r"^FROM (\S+) AS (\S+)$", dockerfile, re.M | re.I)}
     version = tomllib.loads((K8S.parents[1] / "pyproject.toml").read_text())["project"]["version"]
     for pods in stack.pods():
         image, tag = pods.container["image"].rsplit(":", 1)
         if pods.name == "redis":
             assert (image, tag) == ("redis", "7.2-bookworm")
         else:
-            assert image.removeprefix("routershift/") in targets, image
+            origin = target = image.removeprefix("routershift/")
+            assert target in parents, image
+            while origin in parents:
+                origin = parents[origin]
+            # The others' torch knows no GPU.
+            assert (origin == "${GPU_IMAGE}") == (GPU in pods.container["resources"]["limits"]), pods.owner
             assert tag == version
+
+
+@pytest.mark.parametrize("folder", [*(f"overlays/{overlay}" for overlay in OVERLAYS), "fill-models"])
+def test_a_registry_is_named_in_one_place(folder: str, tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    file = tmp_path / "k8s/components/images/kustomization.yaml"
+    component = yaml.safe_load(file.read_text())
+    for image in component["images"]:
+        image["newName"] = f"registry.example/{image['name']}"
+    file.write_text(yaml.safe_dump(component))
+    images = {pods.container["image"] for pods in Stack(render(tmp_path / "k8s" / folder)).pods()}
+    assert all(image.startswith(("registry.example/routershift/", "redis:")) for image in images), images
 
 
 def test_gpus_are_as_many_as_the_processes_that_use_them(stack: Stack, settings: dict[str, Recipe]) -> None:
@@ -183,16 +206,20 @@ def test_the_ranks_of_a_learner_over_several_nodes_find_each_other(
         return
     ranks = {pods.owner.rsplit("/")[-1]: pods for pods in stack.pods() if pods.owner.startswith("JobSet")}
     network = sets["learner"]["spec"]["network"]
-    nodes = sum(pods.count or 0 for pods in ranks.values())
+    assert network["enableDNSHostnames"]
+    assert network["publishNotReadyAddresses"]  # the leader is ready once all are there
+    nodes, ports = sum(pods.count or 0 for pods in ranks.values()), set()
     for name, first in (("leader", 0), ("workers", 1)):
         pods, arguments = ranks[name], _torchrun(ranks[name], tmp_path)
         assert int(arguments.nnodes) == nodes
         assert arguments.node_rank == first
         assert int(arguments.nproc_per_node) == int(pods.container["resources"]["limits"][GPU])
+        ports.add(arguments.master_port)
         assert arguments.master_addr == f"learner-leader-0-0.{network['subdomain']}"
         assert door(settings, "learner").drain_seconds < arguments.shutdown_timeout < pods.grace
         assert arguments.training_script_args == ["serve", "learner", "--recipe", RECIPE]
         assert (arguments.module, arguments.training_script) == (True, "services.cli.main")
+    assert len(ports) == 1
     assert ranks["leader"].count == 1
     assert not ranks["workers"].ports  # nothing serves there
     assert ranks["workers"].environment.items() <= ranks["leader"].environment.items()

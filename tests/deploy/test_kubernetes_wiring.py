@@ -53,13 +53,18 @@ def test_selectors_select_what_they_are_for(stack: Stack) -> None:
     for kind in ("Deployment", "StatefulSet"):
         for each in stack.of_kind(kind).values():
             assert selects(each["spec"]["selector"], each["spec"]["template"]["metadata"]["labels"]), each["metadata"]
+    for pods in everyone:
+        for constraint in pods.spec.get("topologySpreadConstraints", []):
+            assert selects(constraint["labelSelector"], pods.labels), pods.owner
     budgets = stack.of_kind("PodDisruptionBudget")
     assert budgets.keys() == {*SERVICES, "redis"}
     for name, budget in budgets.items():
         found = [pods for pods in everyone if selects(budget["spec"]["selector"], pods.labels)]
         assert {pods.name for pods in found} == {name}
-        if "minAvailable" in budget["spec"]:  # which is all that pods of a Job can have
+        if found[0].owner.startswith("JobSet"):  # which can have nothing else, and needs all of its pods
             assert budget["spec"]["minAvailable"] == sum(pods.count or 0 for pods in found)
+        else:  # with minAvailable the only pod of a service would stop every drain of its node
+            assert budget["spec"]["maxUnavailable"] == 1, name
     for each in stack.of_kind("ServiceMonitor").values():
         found_services = {
             name: service
@@ -91,7 +96,11 @@ def test_what_pods_refer_to_is_there_or_in_the_readme(stack: Stack) -> None:
         assert not any("subPath" in each["mount"] for each in pods.mounts.values()), pods.owner
         for value in pods.environment.values():
             if value.startswith("/etc/"):
-                assert "secret" in pods.mounts[str(Path(value).parent)], (pods.owner, value)
+                file, secret = Path(value), pods.mounts[str(Path(value).parent)]["secret"]["secretName"]
+                keys = "`tls.crt`, `tls.key`, `ca.crt`"
+                if secret not in issued:  # the row of the table that says what to put there
+                    keys = re.findall(rf"^\| [^|]*`{secret}`[^|]* \| ([^|]+) \|", readme, re.MULTILINE)[0]
+                assert f"`{file.name}`" in keys, (pods.owner, value)
 
 
 def test_only_the_learner_and_the_curriculum_write_the_run(stack: Stack, settings: dict[str, Recipe]) -> None:
@@ -108,9 +117,10 @@ def test_only_the_learner_and_the_curriculum_write_the_run(stack: Stack, setting
     assert readers == (set() if broadcast else {"generation"})
     assert {each.run.weights_transfer == "broadcast" for each in settings.values()} == {broadcast}
     assert (settings["learner"].learner.transfer_host != "127.0.0.1") == broadcast
-    (mode,) = stack.of_kind("PersistentVolumeClaim")["runs"]["spec"]["accessModes"]
     on_gpus = any(GPU in pods.container["resources"]["limits"] for pods in stack.pods())
-    assert mode == ("ReadWriteMany" if on_gpus else "ReadWriteOnce")  # the overlay for CPUs is for one node
+    modes = ["ReadWriteMany" if on_gpus else "ReadWriteOnce"]  # the overlay for CPUs is for one node
+    claims = stack.of_kind("PersistentVolumeClaim").items()
+    assert {name: claim["spec"]["accessModes"] for name, claim in claims} == {"runs": modes, "models": modes}
 
 
 def test_with_tls_every_door_is_locked(stack: Stack, settings: dict[str, Recipe]) -> None:
@@ -132,11 +142,16 @@ def test_with_tls_every_door_is_locked(stack: Stack, settings: dict[str, Recipe]
         assert bool(access.tokens) == (name != "curriculum")
     if certificates:
         (redis_pods,) = [pods for pods in stack.pods() if pods.name == "redis"]
-        arguments = dict(_arguments(redis_pods))
-        assert (arguments["--port"], arguments["--tls-port"]) == ("0", str(redis_pods.ports["redis"]))
-        assert arguments["--tls-auth-clients"] == "yes"
-        files = [Path(value) for value in arguments.values() if value.startswith("/")]
-        assert {str(file.parent) for file in files} == {"/etc/redis-tls"} <= redis_pods.mounts.keys()
+        included = Path(dict(_arguments(redis_pods))["--include"])
+        files = stack.of_kind("ConfigMap")[redis_pods.mounts[str(included.parent)]["configMap"]["name"]]["data"]
+        tls = files[included.name]
+        assert tls == (K8S.parent / "redis/tls.conf").read_text()  # with which Redis itself is tested
+        assert f"port 0\ntls-port {redis_pods.ports['redis']}\n" in tls
+        own, issuers = certificates["redis"]["spec"], stack.of_kind("Issuer")
+        assert redis_pods.mounts["/etc/redis-tls"]["secret"]["secretName"] == own["secretName"]
+        assert "redis" in own["dnsNames"]
+        assert {each["spec"]["issuerRef"]["name"] for each in certificates.values()} == issuers.keys()
+        assert issuers["routershift"]["spec"]["ca"]["secretName"] == certificates["authority"]["spec"]["secretName"]
 
 
 def test_who_may_connect_to_whom(stack: Stack) -> None:
@@ -171,8 +186,12 @@ def test_who_may_connect_to_whom(stack: Stack) -> None:
         both = ("learner", "generation")
         expected |= {(one, other, name) for one in both for other in both for name in peers[other].ports}
     assert allowed == expected
-    world = Peer({}, elsewhere, {})
-    assert not any(may_connect(policies, ours, peer, world, 443) for peer in peers.values())
+    world, dns = Peer({}, elsewhere, {}), Peer({}, {"kubernetes.io/metadata.name": "kube-system"}, {})
+    for pods in stack.pods():
+        peer = Peer(pods.labels, ours, pods.ports)
+        assert not may_connect(policies, ours, peer, world, 443), pods.owner
+        assert not may_connect(policies, ours, peer, dns, 443), pods.owner
+        assert all(may_connect(policies, ours, peer, dns, 53, protocol) for protocol in ("UDP", "TCP")), pods.owner
 
 
 def test_replicas_follow_the_backlog(stack: Stack, settings: dict[str, Recipe], repository: Path) -> None:
@@ -204,10 +223,12 @@ def test_replicas_follow_the_backlog(stack: Stack, settings: dict[str, Recipe], 
 def test_redis_has_room_for_the_streams_and_for_rewriting_its_log(stack: Stack, settings: dict[str, Recipe]) -> None:
     (config,) = [each["data"]["redis.conf"] for n, each in stack.of_kind("ConfigMap").items() if n.startswith("redis")]
     (redis,) = [pods for pods in stack.pods() if pods.name == "redis"]
-    without_tls = [part for pair in _arguments(redis) if "tls" not in pair[0] for part in pair]
+    without_tls = [part for pair in _arguments(redis) if pair[0] != "--include" for part in pair]
     answers = _redis_settings(config, tuple(without_tls))
     assert answers["maxmemory-policy"] == "noeviction"
     assert (answers["appendonly"], answers["appendfsync"]) == ("yes", "always")
+    assert "\ndir /data\n" in config
+    assert "volumeClaimTemplate" in redis.mounts["/data"]
     room = int(answers["maxmemory"])
     assert room >= (len(Stream) + 1) * settings["learner"].streams.max_bytes  # what the start of a run asks for
     assert quantity(redis.container["resources"]["limits"]["memory"]) >= 1.8 * room

@@ -1,5 +1,6 @@
 """Prometheus, Alertmanager and the dashboards: each file by the tool that reads it, and each metric by the table."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -7,11 +8,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 
 from deploy.grafana.write import DASHBOARDS, FOLDER
 from services.curriculum.settings import CurriculumSettings
@@ -125,6 +128,19 @@ def test_every_metric_and_label_is_known(where: str, expression: str) -> None:
         of_metrics = {name for metric in metrics & known.keys() for name in known[metric].labels}
         of_others = {name for metric in metrics & FOREIGN.keys() for name in FOREIGN[metric]}
         assert label in of_metrics | of_others | SCRAPED | ({"phase"} if metrics & recorded else set())
+
+
+def test_what_rules_count_begins_at_zero() -> None:
+    """Prometheus sees no increase from nothing to 1: an alert would miss the first refusal."""
+    for service in DOORS:
+        importlib.import_module(f"services.{service}.metrics")
+    known = table()
+    for metric in {name for rule in rules() for name in names(rule["expr"])} & known.keys():
+        labels = known[metric].labels
+        if known[metric].kind == "counter":  # a label whose values are not in the table makes no combination
+            for values in product(*labels.values()):
+                sample = dict(zip(labels, values, strict=True))
+                assert REGISTRY.get_sample_value(metric, sample) is not None, (metric, sample)
 
 
 def test_every_expression_parses(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Announcements and files of weights: nothing outside the weights root is read, and what is damaged is said to be."""
 
+import hashlib
+import json
 import struct
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from safetensors.numpy import save_file
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation.engines.model_files import tensor_shapes
+from services.learner import checkpoint
 from shared import weights
 from shared.errors import CorruptDataError, NotFoundError
 
@@ -53,6 +56,7 @@ def right(root: Path) -> pb.WeightsManifest:
 @given(folder=_NAMES, name=_NAMES)
 @example(folder="v1", name="a.safetensors")
 @example(folder="..", name="a.safetensors")
+@example(folder="v1", name="../a.safetensors")
 def test_no_name_leaves_the_root(root: Path, right: pb.WeightsManifest, folder: str, name: str) -> None:
     manifest = pb.WeightsManifest()
     manifest.CopyFrom(right)
@@ -82,6 +86,25 @@ def test_an_announcement_of_which_bytes_were_changed(
     except (CorruptDataError, NotFoundError):
         return
     assert {path.resolve() for path in paths} == {(root / "v1/a.safetensors").resolve()}
+
+
+@FUZZ
+@given(_NAMES)
+@example("a.safetensors")
+@example("../a.safetensors")
+def test_no_name_of_a_checkpoint_leaves_its_folder(tmp_path: Path, root: Path, name: str) -> None:
+    right, folder = (root / "v1/a.safetensors").read_bytes(), tmp_path / "step-1"
+    folder.mkdir(exist_ok=True)
+    for place in (folder, tmp_path):
+        (place / "a.safetensors").write_bytes(right)
+    expected = {"size": len(right), "sha256": hashlib.sha256(right).hexdigest()}
+    (folder / checkpoint.MANIFEST).write_text(json.dumps({name: expected}))
+    try:
+        checkpoint.verify(folder)
+    except CorruptDataError:
+        assert name != "a.safetensors"
+        return
+    assert name == "a.safetensors"
 
 
 @FUZZ
