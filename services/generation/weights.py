@@ -46,7 +46,7 @@ class WeightsLoader:
 
         Raises:
             PreconditionError: the version is not above the one that serves.
-            NotFoundError, CorruptDataError: a file is missing or is not what the manifest says.
+            NotFoundError, CorruptDataError: a file is missing, cannot be read, or is not what the manifest says.
             InvalidInputError: weights of another architecture, or with NaN or infinity.
             UnavailableError: the engine has died of them.
         """
@@ -94,9 +94,15 @@ class WeightsLoader:
                 if not await engine.healthy():
                     raise
                 log.warning("version %d did not come over the network; looking for its files: %s", version, error)
-        return await engine.update_weights(
-            version, Files(await asyncio.to_thread(weights.verify, self._root, manifest))
-        )
+        try:
+            return await engine.update_weights(
+                version, Files(await asyncio.to_thread(weights.verify, self._root, manifest))
+            )
+        except RouterShiftError:
+            raise  # some of these are OSErrors too
+        except OSError as error:
+            # The learner keeps a few versions, and may have published that many while this one was read.
+            raise NotFoundError(f"files of version {version} can no longer be read: {error}") from error
 
     async def _try(self, manifest: pb.WeightsManifest) -> RouterShiftError | None:
         """Counts and gives the error where this version cannot be taken."""

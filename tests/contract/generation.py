@@ -5,13 +5,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tokenizers.processors import TemplateProcessing
+
 from services.generation.service import GenerationService
 from services.generation.settings import GenerationSettings, Settings
 from shared import rpc
 from shared.service import Service
 from shared.settings import RunSettings
 from shared.streams.run import Run
-from tests.models import build_tokenizer, save_model
+from tests.models import EOS, build_tokenizer, save_model
 
 PROMPT = "3,7,5:26="
 CHAT_TEMPLATE = (
@@ -21,10 +23,11 @@ CHAT_TEMPLATE = (
 
 
 def save_chat_model(folder: Path, **changes: Any) -> Path:
-    """A model whose tokenizer has a chat template; see `save_model`."""
+    """A model whose tokenizer has a chat template, and begins a text with a special token; see `save_model`."""
     save_model(folder, **changes)
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<eos> $A", special_tokens=[("<eos>", EOS)])
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -21,7 +21,7 @@ from shared.clients import GenerationClient, Message
 from shared.errors import DeadlineError, InvalidInputError, OverloadedError, PreconditionError
 from shared.streams.run import Run
 from tests.contract.generation import PROMPT, generation_door, save_chat_model
-from tests.models import save_model
+from tests.models import SYMBOLS, save_model
 
 CONVERSATION: list[Message] = [
     {"role": "user", "content": "3,7:10"},
@@ -38,7 +38,8 @@ async def test_a_conversation_reaches_the_model_as_its_own_template_writes_it(ru
     model = save_chat_model(tmp_path / "chat")
     tokenizer = AutoTokenizer.from_pretrained(model)
     ids = tokenizer.apply_chat_template(CONVERSATION, add_generation_prompt=True, return_dict=False)
-    assert ids[0] == tokenizer.eos_token_id
+    assert ids[:2] == [tokenizer.eos_token_id, SYMBOLS.index("3")], "the template's own, and none of the tokenizer's"
+    assert tokenizer.encode("3")[0] == tokenizer.eos_token_id
     async with generation_door(run, tmp_path, model) as address, GenerationClient(address) as client:
         (chat,) = await client.generate(CONVERSATION, seed=4)
         (by_ids,) = await client.generate(np.array(ids), seed=4)
@@ -63,6 +64,8 @@ async def test_every_parameter_reaches_the_engine(run: Run, tmp_path: Path) -> N
         third = plain.text[2]
         (stopped,) = await client.generate(PROMPT, seed=1, max_tokens=40, stop=["no such", third])
         assert stopped.text == plain.text[: plain.text.index(third) + 1]
+        (alone,) = await client.generate(PROMPT, seed=1, max_tokens=40, stop=plain.text[2:4])
+        assert alone.text == plain.text[: plain.text.index(plain.text[2:4]) + 2], "one text, not its characters"
         (by_id,) = await client.generate(PROMPT, seed=1, max_tokens=40, stop_token_ids=[int(plain.token_ids[2])])
         assert by_id.token_ids.tolist() == stopped.token_ids.tolist()
         (likeliest,) = await client.generate(PROMPT, seed=1, min_p=1.0)
@@ -83,7 +86,10 @@ async def test_the_router_is_as_full_as_the_setting_says(run: Run, tmp_path: Pat
         assert (await client.status()).router_export == pb.ROUTER_EXPORT_NONE
         assert len(await client.generate(PROMPT)) == 1
     async with generation_door(run, tmp_path, model) as address, GenerationClient(address) as client:
+        exported = metric("routershift_generation_router_bytes_total")
         (exact,) = await client.generate(PROMPT, seed=2, return_router=True)
+        assert exact.router_trace is not None
+        assert metric("routershift_generation_router_bytes_total") == exported + exact.router_trace.nbytes
     async with generation_door(run, tmp_path, model, router_scores="uint8") as address:
         async with GenerationClient(address) as client:
             (coded,) = await client.generate(PROMPT, seed=2, return_router=True)
@@ -91,7 +97,6 @@ async def test_the_router_is_as_full_as_the_setting_says(run: Run, tmp_path: Pat
         async with rpc.channel(address) as channel:
             answer = await gen_grpc.GenerationServiceStub(channel).Generate(request, timeout=10)
     assert answer.completions[0].router_trace.log_scores.dtype == pb.D_TYPE_UINT8
-    assert exact.router_trace is not None
     assert coded.router_trace is not None
     assert coded.router_trace.expert_ids.tolist() == exact.router_trace.expert_ids.tolist()
     assert 0 < np.abs(coded.router_trace.scores - exact.router_trace.scores).max() < 0.05
@@ -109,6 +114,7 @@ async def test_an_overload_is_refused_and_clients_come_back(run: Run, tmp_path: 
         for answer in refused:
             assert answer.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "1 more exceed generation.max_num_seqs = 1 and generation.max_waiting = 1" in str(answer.details())
+            assert ("grpc-retry-pushback-ms", "1000") in tuple(answer.trailing_metadata() or ())
             with pytest.raises(OverloadedError) as caught:
                 rpc.raise_typed(answer, "Generate")
             assert caught.value.retry_after == 1.0
@@ -119,6 +125,16 @@ async def test_an_overload_is_refused_and_clients_come_back(run: Run, tmp_path: 
             with pytest.raises(InvalidInputError, match=r"sampling\.n is 3; allowed: 1 to 2"):
                 await client.generate(PROMPT, n=3)
         assert metric("routershift_generation_requests_total", **refusals) > before
+
+
+async def test_an_answer_too_large_for_a_message_is_a_bad_request_and_no_overload(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with generation_door(run, tmp_path) as address, GenerationClient(address) as client:
+        monkeypatch.setattr(rpc, "MAX_MESSAGE_BYTES", 1 << 10)
+        with pytest.raises(InvalidInputError, match=r"sampling\.n and sampling\.max_tokens make .* fewer samples"):
+            await client.generate(PROMPT, n=8, max_tokens=40)
+        assert len([piece async for piece in client.stream(PROMPT, n=8, max_tokens=40)]) > 8
 
 
 async def test_a_deadline_frees_what_it_waited_for(run: Run, tmp_path: Path) -> None:

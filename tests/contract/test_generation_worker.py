@@ -187,6 +187,22 @@ async def test_a_group_aborted_too_often_is_dropped_and_counted(run: Run, tmp_pa
     assert metrics.DROPPED.labels("aborted")._value.get() == dropped + SAMPLES
 
 
+async def test_a_prompt_that_the_model_cannot_take_is_a_dead_letter_and_the_next_is_served(
+    run: Run, tmp_path: Path
+) -> None:
+    model = save_model(tmp_path)
+    await admit(run, 1, max_tokens=MAX_MODEL_LEN)
+    await admit(run, 1, max_tokens=4)
+    async with torch_engine(model) as engine:
+        consumer, generation = worker(run, engine, model)
+        async with background(consumer.each(generation.handle, generation.room, asyncio.Event())):
+            (group,) = await groups(run, 1)
+            await until(lambda: consumer.held == 0)
+    assert group.prompt.prompt_id == f"{1:08d}"
+    ledger = await run.ledger()
+    assert (ledger.dead, ledger.in_flight) == ({"bad_prompt": SAMPLES}, SAMPLES)
+
+
 async def test_versions_that_come_during_an_update_are_skipped_for_the_newest(run: Run, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     root = tmp_path / "weights"

@@ -101,6 +101,8 @@ async def test_a_stream_adds_up_to_the_whole(generation: str) -> None:
         (PROMPT, {"max_tokens": 0}, "sampling.max_tokens is 0"),
         (PROMPT, {"max_tokens": 10_000}, "the model holds 256 tokens"),
         (PROMPT * 40, {}, "below the model's 256"),
+        ("1" * 20_000, {}, "text is 20000 characters long; allowed: up to 16384"),
+        ([{"role": "user", "content": "1" * 20_000}], {}, "chat.messages is 20000 characters long"),
         ([9_999], {}, "token_ids is holding 9999"),
         ([], {}, "prompt is empty"),
         (PROMPT, {"tempreature": 1.0}, "the parameters are n, temperature"),

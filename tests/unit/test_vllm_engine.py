@@ -3,6 +3,7 @@
 import asyncio
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,12 @@ from services.generation.engines.vllm import VllmEngine
 from services.generation.engines.vllm_output import plausible, to_layout
 from services.generation.engines.vllm_rows import unpack_rows
 from services.generation.engines.vllm_settings import VllmSettings
+from services.generation.engines.vllm_updates import Updates
 from shared.errors import (
     CorruptDataError,
     InvalidInputError,
     MissingDependencyError,
+    NotFoundError,
     PreconditionError,
     UnavailableError,
 )
@@ -231,6 +234,7 @@ def test_rows_that_were_never_written_are_not_plausible() -> None:
     [
         {"data_parallel_size": 2},
         {"speculative_tokens": 3},
+        {"model_runner": "v2"},
         {"enable_chunked_prefill": True},
         {"enable_expert_parallel": True},
     ],
@@ -243,7 +247,9 @@ def test_what_the_capture_does_not_follow_is_refused_by_name(settings: dict[str,
 
 
 def test_some_are_for_gpus_only() -> None:
-    VllmSettings(enable_chunked_prefill=True, enable_expert_parallel=True).refuse_inexact(on_cpu=False)
+    VllmSettings(enable_chunked_prefill=True, enable_expert_parallel=True, model_runner="v2").refuse_inexact(
+        on_cpu=False
+    )
 
 
 class TestEngine:
@@ -449,6 +455,41 @@ class TestEngine:
         assert await engine.healthy()
         assert engine.version == version
 
+    async def test_files_may_be_deleted_once_an_update_has_begun(
+        self,
+        engine: VllmEngine,
+        folders: dict[str, Path],
+        references: dict[str, Reference],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Under WAIT minutes may pass before they are loaded, and a learner keeps a few versions only."""
+        old = await publish(engine, folders["A"])
+        file = tmp_path / "model.safetensors"
+        check_weights, pause = Updates.check, engine._llm.engine_core.pause_scheduler_async
+
+        async def check_and_lose(*arguments: Any) -> None:
+            await check_weights(*arguments)
+            file.unlink()
+
+        async def lose_and_pause(**arguments: Any) -> None:
+            file.unlink()
+            await pause(**arguments)
+
+        shutil.copy(folders["B"] / file.name, file)
+        with monkeypatch.context() as patched:
+            patched.setattr(Updates, "check", check_and_lose)
+            with pytest.raises(NotFoundError, match=r"model\.safetensors"):
+                await publish(engine, tmp_path)
+        for sample in await engine.generate(PROMPT, params(n=2)):
+            check(sample, PROMPT, params(), {old: references["A"]})
+
+        shutil.copy(folders["B"] / file.name, file)
+        monkeypatch.setattr(engine._llm.engine_core, "pause_scheduler_async", lose_and_pause)
+        new = await publish(engine, tmp_path)
+        for sample in await engine.generate(PROMPT, params(n=2)):
+            check(sample, PROMPT, params(), {new: references["B"]})
+
     async def test_load_counts_what_runs_and_what_waits(self, engine: VllmEngine) -> None:
         stream = engine.stream(PROMPT, long(n=20, max_tokens=100))
         await anext(stream)
@@ -519,7 +560,7 @@ class TestFailures:
         monkeypatch.setattr(vllm_launch, "WORKER", "tests.unit.vllm_blind_seam.BlindWorker")
         before = children()
         engine = new_engine(folders["A"])
-        with pytest.raises(PreconditionError, match="were not seen"):
+        with pytest.raises(PreconditionError, match=r"were not seen.*set generation\.vllm\.moe_backend to 'triton'"):
             await engine.start()
         assert not await engine.healthy()
         assert children() == before

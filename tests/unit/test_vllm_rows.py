@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from services.generation.engines.vllm_output import plausible
 from services.generation.engines.vllm_rows import row_bytes, unpack_rows
 from services.generation.engines.vllm_taps import BufferTaps, EagerTaps, RowPacker, Taps
 from shared.errors import PreconditionError
@@ -99,6 +100,19 @@ def test_a_router_that_is_not_seen_leaves_no_rows(export: RouterExport) -> None:
     buffer = RowPacker(tap("buffer", untouched, export), export, "softmax", 8)
     step(untouched[:1], 0)
     assert buffer.pack(everything, TOKENS) is None
+
+
+def test_a_graph_that_goes_past_a_router_leaves_no_row_of_an_earlier_step() -> None:
+    routers = [Router(8) for _ in range(LAYERS)]
+    packer = RowPacker(tap("buffer", routers, RouterExport.TOPK), RouterExport.TOPK, "softmax", 8)
+    everything, traces = torch.arange(TOKENS), []
+    for seen in (routers, routers[:1]):
+        step(seen, 0)
+        rows = packer.pack(everything, TOKENS)
+        assert rows is not None
+        traces.append(unpack_rows(rows.numpy(), layout_of(8), RouterExport.TOPK, TOKENS))
+    assert plausible(traces[0])
+    assert not plausible(traces[1])
 
 
 @pytest.mark.parametrize(("rows", "match"), [(None, "were not seen.*for 3 tokens"), (2, "2 router rows for 3 tokens")])

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from services.generation.engines.base import Arriving, EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
+from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
 from services.generation.engines.model_files import tensor_shapes, weight_files
 from services.generation.engines.stopping import StopChecker, read_tokenizer
 from services.generation.engines.vllm_launch import launch
@@ -144,7 +144,8 @@ class VllmEngine:
         if probe.router_trace is not None and not plausible(probe.router_trace):
             raise PreconditionError(
                 f"the routers of model folder {self._model} were not seen while a probe was sampled: this MoE "
-                "backend routes inside its kernel; use the pinned vLLM release, or engine 'torch'"
+                "backend routes inside its kernel; set generation.vllm.moe_backend to 'triton', or "
+                "generation.router_export to 'none'"
             )
 
     async def stream(self, prompt: list[int], sampling: EngineSampling) -> AsyncIterator[Completion]:
@@ -220,6 +221,7 @@ class VllmEngine:
 
         Raises:
             CorruptDataError: a file is cut off.
+            NotFoundError: a file went away after it was checked.
             PreconditionError: vLLM cannot update this family in place.
             UnavailableError: also where the update failed halfway; the engine has shut itself down then.
         """
@@ -234,9 +236,9 @@ class VllmEngine:
             updates = Updates(self._child, self._options.update_policy, self._shapes)
             await updates.check(weights)
             try:
-                refusal = await updates.receive(weights) if isinstance(weights, Arriving) else None
+                refusal = await updates.fetch(weights)
                 if refusal is None:
-                    pause = await updates.replace(version, weights, self._serve)
+                    pause = await updates.replace(version, self._serve)
             except Exception as error:
                 failure = UnavailableError(
                     f"loading version {version} failed halfway ({error}); restart the generation service"

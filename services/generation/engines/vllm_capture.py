@@ -13,14 +13,13 @@ import atexit
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -62,6 +61,7 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         self._routers = dict(sorted(routed.items()))
         self._adapter: RunnerAdapter | None = None
         self._arrival: Any = None  # an Arrival, from its beginning until it is loaded
+        self._opened: list[Any] = []  # safetensors files, until they are loaded
         export = RouterExport(self.vllm_config.additional_config["router_export"])
         if self._routers and export is not RouterExport.NONE:
             packer = RowPacker(self._tap(export), export, self._score_function(), self._first.global_num_experts)
@@ -106,17 +106,23 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         answer: tuple[str, str] | None = self._arrival.answer
         return answer
 
-    def load_policy(self, files: list[str] | None) -> None:
-        """Replaces the weights in place; no step may run meanwhile.
+    def open_policy(self, files: list[str]) -> str | None:
+        """Maps safetensors files, which may be deleted from then on; says why where one cannot be opened."""
+        self._arrival = None
+        try:
+            self._opened = [safe_open(Path(file), framework="pt") for file in files]
+        except (OSError, SafetensorError) as error:
+            return str(error)
+        return None
 
-        Args:
-            files: safetensors; None for the weights that have arrived.
+    def load_policy(self) -> None:
+        """Replaces the weights in place, by those that have arrived or are open; no step may run meanwhile.
 
         Raises:
             RuntimeError: a layer got no weights. The model is then unusable.
         """
-        self._load(_tensors(files) if files is not None else iter(self._arrival.tensors.items()))
-        self._arrival = None
+        self._load(_tensors(self._opened) if self._arrival is None else iter(self._arrival.tensors.items()))
+        self._arrival, self._opened = None, []
 
     def _load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         model = self.model_runner.get_model()
@@ -145,13 +151,10 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         return bool(info.can_load() and info.load_numel <= 0 < info.load_numel_total)
 
 
-def _tensors(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Opens all files before the first tensor: a mapped file can be deleted, an unopened one cannot."""
-    with ExitStack() as stack:
-        opened = [stack.enter_context(safe_open(Path(file), framework="pt")) for file in files]
-        for tensors in opened:
-            for name in tensors.keys():  # noqa: SIM118  # no mapping
-                yield name, tensors.get_tensor(name)
+def _tensors(opened: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    for tensors in opened:
+        for name in tensors.keys():  # noqa: SIM118  # no mapping
+            yield name, tensors.get_tensor(name)
 
 
 class _RowsByRequest:

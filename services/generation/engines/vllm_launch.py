@@ -27,7 +27,7 @@ ROUTER_EXPORT = "router_export"
 _ENVIRONMENT = {
     # On CPU, this alone keeps the worker in the scheduler's process: one child that imports vLLM, not two.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # The seam is written for the V1 model runner.
+    # What the seam was first written for; the settings may say otherwise.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     # Nothing is reported to anybody, and nothing is looked for on the network.
     "VLLM_NO_USAGE_STATS": "1",
@@ -73,6 +73,8 @@ def launch(
         "OMP_NUM_THREADS": str(options.threads),
         "VLLM_RPC_BASE_PATH": str(sockets),
     }
+    if settings.model_runner == "v2":
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     if settings.enforce_eager:
         os.environ |= _EAGER
     if settings.tensor_parallel_size > 1:
@@ -106,6 +108,7 @@ def launch(
         enable_prefix_caching=settings.enable_prefix_caching,
         enable_chunked_prefill=settings.enable_chunked_prefill,
         enforce_eager=settings.enforce_eager,
+        moe_backend=settings.moe_backend,
         tensor_parallel_size=settings.tensor_parallel_size,
         enable_expert_parallel=settings.enable_expert_parallel,
         # A token and its router row leave a step together, and the next one begins after that.

@@ -25,7 +25,7 @@ def unpack_rows(rows: NDArray[np.uint8] | None, layout: RouterLayout, export: Ro
     if rows is None:
         raise PreconditionError(
             f"the routers were not seen: vLLM handed over no rows for {tokens} tokens; where this MoE backend routes "
-            "inside its kernel, set generation.router_export to 'none', or choose another backend or engine 'torch'"
+            "inside its kernel, set generation.vllm.moe_backend to 'triton', or generation.router_export to 'none'"
         )
     if len(rows) != tokens:
         raise PreconditionError(

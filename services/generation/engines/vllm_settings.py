@@ -28,6 +28,8 @@ class VllmSettings(Table):
     enable_prefix_caching: bool = Field(True, description="share the KV cache of equal beginnings")
     enable_chunked_prefill: bool = Field(False, description="cut long prompts in pieces; not on CPU")
     enforce_eager: bool = Field(True, description="neither compile nor capture graphs; on a GPU, false is faster")
+    moe_backend: str = Field("auto", description="vLLM's name of the kernels of experts; one that routes is refused")
+    model_runner: Literal["v1", "v2"] = Field("v1", description="vLLM's own; v2 is for GPUs, and has never run here")
     tensor_parallel_size: int = Field(1, ge=1, description="processes, or GPUs, that share each layer")
     data_parallel_size: int = Field(1, ge=1, description="only 1: start more generation services in its place")
     enable_expert_parallel: bool = Field(False, description="split experts over these processes, whole; not on CPU")
@@ -51,6 +53,10 @@ class VllmSettings(Table):
             raise PreconditionError(
                 f"generation.vllm.speculative_tokens is {self.speculative_tokens}; set it to 0: router rows are kept "
                 "for the one token that a step samples, not for drafts"
+            )
+        if self.model_runner == "v2" and on_cpu:
+            raise PreconditionError(
+                "generation.vllm.model_runner is v2; set it to v1: vLLM's second runner needs a GPU with Triton"
             )
         if self.enable_chunked_prefill and on_cpu:
             # Of a prompt that is cut in two, vLLM throws the first draw away and rewinds the request's generator, which

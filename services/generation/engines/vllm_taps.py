@@ -87,10 +87,15 @@ class BufferTaps:
         return compute_and_copy
 
     def take(self, positions: torch.Tensor, tokens: int) -> tuple[torch.Tensor | None, torch.Tensor] | None:
-        """See `Taps.take`. A replayed graph does not tell Python, so a router is seen once it was ever seen."""
+        """See `Taps.take`. A replayed graph does not tell Python, so a router is seen once it was ever seen.
+
+        One that a graph goes past leaves zeros, which are known for what they are, not the ids of an earlier step.
+        """
         if not all(self._fired):
             return None
-        return None if self._logits is None else self._logits[positions], self._ids[positions]
+        taken = None if self._logits is None else self._logits[positions], self._ids[positions]
+        self._ids[:tokens].zero_()
+        return taken
 
 
 class RowPacker:

@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 from services.generation.engines.base import Arriving, Files, UpdatePolicy, Weights
 from services.generation.engines.model_files import check_specs, check_weights
 from services.generation.engines.vllm_stats import LoadStats
-from shared.errors import DeadlineError, InvalidInputError, PreconditionError, RouterShiftError, UnavailableError
+from shared.errors import (
+    DeadlineError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    RouterShiftError,
+    UnavailableError,
+)
 
 T = TypeVar("T")
 
@@ -91,13 +98,23 @@ class Updates:
         else:
             check_specs(self._shapes, weights.specs)
 
-    async def receive(self, weights: Arriving) -> RouterShiftError | None:
-        """Has each worker take all weights into its memory while it samples; gives why there are none, where so.
-
-        The workers are asked again and again whether they have, for a call that waits would keep them from sampling.
+    async def fetch(self, weights: Weights) -> RouterShiftError | None:
+        """Has each worker get hold of all weights while it samples; gives why it could not, where so.
 
         Raises:
             UnavailableError, DeadlineError: of the child itself; see `Child.call`.
+        """
+        if isinstance(weights, Arriving):
+            return await self._receive(weights)
+        # Under WAIT, minutes may pass before they are loaded, and a learner keeps a few versions only.
+        for error in await self._child.rpc("open_policy", [str(path) for path in weights.paths]):
+            if error is not None:
+                return NotFoundError(f"a file of the new weights can no longer be read: {error}")
+        return None
+
+    async def _receive(self, weights: Arriving) -> RouterShiftError | None:
+        """The workers are asked again and again whether they have all weights in their memory: a call that waits would
+        keep them from sampling.
         """
         specs = [[spec.name, spec.dtype, list(spec.shape)] for spec in weights.specs]
         await self._child.rpc("begin_arrival", list(astuple(weights.meeting)), weights.first_rank, specs)
@@ -111,7 +128,7 @@ class Updates:
                 return InvalidInputError(message) if kind == InvalidInputError.__name__ else UnavailableError(message)
         return None
 
-    async def replace(self, version: int, weights: Weights, serve: Callable[[int], None]) -> float:
+    async def replace(self, version: int, serve: Callable[[int], None]) -> float:
         """The seconds for which nothing was sampled. Where it fails, the child must not go on.
 
         Args:
@@ -120,9 +137,9 @@ class Updates:
         Raises:
             UnavailableError, DeadlineError: see `Child.call`.
         """
-        return await self._child.call(self._replace(version, weights, serve))
+        return await self._child.call(self._replace(version, serve))
 
-    async def _replace(self, version: int, weights: Weights, serve: Callable[[int], None]) -> float:
+    async def _replace(self, version: int, serve: Callable[[int], None]) -> float:
         llm = self._child.llm
         began = time.perf_counter()
         # Its policies are named as ours. No KV cache is kept: the old weights computed it. `AsyncLLM.pause_generation`
@@ -130,8 +147,7 @@ class Updates:
         await llm.engine_core.pause_scheduler_async(mode=self._policy.value, clear_cache=True)
         if self._policy is UpdatePolicy.WAIT:
             began = time.perf_counter()  # it answered when the last running request ended
-        files = [str(path) for path in weights.paths] if isinstance(weights, Files) else None
-        await llm.collective_rpc("load_policy", args=(files,))
+        await llm.collective_rpc("load_policy")
         await llm.update_weight_version(str(version))
         serve(version)
         await llm.resume_generation()
