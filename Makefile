@@ -22,10 +22,10 @@ demo: install  ## Trains the Countdown MoE through every service and prints what
 
 test: $(VENV)/.vllm $(VENV)/.dev  ## Lint, types and all tests.
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.
-	DEPLOY=1 $(BIN)/python -m pytest tests/deploy/test_stack.py
+	DEPLOY=1 $(BIN)/python -m pytest --log-cli-level=INFO tests/deploy/test_stack.py
 
 lint: $(VENV)/.vllm $(VENV)/.dev
 	$(BIN)/ruff check

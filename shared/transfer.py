@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 _BUCKET_BYTES = 64 << 20
 _LOOK_SECONDS = 0.02
+# To connect, once all have come. gloo does not notice the end of one of them meanwhile.
+_JOIN_SECONDS = 20.0
 
 # What stands in the store of a meeting: who has come, and then how they go on (the backend and the bytes of a bucket),
 # or that they do not.
@@ -106,7 +108,7 @@ class Sender:
             for bucket in _buckets(specs_of(files), _BUCKET_BYTES):
                 parts = [tensor.view(-1).view(torch.uint8) for tensor in islice(tensors, len(bucket))]
                 _broadcast(group, torch.cat(parts).to(self._device), self.meeting)
-            group.barrier().wait(_deadline(self.meeting.seconds))
+            _part(group, self.meeting)
         except RuntimeError as error:
             raise UnavailableError(f"weights were not sent to all {self.meeting.size - 1} workers: {error}") from error
 
@@ -161,7 +163,7 @@ def receive(meeting: Meeting, rank: int, specs: Sequence[TensorSpec], device: to
                 # A copy is aligned for its dtype, and lets the bucket go.
                 tensors[spec.name] = part.clone().view(DTYPES[spec.dtype]).view(spec.shape)
                 begin += part.numel()
-        group.barrier().wait(deadline)
+        _part(group, meeting)
     except RuntimeError as error:
         raise UnavailableError(f"weights did not arrive from {meeting.host}:{meeting.port}: {error}") from error
     return tensors
@@ -202,18 +204,27 @@ def _knock(meeting: Meeting) -> None:
 
 
 def _join(store: Any, rank: int, meeting: Meeting, device: torch.device) -> Any:
-    """A group beside those of torchrun and of vLLM, which belong to others."""
+    """A group beside those of torchrun and of vLLM, which belong to others; collectives have deadlines of their own."""
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = _deadline(meeting.seconds)
         return dist.ProcessGroupNCCL(store, rank, meeting.size, options)
-    return dist.ProcessGroupGloo(store, rank, meeting.size, _deadline(meeting.seconds))
+    return dist.ProcessGroupGloo(store, rank, meeting.size, _deadline(min(_JOIN_SECONDS, meeting.seconds)))
 
 
 def _broadcast(group: Any, packed: Tensor, meeting: Meeting) -> None:
-    group.broadcast(packed, 0).wait(_deadline(meeting.seconds))
+    options = dist.BroadcastOptions()
+    options.rootRank, options.timeout = 0, _deadline(meeting.seconds)
+    group.broadcast([packed], options).wait(options.timeout)
     if packed.is_cuda:
         torch.cuda.current_stream(packed.device).synchronize()
+
+
+def _part(group: Any, meeting: Meeting) -> None:
+    """Nobody leaves before everybody has everything."""
+    options = dist.BarrierOptions()
+    options.timeout = _deadline(meeting.seconds)
+    group.barrier(options).wait(options.timeout)
 
 
 def _nbytes(spec: TensorSpec) -> int:

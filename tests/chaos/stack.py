@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shared import records, rpc
 from shared.settings import SERVICES
+from tests import processes
 from tests.chaos import account
 from tests.chaos.clock import Clocks
 from tests.chaos.proxy import Proxy
@@ -30,7 +31,6 @@ RUN = "chaos"
 IDLE_SECONDS = 5.0
 LIVENESS_SECONDS = 10.0  # longer than a process is stopped that comes back
 START_SECONDS = 180.0
-_MARK = "CHAOS_MARK"
 _DISK_BYTES = 192 << 20
 
 SETTINGS: Mapping[str, object] = {
@@ -79,7 +79,7 @@ class Stack:
             **{k: v for k, v in os.environ.items() if k != "REDIS_URL" and not k.startswith("ROUTERSHIFT_")},
             **clocks.environment,
             "OMP_NUM_THREADS": "1",
-            _MARK: self._mark,
+            **processes.marked(self._mark),
         }
 
     def start(self, settings: Mapping[str, object]) -> None:
@@ -157,18 +157,11 @@ class Stack:
             raise AssertionError(f"`up` did not stop: {self.said()[-2000:]}") from None
 
     def left(self) -> list[psutil.Process]:
-        """Processes of ours that run, `up` included: they share a mark in their environment."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self._mark:
-                    found.append(process)
-        return found
+        """Processes of ours that run, `up` included."""
+        return processes.running(self._mark)
 
     def close(self) -> None:
-        for process in self.left():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        processes.kill(self._mark)
         self.up.wait()
 
 

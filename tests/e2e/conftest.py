@@ -14,13 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import processes
+
 RECIPE = Path(__file__).parents[2] / "deploy/recipes/countdown.toml"
-_MARK = "TEST_MARK"
 
 
 @dataclass(frozen=True)
 class Invocation:
-    """A started command and everything it started in turn: they share a mark in their environment."""
+    """A started command and everything it started in turn."""
 
     process: subprocess.Popen[str]
     mark: str
@@ -32,12 +33,9 @@ class Invocation:
     def alive(self) -> list[str]:
         """Command lines of what still runs."""
         found = []
-        for process in psutil.process_iter():
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == self.mark:
-                    found.append(" ".join(process.cmdline()) or process.name())
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
+        for process in processes.running(self.mark):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(" ".join(process.cmdline()) or process.name())
         return found
 
     def signal(self, name: str, number: signal.Signals) -> None:
@@ -75,7 +73,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process = subprocess.Popen(
             [sys.executable, "-m", "services.cli.main", *arguments],
             cwd=tmp_path,
-            env={**clean, **(environment or {}), _MARK: mark},
+            env={**clean, **(environment or {}), **processes.marked(mark)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -85,12 +83,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield begin
     for invocation in started:
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(_MARK) == invocation.mark:
-                    process.kill()
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
+        processes.kill(invocation.mark)
         invocation.process.communicate()
 
 

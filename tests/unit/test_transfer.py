@@ -3,10 +3,14 @@
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from shared import transfer
@@ -82,6 +86,43 @@ def test_a_worker_that_dies_on_the_way_is_an_error_for_the_learner(files: list[P
         sender.send(files)
     assert alive.wait(20) != 0
     assert not (tmp_path / "1").exists()
+
+
+def test_a_worker_that_dies_while_all_connect_is_noticed_soon(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_JOIN_SECONDS", 1.0)
+    sender = Sender("127.0.0.1", 1, 600.0, CPU)
+
+    def come_and_go() -> None:
+        store = dist.TCPStore("127.0.0.1", sender.meeting.port, is_master=False)  # type: ignore[attr-defined]
+        store.set(transfer._HERE.format(1), "")
+        store.get(transfer._WAY)
+
+    worker = threading.Thread(target=come_and_go)
+    worker.start()
+    with pytest.raises(UnavailableError, match="not sent to all 1 workers"):
+        sender.send(files)
+    worker.join()
+
+
+def test_what_is_slow_to_arrive_may_take_longer_than_connecting(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_JOIN_SECONDS", 0.5)
+    sender, specs = Sender("127.0.0.1", 1, 60.0, CPU), specs_of(files)
+    broadcast, us = transfer._broadcast, threading.current_thread()
+
+    def slowly(*arguments: Any) -> None:
+        if threading.current_thread() is us:
+            time.sleep(0.8)
+        broadcast(*arguments)
+
+    monkeypatch.setattr(transfer, "_broadcast", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        arrived = threads.submit(receive, sender.meeting, 1, specs, CPU)
+        sender.send(files)
+        assert arrived.result(20).keys() == {spec.name for spec in specs}
 
 
 def test_specs_say_what_the_files_hold(files: list[Path], tmp_path: Path) -> None:
