@@ -3,25 +3,40 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Any
 
 LEARNER = "learner.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+_LONGEST_BYTES = 1 << 20  # of a record
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a line, with the time (UTC, ISO 8601) in front."""
+    """Adds a line, with the time (UTC, ISO 8601) in front; all of it, or nothing where it raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
-    with path.open("ab") as file:
-        start = file.tell()
+    data = f"{line}\n".encode()
+    # Without a buffer, which would try to write what is left of the line before it lets the file be cut.
+    with path.open("ab+", buffering=0) as file:
+        whole = _cut_half_a_line(file)
         try:
-            file.write(f"{line}\n".encode())
-            file.flush()
+            while data:
+                data = data[file.write(data) :]
         except OSError:
-            file.truncate(start)  # half a line would spoil the next one
+            file.truncate(whole)
             raise
+
+
+def _cut_half_a_line(file: FileIO) -> int:
+    """Where the last whole line ends. What follows it was left by a process that was killed while it wrote."""
+    size = file.seek(0, SEEK_END)
+    file.seek(max(0, size - _LONGEST_BYTES))
+    end = file.read()
+    whole = size - len(end) + end.rfind(b"\n") + 1
+    if whole < size:
+        file.truncate(whole)
+    return whole
 
 
 class Tail:

@@ -38,23 +38,6 @@ STEP = {
 }
 
 
-def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "steps.jsonl"
-    tail = records.Tail(path)
-    assert tail.read() == []
-    records.append(path, {"step": 1})
-    records.append(path, {"step": 2, "text": "é\u2028ü"})
-    assert [record["step"] for record in tail.read()] == [1, 2]
-    assert tail.read() == []
-    with path.open("a", encoding="utf-8") as file:
-        file.write('{"step": 3')
-    assert tail.read() == []
-    with path.open("a", encoding="utf-8") as file:
-        file.write("}\n")
-    assert tail.read() == [{"step": 3}]
-    assert [record["step"] for record in records.read(path)] == [1, 2, 3]
-
-
 def test_the_best_is_the_earliest_of_the_highest_and_lies_where_it_was_kept(tmp_path: Path) -> None:
     checkpoints = [tmp_path / "checkpoints" / f"step-00000010-000{i}" for i in range(2)]
     published = tmp_path / "weights" / weights.folder_name(10)

@@ -1,0 +1,60 @@
+"""The files of records: whole lines only, whatever happens to their writers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from shared import records
+
+# Writes three records, the second where the file may not grow by a whole line.
+WRITER = """
+import resource, signal, sys
+from pathlib import Path
+from shared import records
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+records.append(path, {"step": 1})
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+try:
+    records.append(path, {"step": 2})
+except OSError as error:
+    print(type(error).__name__)
+print(len(records.read(path)), path.read_bytes().count(b"{"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+records.append(path, {"step": 3})
+"""
+
+
+def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "steps.jsonl"
+    tail = records.Tail(path)
+    assert tail.read() == []
+    records.append(path, {"step": 1})
+    records.append(path, {"step": 2, "text": "é\u2028ü"})
+    assert [record["step"] for record in tail.read()] == [1, 2]
+    assert tail.read() == []
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 3')
+    assert tail.read() == []
+    with path.open("a", encoding="utf-8") as file:
+        file.write("}\n")
+    assert tail.read() == [{"step": 3}]
+    assert [record["step"] for record in records.read(path)] == [1, 2, 3]
+
+
+def test_a_line_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    writer = subprocess.run([sys.executable, "-c", WRITER, path], capture_output=True, text=True, check=True)
+    assert writer.stdout.split() == ["OSError", "1", "1"]
+    assert [record["step"] for record in records.read(path)] == [1, 3]
+
+
+def test_half_a_line_of_a_killed_writer_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    path.write_bytes(b'{"step')
+    records.append(path, {"step": 1})
+    with path.open("ab") as file:
+        file.write(b'{"step": 2, "half')
+    records.append(path, {"step": 3})
+    assert [record["step"] for record in records.read(path)] == [1, 3]
