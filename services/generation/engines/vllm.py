@@ -107,8 +107,7 @@ class VllmEngine:
         sockets = Path(self._held.enter_context(TemporaryDirectory(prefix="routershift-vllm-")))
 
         def launch_and_keep() -> None:
-            architectures = config.get("architectures", [])
-            self._llm = launch(self._model, architectures, sockets, self._options, self._settings, self._stats)
+            self._llm = launch(self._model, config, sockets, self._options, self._settings, self._stats)
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, launch_and_keep)

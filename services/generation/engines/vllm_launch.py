@@ -6,7 +6,7 @@ Nothing here imports vLLM before `launch` is called.
 import gc
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,16 @@ _ENVIRONMENT = {
 _EAGER = {"TORCHDYNAMO_DISABLE": "1"}
 # On CPU, each of several workers would otherwise want a NUMA node of its own to bind its threads to.
 _UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+# In config.json where queries have a part that is rotated and one that is not (DeepSeek): of such, the kernel for CPU
+# rotates three-dimensional ones wrongly.
+_ROTATED_PART = "qk_rope_head_dim"
 # It would override the size of the KV cache that the settings name.
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
 
 
 def launch(
     model: Path,
-    architectures: list[str],
+    config: Mapping[str, Any],
     sockets: Path,
     options: EngineOptions,
     settings: VllmSettings,
@@ -60,7 +63,7 @@ def launch(
     The child dies with the *thread* that calls this.
 
     Args:
-        architectures: the entry of that name in config.json.
+        config: the model's config.json.
         sockets: folder for what connects to the child; vLLM leaves its files there.
         options, settings: see `VllmEngine`.
         stats: is told after each step.
@@ -87,7 +90,7 @@ def launch(
         from vllm.v1.engine.core import EngineCoreProc
 
     settings.refuse_inexact(on_cpu=current_platform.is_cpu())
-    for architecture in architectures:
+    for architecture in config.get("architectures", []):
         if (known := ModelRegistry.models.get(architecture)) is not None:
             # vLLM would look at the class in a process of its own, which takes 10 s where no cache is at hand.
             ModelRegistry.register_model(architecture, known.load_model_cls())
@@ -113,8 +116,7 @@ def launch(
         enable_expert_parallel=settings.enable_expert_parallel,
         # A token and its router row leave a step together, and the next one begins after that.
         async_scheduling=False,
-        # The kernel for CPU rotates three-dimensional queries (DeepSeek) wrongly.
-        compilation_config={"custom_ops": ["-rotary_embedding"]},
+        compilation_config={"custom_ops": ["-rotary_embedding"] if _ROTATED_PART in config else []},
         # What a token was really sampled from: after temperature, min-p, top-k and top-p.
         logprobs_mode="processed_logprobs",
         max_logprobs=-1,  # the whole vocabulary: requests are checked where they come in
