@@ -2,23 +2,16 @@
 
 import json
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 
 from shared import records
 from tests.e2e.conftest import RECIPE, Invocation, Start, settings
-from tests.torchrun import until
+from tests.torchrun import free_port, until
 
 STEPS = 5
 RESTART_AT = 2
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
