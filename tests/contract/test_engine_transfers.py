@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.generation.engines.base import Arriving, Engine, EngineSampling, Files
+from services.generation.engines.base import Arriving, Engine, EngineSampling
 from shared.errors import InvalidInputError, UnavailableError
 from shared.meeting import Meeting
 from shared.trajectory import Completion
 from shared.transfer import specs_of
 from tests.contract.reference import Reference, check
+from tests.engines import publish
 from tests.models import MAX_MODEL_LEN
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -60,13 +61,6 @@ def sending(folder: Path, *, stands_still: bool = False) -> Iterator[tuple[subpr
     finally:
         process.kill()
         process.wait()
-
-
-async def publish(engine: Engine, folder: Path) -> int:
-    """From a file: what the next test serves, whatever the test before left behind."""
-    version = engine.version + 1
-    await engine.update_weights(version, Files([folder / "model.safetensors"]))
-    return version
 
 
 async def take(engine: Engine, folder: Path) -> int:

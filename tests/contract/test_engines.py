@@ -18,6 +18,7 @@ from shared.errors import InvalidInputError, NotFoundError
 from shared.trajectory import Completion, FinishReason, RouterExport, ScoreFunction, versions_of
 from tests.contract.conftest import SLOTS, MakeEngine
 from tests.contract.reference import Reference, check
+from tests.engines import publish
 from tests.models import EOS, EXPERTS, LAYERS, MAX_MODEL_LEN, SYMBOLS, TOP_K, VOCABULARY, save_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -52,13 +53,6 @@ async def restored(engine: Engine, folder: Path) -> AsyncIterator[None]:
         yield
     finally:
         await publish(engine, folder)
-
-
-async def publish(engine: Engine, folder: Path) -> int:
-    version = engine.version + 1
-    await engine.update_weights(version, Files([folder / "model.safetensors"]))
-    assert engine.version == version
-    return version
 
 
 async def collect(engine: Engine, prompt: list[int], sampling: EngineSampling) -> dict[int, list[Completion]]:

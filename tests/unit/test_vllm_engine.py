@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 from safetensors.numpy import load_file, save_file
 
 from services.generation.engines import vllm_launch
-from services.generation.engines.base import EngineOptions, EngineSampling, Files, UpdatePolicy
+from services.generation.engines.base import EngineOptions, EngineSampling, UpdatePolicy
 from services.generation.engines.vllm import VllmEngine
 from services.generation.engines.vllm_output import plausible, to_layout
 from services.generation.engines.vllm_rows import unpack_rows
@@ -47,6 +47,7 @@ from shared.trajectory import (
     versions_of,
 )
 from tests.contract.reference import Reference, check, log_distribution
+from tests.engines import publish
 from tests.models import EOS, SYMBOLS, save_model
 
 NEEDS_VLLM = [
@@ -127,12 +128,6 @@ async def engine(folders: dict[str, Path]) -> AsyncIterator[VllmEngine]:
     await engine.start()
     yield engine
     await engine.close()
-
-
-async def publish(engine: VllmEngine, folder: Path) -> int:
-    version = engine.version + 1
-    assert await engine.update_weights(version, Files([folder / "model.safetensors"])) > 0
-    return version
 
 
 def follow(monkeypatch: pytest.MonkeyPatch, engine: VllmEngine, policy: UpdatePolicy) -> None:
