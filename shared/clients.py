@@ -20,9 +20,10 @@ from routershift.v1 import learner_pb2_grpc as lrn_grpc
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from routershift.v1 import trajectory_pb2 as pb
-from shared import rpc, wire
-from shared.credentials import Bearer
+from shared import wire
 from shared.errors import InvalidInputError
+from shared.rpc.channel import open_channel, raise_typed
+from shared.rpc.credentials import Bearer
 from shared.settings import AccessSettings
 from shared.trajectory import Completion
 
@@ -65,7 +66,7 @@ class _Client:
         certificates and the token for it; default: clear text and none.
         """
         self._bearer = Bearer(access or AccessSettings())
-        self._channel = rpc.channel(target, access)
+        self._channel = open_channel(target, access)
         self._timeout = timeout
 
     async def __aenter__(self) -> Self:
@@ -78,7 +79,7 @@ class _Client:
         try:
             return await method(request, timeout=self._timeout, metadata=self._bearer.metadata(), wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
-            rpc.raise_typed(error, type(request).__name__.removesuffix("Request"))
+            raise_typed(error, type(request).__name__.removesuffix("Request"))
 
 
 class GenerationClient(_Client):
@@ -125,7 +126,7 @@ class GenerationClient(_Client):
                 seen[piece.index] += piece.token_ids.size
                 yield piece
         except grpc.aio.AioRpcError as error:
-            rpc.raise_typed(error, "GenerateStream")
+            raise_typed(error, "GenerateStream")
         finally:
             call.cancel()
 

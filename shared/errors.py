@@ -1,7 +1,8 @@
 """Every error that RouterShift raises on purpose, under one root.
 
 Each class also inherits the standard exception it specialises, carries one message and pickles. A message names
-the field, the value and the fix. `shared.rpc` maps the classes to gRPC status codes, the command line to exit code 2.
+the field, the value and the fix. `shared.rpc.status` maps the classes to gRPC status codes, the
+command line to exit code 2.
 """
 
 

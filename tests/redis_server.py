@@ -8,7 +8,7 @@ from types import TracebackType
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from services.cli.local_redis import find_server
+from services.cli.local.redis import find_server
 
 
 class Server:

@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from services.learner.batch import Group, MicroBatch, Sample, Weighted, pack
-from services.learner.collate import Batch, collate
-from services.learner.packing import isolate
-from shared.pretrained import LOADING
+from services.learner.data.batch import Group, MicroBatch, Sample, Weighted, pack
+from services.learner.data.collate import Batch, collate
+from services.learner.model.isolation import isolate
+from shared.models.loading import LOADING
 from shared.trajectory import Completion, FinishReason, RouterLayout, RouterTrace, ScoreFunction, VersionSpan
 from tests.models import EXPERTS, TOP_K, VOCABULARY
 

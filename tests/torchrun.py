@@ -77,7 +77,7 @@ def until(true: Callable[[], bool], timeout: float = 60) -> None:
 
 
 def main(module: str, function: str, *arguments: str) -> None:
-    from services.learner.ranks import Ranks
+    from services.learner.distributed.ranks import Ranks
 
     ranks = Ranks.open("cpu", _DEADLINE)
     getattr(importlib.import_module(module), function)(ranks, *arguments)

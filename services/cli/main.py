@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import RouterShiftError
-from shared.service import EXIT_BAD_INPUT, EXIT_INTERRUPTED
-from shared.service import main as serve_service
+from shared.process.service import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from shared.process.service import main as serve_service
 from shared.settings import SERVICES, load
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.command(parsed))
     except RouterShiftError as error:
-        from services.cli.up import ServiceEndedError, exit_code
+        from services.cli.local.services import ServiceEndedError, exit_code
 
         if not isinstance(error, ServiceEndedError) or error.code != EXIT_BAD_INPUT:
             sys.stderr.write(f"routershift: {error}\n")
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _up(parsed: argparse.Namespace) -> int:
-    from services.cli.up import services
+    from services.cli.local.services import services
 
     async def until_interrupted() -> None:
         async with services(parsed.recipe, parsed.flags, parsed.log_level) as running:
@@ -112,7 +112,7 @@ def _serve(parsed: argparse.Namespace) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from services.cli.run import run_recipe
+    from services.cli.commands.run import run_recipe
 
     summary: dict[str, Any] = {}
 
@@ -126,14 +126,14 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    from services.cli.status import status
+    from services.cli.commands.status import status
 
     print(json.dumps(asyncio.run(status(parsed.run)), indent=2))
     return 0
 
 
 def _audit(parsed: argparse.Namespace) -> int:
-    from services.cli.audit import audit
+    from services.cli.commands.audit import audit
 
     found = asyncio.run(audit(parsed.run))
     print(json.dumps(found, indent=2))
@@ -141,7 +141,7 @@ def _audit(parsed: argparse.Namespace) -> int:
 
 
 def _dead(parsed: argparse.Namespace) -> int:
-    from services.cli.dead import dead
+    from services.cli.commands.dead import dead
 
     for letter in asyncio.run(dead(parsed.run, parsed.action, parsed.ids)):
         print(json.dumps(letter))
@@ -149,7 +149,7 @@ def _dead(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from services.cli import report
+    from services.cli.commands import report
     from services.cli.recipe import run_folder
 
     for path in report.write(run_folder(parsed.run)):
@@ -158,7 +158,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    from services.cli.doctor import doctor
+    from services.cli.commands.doctor import doctor
 
     rows = asyncio.run(doctor(parsed.recipe, parsed.flags))
     for well, name, text in rows:
@@ -167,7 +167,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _score(parsed: argparse.Namespace) -> int:
-    from services.cli.score import score
+    from services.cli.commands.score import score
 
     async def all_lines() -> None:
         async for record in score(parsed.verifier, parsed.input, parsed.recipe, parsed.flags):
@@ -177,7 +177,7 @@ def _score(parsed: argparse.Namespace) -> int:
 
 
 def _bench(parsed: argparse.Namespace) -> int:
-    from services.cli.bench import bench
+    from services.cli.commands.bench import bench
 
     bench(parsed.name, parsed.options)
     return 0

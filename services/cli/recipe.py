@@ -5,13 +5,13 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.cli.supervisor import SupervisorSettings
+from services.cli.local.supervisor import SupervisorSettings
 from services.curriculum.settings import Settings as CurriculumTables
 from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
 from shared.errors import InvalidInputError, NotFoundError
-from shared.rpc import check_port
+from shared.rpc.server import check_port
 from shared.settings import SERVICES, Door
 from shared.trajectory import RouterExport
 

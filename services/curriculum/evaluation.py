@@ -13,7 +13,7 @@ from google.protobuf import struct_pb2
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum.settings import Settings
-from services.curriculum.tasks import Problem
+from services.curriculum.tasks.base import Problem
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import UnavailableError
 from shared.trajectory import Completion

@@ -4,10 +4,10 @@ import asyncio
 from typing import ClassVar
 
 from services.curriculum.settings import Settings
-from services.curriculum.tasks import make_task
+from services.curriculum.tasks.base import make_task
 from services.curriculum.worker import CurriculumWorker
-from shared import rpc
-from shared.service import Service, background
+from shared.process.service import Service, background
+from shared.rpc.server import Server
 from shared.streams.run import Run
 
 
@@ -18,7 +18,7 @@ class CurriculumService(Service):
         self._settings = settings
         self._task = make_task(settings.run.task, settings.run.seed)
 
-    def register(self, server: rpc.Server) -> list[str]:
+    def register(self, server: Server) -> list[str]:
         return []
 
     async def start(self, run: Run) -> None:

@@ -8,11 +8,11 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import metrics
 from services.curriculum.evaluation import evaluate, struct
 from services.curriculum.settings import Settings
-from services.curriculum.tasks import Problem, Task
-from shared import records
+from services.curriculum.tasks.base import Problem, Task
 from shared.clients import GenerationClient
 from shared.errors import DeadlineError, OverloadedError, RouterShiftError
 from shared.streams.run import FINISHED, Run
+from shared.tracking import records
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,13 @@ from routershift.v1 import generation_pb2_grpc as gen_grpc
 from services.generation import metrics
 from services.generation.admission import admit
 from services.generation.engines.base import Engine, EngineSampling
-from services.generation.requests import Requests
+from services.generation.requests.detokenizer import TextStream
+from services.generation.requests.validation import Requests
 from services.generation.settings import GenerationSettings
-from services.generation.texts import TextStream
-from services.generation.weights import WeightsLoader
-from shared import rpc, wire
+from services.generation.weights.loader import WeightsLoader
+from shared import wire
 from shared.errors import InvalidInputError, PreconditionError, UnavailableError
+from shared.rpc.status import MAX_MESSAGE_BYTES
 from shared.trajectory import Completion, RouterExport
 
 
@@ -116,10 +117,10 @@ def _routed(completion: Completion, return_router: bool) -> Completion:
 def _require_fits(completions: list[Completion]) -> None:
     """gRPC itself would refuse a larger message as an overload, and the caller would try again."""
     size = sum(_nbytes(completion) for completion in completions)
-    if size > rpc.MAX_MESSAGE_BYTES:
+    if size > MAX_MESSAGE_BYTES:
         raise InvalidInputError(
             f"sampling.n and sampling.max_tokens make an answer of {size >> 20} MiB; allowed: "
-            f"{rpc.MAX_MESSAGE_BYTES >> 20} in one message: ask for fewer samples, for no router, or for a stream"
+            f"{MAX_MESSAGE_BYTES >> 20} in one message: ask for fewer samples, for no router, or for a stream"
         )
 
 

@@ -8,16 +8,16 @@ from typing import ClassVar
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
-from services.generation import presence
 from services.generation.engines.base import Engine, EngineOptions
-from services.generation.requests import Requests
+from services.generation.requests.validation import Requests
 from services.generation.server import GenerationServicer
 from services.generation.settings import Settings
 from services.generation.watch import EngineWatch
-from services.generation.weights import WeightsLoader
+from services.generation.weights import presence
+from services.generation.weights.loader import WeightsLoader
 from services.generation.worker import GenerationWorker
-from shared import rpc
-from shared.service import Service, background
+from shared.process.service import Service, background
+from shared.rpc.server import Server
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 
@@ -37,10 +37,10 @@ def make_engine(settings: Settings) -> Engine:
         update_policy=chosen.update_policy,
     )
     if chosen.engine == "vllm":
-        from services.generation.engines.vllm import VllmEngine
+        from services.generation.engines.vllm.engine import VllmEngine
 
         return VllmEngine(model, options, chosen.vllm)
-    from services.generation.engines.torch_engine import TorchEngine
+    from services.generation.engines.torch.engine import TorchEngine
 
     return TorchEngine(model, options, chosen.device)
 
@@ -55,7 +55,7 @@ class GenerationService(Service):
         self._name = presence.replica_name(settings.streams.consumer or socket.gethostname())
         self._first = 0  # version below which no prompts are taken
 
-    def register(self, server: rpc.Server) -> list[str]:
+    def register(self, server: Server) -> list[str]:
         gen_grpc.add_GenerationServiceServicer_to_server(self._servicer, server.grpc)
         return [gen.DESCRIPTOR.services_by_name["GenerationService"].full_name]
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from services.generation.engines.base import UpdatePolicy
-from services.generation.engines.vllm_settings import VllmSettings
+from services.generation.engines.vllm.settings import VllmSettings
 from shared.settings import BaseSettings, Door
 from shared.trajectory import RouterExport, ScoreDtype
 

@@ -5,7 +5,7 @@ import time
 
 from services.generation import metrics
 from services.generation.engines.base import Engine
-from services.generation.weights import WeightsLoader
+from services.generation.weights.loader import WeightsLoader
 from shared.errors import UnavailableError
 
 _LOOK_SECONDS = 1.0

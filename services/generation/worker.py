@@ -9,7 +9,7 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
 from services.generation.admission import Appetite
 from services.generation.engines.base import Engine, EngineSampling
-from services.generation.requests import Requests
+from services.generation.requests.validation import Requests
 from services.generation.settings import GenerationSettings
 from shared import wire
 from shared.errors import CorruptDataError, InvalidInputError

@@ -14,12 +14,12 @@ import sys
 
 import setproctitle
 
-from services.learner.ranks import Ranks
+from services.learner.distributed.ranks import Ranks
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
-from shared import logs
 from shared.errors import RouterShiftError
-from shared.service import exit_code
+from shared.process import logs
+from shared.process.service import exit_code
 from shared.settings import RunSettings
 
 log = logging.getLogger(__name__)

@@ -4,11 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from services.learner.algorithms import CORRECTION_HIGH
-from services.learner.collate import Batch
-from services.learner.corrections import Correction, Rule, correct
-from services.learner.expert_use import ExpertUse
-from services.learner.objectives import (
+from services.learner.algorithms.corrections import Correction, Rule, correct
+from services.learner.algorithms.objectives import (
     OBJECTIVES,
     Clipping,
     ObjectiveResult,
@@ -18,7 +15,10 @@ from services.learner.objectives import (
     kl_terms,
     token_weights,
 )
-from services.learner.router_shift import Shift, clip_log_gamma
+from services.learner.algorithms.presets import CORRECTION_HIGH
+from services.learner.data.collate import Batch
+from services.learner.routing.expert_load import ExpertUse
+from services.learner.routing.shift import Shift, clip_log_gamma
 from services.learner.settings import LearnerSettings
 
 

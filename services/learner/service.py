@@ -6,14 +6,15 @@ from typing import ClassVar
 
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
-from services.learner import checkpoint, metrics
+from services.learner import metrics
+from services.learner.checkpointing import checkpoint
 from services.learner.follower import Followers
 from services.learner.server import LearnerServicer
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from services.learner.worker import LearnerWorker
-from shared import rpc
-from shared.service import Service, background
+from shared.process.service import Service, background
+from shared.rpc.server import Server
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 
@@ -29,7 +30,7 @@ class LearnerService(Service):
         self._followers = Followers()
         settings.run.require_model()
 
-    def register(self, server: rpc.Server) -> list[str]:
+    def register(self, server: Server) -> list[str]:
         lrn_grpc.add_LearnerServiceServicer_to_server(self._servicer, server.grpc)
         return [lrn.DESCRIPTOR.services_by_name["LearnerService"].full_name]
 

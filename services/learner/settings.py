@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.learner.algorithms import (
+from services.learner.algorithms.presets import (
     ALGORITHMS,
     AdvantageKind,
     Aggregation,

@@ -17,19 +17,20 @@ from safetensors.torch import save as encode_tensors
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from services.learner import sharding, state
-from services.learner.advantages import drop_reason
-from services.learner.batch import Group
-from services.learner.check import Limits, check_group
-from services.learner.collate import Batch, Update, decode, encode
-from services.learner.diagnostics import Diagnostics, summarise
+from services.learner.algorithms.advantages import drop_reason
+from services.learner.algorithms.objectives import Totals
+from services.learner.checkpointing import state
+from services.learner.data.batch import Group
+from services.learner.data.check import Limits, check_group
+from services.learner.data.collate import Batch, Update, decode, encode
+from services.learner.data.plan import Planner
+from services.learner.distributed import fsdp
+from services.learner.distributed.ranks import Ranks
 from services.learner.loss import Forward, Loss
-from services.learner.objectives import Totals
-from services.learner.plan import Planner
-from services.learner.policy import Policy, Reference
-from services.learner.ranks import Ranks
-from services.learner.replay import Observation, Routing
-from services.learner.schedule import factor
+from services.learner.model.optimizer import factor
+from services.learner.model.policy import Policy, Reference
+from services.learner.monitoring.diagnostics import Diagnostics, summarise
+from services.learner.routing.hooks import Observation, Routing
 from services.learner.settings import LearnerSettings
 from shared.errors import InvalidInputError
 from shared.settings import RunSettings
@@ -200,7 +201,7 @@ class Trainer:
         for batch, known in zip(update.batches, before, strict=True):
             total += self._backward(batch, update.totals, known, diagnostics, is_unmoved)
         total = self._ranks.sum(total)
-        norm = sharding.clip_gradients(self._parameters.values(), self._settings.max_grad_norm)
+        norm = fsdp.clip_gradients(self._parameters.values(), self._settings.max_grad_norm)
         diagnostics.add_update(total, norm)
         if not torch.isfinite(total + norm):
             return False

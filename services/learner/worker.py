@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from services.learner import metrics
-from services.learner.collapse import RewardWatch
-from services.learner.durable import Durable
-from services.learner.messages import Scored, decode_group
-from services.learner.recorder import Recorder
+from services.learner.checkpointing.durable import Durable
+from services.learner.data.messages import Scored, decode_group
+from services.learner.monitoring.collapse import RewardWatch
+from services.learner.monitoring.recorder import Recorder
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError, PreconditionError

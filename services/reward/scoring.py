@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from services.reward import metrics
 from services.reward.outcomes import Outcome, Scored
-from services.reward.pool import Pool
+from services.reward.pool.pool import Pool
 from services.reward.settings import RewardSettings
 from services.reward.verifiers.base import AsyncVerifier, Item, Parts, Verdict, Verifier
 from shared.errors import InvalidInputError, NotFoundError, OverloadedError

@@ -8,10 +8,10 @@ from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.reward.scoring import Scorer
 from services.reward.server import RewardServicer
 from services.reward.settings import Settings
-from services.reward.verifiers import make_verifiers
+from services.reward.verifiers.registry import make_verifiers
 from services.reward.worker import RewardWorker
-from shared import rpc
-from shared.service import Service, background
+from shared.process.service import Service, background
+from shared.rpc.server import Server
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 
@@ -23,7 +23,7 @@ class RewardService(Service):
         self._settings = settings.reward
         self._scorer = Scorer(make_verifiers(settings.reward.verifiers), settings.reward)
 
-    def register(self, server: rpc.Server) -> list[str]:
+    def register(self, server: Server) -> list[str]:
         rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(self._scorer), server.grpc)
         return [rew.DESCRIPTOR.services_by_name["RewardService"].full_name]
 

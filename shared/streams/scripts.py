@@ -4,4 +4,4 @@ from importlib import resources
 
 
 def source(name: str) -> str:
-    return resources.files("shared.streams").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("shared.streams").joinpath("lua", name).read_text(encoding="utf-8")

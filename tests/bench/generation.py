@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from routershift.v1 import generation_pb2_grpc as gen_grpc
-from services.curriculum.countdown import Countdown
-from services.generation.requests import Requests
+from services.curriculum.tasks.countdown import Countdown
+from services.generation.requests.validation import Requests
 from services.generation.server import GenerationServicer
 from services.generation.service import make_engine
 from services.generation.settings import GenerationSettings, Settings
-from services.generation.weights import WeightsLoader
-from shared import rpc
+from services.generation.weights.loader import WeightsLoader
 from shared.clients import GenerationClient
+from shared.rpc.server import Server
 from shared.settings import RunSettings
 from tests.bench.timing import Spread, interleaved
 
@@ -144,7 +144,7 @@ def _door(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     settings = _settings(work)
 
     async def serve() -> None:
-        engine, servicer, server = make_engine(settings), GenerationServicer(settings.generation), rpc.Server()
+        engine, servicer, server = make_engine(settings), GenerationServicer(settings.generation), Server()
         gen_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)
         port = await server.listen("127.0.0.1", 0, [])
         await engine.start()
@@ -162,9 +162,9 @@ def _door(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _direct(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
-    from services.generation.engines import vllm_launch
+    from services.generation.engines.vllm import launch
 
-    os.environ |= vllm_launch._ENVIRONMENT | vllm_launch._EAGER | {"OMP_NUM_THREADS": "1"}
+    os.environ |= launch._ENVIRONMENT | launch._EAGER | {"OMP_NUM_THREADS": "1"}
     from vllm import LLM, SamplingParams
 
     settings = _settings(work).generation

@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from services.generation.engines.base import EngineOptions, EngineSampling, Files
-from services.generation.engines.vllm import VllmEngine
-from services.generation.engines.vllm_settings import VllmSettings
+from services.generation.engines.vllm.engine import VllmEngine
+from services.generation.engines.vllm.settings import VllmSettings
 from shared.trajectory import Completion, RouterExport, RouterLayout, ScoreFunction
 
 LAYERS, EXPERTS, TOP_K, VOCABULARY = 3, 8, 2, 20

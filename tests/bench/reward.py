@@ -23,8 +23,8 @@ import math_verify
 from services.reward.outcomes import Outcome
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
-from services.reward.verifiers import make_verifiers
 from services.reward.verifiers.base import Item, Verifier
+from services.reward.verifiers.registry import make_verifiers
 from tests.bench.timing import Timings, interleaved
 from tests.unit.math_pairs import BOXED
 

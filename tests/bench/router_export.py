@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from services.cli.bench import REPOSITORY
+from services.cli.commands.bench import REPOSITORY
 from services.generation.engines.base import EngineOptions, EngineSampling
-from services.generation.engines.vllm import VllmEngine
-from services.generation.engines.vllm_settings import VllmSettings
+from services.generation.engines.vllm.engine import VllmEngine
+from services.generation.engines.vllm.settings import VllmSettings
 from shared.trajectory import Completion, RouterExport
 from tests.bench.timing import interleaved
 

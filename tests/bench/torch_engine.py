@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausal
 from transformers.utils import logging
 
 from services.generation.engines.base import EngineOptions, EngineSampling
-from services.generation.engines.torch_engine import TorchEngine
+from services.generation.engines.torch.engine import TorchEngine
 from shared.trajectory import RouterExport
 from tests.bench.timing import Spread, interleaved
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.learner.checkpoint import trained_groups
+from services.learner.checkpointing.checkpoint import trained_groups
 from shared.errors import CorruptDataError
 from shared.settings import SERVICES
 from tests.chaos import account

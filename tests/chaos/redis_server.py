@@ -10,7 +10,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.cli.local_redis import find_server
+from services.cli.local.redis import find_server
 from tests.torchrun import free_port
 
 _START_SECONDS = 30.0

@@ -18,8 +18,9 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shared import records, rpc
+from shared.rpc.channel import open_channel
 from shared.settings import SERVICES
+from shared.tracking import records
 from tests import processes
 from tests.chaos import account
 from tests.chaos.clock import Clocks
@@ -214,7 +215,7 @@ async def _first_step(stack: Stack) -> None:
 
 
 async def _serving(address: str) -> bool:
-    async with rpc.channel(address) as channel:
+    async with open_channel(address) as channel:
         try:
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2.0)
         except grpc.aio.AioRpcError:

@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from services.generation.engines.base import Engine, EngineOptions
-from services.generation.engines.torch_engine import TorchEngine
-from services.generation.engines.vllm import VllmEngine
-from services.generation.engines.vllm_settings import VllmSettings
+from services.generation.engines.torch.engine import TorchEngine
+from services.generation.engines.vllm.engine import VllmEngine
+from services.generation.engines.vllm.settings import VllmSettings
 from shared.errors import MissingDependencyError
 from tests.contract.reference import Reference
 from tests.models import MAX_MODEL_LEN, save_model

@@ -9,8 +9,8 @@ from tokenizers.processors import TemplateProcessing
 
 from services.generation.service import GenerationService
 from services.generation.settings import GenerationSettings, Settings
-from shared import rpc
-from shared.service import Service
+from shared.process.service import Service
+from shared.rpc.server import Server
 from shared.settings import RunSettings
 from shared.streams.run import Run
 from tests.models import EOS, build_tokenizer, save_model
@@ -32,9 +32,9 @@ def save_chat_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-async def serve(service: Service, run: Run) -> tuple[rpc.Server, str]:
+async def serve(service: Service, run: Run) -> tuple[Server, str]:
     """Starts it; gives the server and its address."""
-    server = rpc.Server()
+    server = Server()
     names = service.register(server)
     port = await server.listen("127.0.0.1", 0, names)
     await service.start(run)

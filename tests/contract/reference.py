@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from services.generation.engines.base import EngineSampling
-from shared.pretrained import LOADING
+from shared.models.loading import LOADING
 from shared.trajectory import Completion, RouterLayout, RouterTrace, TopLogprobs, versions_of
 from tests.models import TOP_K
 

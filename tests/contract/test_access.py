@@ -18,10 +18,7 @@ from routershift.v1 import learner_pb2, reward_pb2
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from routershift.v1 import trajectory_pb2 as pb
-from shared import rpc
-from shared.access import ROLES, Role
 from shared.clients import GenerationClient, RewardClient
-from shared.credentials import is_loopback
 from shared.errors import (
     DeadlineError,
     ForbiddenError,
@@ -30,6 +27,10 @@ from shared.errors import (
     OverloadedError,
     UnauthenticatedError,
 )
+from shared.rpc.access import ROLES, Role
+from shared.rpc.channel import open_channel, raise_typed
+from shared.rpc.credentials import is_loopback
+from shared.rpc.server import Server
 from shared.settings import AccessSettings, Door
 from tests.contract.certificates import Authority
 
@@ -73,11 +74,9 @@ class Reward(rew_grpc.RewardServiceServicer):
 
 
 @asynccontextmanager
-async def door(
-    access: AccessSettings | None = None, limits: Door | None = None
-) -> AsyncIterator[tuple[str, rpc.Server]]:
+async def door(access: AccessSettings | None = None, limits: Door | None = None) -> AsyncIterator[tuple[str, Server]]:
     """The address of a server with both services."""
-    server, generation = rpc.Server(access, limits), Generation()
+    server, generation = Server(access, limits), Generation()
     gen_grpc.add_GenerationServiceServicer_to_server(generation, server.grpc)
     rew_grpc.add_RewardServiceServicer_to_server(Reward(), server.grpc)
     port = await server.listen("127.0.0.1", 0, ["routershift.v1.GenerationService", "routershift.v1.RewardService"])
@@ -117,7 +116,7 @@ async def code_of(
 ) -> grpc.StatusCode:
     """What a generation method answers, asked once by a connection of its own."""
     alone = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
-    async with rpc.channel(address, access, alone) as channel:
+    async with open_channel(address, access, alone) as channel:
         asked = getattr(gen_grpc.GenerationServiceStub(channel), method)(REQUESTS[method], timeout=10, **call)
         try:
             await (asked.read() if method == "GenerateStream" else asked)
@@ -207,15 +206,15 @@ async def test_tokens_are_replaced_without_a_restart(tokens: Path, tmp_path: Pat
 def test_a_file_of_tokens_that_is_none_is_refused_at_the_start(tmp_path: Path, line: str, text: str) -> None:
     (tmp_path / "tokens").write_text(line)
     with pytest.raises(InvalidInputError, match=text) as caught:
-        rpc.Server(AccessSettings(tokens=tmp_path / "tokens"))
+        Server(AccessSettings(tokens=tmp_path / "tokens"))
     assert SAMPLER not in str(caught.value)
     with pytest.raises(NotFoundError, match=r"check the table \[access\]"):
-        rpc.Server(AccessSettings(tokens=tmp_path / "none"))
+        Server(AccessSettings(tokens=tmp_path / "none"))
 
 
 async def test_tokens_never_cross_a_network_in_clear_text(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="clear text"):
-        await rpc.Server(AccessSettings(tokens=tokens)).listen("0.0.0.0", 0, [])  # noqa: S104
+        await Server(AccessSettings(tokens=tokens)).listen("0.0.0.0", 0, [])  # noqa: S104
     with pytest.raises(InvalidInputError, match="clear text"):
         GenerationClient("dns:///generation:50051", 10, showing(tmp_path, SAMPLER))
 
@@ -283,22 +282,22 @@ async def test_files_that_are_no_certificates_are_refused(authority: Authority, 
     access = locked(authority)
     (tmp_path / "key").write_text("no key")
     with pytest.raises(InvalidInputError, match="expected PEM files"):
-        await rpc.Server(access.model_copy(update={"key": tmp_path / "key"})).listen("127.0.0.1", 0, [])
+        await Server(access.model_copy(update={"key": tmp_path / "key"})).listen("127.0.0.1", 0, [])
     with pytest.raises(NotFoundError, match=r"check the table \[access\]"):
-        await rpc.Server(access.model_copy(update={"key": tmp_path / "none"})).listen("127.0.0.1", 0, [])
+        await Server(access.model_copy(update={"key": tmp_path / "none"})).listen("127.0.0.1", 0, [])
 
 
 async def test_health_is_for_everybody_and_has_a_port_without_tls(authority: Authority, tokens: Path) -> None:
     access, caller = locked(authority, mutual=True, tokens=tokens), locked(authority, "client")
     async with door(access, Door(health_port=0)) as (address, server):
         for target, shown in ((address, caller), (f"127.0.0.1:{server.health_port}", None)):
-            async with rpc.channel(target, shown) as channel:
+            async with open_channel(target, shown) as channel:
                 stub = health_pb2_grpc.HealthStub(channel)
                 answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert await code_of(f"127.0.0.1:{server.health_port}") is CODE.UNIMPLEMENTED  # nothing else is there
         await server.drain()
-        async with rpc.channel(f"127.0.0.1:{server.health_port}") as channel:
+        async with open_channel(f"127.0.0.1:{server.health_port}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -306,7 +305,7 @@ async def test_health_is_for_everybody_and_has_a_port_without_tls(authority: Aut
 
 async def reflected(address: str, **call: Any) -> grpc.StatusCode:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    async with rpc.channel(address) as channel:
+    async with open_channel(address) as channel:
         asked = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
             iter([request]), timeout=10, **call
         )
@@ -330,7 +329,7 @@ async def test_reflection_asks_for_a_token_and_can_be_off(tokens: Path) -> None:
 async def test_a_message_above_the_limit_is_refused_unread() -> None:
     once = [("grpc.enable_retries", 0)]
     limits = Door(max_request_bytes=1 << 10)
-    async with door(limits=limits) as (address, _), rpc.channel(address, None, once) as channel:
+    async with door(limits=limits) as (address, _), open_channel(address, None, once) as channel:
         generate = gen_grpc.GenerationServiceStub(channel).Generate
         await generate(gen.GenerateRequest(text="x" * 900), timeout=10)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -340,7 +339,7 @@ async def test_a_message_above_the_limit_is_refused_unread() -> None:
 
 
 async def test_more_calls_at_once_than_the_limit_are_refused_and_told_when_to_come_back() -> None:
-    async with door(limits=Door(max_calls=2)) as (address, _), rpc.channel(address) as channel:
+    async with door(limits=Door(max_calls=2)) as (address, _), open_channel(address) as channel:
         stub = gen_grpc.GenerationServiceStub(channel)
         streams = [stub.GenerateStream(gen.GenerateStreamRequest(), timeout=30) for _ in range(2)]
         for stream in streams:
@@ -361,14 +360,14 @@ async def test_the_rate_is_each_callers_own(tokens: Path, tmp_path: Path) -> Non
         assert await code_of(address, metadata=bearer(SCORER)) is CODE.OK
         assert await code_of(address, metadata=bearer(STRANGER)) is CODE.UNAUTHENTICATED
         alone = [("grpc.enable_retries", 0)]
-        async with rpc.channel(address, None, alone) as channel:
+        async with open_channel(address, None, alone) as channel:
             call = gen_grpc.GenerationServiceStub(channel).Generate(
                 gen.GenerateRequest(text="?"), timeout=10, metadata=bearer(SAMPLER)
             )
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call
     with pytest.raises(OverloadedError, match=r"calls_per_second = 0\.001") as typed:
-        rpc.raise_typed(caught.value, "Generate")
+        raise_typed(caught.value, "Generate")
     assert 900 < typed.value.retry_after <= 1000
 
 

@@ -13,22 +13,24 @@ from redis.asyncio import Redis
 
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
-from services.curriculum.countdown import Countdown, Problem
 from services.curriculum.evaluation import evaluate
 from services.curriculum.settings import CurriculumSettings, Settings
+from services.curriculum.tasks.countdown import Countdown, Problem
 from services.curriculum.worker import CurriculumWorker
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling, Weights
-from services.generation.requests import Requests
+from services.generation.requests.validation import Requests
 from services.generation.server import GenerationServicer
-from services.generation.weights import WeightsLoader
+from services.generation.weights.loader import WeightsLoader
 from services.reward.service import RewardService
 from services.reward.settings import Settings as RewardTables
-from shared import records, rpc, weights
 from shared.errors import DeadlineError, PreconditionError
+from shared.rpc.server import Server
 from shared.settings import RunSettings
 from shared.streams.keys import Stream
 from shared.streams.run import FINISHED, TRAINING, Run
+from shared.tracking import records
 from shared.trajectory import Completion, FinishReason, VersionSpan
+from shared.weights import published
 from tests.models import EOS, MAX_MODEL_LEN, VOCABULARY, build_tokenizer
 
 SAMPLES = 4
@@ -99,7 +101,7 @@ async def doors(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[Se
     common = RunSettings(
         id="hand", folder=folder, model=folder, max_tokens=12, temperature=0.7, evaluate_every=EVERY, groups_per_step=2
     )
-    generation, reward, servicer = rpc.Server(), rpc.Server(), GenerationServicer()
+    generation, reward, servicer = Server(), Server(), GenerationServicer()
     gen_grpc.add_GenerationServiceServicer_to_server(servicer, generation.grpc)
     servicer.open(engine, Requests(folder, engine.info, 100), WeightsLoader(engine, folder))
     judge = RewardService(RewardTables(run=common))
@@ -218,14 +220,14 @@ async def test_a_version_is_protected_from_its_publication_until_something_bette
     async def move_on() -> None:
         if engine.version == 10:
             await run.report_progress(version=35)
-            during.append(weights.protected_versions(await run.progress(), 35, EVERY))
+            during.append(published.protected_versions(await run.progress(), 35, EVERY))
 
     engine = HandWritten(right=lambda version, index: version > 0, before=move_on)
     async with training(engine, run, tmp_path) as all_of_it:
         await all_of_it.publish(10)
         await all_of_it.until("evaluated_version", 10)
         assert during == [{0, 10, 30}] * 12
-        assert weights.protected_versions(await run.progress(), 35, EVERY) == {10, 30}
+        assert published.protected_versions(await run.progress(), 35, EVERY) == {10, 30}
 
 
 async def test_a_multiple_that_training_has_left_behind_is_passed_over(run: Run, tmp_path: Path) -> None:

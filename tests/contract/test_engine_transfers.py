@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from services.generation.engines.base import Arriving, Engine, EngineSampling
 from shared.errors import InvalidInputError, UnavailableError
-from shared.meeting import Meeting
 from shared.trajectory import Completion
-from shared.transfer import specs_of
+from shared.weights.broadcast import specs_of
+from shared.weights.rendezvous import Meeting
 from tests.contract.reference import Reference, check
 from tests.engines import publish
 from tests.models import MAX_MODEL_LEN
@@ -33,7 +33,7 @@ SECONDS = 20.0
 SENDER = """
 import sys, time, torch
 from pathlib import Path
-from shared import transfer
+from shared.weights import broadcast as transfer
 _, folder, stands_still, seconds = sys.argv
 transfer._BUCKET_BYTES = 1 << 12
 sender = transfer.Sender("127.0.0.1", 1, float(seconds), torch.device("cpu"))

@@ -15,10 +15,11 @@ from transformers import AutoTokenizer
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
-from services.generation.texts import TextStream
-from shared import rpc
+from services.generation import server as generation_server
+from services.generation.requests.detokenizer import TextStream
 from shared.clients import GenerationClient, Message
 from shared.errors import DeadlineError, InvalidInputError, OverloadedError, PreconditionError
+from shared.rpc.channel import open_channel, raise_typed
 from shared.streams.run import Run
 from tests.contract.generation import PROMPT, generation_door, save_chat_model
 from tests.models import SYMBOLS, save_model
@@ -94,7 +95,7 @@ async def test_the_router_is_as_full_as_the_setting_says(run: Run, tmp_path: Pat
         async with GenerationClient(address) as client:
             (coded,) = await client.generate(PROMPT, seed=2, return_router=True)
         request = gen.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(seed=2), return_router=True)
-        async with rpc.channel(address) as channel:
+        async with open_channel(address) as channel:
             answer = await gen_grpc.GenerationServiceStub(channel).Generate(request, timeout=10)
     assert answer.completions[0].router_trace.log_scores.dtype == pb.D_TYPE_UINT8
     assert coded.router_trace is not None
@@ -116,7 +117,7 @@ async def test_an_overload_is_refused_and_clients_come_back(run: Run, tmp_path: 
             assert "1 more exceed generation.max_num_seqs = 1 and generation.max_waiting = 1" in str(answer.details())
             assert ("grpc-retry-pushback-ms", "1000") in tuple(answer.trailing_metadata() or ())
             with pytest.raises(OverloadedError) as caught:
-                rpc.raise_typed(answer, "Generate")
+                raise_typed(answer, "Generate")
             assert caught.value.retry_after == 1.0
         before = metric("routershift_generation_requests_total", **refusals)
         async with GenerationClient(address) as client:
@@ -131,7 +132,7 @@ async def test_an_answer_too_large_for_a_message_is_a_bad_request_and_no_overloa
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with generation_door(run, tmp_path) as address, GenerationClient(address) as client:
-        monkeypatch.setattr(rpc, "MAX_MESSAGE_BYTES", 1 << 10)
+        monkeypatch.setattr(generation_server, "MAX_MESSAGE_BYTES", 1 << 10)
         with pytest.raises(InvalidInputError, match=r"sampling\.n and sampling\.max_tokens make .* fewer samples"):
             await client.generate(PROMPT, n=8, max_tokens=40)
         assert len([piece async for piece in client.stream(PROMPT, n=8, max_tokens=40)]) > 8
@@ -192,7 +193,7 @@ async def test_calls_go_round_the_replicas_and_past_one_that_is_gone(run: Run, t
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream", "UpdateWeights"])
 async def test_bytes_that_are_no_request_are_an_invalid_argument(run: Run, tmp_path: Path, method: str) -> None:
-    async with generation_door(run, tmp_path) as address, rpc.channel(address) as channel:
+    async with generation_door(run, tmp_path) as address, open_channel(address) as channel:
         make: Any = channel.unary_stream if method == "GenerateStream" else channel.unary_unary
         call = make(f"/routershift.v1.GenerationService/{method}")(b"\xff\xff\xff", timeout=10)
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT

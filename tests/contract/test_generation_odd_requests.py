@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import trajectory_pb2 as pb
-from shared import logs
 from shared.clients import GenerationClient
+from shared.process import logs
 from tests.contract.generation import PROMPT, save_chat_model
 from tests.models import VOCABULARY
 

@@ -16,22 +16,23 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
 from services.generation.admission import Appetite
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Files, UpdatePolicy
-from services.generation.engines.torch_engine import TorchEngine
-from services.generation.requests import Requests
+from services.generation.engines.torch.engine import TorchEngine
+from services.generation.requests.validation import Requests
 from services.generation.service import GenerationService
 from services.generation.settings import GenerationSettings, Settings
 from services.generation.watch import EngineWatch
-from services.generation.weights import WeightsLoader
+from services.generation.weights.loader import WeightsLoader
 from services.generation.worker import GenerationWorker
-from shared import weights, wire
+from shared import wire
 from shared.errors import MissingDependencyError, UnavailableError
-from shared.service import background
+from shared.process.service import background
 from shared.settings import RunSettings
 from shared.streams.consumer import Consumer
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from shared.trajectory import FinishReason
-from shared.weights import publish
+from shared.weights import published
+from shared.weights.published import publish
 from tests.contract.generation import PROMPT
 from tests.models import MAX_MODEL_LEN, save_model
 
@@ -242,7 +243,7 @@ async def test_weights_that_cannot_be_taken_are_counted_and_the_old_ones_serve_w
     elif damage == "gone":
         file.unlink()
     elif damage == "gone once it was verified":  # as where a learner publishes so fast that it is not kept
-        verify = weights.verify
+        verify = published.verify
 
         def verify_and_lose(folder: Path, found: pb.WeightsManifest) -> list[Path]:
             paths = verify(folder, found)
@@ -250,7 +251,7 @@ async def test_weights_that_cannot_be_taken_are_counted_and_the_old_ones_serve_w
                 file.unlink()
             return paths
 
-        monkeypatch.setattr(weights, "verify", verify_and_lose)
+        monkeypatch.setattr(published, "verify", verify_and_lose)
     reason = {"truncated": "corruptdata", "other architecture": "invalidinput"}.get(damage, "notfound")
     before = refused(reason)
     await run.announce(bad)

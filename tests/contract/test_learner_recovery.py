@@ -20,13 +20,14 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from safetensors.numpy import load_file
 
-from services.learner import checkpoint
-from services.learner.batch import Group
-from shared import records, weights
+from services.learner.checkpointing import checkpoint
+from services.learner.data.batch import Group
 from shared.errors import PreconditionError, UnavailableError
 from shared.settings import StreamSettings
 from shared.streams.keys import Stream
 from shared.streams.run import FINISHED, PAUSED, Run
+from shared.tracking import records
+from shared.weights import published
 from tests.contract.entries import SAMPLES, message, put, until
 from tests.contract.test_learner_worker import GROUPS, Learning, nothing_in_flight, tables
 from tests.models import save_model
@@ -87,7 +88,7 @@ async def test_a_disk_that_comes_back_has_cost_nothing_and_nothing_was_trained_o
     assert set(checkpoint.trained_groups(settings.run.path / "checkpoints").values()) == {1, 2}
     newest = await run.newest_weights()
     assert newest is not None
-    weights.verify(settings.run.weights_root, newest)
+    published.verify(settings.run.weights_root, newest)
     ledger = await run.ledger()
     assert (ledger.trained, ledger.balanced) == (2 * GROUPS * SAMPLES, True)
 
@@ -197,7 +198,7 @@ async def test_weights_that_a_crash_damaged_are_published_again_at_the_start(
         await until(lambda: nothing_in_flight(run))
     newest = await run.newest_weights()
     assert newest is not None
-    (file,) = weights.verify(settings.run.weights_root, newest)
+    (file,) = published.verify(settings.run.weights_root, newest)
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     async with Learning(settings, run):
@@ -327,4 +328,4 @@ async def test_a_learner_that_was_killed_and_had_no_space_reaches_the_state_of_o
     assert [name for name, content in found["whole"].items() if found["killed"][name] != content] == [], seed
     assert any(name.startswith("checkpoints/trained/") for name in found["whole"])
     versions = {name.split("/")[1] for name in found["whole"] if name.startswith("weights/")}
-    assert versions == {weights.folder_name(step + 1) for step in range(STEPS)}
+    assert versions == {published.folder_name(step + 1) for step in range(STEPS)}

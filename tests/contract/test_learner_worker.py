@@ -14,17 +14,19 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.learner import checkpoint, metrics
-from services.learner.batch import Group
+from services.learner import metrics
+from services.learner.checkpointing import checkpoint
+from services.learner.data.batch import Group
 from services.learner.settings import LearnerSettings
 from services.learner.settings import Settings as LearnerTables
 from services.learner.trainer import StepReport, Trainer
 from services.learner.worker import LearnerWorker
-from shared import records, weights
 from shared.errors import PreconditionError
 from shared.settings import RunSettings
 from shared.streams.keys import Stream
 from shared.streams.run import FINISHED, PAUSED, Run
+from shared.tracking import records
+from shared.weights import published
 from tests.contract.entries import SAMPLES, dead_letters, message, put, until
 from tests.models import save_model
 from tests.rollouts import load, random_groups
@@ -105,7 +107,7 @@ async def test_it_trains_publishes_and_acknowledges_what_is_durable(
     newest = await run.newest_weights()
     assert newest is not None
     assert newest.version == 2
-    (path,) = weights.verify(settings.run.weights_root, newest)
+    (path,) = published.verify(settings.run.weights_root, newest)
     assert path.name == "model.safetensors"
     assert (await run.progress())["phase"] == FINISHED
     assert [r["step"] for r in records.read(settings.run.path / records.LEARNER)] == [1, 2]
@@ -323,7 +325,7 @@ async def test_the_best_version_outlives_the_newest(run: Run, tmp_path: Path, mo
         await until(finished)
     assert checkpoint_steps(settings) == [2, 4, 5]
     assert sorted(path.name for path in settings.run.weights_root.iterdir()) == [
-        weights.folder_name(v) for v in (2, 4, 5)
+        published.folder_name(v) for v in (2, 4, 5)
     ]
 
 

@@ -21,7 +21,6 @@ from services.generation.server import GenerationServicer
 from services.reward.service import RewardService
 from services.reward.settings import RewardSettings
 from services.reward.settings import Settings as RewardTables
-from shared import rpc
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import (
     CorruptDataError,
@@ -31,6 +30,8 @@ from shared.errors import (
     PreconditionError,
     UnavailableError,
 )
+from shared.rpc.channel import open_channel
+from shared.rpc.server import Server
 from shared.settings import RunSettings
 from shared.streams.run import Run
 from tests.contract.generation import PROMPT, generation_door, serve
@@ -123,7 +124,7 @@ async def test_a_bad_request_names_field_value_and_limit(
 
 
 async def test_a_request_without_input_is_an_invalid_argument(generation: str) -> None:
-    async with rpc.channel(generation) as channel:
+    async with open_channel(generation) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await gen_grpc.GenerationServiceStub(channel).Generate(gen.GenerateRequest(), timeout=10)
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
@@ -192,7 +193,7 @@ async def test_more_than_the_queue_holds_is_refused(reward: str) -> None:
 
 
 async def test_health_and_reflection(reward: str) -> None:
-    async with rpc.channel(reward) as channel:
+    async with open_channel(reward) as channel:
         for name in ("", "routershift.v1.RewardService"):
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -211,10 +212,10 @@ async def test_a_service_that_is_not_there_is_unavailable_within_the_deadline() 
 
 
 async def test_calls_before_the_start_are_unavailable(redis: Redis) -> None:
-    server, servicer = rpc.Server(), GenerationServicer()
+    server, servicer = Server(), GenerationServicer()
     gen_grpc.add_GenerationServiceServicer_to_server(servicer, server.grpc)
     port = await server.listen("127.0.0.1", 0, [])
-    async with rpc.channel(f"127.0.0.1:{port}") as channel:
+    async with open_channel(f"127.0.0.1:{port}") as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
     async with GenerationClient(f"127.0.0.1:{port}", timeout=5) as client:
@@ -224,7 +225,7 @@ async def test_calls_before_the_start_are_unavailable(redis: Redis) -> None:
 
 
 async def test_a_taken_port_is_refused() -> None:
-    first, second = rpc.Server(), rpc.Server()
+    first, second = Server(), Server()
     port = await first.listen("127.0.0.1", 0, [])
     with pytest.raises(PreconditionError, match=f"port = {port}"):
         await second.listen("127.0.0.1", port, [])

@@ -10,18 +10,18 @@ import pytest
 from prometheus_client import REGISTRY
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.generation import presence
 from services.generation.engines.base import EngineOptions
-from services.generation.engines.torch_engine import TorchEngine
+from services.generation.engines.torch.engine import TorchEngine
 from services.generation.service import GenerationService
 from services.generation.settings import GenerationSettings
 from services.generation.settings import Settings as GenerationTables
-from services.generation.weights import WeightsLoader
-from services.learner.announcer import Announcer
+from services.generation.weights import presence
+from services.generation.weights.loader import WeightsLoader
+from services.learner.checkpointing.announcer import Announcer
 from services.learner.settings import LearnerSettings
 from services.learner.settings import Settings as LearnerTables
 from shared.errors import NotFoundError
-from shared.service import background
+from shared.process.service import background
 from shared.settings import RunSettings
 from shared.streams import run as run_module
 from shared.streams.run import Replica, Run

@@ -11,7 +11,7 @@ import yaml
 from redis import Redis, RedisError
 
 from deploy.k8s import rules
-from services.cli.local_redis import find_server
+from services.cli.local.redis import find_server
 from services.cli.recipe import Recipe
 from shared.streams.keys import Stream
 from tests.deploy.kubernetes import (

@@ -4,7 +4,7 @@ import json
 import signal
 from pathlib import Path
 
-from shared import records
+from shared.tracking import records
 from tests.e2e.conftest import RECIPE, Start, settings
 from tests.torchrun import until
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from shared import records, weights
 from shared.clients import LearnerClient
 from shared.streams.keys import Stream
+from shared.tracking import records
+from shared.weights import published
 from tests.e2e.conftest import RECIPE, Invocation, Start, settings
 
 SUMMARY = {
@@ -70,9 +71,9 @@ def test_a_run_goes_through_every_service_to_the_end(start: Start, tmp_path: Pat
     if best["version"]:
         assert (tmp_path / best["checkpoint"]).is_dir()
         assert (tmp_path / best["weights"]).is_dir()
-    published = sorted(path.name for path in (folder / "weights").iterdir())
-    assert published[-1] == f"v{STEPS:08d}"
-    assert (folder / "weights" / published[-1] / weights.MANIFEST).is_file()
+    versions = sorted(path.name for path in (folder / "weights").iterdir())
+    assert versions[-1] == f"v{STEPS:08d}"
+    assert (folder / "weights" / versions[-1] / published.MANIFEST).is_file()
     for service in ("curriculum", "generation", "reward", "learner"):
         lines = (folder / "logs" / f"{service}.jsonl").read_text().splitlines()
         assert json.loads(lines[-1])["service"] == service

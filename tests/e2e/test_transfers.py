@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import records
+from shared.tracking import records
 from tests.e2e.conftest import RECIPE, Invocation, Start, settings
 from tests.torchrun import free_port, until
 

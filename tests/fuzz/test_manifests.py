@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation.engines.model_files import tensor_shapes
-from services.learner import checkpoint
-from shared import weights
+from services.learner.checkpointing import checkpoint
 from shared.errors import CorruptDataError, NotFoundError
+from shared.weights import published
 
 FUZZ = settings(
     max_examples=300,
@@ -35,8 +35,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights root with one version, and files of the same name around it that nobody may reach."""
     folder = tmp_path_factory.mktemp("volume")
     root = folder / "weights"
-    weights.publish(root, 1, lambda into: save_file({"w": np.ones((2, 3), np.float32)}, into / "a.safetensors"), keep=1)
-    (root / weights.folder_name(1)).rename(root / "v1")
+    published.publish(
+        root, 1, lambda into: save_file({"w": np.ones((2, 3), np.float32)}, into / "a.safetensors"), keep=1
+    )
+    (root / published.folder_name(1)).rename(root / "v1")
     for outside in (folder / "secret", folder, root):
         outside.mkdir(exist_ok=True)
         (outside / "a.safetensors").write_bytes((root / "v1/a.safetensors").read_bytes())
@@ -47,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def right(root: Path) -> pb.WeightsManifest:
     """What announces the version."""
-    manifest = weights._describe(root / "v1", 1)
+    manifest = published._describe(root / "v1", 1)
     manifest.folder = "v1"
     return manifest
 
@@ -62,7 +64,7 @@ def test_no_name_leaves_the_root(root: Path, right: pb.WeightsManifest, folder: 
     manifest.CopyFrom(right)
     manifest.folder, manifest.files[0].name = folder, name
     try:
-        (path,) = weights.verify(root, manifest)
+        (path,) = published.verify(root, manifest)
     except (CorruptDataError, NotFoundError):
         assert (folder, name) != ("v1", "a.safetensors")
         return
@@ -82,7 +84,7 @@ def test_an_announcement_of_which_bytes_were_changed(
     except DecodeError:
         return
     try:
-        paths = weights.verify(root, manifest)
+        paths = published.verify(root, manifest)
     except (CorruptDataError, NotFoundError):
         return
     assert {path.resolve() for path in paths} == {(root / "v1/a.safetensors").resolve()}

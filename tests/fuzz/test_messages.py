@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.learner.messages import decode_group
+from services.learner.data.messages import decode_group
 from shared import wire
 from shared.errors import CorruptDataError
 from shared.streams.entries import Entry

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.learner.algorithms import ALGORITHMS, Application, CorrectionKind, ObjectiveName, Proximal
-from services.learner.corrections import Correction, Rule, correct
-from services.learner.objectives import OBJECTIVES, Clipping, ObjectiveResult, PolicyBatch
+from services.learner.algorithms.corrections import Correction, Rule, correct
+from services.learner.algorithms.objectives import OBJECTIVES, Clipping, ObjectiveResult, PolicyBatch
+from services.learner.algorithms.presets import ALGORITHMS, Application, CorrectionKind, ObjectiveName, Proximal
 from tests.unit.objective_reference import Recipe, Response
 
 RESPONSES, LONGEST = 12, 11

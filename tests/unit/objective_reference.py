@@ -7,7 +7,7 @@ are central differences. What a formula puts under stop-gradient is read from `f
 import math
 from dataclasses import dataclass, replace
 
-from services.learner.algorithms import Application, CorrectionKind, ObjectiveName, Proximal
+from services.learner.algorithms.presets import Application, CorrectionKind, ObjectiveName, Proximal
 
 NUDGE = 1e-5
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from pydantic import SecretStr
 
-from shared import errors, rpc
-from shared.service import Service, main
+from shared import errors
+from shared.process.service import Service, main
+from shared.rpc.server import Server
 from shared.settings import BaseSettings, Door, RedisSettings, RunSettings
 from shared.streams.run import Run
 
@@ -20,7 +21,7 @@ class Odd(Service):
     def __init__(self, way: str) -> None:
         self._way = way
 
-    def register(self, server: rpc.Server) -> list[str]:
+    def register(self, server: Server) -> list[str]:
         return []
 
     async def start(self, run: Run) -> None:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from services.learner.advantages import ZERO_VARIANCE, drop_reason, group_advantages, overlong_penalty
-from services.learner.algorithms import AdvantageKind
+from services.learner.algorithms.advantages import ZERO_VARIANCE, drop_reason, group_advantages, overlong_penalty
+from services.learner.algorithms.presets import AdvantageKind
 
 REWARDS = [0.0, 1.0, 0.1, 0.1, 1.0]
 

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 
-from services.learner.algorithms import ALGORITHMS, CORRECTION_HIGH, Algorithm, CorrectionKind, refusals
+from services.learner.algorithms.presets import ALGORITHMS, CORRECTION_HIGH, Algorithm, CorrectionKind, refusals
 
 # What each paper's clip range is relative to 1, or to 0 in log space.
 CLIP_RANGES = {

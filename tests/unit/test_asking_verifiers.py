@@ -18,11 +18,10 @@ from services.reward.outcomes import Outcome
 from services.reward.scoring import Scorer
 from services.reward.server import RewardServicer
 from services.reward.settings import RewardSettings
-from services.reward.verifiers import make_verifiers
 from services.reward.verifiers.base import Item, Verdict
 from services.reward.verifiers.composite import CompositeSettings, CompositeVerifier
-from services.reward.verifiers.remote import RemoteSettings, RemoteVerifier
-from shared import rpc
+from services.reward.verifiers.registry import make_verifiers
+from services.reward.verifiers.remote.verifier import RemoteSettings, RemoteVerifier
 from shared.errors import (
     CorruptDataError,
     DeadlineError,
@@ -32,6 +31,7 @@ from shared.errors import (
     RouterShiftError,
     UnavailableError,
 )
+from shared.rpc.server import Server
 from shared.settings import AccessSettings
 from tests.contract.certificates import Authority
 
@@ -136,7 +136,7 @@ async def test_composites_run_in_the_scorer() -> None:
 async def reward_door(access: AccessSettings | None = None) -> AsyncIterator[int]:
     """The port of a Reward service with every verifier that needs no settings."""
     scorer = Scorer(make_verifiers({}), RewardSettings(processes=1))
-    server = rpc.Server(access)
+    server = Server(access)
     rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer), server.grpc)
     port = await server.listen("127.0.0.1", 0, [])
     yield port

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from services.learner.batch import MicroBatch, Sample, Weighted, micro_batches, pack
-from services.learner.collate import Batch, Update, collate, decode, encode
-from services.learner.objectives import Totals
+from services.learner.algorithms.objectives import Totals
+from services.learner.data.batch import MicroBatch, Sample, Weighted, micro_batches, pack
+from services.learner.data.collate import Batch, Update, collate, decode, encode
 from shared.trajectory import Completion, FinishReason, VersionSpan
 from tests.models import save_model
 from tests.rollouts import load, random_groups

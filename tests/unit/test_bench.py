@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.cli.bench import bench
+from services.cli.commands.bench import bench
 from services.cli.main import main
 from shared.errors import PreconditionError
 from tests.bench.memory import peak_bytes

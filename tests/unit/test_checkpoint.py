@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.learner.checkpoint import (
+from services.learner.checkpointing.checkpoint import (
     MANIFEST,
     TRAINED,
     list_trained,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.learner.algorithms import CORRECTION_HIGH, CorrectionKind, ObjectiveName
-from services.learner.corrections import Correction, Rule, correct
-from services.learner.objectives import OBJECTIVES, Clipping, PolicyBatch
+from services.learner.algorithms.corrections import Correction, Rule, correct
+from services.learner.algorithms.objectives import OBJECTIVES, Clipping, PolicyBatch
+from services.learner.algorithms.presets import CORRECTION_HIGH, CorrectionKind, ObjectiveName
 
 RHO = [[0.4, 1.0, 2.5, 9.0], [0.5, 5.0, math.nan, math.nan]]
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])

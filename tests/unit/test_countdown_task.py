@@ -6,7 +6,7 @@ from itertools import combinations_with_replacement, product
 
 import pytest
 
-from services.curriculum.countdown import Countdown, Problem
+from services.curriculum.tasks.countdown import Countdown, Problem
 from shared.errors import InvalidInputError
 
 EVERY_HELD_OUT = 1353  # of numbers up to 20 and targets up to 99

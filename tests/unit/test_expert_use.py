@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.learner.expert_use import UseMeter, balance
-from services.learner.replay import Routing
-from services.learner.router_shift import Routes
+from services.learner.routing.expert_load import UseMeter, balance
+from services.learner.routing.hooks import Routing
+from services.learner.routing.shift import Routes
 from shared.trajectory import RouterLayout, ScoreFunction
 from tests.models import save_model
 from tests.rollouts import forward, load, packed, perturbed, random_groups, routing

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from services.learner.policy import Policy
-from services.learner.ranks import Ranks
+from services.learner.distributed.ranks import Ranks
+from services.learner.model.policy import Policy
 from services.learner.settings import LearnerSettings, LoraSettings
 from shared.settings import RunSettings
 from tests.models import save_model

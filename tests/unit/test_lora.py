@@ -8,10 +8,10 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from services.learner.lora import GroupedExperts, add_lora, merge, without_adapters
+from services.learner.model.lora import GroupedExperts, add_lora, merge, without_adapters
 from services.learner.settings import LoraSettings
 from shared.errors import PreconditionError
-from shared.routers import routers_of
+from shared.models.routers import routers_of
 from tests.models import LAYERS, VOCABULARY, save_model
 
 KINDS = [

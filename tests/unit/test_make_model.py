@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from services.curriculum.countdown import Countdown
+from services.curriculum.tasks.countdown import Countdown
 from shared.files import sha256
-from shared.routers import layout_of
+from shared.models.routers import layout_of
 from shared.trajectory import RouterLayout, ScoreFunction
 
 

@@ -9,9 +9,9 @@ import pytest
 from services.reward.outcomes import Outcome
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
-from services.reward.verifiers import make_verifiers
 from services.reward.verifiers.base import Item
-from services.reward.verifiers.math import MathSettings, MathVerifier
+from services.reward.verifiers.math.verifier import MathSettings, MathVerifier
+from services.reward.verifiers.registry import make_verifiers
 from shared.errors import InvalidInputError
 from tests.unit.math_pairs import BOXED, DISAGREEMENTS, RESPONSES
 

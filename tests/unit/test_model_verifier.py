@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3F
 
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
-from services.reward.verifiers import make_verifiers
 from services.reward.verifiers.base import Item
 from services.reward.verifiers.model import ModelSettings, ModelVerifier
+from services.reward.verifiers.registry import make_verifiers
 from shared.errors import NotFoundError, PreconditionError
 from tests.models import PAD, VOCABULARY, build_tokenizer, save_model
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.learner.algorithms import Aggregation, Application, CorrectionKind, ObjectiveName, Proximal
-from services.learner.objectives import (
+from services.learner.algorithms.objectives import (
     OBJECTIVES,
     Clipping,
     PolicyBatch,
@@ -22,6 +21,7 @@ from services.learner.objectives import (
     kl_terms,
     token_weights,
 )
+from services.learner.algorithms.presets import Aggregation, Application, CorrectionKind, ObjectiveName, Proximal
 from tests.unit import objective_reference as reference
 from tests.unit.objective_cases import LONGEST, RESPONSES, draw, gradient_of, recipe, run
 from tests.unit.objective_reference import Response

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
-from services.learner.packing import check_isolation, isolate
+from services.learner.model.isolation import check_isolation, isolate
 from shared.errors import PreconditionError
 from tests.models import MOE_KINDS, VOCABULARY, save_model
 from tests.rollouts import load

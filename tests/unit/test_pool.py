@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from services.reward.outcomes import Outcome, Scored
-from services.reward.pool import Pool
+from services.reward.pool.pool import Pool
 from services.reward.verifiers.base import Verifier
 from shared.errors import PreconditionError, UnavailableError
 from tests.verifiers import BatchedVerifier, ScriptedSettings, ScriptedVerifier, item
@@ -154,7 +154,7 @@ async def test_a_verifier_that_cannot_start_says_so(starts: str, text: str) -> N
 async def test_a_worker_that_cannot_be_replaced_breaks_the_pool(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("services.reward.pool._FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("services.reward.pool.pool._FIRST_PAUSE_SECONDS", 0.001)
     async with pool(processes=1) as made:
         monkeypatch.setattr(made, "_verifier", ScriptedVerifier(ScriptedSettings(starts="killed")))
         with pytest.raises(PreconditionError, match="does not start"):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from services.generation.engines.torch_model import load_folder
-from services.learner.policy import load
+from services.generation.engines.torch.model import load_folder
+from services.learner.model.policy import load
 from tests.models import save_model
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.learner.ranks import Ranks
+from services.learner.distributed.ranks import Ranks
 from shared.errors import InvalidInputError, UnavailableError
 from tests import torchrun
 

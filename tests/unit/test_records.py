@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared import records
+from shared.tracking import records
 
 # Writes three records, the second where the file may not grow by a whole line.
 WRITER = """
 import resource, signal, sys
 from pathlib import Path
-from shared import records
+from shared.tracking import records
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path(sys.argv[1])
 records.append(path, {"step": 1})

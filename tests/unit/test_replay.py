@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from services.learner.collate import Batch
-from services.learner.replay import Routing
+from services.learner.data.collate import Batch
+from services.learner.routing.hooks import Routing
 from services.learner.settings import Replay
 from shared.errors import InvalidInputError, PreconditionError
-from shared.routers import routers_of
+from shared.models.routers import routers_of
 from tests.models import EXPERTS, MOE_KINDS, TOP_K, save_model
 from tests.rollouts import forward, load, packed, perturbed, random_groups, routing
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from services.cli import report
-from shared import records, weights
+from services.cli.commands import report
 from shared.errors import PreconditionError
+from shared.tracking import records
+from shared.weights import published
 
 
 def evaluation(version: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -40,15 +41,15 @@ STEP = {
 
 def test_the_best_is_the_earliest_of_the_highest_and_lies_where_it_was_kept(tmp_path: Path) -> None:
     checkpoints = [tmp_path / "checkpoints" / f"step-00000010-000{i}" for i in range(2)]
-    published = tmp_path / "weights" / weights.folder_name(10)
-    for folder in (*checkpoints, published):
+    weights = tmp_path / "weights" / published.folder_name(10)
+    for folder in (*checkpoints, weights):
         folder.mkdir(parents=True)
     found = report.best(tmp_path, [evaluation(0, 0.2), evaluation(10, 0.5), evaluation(20, 0.5), evaluation(30, 0.4)])
     assert found == {
         "version": 10,
         "accuracy": 0.5,
         "checkpoint": str(checkpoints[1]),
-        "weights": str(published),
+        "weights": str(weights),
     }
     assert report.best(tmp_path, [evaluation(0, 0.6)]) == {
         "version": 0,
@@ -61,7 +62,7 @@ def test_the_best_is_the_earliest_of_the_highest_and_lies_where_it_was_kept(tmp_
 def test_the_page_shows_every_evaluation_and_the_best(tmp_path: Path) -> None:
     with pytest.raises(PreconditionError, match="holds no records yet"):
         report.write(tmp_path)
-    (tmp_path / "weights" / weights.folder_name(20)).mkdir(parents=True)
+    (tmp_path / "weights" / published.folder_name(20)).mkdir(parents=True)
     for step in (STEP, STEP | {"step": 2, "gamma_mean": 0.9, "gamma_p10": 0.8, "dropped_fraction": 0.1, "kl": 0.0}):
         records.append(tmp_path / records.LEARNER, step)
     for each in (

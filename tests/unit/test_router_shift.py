@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
-from services.learner.batch import Group
-from services.learner.collate import Batch
-from services.learner.replay import Routing
-from services.learner.router_shift import BASELINE_RATE, Baseline, Routes, Shift, ShiftMeter, clip_log_gamma
+from services.learner.data.batch import Group
+from services.learner.data.collate import Batch
+from services.learner.routing.hooks import Routing
+from services.learner.routing.shift import BASELINE_RATE, Baseline, Routes, Shift, ShiftMeter, clip_log_gamma
 from services.learner.settings import LayerAggregation
-from shared.routers import routers_of
+from shared.models.routers import routers_of
 from shared.trajectory import MISSING_LOG_SCORE, ScoreFunction
 from tests.models import MOE_KINDS, TOP_K, save_model
 from tests.rollouts import forward, load, micro_batch, packed, perturbed, random_groups, routing

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.errors import InvalidInputError, PreconditionError
-from shared.routers import FAMILIES, check_layout, layout_of, log_scores, require_layout, routers_of
+from shared.models.routers import FAMILIES, check_layout, layout_of, log_scores, require_layout, routers_of
 from shared.trajectory import RouterLayout, ScoreFunction
 from tests.models import EXPERTS, MOE_KINDS, TOP_K, save_model
 from tests.rollouts import layout, load, routing

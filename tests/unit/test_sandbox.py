@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.reward.cell.limits import Limits
-from services.reward.sandbox import CellLostError, Cells, CellSettings
+from services.reward.sandbox.cell.limits import Limits
+from services.reward.sandbox.cells import CellLostError, Cells, CellSettings
 from shared.errors import PreconditionError
 
 SECONDS = 1.0
@@ -244,8 +244,8 @@ def test_a_cell_takes_one_job_and_is_gone(cells: Cells) -> None:
 def test_it_dies_with_its_owner(cells: Cells) -> None:
     """However the owner dies, and whatever the program does then."""
     script = (
-        "import psutil\nfrom services.reward.cell.limits import Limits\n"
-        "from services.reward.sandbox import Cells, CellSettings\n"
+        "import psutil\nfrom services.reward.sandbox.cell.limits import Limits\n"
+        "from services.reward.sandbox.cells import Cells, CellSettings\n"
         "cells = Cells(CellSettings(Limits(160, 8, 4, 64, 60.0)), 1)\n"
         "cell = cells.take()\n"
         "cell.give(['programs', 'import os, time\\nos.fork()\\nos.fork()\\ntime.sleep(60)', 'main.py', [], ['']])\n"
@@ -281,7 +281,8 @@ def test_without_isolation_processes_are_still_killed_and_the_scratch_goes() -> 
 
 def test_where_namespaces_are_refused_there_is_no_sandbox() -> None:
     script = (
-        "from services.reward.cell import limits\nfrom services.reward.sandbox import Cells, CellSettings\n"
+        "from services.reward.sandbox.cell import limits\n"
+        "from services.reward.sandbox.cells import Cells, CellSettings\n"
         "from shared.errors import PreconditionError\n"
         "limits.drop_privileges()\nlimits._forbid_system_calls()\n"  # unshare is among them
         "try:\n    Cells(CellSettings(limits.Limits(160, 8, 4, 64, 1.0)), 1)\n"
@@ -298,8 +299,8 @@ def test_an_ordinary_user_has_it_too(repository: Path) -> None:
     if not (shutil.which("setpriv") and shutil.which("unshare")):
         pytest.skip("no setpriv or unshare on this machine")
     script = (
-        "import os\nfrom services.reward.cell.limits import Limits\n"
-        "from services.reward.sandbox import Cells, CellSettings\n"
+        "import os\nfrom services.reward.sandbox.cell.limits import Limits\n"
+        "from services.reward.sandbox.cells import Cells, CellSettings\n"
         "cells = Cells(CellSettings(Limits(160, 8, 4, 64, 5.0)), 1)\n"
         "with cells.take() as cell:\n"
         "    cell.give(['programs', 'import os\\nif os.fork(): os.wait()\\nprint(os.getuid())', 'main.py', [], ['']])\n"

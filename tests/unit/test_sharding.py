@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from services.learner.batch import Group
-from services.learner.ranks import Ranks
+from services.learner.data.batch import Group
+from services.learner.distributed.fsdp import full_state_dict, shard
+from services.learner.distributed.ranks import Ranks
 from services.learner.settings import LearnerSettings, LoraSettings
-from services.learner.sharding import full_state_dict, shard
 from services.learner.trainer import Trainer
 from shared.settings import RunSettings
 from tests import torchrun

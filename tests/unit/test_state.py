@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from services.learner import state
-from services.learner.ranks import Ranks
-from services.learner.sharding import full_state_dict, shard
+from services.learner.checkpointing import state
+from services.learner.distributed.fsdp import full_state_dict, shard
+from services.learner.distributed.ranks import Ranks
 from shared.errors import InvalidInputError
 from tests import torchrun
 from tests.models import save_model

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from services.cli.local.services import ENDPOINTS
 from services.cli.main import main
-from services.cli.up import ENDPOINTS
 from shared.errors import NotFoundError, OverloadedError, PreconditionError
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.audit import audit

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.cli.local_redis import local_redis
-from services.cli.supervisor import Keeper, SupervisorSettings, until_serving
-from shared import logs
+from services.cli.local.redis import local_redis
+from services.cli.local.supervisor import Keeper, SupervisorSettings, until_serving
 from shared.errors import DeadlineError
+from shared.process import logs
 from shared.settings import RedisSettings
 from shared.streams.connection import connect
 

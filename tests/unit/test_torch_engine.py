@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM
 
-from services.generation.engines import torch_batch, torch_cache
 from services.generation.engines.base import EngineOptions, EngineSampling, Files
-from services.generation.engines.torch_batch import Batch, Sequence
-from services.generation.engines.torch_engine import TorchEngine
-from services.generation.engines.torch_model import load_folder
-from services.generation.engines.torch_sampling import Drawn, Sampler
+from services.generation.engines.torch import batch as torch_batch
+from services.generation.engines.torch import cache as torch_cache
+from services.generation.engines.torch.batch import Batch, Sequence
+from services.generation.engines.torch.engine import TorchEngine
+from services.generation.engines.torch.model import load_folder
+from services.generation.engines.torch.sampling import Drawn, Sampler
 from shared.errors import PreconditionError, UnavailableError
 from shared.trajectory import Completion, RouterExport
 from tests.models import EOS, MOE_KINDS, VOCABULARY, save_model

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from services.learner.batch import Group, Sample
+from services.learner.data.batch import Group, Sample
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import NON_FINITE, Trainer
 from shared.errors import CorruptDataError, InvalidInputError, PreconditionError

@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from services.learner.advantages import ZERO_VARIANCE
-from services.learner.batch import Group
-from services.learner.schedule import factor
+from services.learner.algorithms.advantages import ZERO_VARIANCE
+from services.learner.data.batch import Group
+from services.learner.model.optimizer import factor
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from shared import transfer
 from shared.errors import CorruptDataError, UnavailableError
-from shared.meeting import TensorSpec
-from shared.transfer import Sender, receive, specs_of
+from shared.weights import broadcast as transfer
+from shared.weights.broadcast import Sender, receive, specs_of
+from shared.weights.rendezvous import TensorSpec
 
 CPU = torch.device("cpu")
 # Receives as rank ARGV[3] of ARGV[4] and writes what came.
@@ -24,7 +24,7 @@ RECEIVER = """
 import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from shared import transfer
+from shared.weights import broadcast as transfer
 _, port, out, rank, size, source = sys.argv
 meeting = transfer.Meeting("127.0.0.1", int(port), int(size), 20.0)
 specs = transfer.specs_of(sorted(Path(source).glob("*.safetensors")))
@@ -118,7 +118,7 @@ def test_what_is_slow_to_arrive_may_take_longer_than_connecting(
             time.sleep(0.8)
         broadcast(*arguments)
 
-    monkeypatch.setattr(transfer, "_broadcast", slowly)
+    monkeypatch.setattr(broadcast, "_broadcast", slowly)
     with ThreadPoolExecutor(1) as threads:
         arrived = threads.submit(receive, sender.meeting, 1, specs, CPU)
         sender.send(files)

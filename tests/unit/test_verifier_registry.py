@@ -13,9 +13,9 @@ import pytest
 
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
-from services.reward.verifiers import GROUP, kinds, make_verifiers
 from services.reward.verifiers.base import Item
-from services.reward.verifiers.math import MathVerifier
+from services.reward.verifiers.math.verifier import MathVerifier
+from services.reward.verifiers.registry import GROUP, kinds, make_verifiers
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError
 
 PACKAGE = """
@@ -148,7 +148,7 @@ def test_an_entry_point_that_is_broken_is_named(site: Site, entry: str, text: st
 def test_the_registry_loads_neither_sympy_nor_torch() -> None:
     code = "import sys; from services.reward.verifiers import make_verifiers; make_verifiers({}); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "services.reward.verifiers.math" in loaded
+    assert "services.reward.verifiers.math.verifier" in loaded
     assert not {"sympy", "torch", "transformers"} & set(loaded)
 
 

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 from services.reward.outcomes import Outcome
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
-from services.reward.verifiers import make_verifiers
 from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
 from services.reward.verifiers.choice import ChoiceVerifier
 from services.reward.verifiers.exact import ExactSettings, ExactVerifier
 from services.reward.verifiers.format import FormatSettings, FormatVerifier
 from services.reward.verifiers.json_schema import JsonSchemaVerifier
 from services.reward.verifiers.regex import RegexSettings, RegexVerifier
+from services.reward.verifiers.registry import make_verifiers
 from shared.errors import InvalidInputError
 
 CHOICE = ChoiceVerifier(VerifierSettings())

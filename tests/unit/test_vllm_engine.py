@@ -19,13 +19,13 @@ import pytest_asyncio
 from prometheus_client import REGISTRY
 from safetensors.numpy import load_file, save_file
 
-from services.generation.engines import vllm_launch
 from services.generation.engines.base import EngineOptions, EngineSampling, UpdatePolicy
-from services.generation.engines.vllm import VllmEngine
-from services.generation.engines.vllm_output import plausible, to_layout
-from services.generation.engines.vllm_rows import unpack_rows
-from services.generation.engines.vllm_settings import VllmSettings
-from services.generation.engines.vllm_updates import Updates
+from services.generation.engines.vllm import launch
+from services.generation.engines.vllm.engine import VllmEngine
+from services.generation.engines.vllm.output import plausible, to_layout
+from services.generation.engines.vllm.rows import unpack_rows
+from services.generation.engines.vllm.settings import VllmSettings
+from services.generation.engines.vllm.updates import Updates
 from shared.errors import (
     CorruptDataError,
     InvalidInputError,
@@ -171,7 +171,8 @@ def test_importing_an_engine_does_not_import_vllm(module: str) -> None:
 
 
 def test_torch_is_imported_after_its_environment_is_set() -> None:
-    code = "import sys, services.generation.service, services.generation.engines.vllm; sys.exit('torch' in sys.modules)"
+    imported = "services.generation.service, services.generation.engines.vllm.engine"
+    code = f"import sys, {imported}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -552,7 +553,7 @@ class TestFailures:
     async def test_taps_that_do_not_fire_are_noticed_at_the_start(
         self, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]
     ) -> None:
-        monkeypatch.setattr(vllm_launch, "WORKER", "tests.unit.vllm_blind_seam.BlindWorker")
+        monkeypatch.setattr(launch, "WORKER", "tests.unit.vllm_blind_seam.BlindWorker")
         before = children()
         engine = new_engine(folders["A"])
         with pytest.raises(PreconditionError, match=r"were not seen.*set generation\.vllm\.moe_backend to 'triton'"):

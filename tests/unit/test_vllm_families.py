@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from services.generation.engines import vllm_updates
 from services.generation.engines.base import Files
-from services.generation.engines.vllm_taps import BufferTaps, RowPacker
+from services.generation.engines.vllm import updates
+from services.generation.engines.vllm.child.taps import BufferTaps, RowPacker
 from shared.errors import PreconditionError, UnavailableError
 from shared.trajectory import RouterExport, ScoreFunction
 from tests.bench.parity import FAMILIES, LAYERS, NOT_UPDATED, PROMPT, SAMPLING, Exactness, Reference, measure, start
@@ -54,7 +54,7 @@ async def test_gpt_oss_samples_but_is_not_updated(tmp_path: Path, monkeypatch: p
         assert_exact(reference.compare(sample))
 
     # Were it not refused, the update would be seen to lose weights: nobody ever samples from half a model.
-    monkeypatch.setattr(vllm_updates, "_NOT_UPDATABLE", set())
+    monkeypatch.setattr(updates, "_NOT_UPDATABLE", set())
     waiting = asyncio.create_task(engine.generate(PROMPT, replace(SAMPLING, n=400)))
     await asyncio.sleep(0)
     with pytest.raises(UnavailableError, match=r"got no weights.*experts"):
@@ -69,7 +69,7 @@ async def test_gpt_oss_samples_but_is_not_updated(tmp_path: Path, monkeypatch: p
 
 def test_model_runner_v2_keeps_a_step_until_it_is_copied() -> None:
     """Its calls, in its order, by a fake: the runner itself needs a GPU."""
-    from services.generation.engines.vllm_runners import V2Adapter
+    from services.generation.engines.vllm.child.runners import V2Adapter
 
     class Router:
         global_num_experts, top_k = 8, 2

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from services.generation.engines.vllm_output import plausible
-from services.generation.engines.vllm_rows import row_bytes, unpack_rows
-from services.generation.engines.vllm_taps import BufferTaps, EagerTaps, RowPacker, Taps
+from services.generation.engines.vllm.child.taps import BufferTaps, EagerTaps, RowPacker, Taps
+from services.generation.engines.vllm.output import plausible
+from services.generation.engines.vllm.rows import row_bytes, unpack_rows
 from shared.errors import PreconditionError
 from shared.trajectory import RouterExport, RouterLayout, ScoreFunction
 

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from routershift.v1 import trajectory_pb2 as pb
-from shared import weights
 from shared.errors import CorruptDataError, NotFoundError
+from shared.weights import published
 
 
 def write(value: float) -> Callable[[Path], None]:
@@ -21,8 +21,8 @@ def write(value: float) -> Callable[[Path], None]:
 
 
 def test_a_version_is_published_whole_and_verified(tmp_path: Path) -> None:
-    manifest = weights.publish(tmp_path, 3, write(1.5), keep=2)
-    paths = weights.verify(tmp_path, manifest)
+    manifest = published.publish(tmp_path, 3, write(1.5), keep=2)
+    paths = published.verify(tmp_path, manifest)
     assert [path.name for path in paths] == ["a.safetensors", "b.safetensors"]
     assert load_file(paths[0])["a"].tolist() == [1.5] * 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000003"]
@@ -30,28 +30,28 @@ def test_a_version_is_published_whole_and_verified(tmp_path: Path) -> None:
 
 def test_only_the_newest_stay(tmp_path: Path) -> None:
     for version in range(5):
-        weights.publish(tmp_path, version, write(version), keep=2)
+        published.publish(tmp_path, version, write(version), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000003", "v00000004"]
 
 
 def test_protected_versions_stay_too(tmp_path: Path) -> None:
     for version in range(6):
-        weights.publish(tmp_path, version, write(version), keep=1, protected={1, 3, 77} if version < 5 else {3})
+        published.publish(tmp_path, version, write(version), keep=1, protected={1, 3, 77} if version < 5 else {3})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000003", "v00000005"]
 
 
 def test_what_was_evaluated_is_being_or_may_come_to_be_is_protected() -> None:
     progress = {"best_version": "20", "evaluated_version": "60", "evaluating_version": "80", "step": "107"}
-    assert weights.protected_versions(progress, 107, 20) == {20, 60, 80, 100}
-    assert weights.protected_versions(progress, 107, 0) == {20, 60, 80}
-    assert weights.protected_versions({}, 20, 20) == {20}
-    assert weights.protected_versions({}, 7, 0) == set()
+    assert published.protected_versions(progress, 107, 20) == {20, 60, 80, 100}
+    assert published.protected_versions(progress, 107, 0) == {20, 60, 80}
+    assert published.protected_versions({}, 20, 20) == {20}
+    assert published.protected_versions({}, 7, 0) == set()
 
 
 def test_publishing_again_replaces(tmp_path: Path) -> None:
-    weights.publish(tmp_path, 1, write(1.0), keep=2)
-    manifest = weights.publish(tmp_path, 1, write(2.0), keep=2)
-    assert load_file(weights.verify(tmp_path, manifest)[0])["a"][0] == 2.0
+    published.publish(tmp_path, 1, write(1.0), keep=2)
+    manifest = published.publish(tmp_path, 1, write(2.0), keep=2)
+    assert load_file(published.verify(tmp_path, manifest)[0])["a"][0] == 2.0
 
 
 def test_a_failure_while_writing_publishes_nothing(tmp_path: Path) -> None:
@@ -60,55 +60,55 @@ def test_a_failure_while_writing_publishes_nothing(tmp_path: Path) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        weights.publish(tmp_path, 1, fails, keep=2)
+        published.publish(tmp_path, 1, fails, keep=2)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_versions_of_before_a_crash_push_none_out_that_is_published_again(tmp_path: Path) -> None:
     for version in (6, 7, 8):
-        weights.publish(tmp_path, version, write(version), keep=2)
-    manifest = weights.publish(tmp_path, 5, write(5), keep=2)
-    weights.verify(tmp_path, manifest)
+        published.publish(tmp_path, version, write(version), keep=2)
+    manifest = published.publish(tmp_path, 5, write(5), keep=2)
+    published.verify(tmp_path, manifest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000005", "v00000007", "v00000008"]
 
 
 def test_what_a_crash_left_half_published_is_cleared_away(tmp_path: Path) -> None:
-    weights.publish(tmp_path, 1, write(1.0), keep=2)
+    published.publish(tmp_path, 1, write(1.0), keep=2)
     (tmp_path / ".v00000002").mkdir()
     (tmp_path / ".v00000002" / "a.safetensors").write_bytes(b"half")
-    weights.publish(tmp_path, 2, write(2.0), keep=2)
+    published.publish(tmp_path, 2, write(2.0), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v00000001", "v00000002"]
 
 
 def test_a_changed_byte_a_lost_byte_and_a_lost_file_are_found(tmp_path: Path) -> None:
-    manifest = weights.publish(tmp_path, 1, write(1.0), keep=2)
+    manifest = published.publish(tmp_path, 1, write(1.0), keep=2)
     path = tmp_path / manifest.folder / "a.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CorruptDataError, match="SHA-256"):
-        weights.verify(tmp_path, manifest)
+        published.verify(tmp_path, manifest)
     path.write_bytes(whole[:-1])
     with pytest.raises(CorruptDataError, match="bytes; the manifest says"):
-        weights.verify(tmp_path, manifest)
+        published.verify(tmp_path, manifest)
     path.unlink()
     with pytest.raises(NotFoundError, match="is missing"):
-        weights.verify(tmp_path, manifest)
+        published.verify(tmp_path, manifest)
 
 
 @pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "a.bin", ".hidden.safetensors", ""])
 def test_a_name_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     manifest = pb.WeightsManifest(version=1, folder="v1", files=[pb.WeightsFile(name=name)])
     with pytest.raises(CorruptDataError, match=r"manifest\.files\.name"):
-        weights.verify(tmp_path, manifest)
+        published.verify(tmp_path, manifest)
 
 
 @pytest.mark.parametrize("folder", ["..", "../v1", "/v1", ""])
 def test_a_folder_cannot_leave_the_root(tmp_path: Path, folder: str) -> None:
     manifest = pb.WeightsManifest(version=1, folder=folder, files=[pb.WeightsFile(name="a.safetensors")])
     with pytest.raises(CorruptDataError, match=r"manifest\.folder"):
-        weights.verify(tmp_path, manifest)
+        published.verify(tmp_path, manifest)
 
 
 def test_a_manifest_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorruptDataError, match="is empty"):
-        weights.verify(tmp_path, pb.WeightsManifest(version=1, folder="v1"))
+        published.verify(tmp_path, pb.WeightsManifest(version=1, folder="v1"))

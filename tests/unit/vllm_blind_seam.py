@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from services.generation.engines.vllm_capture import RouterWorker
+from services.generation.engines.vllm.child.worker import RouterWorker
 
 
 class BlindWorker(RouterWorker):

@@ -9,8 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from shared.meeting import Meeting, TensorSpec
 from shared.trajectory import Completion, RouterExport, RouterLayout
+from shared.weights.rendezvous import Meeting, TensorSpec
 
 
 class UpdatePolicy(StrEnum):
@@ -82,7 +82,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """Weights that the learner broadcasts: see `shared.transfer`."""
+    """Weights that the learner broadcasts: see `shared.weights.broadcast`."""
 
     meeting: Meeting
     first_rank: int  # of the engine's first worker; its others follow

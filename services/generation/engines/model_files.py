@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from shared.errors import CorruptDataError, InvalidInputError, NotFoundError
-from shared.meeting import TensorSpec
+from shared.weights.rendezvous import TensorSpec
 
 # torch is imported by the functions that need it: vLLM sets what torch reads from the environment when it is imported.
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def check_specs(expected: dict[str, tuple[int, ...]], specs: Sequence[TensorSpec
     Raises:
         InvalidInputError: names or shapes differ, or a dtype does not travel.
     """
-    from shared.transfer import DTYPES
+    from shared.weights.broadcast import DTYPES
 
     check_shapes(expected, {spec.name: spec.shape for spec in specs})
     for spec in specs:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from services.reward.cell.limits import Limits
-from services.reward.sandbox import Cells, CellSettings
+from services.reward.sandbox.cell.limits import Limits
+from services.reward.sandbox.cells import Cells, CellSettings
 from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
 from shared.errors import InvalidInputError, PreconditionError
 

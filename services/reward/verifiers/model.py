@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.reward.verifiers.base import BatchVerifier, Item, Verdict, VerifierSettings
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
-from shared.pretrained import LOADING
+from shared.models.loading import LOADING
 
 
 class ModelSettings(VerifierSettings):

@@ -1,0 +1,43 @@
+"""`routershift audit`: whether every trajectory is accounted for, and none was trained on twice."""
+
+from functools import partial
+from typing import Any
+
+from services.cli.attached import attached
+from services.learner.checkpointing.checkpoint import trained_groups
+from shared.streams import audit as streams
+
+
+async def audit(name: str) -> dict[str, Any]:
+    """What the run's Redis and its checkpoints say, running or ended; `ok` where they hold together.
+
+    Args:
+        name: a run's folder or id. With REDIS_URL set, any run of that Redis by its id; where its folder is not on this
+            machine, without the checkpoints.
+
+    Raises:
+        NotFoundError: no such run.
+        UnavailableError: its Redis does not answer and left nothing.
+    """
+    async with attached(name) as at:
+        checkpoints = at.folder / "checkpoints" if at.folder else None
+        if checkpoints is not None and not checkpoints.is_dir():
+            checkpoints = None
+        found = await streams.audit(at.redis, at.run, partial(trained_groups, checkpoints) if checkpoints else None)
+    ledger = found.ledger
+    return {
+        "run": at.run.keys.run,
+        "ok": not found.problems,
+        "live": at.live,
+        "checkpoints": str(checkpoints) if checkpoints else None,
+        "ledger": {
+            "prompted": ledger.prompted,
+            "trained": ledger.trained,
+            "dropped": dict(ledger.dropped),
+            "dead": dict(ledger.dead),
+            "in_flight": dict(ledger.stages),
+            "balanced": ledger.balanced,
+        },
+        "groups": dict(found.groups),
+        "problems": found.problems,
+    }

@@ -1,0 +1,75 @@
+"""`routershift score`: tries a verifier on the lines of a file, by the code that the service runs."""
+
+import json
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from services.reward.outcomes import Scored
+from services.reward.scoring import Scorer
+from services.reward.settings import Settings
+from services.reward.verifiers.base import Item
+from services.reward.verifiers.registry import make_verifiers
+from shared.errors import InvalidInputError, NotFoundError
+from shared.settings import load
+
+_AT_ONCE = 256
+
+
+async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
+    """One record a line of the file, in order: outcome, reward (None without a verdict), parts, seconds, error.
+
+    Args:
+        file: JSON lines {"prompt", "response", "reference"}; prompt and reference may be left out.
+        recipe: settings, of which only the table [reward] matters; so it may be None.
+
+    Raises:
+        NotFoundError: no such file or verifier.
+        InvalidInputError: a line that is no such object; names its number.
+    """
+    model = [] if recipe else ["run.model=none"]  # every recipe must name one, and nothing here loads it
+    settings = load(Settings, recipe, os.environ, [*model, *flags]).reward
+    scorer = Scorer(make_verifiers(settings.verifiers), settings)
+    items = _read(file)
+    try:
+        while chunk := list(islice(items, min(_AT_ONCE, settings.max_queued))):
+            for scored in await scorer.score(verifier, chunk):
+                yield _record(scored)
+    finally:
+        await scorer.close()
+
+
+def _record(scored: Scored) -> dict[str, Any]:
+    verdict = scored.verdict
+    return {
+        "outcome": scored.outcome.value,
+        "reward": verdict.reward if verdict else None,
+        "parts": dict(verdict.parts) if verdict else {},
+        "seconds": scored.seconds,
+        "error": scored.error,
+    }
+
+
+def _read(file: Path) -> Iterator[Item]:
+    if not file.is_file():
+        raise NotFoundError(f"--input {file} does not exist; expected a file of JSON lines")
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _item(line, f"{file}, line {number}")
+
+
+def _item(line: str, where: str) -> Item:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InvalidInputError(f"{where} is not JSON: {error}") from None
+    expected = {"prompt": str, "response": str, "reference": dict}
+    values = {"prompt": "", "reference": {}, **row} if isinstance(row, dict) else {}
+    if values.keys() != expected.keys() or not all(isinstance(values[key], kind) for key, kind in expected.items()):
+        raise InvalidInputError(
+            f'{where} is {line.strip()[:100]}; expected {{"prompt": text, "response": text, "reference": object}}'
+        )
+    return Item(**values)

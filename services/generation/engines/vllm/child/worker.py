@@ -1,0 +1,150 @@
+"""What runs inside the child of the vLLM engine: router taps, the carrier of their rows, and weight updates.
+
+Written for vLLM 0.32.0. The worker taps each MoE router, packs one row per sampled token and attaches the rows to the
+step's output; the scheduler collects them per request and hands them over when the request ends, in the channel that
+vLLM has for expert ids. Tokens and rows leave a step together, so they are aligned by construction, and a preempted
+request's recomputation never overwrites what the behaviour policy did.
+
+What is exported is named by `additional_config["router_export"]`, a value of `shared.trajectory.RouterExport`. Only
+vLLM's own processes import this module: it imports vLLM.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload.layerwise import (
+    finalize_layerwise_reload,
+    get_layerwise_info,
+    initialize_layerwise_reload,
+)
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.platforms import current_platform
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker
+
+from services.generation.engines.vllm.child.arrival import Arrival
+from services.generation.engines.vllm.child.runners import RunnerAdapter, V1Adapter, V2Adapter
+from services.generation.engines.vllm.child.taps import BufferTaps, EagerTaps, RowPacker, Taps
+from shared.trajectory import RouterExport
+
+_PlatformWorker: Any = CPUWorker if current_platform.is_cpu() else Worker
+# What the routers of these families score with. vLLM knows it as a function of the model's own, or not at all.
+_OWN_FUNCTIONS = {"gpt_oss": "softmax_topk", "llama4_text": "sigmoid"}
+
+
+class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types for mypy here
+    """The platform's worker with router taps, and with weight updates that leave nothing stale."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        runner = self.model_runner
+        routed = {
+            extract_layer_index(layer.layer_name): layer.router
+            for layer in runner.get_model().modules()
+            if isinstance(layer, MoERunner)
+        }
+        self._routers = dict(sorted(routed.items()))
+        self._adapter: RunnerAdapter | None = None
+        self._arrival: Any = None  # an Arrival, from its beginning until it is loaded
+        self._opened: list[Any] = []  # safetensors files, until they are loaded
+        export = RouterExport(self.vllm_config.additional_config["router_export"])
+        if self._routers and export is not RouterExport.NONE:
+            packer = RowPacker(self._tap(export), export, self._score_function(), self._first.global_num_experts)
+            self._adapter = (V2Adapter if self.use_v2_model_runner else V1Adapter)(runner, packer)
+
+    @property
+    def _first(self) -> Any:
+        return next(iter(self._routers.values()))
+
+    def _tap(self, export: RouterExport) -> Taps:
+        routers, logits = list(self._routers.values()), export is not RouterExport.IDS
+        if self.model_config.enforce_eager:
+            return EagerTaps(routers, logits)
+        return BufferTaps(routers, logits, self.model_runner.max_num_tokens, self.device)
+
+    def _score_function(self) -> str:
+        """By `shared.trajectory.ScoreFunction`, or a name of vLLM's that is not in it."""
+        family = self.model_config.hf_text_config.model_type
+        if family in _OWN_FUNCTIONS:
+            return _OWN_FUNCTIONS[family]
+        if getattr(self._first, "custom_routing_function", None) is not None:
+            return f"the function of {family}"
+        return str(self._first.scoring_func)
+
+    def describe_routers(self) -> tuple[list[int], int, int, str] | None:
+        """The fields of a `shared.trajectory.RouterLayout`, in values that travel; None for a dense model."""
+        if not self._routers:
+            return None
+        return list(self._routers), self._first.global_num_experts, self._first.top_k, self._score_function()
+
+    @torch.inference_mode()
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        output = super().sample_tokens(grammar_output)
+        return output if self._adapter is None else self._adapter.attach(output)
+
+    def begin_arrival(self, meeting: list[Any], first_rank: int, specs: list[list[Any]]) -> None:
+        """Begins to take weights over the network into this process's memory; see `vllm_arrival.Arrival`."""
+        self._arrival = Arrival(meeting, first_rank + self.rank, specs, torch.device(self.device))
+
+    def arrival(self) -> tuple[str, str] | None:
+        """How that went; None while it goes on."""
+        answer: tuple[str, str] | None = self._arrival.answer
+        return answer
+
+    def open_policy(self, files: list[str]) -> str | None:
+        """Maps safetensors files, which may be deleted from then on; says why where one cannot be opened."""
+        self._arrival = None
+        try:
+            self._opened = [safe_open(Path(file), framework="pt") for file in files]
+        except (OSError, SafetensorError) as error:
+            return str(error)
+        return None
+
+    def load_policy(self) -> None:
+        """Replaces the weights in place, by those that have arrived or are open; no step may run meanwhile.
+
+        Raises:
+            RuntimeError: a layer got no weights. The model is then unusable.
+        """
+        self._load(_tensors(self._opened) if self._arrival is None else iter(self._arrival.tensors.items()))
+        self._arrival, self._opened = None, []
+
+    def _load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        model = self.model_runner.get_model()
+        for layer in model.modules():
+            if isinstance(layer, RoutedExperts):
+                # While it has a kernel, vLLM copies new expert weights into place without packing them for it.
+                layer.quant_method.moe_kernel = None
+        initialize_layerwise_reload(model)
+        model.load_weights(tensors)
+        stale = [name for name, layer in model.named_modules() if self._is_stale(layer)]
+        finalize_layerwise_reload(model, self.model_config)
+        if stale:
+            raise RuntimeError(f"these layers got no weights: {', '.join(stale)}")
+        for layer in model.modules():
+            if isinstance(layer, ParallelLMHead):
+                # A head tied to the embedding loads nothing itself, but samples from a packed copy of it.
+                layer.quant_method.process_weights_after_loading(layer)
+
+    def _is_stale(self, layer: torch.nn.Module) -> bool:
+        """Whether the update under way has passed by a layer that has weights of its own."""
+        if isinstance(layer, RotaryEmbeddingBase) or is_deferred_attention_layer(layer):
+            return False
+        if isinstance(layer, ParallelLMHead) and self.model_config.hf_text_config.tie_word_embeddings:
+            return False
+        info = get_layerwise_info(layer)
+        return bool(info.can_load() and info.load_numel <= 0 < info.load_numel_total)
+
+
+def _tensors(opened: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    for tensors in opened:
+        for name in tensors.keys():  # noqa: SIM118  # no mapping
+            yield name, tensors.get_tensor(name)

@@ -1,0 +1,154 @@
+"""The parent's side of a weight update of the vLLM engine, and the patience with its child.
+
+Nothing here imports vLLM.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import astuple
+from typing import Any, TypeVar
+
+from services.generation.engines.base import Arriving, Files, UpdatePolicy, Weights
+from services.generation.engines.model_files import check_specs, check_weights
+from services.generation.engines.vllm.stats import LoadStats
+from shared.errors import (
+    DeadlineError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    RouterShiftError,
+    UnavailableError,
+)
+
+T = TypeVar("T")
+
+DEAD = "the process of vLLM has died; restart the generation service"
+
+# Families whose experts vLLM 0.32 leaves as they are in an update, without saying so.
+_NOT_UPDATABLE = {"gpt_oss"}
+_ARRIVAL_POLL_SECONDS = 0.02
+
+
+class Child:
+    """Calls to the child, each of which ends: vLLM waits for ever where the child dies or stands still."""
+
+    def __init__(self, llm: Any, stats: LoadStats, answer_seconds: float) -> None:
+        self.llm = llm
+        self.closed = False  # by the engine
+        self._stats = stats
+        self._patience = answer_seconds
+
+    async def rpc(self, method: str, *args: Any) -> list[Any]:
+        """The answers of all workers; see `call` for errors."""
+        return await self.call(self.llm.collective_rpc(method, args=args))
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits `work`, which asks the child.
+
+        Raises:
+            UnavailableError: it died, or the engine was closed.
+            DeadlineError: it has neither answered nor sampled for `answer_seconds`.
+        """
+        task = asyncio.create_task(work)
+        tokens, alive = self._stats.tokens, time.monotonic()
+        try:
+            while True:
+                if self.closed or self.llm.errored:
+                    raise UnavailableError(DEAD)
+                if task.done():
+                    return task.result()
+                await asyncio.wait({task}, timeout=min(1.0, self._patience))
+                if self._stats.tokens != tokens:
+                    tokens, alive = self._stats.tokens, time.monotonic()
+                if not task.done() and time.monotonic() - alive > self._patience:
+                    raise DeadlineError(
+                        "vLLM has neither answered nor sampled for generation.vllm.answer_seconds "
+                        f"({self._patience:g}); restart the generation service, or raise that where the model is large"
+                    )
+        finally:
+            task.cancel()
+
+
+class Updates:
+    """The steps of an update. Until `replace`, nothing has happened to the weights that serve."""
+
+    def __init__(self, child: Child, policy: UpdatePolicy, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Args: shapes: of the model, by name."""
+        self._child = child
+        self._policy = policy
+        self._shapes = shapes
+
+    async def check(self, weights: Weights) -> None:
+        """Whether the model can take them.
+
+        Raises:
+            CorruptDataError: a file is cut off.
+            InvalidInputError: names or shapes differ, or a file holds NaN or infinity.
+            PreconditionError: vLLM cannot update this family in place.
+        """
+        family = self._child.llm.model_config.hf_text_config.model_type
+        if family in _NOT_UPDATABLE:
+            raise PreconditionError(
+                f"model_type is {family!r}, which vLLM does not update in place; "
+                "restart the generation service with the new weights as its model"
+            )
+        if isinstance(weights, Files):
+            await asyncio.to_thread(check_weights, self._shapes, weights.paths)
+        else:
+            check_specs(self._shapes, weights.specs)
+
+    async def fetch(self, weights: Weights) -> RouterShiftError | None:
+        """Has each worker get hold of all weights while it samples; gives why it could not, where so.
+
+        Raises:
+            UnavailableError, DeadlineError: of the child itself; see `Child.call`.
+        """
+        if isinstance(weights, Arriving):
+            return await self._receive(weights)
+        # Under WAIT, minutes may pass before they are loaded, and a learner keeps a few versions only.
+        for error in await self._child.rpc("open_policy", [str(path) for path in weights.paths]):
+            if error is not None:
+                return NotFoundError(f"a file of the new weights can no longer be read: {error}")
+        return None
+
+    async def _receive(self, weights: Arriving) -> RouterShiftError | None:
+        """The workers are asked again and again whether they have all weights in their memory: a call that waits would
+        keep them from sampling.
+        """
+        specs = [[spec.name, spec.dtype, list(spec.shape)] for spec in weights.specs]
+        await self._child.rpc("begin_arrival", list(astuple(weights.meeting)), weights.first_rank, specs)
+        while True:
+            answers = await self._child.rpc("arrival")
+            if None not in answers:
+                break
+            await asyncio.sleep(_ARRIVAL_POLL_SECONDS)
+        for kind, message in answers:
+            if kind:
+                return InvalidInputError(message) if kind == InvalidInputError.__name__ else UnavailableError(message)
+        return None
+
+    async def replace(self, version: int, serve: Callable[[int], None]) -> float:
+        """The seconds for which nothing was sampled. Where it fails, the child must not go on.
+
+        Args:
+            serve: is told before the first token of this version.
+
+        Raises:
+            UnavailableError, DeadlineError: see `Child.call`.
+        """
+        return await self._child.call(self._replace(version, serve))
+
+    async def _replace(self, version: int, serve: Callable[[int], None]) -> float:
+        llm = self._child.llm
+        began = time.perf_counter()
+        # Its policies are named as ours. No KV cache is kept: the old weights computed it. `AsyncLLM.pause_generation`
+        # would sleep for 0.02 s more.
+        await llm.engine_core.pause_scheduler_async(mode=self._policy.value, clear_cache=True)
+        if self._policy is UpdatePolicy.WAIT:
+            began = time.perf_counter()  # it answered when the last running request ended
+        await llm.collective_rpc("load_policy")
+        await llm.update_weight_version(str(version))
+        serve(version)
+        await llm.resume_generation()
+        return time.perf_counter() - began

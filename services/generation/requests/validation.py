@@ -1,0 +1,164 @@
+"""From a request on the wire to prompt tokens and sampling that an engine may trust."""
+
+import asyncio
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from routershift.v1 import generation_pb2 as gen
+from routershift.v1 import trajectory_pb2 as pb
+from services.generation.engines.base import EngineInfo, EngineSampling
+from services.generation.requests.chat import ChatTemplate
+from services.generation.requests.detokenizer import TextStream
+from shared.errors import InvalidInputError, NotFoundError
+from shared.trajectory import Completion
+
+# What vLLM takes; the doors are the same whatever samples.
+_MAX_TEMPERATURE = 2.0
+_MAX_LOGPROBS = 20
+# vLLM raises lower ones to it: logits divided by less overflow.
+_MIN_TEMPERATURE = 0.01
+_MAX_SAMPLES = 1024
+_MAX_STOPS = 64
+_MAX_STOP_LENGTH = 256
+# Above all but odd texts, whose tokens are few and long.
+_CHARACTERS_PER_TOKEN = 64
+# Characters that are tokenized within the event loop: about a millisecond.
+_SHORT = 4096
+
+
+class Requests:
+    """Validates requests against one model, and puts text to its responses."""
+
+    def __init__(self, model: Path, info: EngineInfo, default_max_tokens: int) -> None:
+        """Raises NotFoundError where the model folder has no tokenizer.json."""
+        path = model / "tokenizer.json"
+        if not path.is_file():
+            raise NotFoundError(f"{path} does not exist; run.model must hold a fast tokenizer beside the weights")
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._chat = ChatTemplate(model)
+        self._info = info
+        self._default_max_tokens = default_max_tokens
+
+    async def prompt(self, request: gen.GenerateRequest) -> list[int]:
+        """Token ids of the request's text, conversation or ids.
+
+        Raises:
+            InvalidInputError: there are none, or the chat template refuses the conversation.
+            PreconditionError: a conversation, and the model has no chat template.
+        """
+        kind = request.WhichOneof("input")
+        if kind is None:
+            raise InvalidInputError("input is missing; set text, token_ids or chat")
+        if kind == "text":
+            self._require_short("text", len(request.text))
+            return await self.tokens(request.text)
+        if kind == "token_ids":
+            return list(request.token_ids.ids)
+        self._require_short("chat.messages", sum(len(message.content) for message in request.chat.messages))
+        messages = [(message.role, message.content) for message in request.chat.messages]
+        _require(len(messages) > 0, "chat.messages", "empty", "at least one message")
+        for i, (role, _) in enumerate(messages):
+            _require(
+                role != "", f"chat.messages[{i}].role", "empty", "a role of the model, as system, user or assistant"
+            )
+        # The template writes the special tokens itself.
+        return await self.tokens(await asyncio.to_thread(self._chat.render, messages), add_special_tokens=False)
+
+    def _require_short(self, field: str, length: int) -> None:
+        """What is far too long for the model is not read token by token to find that out."""
+        most = self._info.max_model_len * _CHARACTERS_PER_TOKEN
+        _require(length <= most, field, f"{length} characters long", f"up to {most}, as the model's tokens may hold")
+
+    async def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        if len(text) <= _SHORT:
+            return self._encode(text, add_special_tokens)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def sampling(self, prompt: list[int], params: pb.SamplingParams) -> EngineSampling:
+        """Fills in defaults and checks every range, and that prompt and response fit the model.
+
+        Raises:
+            InvalidInputError: names the field, its value and what is allowed.
+        """
+        info = self._info
+        _require(len(prompt) > 0, "prompt", "empty", "at least one token")
+        _require(
+            len(prompt) < info.max_model_len,
+            "prompt",
+            f"{len(prompt)} tokens long",
+            f"below the model's {info.max_model_len}; shorten it or raise generation.max_model_len",
+        )
+        _require_ids("token_ids", prompt, info.vocab_size)
+        room = info.max_model_len - len(prompt)
+        sampling = EngineSampling(
+            n=params.n if params.HasField("n") else 1,
+            temperature=params.temperature if params.HasField("temperature") else 1.0,
+            top_p=params.top_p if params.HasField("top_p") else 1.0,
+            top_k=params.top_k,
+            max_tokens=params.max_tokens if params.HasField("max_tokens") else min(room, self._default_max_tokens),
+            seed=params.seed if params.HasField("seed") else None,
+            min_p=params.min_p,
+            stop=tuple(params.stop),
+            stop_token_ids=tuple(params.stop_token_ids),
+            logprobs=params.logprobs,
+        )
+        _require(1 <= sampling.n <= _MAX_SAMPLES, "sampling.n", sampling.n, f"1 to {_MAX_SAMPLES}")
+        _require(
+            sampling.temperature == 0 or _MIN_TEMPERATURE <= sampling.temperature <= _MAX_TEMPERATURE,
+            "sampling.temperature",
+            sampling.temperature,
+            f"0 (greedy), or {_MIN_TEMPERATURE} to {_MAX_TEMPERATURE}",
+        )
+        _require(0 < sampling.top_p <= 1, "sampling.top_p", sampling.top_p, "above 0, up to 1")
+        _require(
+            sampling.top_k <= info.vocab_size,
+            "sampling.top_k",
+            sampling.top_k,
+            f"0 (all) to the vocabulary's {info.vocab_size}",
+        )
+        _require(0 <= sampling.min_p <= 1, "sampling.min_p", sampling.min_p, "0 (none) to 1")
+        _require(
+            1 <= sampling.max_tokens <= room,
+            "sampling.max_tokens",
+            sampling.max_tokens,
+            f"1 to {room}: the model holds {info.max_model_len} tokens, the prompt takes {len(prompt)}",
+        )
+        _require_few("sampling.stop", sampling.stop)
+        for stop in sampling.stop:
+            _require(
+                1 <= len(stop) <= _MAX_STOP_LENGTH,
+                "sampling.stop",
+                f"holding a text of {len(stop)} characters",
+                f"texts of 1 to {_MAX_STOP_LENGTH}",
+            )
+        _require_few("sampling.stop_token_ids", sampling.stop_token_ids)
+        _require_ids("sampling.stop_token_ids", sampling.stop_token_ids, info.vocab_size)
+        most = min(_MAX_LOGPROBS, info.vocab_size)
+        _require(sampling.logprobs <= most, "sampling.logprobs", sampling.logprobs, f"0 (none) to {most}")
+        return sampling
+
+    def text(self, completion: Completion) -> str:
+        """Without special tokens."""
+        return str(self._tokenizer.decode(completion.token_ids.tolist(), skip_special_tokens=True))
+
+    def text_stream(self) -> TextStream:
+        """For the pieces of one sample."""
+        return TextStream(self._tokenizer)
+
+
+def _require(condition: bool, field: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise InvalidInputError(f"{field} is {value}; allowed: {allowed}")
+
+
+def _require_ids(field: str, ids: "list[int] | tuple[int, ...]", vocab_size: int) -> None:
+    largest = max(ids, default=0)
+    _require(largest < vocab_size, field, f"holding {largest}", f"ids below {vocab_size}")
+
+
+def _require_few(field: str, values: "tuple[object, ...]") -> None:
+    _require(len(values) <= _MAX_STOPS, field, f"{len(values)} long", f"up to {_MAX_STOPS} entries")

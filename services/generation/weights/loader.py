@@ -1,0 +1,121 @@
+"""New weights while serving: verified, never backwards, the newest only, and the old ones stay if anything fails.
+
+They come over the network where the learner sends them to this replica, and from files otherwise.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.generation import metrics
+from services.generation.engines.base import Arriving, Engine, Files
+from shared.errors import (
+    CorruptDataError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    RouterShiftError,
+    UnavailableError,
+)
+from shared.weights import published, rendezvous
+
+log = logging.getLogger(__name__)
+
+
+class WeightsLoader:
+    """The one way to an engine's weights, for the stream of announcements and for the RPC alike."""
+
+    def __init__(self, engine: Engine, root: Path, replica: str = "") -> None:
+        """Args: root: of the weights on disk; replica: its name, under which the learner sends to it."""
+        self._engine = engine
+        self._root = root
+        self._replica = replica
+        self._tried: pb.WeightsManifest | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def busy(self) -> bool:
+        """While a version is being verified or taken."""
+        return self._lock.locked()
+
+    async def load(self, manifest: pb.WeightsManifest) -> float:
+        """Seconds that it took to verify and take this version.
+
+        Raises:
+            PreconditionError: the version is not above the one that serves.
+            NotFoundError, CorruptDataError: a file is missing, cannot be read, or is not what the manifest says.
+            InvalidInputError: weights of another architecture, or with NaN or infinity.
+            UnavailableError: the engine has died of them.
+        """
+        async with self._lock:
+            if manifest.version <= self._engine.version:
+                raise PreconditionError(
+                    f"version is {manifest.version}; version {self._engine.version} serves, and none goes backwards"
+                )
+            began = time.perf_counter()
+            pause = await self._take(manifest)
+            seconds = time.perf_counter() - began
+        metrics.VERSION.set(manifest.version)
+        metrics.UPDATE_SECONDS.observe(seconds)
+        metrics.PAUSE_SECONDS.observe(pause)
+        log.info("serving version %d after %.3f s, %.3f s of them without sampling", manifest.version, seconds, pause)
+        return seconds
+
+    async def restore(self, announced: Iterable[pb.WeightsManifest]) -> RouterShiftError | None:
+        """Loads the first of these versions that is whole; gives what is wrong with the first where none is."""
+        first = None
+        for manifest in announced:
+            if (error := await self._try(manifest)) is None:
+                return None
+            first = first or error
+        return first
+
+    async def follow(self, newest: Callable[[], Awaitable[pb.WeightsManifest | None]], poll_seconds: float) -> None:
+        """Loads the newest announcement whenever it changes; versions that came in between are skipped."""
+        while True:
+            manifest = await newest()
+            # The learner announces a version again to replicas that it has not reached.
+            if manifest is not None and manifest.version > self._engine.version and manifest != self._tried:
+                await self._try(manifest)
+            else:
+                await asyncio.sleep(poll_seconds)
+
+    async def _take(self, manifest: pb.WeightsManifest) -> float:
+        engine, version = self._engine, manifest.version
+        if self._replica in manifest.broadcast.first_ranks:
+            place, specs = rendezvous.decode(manifest.broadcast)
+            arriving = Arriving(place, manifest.broadcast.first_ranks[self._replica], specs)
+            try:
+                return await engine.update_weights(version, arriving)
+            except UnavailableError as error:
+                if not await engine.healthy():
+                    raise
+                log.warning("version %d did not come over the network; looking for its files: %s", version, error)
+        try:
+            return await engine.update_weights(
+                version, Files(await asyncio.to_thread(published.verify, self._root, manifest))
+            )
+        except RouterShiftError:
+            raise  # some of these are OSErrors too
+        except OSError as error:
+            # The learner keeps a few versions, and may have published that many while this one was read.
+            raise NotFoundError(f"files of version {version} can no longer be read: {error}") from error
+
+    async def _try(self, manifest: pb.WeightsManifest) -> RouterShiftError | None:
+        """Counts and gives the error where this version cannot be taken."""
+        if self._tried is None or manifest.version >= self._tried.version:
+            self._tried = manifest
+        try:
+            await self.load(manifest)
+        except (NotFoundError, CorruptDataError, InvalidInputError, PreconditionError) as error:
+            reason = type(error).__name__.removesuffix("Error").lower()
+            metrics.UPDATES_REFUSED.labels(reason).inc()
+            log.error(
+                "version %d refused (%s); version %d serves on: %s",
+                manifest.version, reason, self._engine.version, error,
+            )  # fmt: skip
+            return error
+        return None

@@ -1,0 +1,67 @@
+"""What a rollout must be to be trained on: every fault is found here, before it reaches the model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.learner.data.batch import Group, Sample
+from shared.errors import CorruptDataError, InvalidInputError
+from shared.models.routers import check_layout
+from shared.trajectory import Completion, RouterLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model can take. `layout` is None where no router trace is wanted."""
+
+    vocabulary: int
+    max_tokens: int  # prompt and response together
+    layout: RouterLayout | None
+
+
+def check_group(group: Group, limits: Limits) -> None:
+    """Raises InvalidInputError or CorruptDataError, naming the sample, where a group cannot be trained on."""
+    for i, sample in enumerate(group.samples):
+        try:
+            _check_sample(sample, limits)
+        except (InvalidInputError, CorruptDataError) as error:
+            raise type(error)(f"group {group.group_id}, sample {i}: {error}") from None
+
+
+def _check_sample(sample: Sample, limits: Limits) -> None:
+    completion = sample.completion
+    tokens = completion.token_ids.size
+    lengths = {"logprobs": completion.logprobs.size, "versions": sum(span.tokens for span in completion.versions)}
+    if tokens == 0 or sample.prompt_ids.size == 0:
+        raise InvalidInputError("prompt_ids or token_ids is empty; both need at least one token")
+    if wrong := {name: length for name, length in lengths.items() if length != tokens}:
+        raise CorruptDataError(f"{wrong} entries for {tokens} tokens; expected one for each")
+    if (whole := sample.prompt_ids.size + tokens) > limits.max_tokens:
+        raise InvalidInputError(f"prompt and response have {whole} tokens; the model takes {limits.max_tokens}")
+    for field, ids in (("prompt_ids", sample.prompt_ids), ("token_ids", completion.token_ids)):
+        if ids.min() < 0 or ids.max() >= limits.vocabulary:
+            raise InvalidInputError(
+                f"{field} spans {ids.min()} to {ids.max()}; the model has tokens 0 to {limits.vocabulary - 1}"
+            )
+    if not (np.isfinite(completion.logprobs).all() and np.isfinite(sample.reward)):
+        raise CorruptDataError("logprobs or reward is not finite; the rollout cannot be weighed")
+    if limits.layout is not None:
+        _check_trace(completion, limits.layout)
+
+
+def _check_trace(completion: Completion, layout: RouterLayout) -> None:
+    trace = completion.router_trace
+    if trace is None:
+        raise InvalidInputError("router_trace is absent; this algorithm needs it, generation must record routes")
+    check_layout(trace.layout, layout)
+    shape = (completion.token_ids.size, len(layout.layer_ids), layout.top_k)
+    if trace.expert_ids.shape != shape or trace.scores.shape != shape:
+        raise CorruptDataError(
+            f"router_trace has shapes {trace.expert_ids.shape} and {trace.scores.shape}; expected {shape}"
+        )
+    if not np.isfinite(trace.scores).all():
+        raise CorruptDataError("router_trace.log_scores is not finite; the route cannot be weighed")
+    if trace.expert_ids.max() >= layout.num_experts:
+        raise CorruptDataError(
+            f"router_trace.expert_ids holds {trace.expert_ids.max()}; the model has {layout.num_experts} experts"
+        )

@@ -1,0 +1,153 @@
+"""From packed rows to tensors, and from tensors to the bytes that travel between the ranks of a learner.
+
+Shapes: N rows of W tokens, B responses, T tokens of the longest response, R response tokens in all, L routed layers,
+K experts activated per token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor
+
+from services.learner.algorithms.objectives import Totals
+from services.learner.data.batch import MicroBatch
+from services.learner.routing.shift import Routes
+from shared.trajectory import RouterTrace, versions_of
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass. Sequences stand one after the other in a row, then padding that goes on counting positions.
+
+    Position ids start at 0 again with each sequence. transformers reads the borders from that and lets no token see
+    another sequence. Padding stands after the last sequence of its row, so causal attention hides it.
+    """
+
+    input_ids: Tensor  # [N, W] int64
+    position_ids: Tensor  # [N, W] int64
+    rows: Tensor  # [R] int64: where each response token is predicted, in the flattened [N * W] input
+    targets: Tensor  # [R] int64
+    mask: Tensor  # [B, T] bool: R response tokens, padded on the right
+    behaviour_logprobs: Tensor  # [B, T] float32, 0 on padding
+    versions: Tensor  # [R] int64: policy version that sampled the token
+    advantages: Tensor  # [B] float32
+    filler: Tensor  # [] bool: counts for nothing
+    routes: Routes | None
+
+    def padded(self, values: Tensor) -> Tensor:
+        """[R] to [B, T], 0 on padding."""
+        return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
+
+    def to(self, device: torch.device) -> "Batch":
+        moved: Batch = _moved(self, device)
+        return moved
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One optimizer update, or the part of it that one rank computes."""
+
+    totals: Totals  # of the whole minibatch, all ranks together
+    batches: tuple[Batch, ...]
+
+
+def collate(micro_batch: MicroBatch, with_routes: bool, step: int) -> Batch:
+    """On the CPU. `with_routes` wants a router trace on every sample; `step` is the version of the current weights."""
+    samples = [weighted.sample for weighted in micro_batch.samples]
+    completions = [sample.completion for sample in samples]
+    width = max(sum(w.sample.input_tokens for w in row) for row in micro_batch.rows)
+    inputs = np.zeros((len(micro_batch.rows), width), dtype=np.int64)
+    positions = np.zeros_like(inputs)
+    predicted_at = []
+    for n, row in enumerate(micro_batch.rows):
+        begin = 0
+        for weighted in row:
+            sample = weighted.sample
+            end = begin + sample.input_tokens
+            inputs[n, begin:end] = np.concatenate((sample.prompt_ids, sample.completion.token_ids[:-1]))
+            positions[n, begin:] = np.arange(width - begin)
+            predicted_at.append(np.arange(begin + sample.prompt_ids.size - 1, end) + n * width)
+            begin = end
+    lengths = np.array([c.token_ids.size for c in completions])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    behaviour = np.zeros(mask.shape, dtype=np.float32)
+    behaviour[mask] = np.concatenate([c.logprobs for c in completions])
+    versions = np.concatenate([versions_of(c.versions) for c in completions])
+    rows = np.concatenate(predicted_at)
+    routes = _routes([c.router_trace for c in completions], rows, versions == step) if with_routes else None
+    return Batch(
+        input_ids=torch.from_numpy(inputs),
+        position_ids=torch.from_numpy(positions),
+        rows=torch.from_numpy(rows),
+        targets=torch.from_numpy(np.concatenate([c.token_ids for c in completions]).astype(np.int64)),
+        mask=torch.from_numpy(mask),
+        behaviour_logprobs=torch.from_numpy(behaviour),
+        versions=torch.from_numpy(versions),
+        advantages=torch.tensor([w.advantage for w in micro_batch.samples], dtype=torch.float32),
+        filler=torch.tensor(micro_batch.filler),
+        routes=routes,
+    )
+
+
+def encode(updates: Sequence[Update]) -> bytes:
+    """As safetensors: names are paths, such as `0/2/routes/rows` for the third pass of the first update."""
+    tensors = {"updates": torch.tensor(len(updates))}
+    for u, update in enumerate(updates):
+        tensors[f"{u}"] = torch.tensor([*astuple(update.totals), len(update.batches)])
+        for b, batch in enumerate(update.batches):
+            tensors |= _flattened(batch, f"{u}/{b}")
+    encoded: bytes = save(tensors)
+    return encoded
+
+
+def decode(payload: bytes) -> list[Update]:
+    """The inverse of `encode`."""
+    tensors = load(payload)
+    updates = []
+    for u in range(int(tensors["updates"])):
+        *totals, passes = tensors[f"{u}"].tolist()
+        updates.append(Update(Totals(*totals), tuple(_batch(tensors, f"{u}/{b}") for b in range(passes))))
+    return updates
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor) or value is None:
+        return value if value is None else value.to(device)
+    return type(value)(**{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+
+
+def _flattened(value: Any, prefix: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for field in fields(value):
+        inner, name = getattr(value, field.name), f"{prefix}/{field.name}"
+        if isinstance(inner, Tensor):
+            tensors[name] = inner
+        elif inner is not None:
+            tensors |= _flattened(inner, name)
+    return tensors
+
+
+def _batch(tensors: dict[str, Tensor], prefix: str) -> Batch:
+    def read(kind: Any, path: str) -> dict[str, Any]:
+        return {f.name: tensors[f"{path}/{f.name}"] for f in fields(kind) if f"{path}/{f.name}" in tensors}
+
+    routes = read(Routes, f"{prefix}/routes")
+    return Batch(**read(Batch, prefix), routes=Routes(**routes) if routes else None)
+
+
+def _routes(traces: Sequence[RouterTrace | None], rows: NDArray[np.int64], lag_zero: NDArray[np.bool_]) -> Routes:
+    present = [trace for trace in traces if trace is not None]
+    ids = np.concatenate([trace.expert_ids for trace in present])
+    return Routes(
+        rows=torch.from_numpy(rows.copy()),  # safetensors refuses tensors that share memory
+        # torch indexes with few types; one byte is enough for up to 256 experts.
+        expert_ids=torch.from_numpy(ids if ids.dtype == np.uint8 else ids.astype(np.int32)),
+        log_scores=torch.from_numpy(np.concatenate([trace.scores for trace in present])),
+        missing=torch.from_numpy(np.concatenate([trace.missing.any(axis=1) for trace in present])),
+        lag_zero=torch.from_numpy(lag_zero),
+    )

@@ -1,0 +1,63 @@
+"""Scored groups off the wire: checked, and in the learner's own terms."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.learner.data.batch import Group, Sample
+from shared import wire
+from shared.errors import CorruptDataError
+from shared.streams.consumer import Entry, parse
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A group with its entry, and what the records say of it."""
+
+    entry: Entry
+    group: Group
+    oldest_version: int
+    correct: float  # share of the samples
+    generated_at: datetime
+
+    @property
+    def rewards(self) -> list[float]:
+        return [sample.reward for sample in self.group.samples]
+
+
+def decode_group(entry: Entry) -> Scored:
+    """Raises CorruptDataError: no message, a sample without a reward, another number of samples than prompted."""
+    message = parse(pb.TrajectoryGroup, entry)
+    if len(message.trajectories) != entry.trajectories:
+        raise CorruptDataError(f"group has {len(message.trajectories)} trajectories; expected {entry.trajectories}")
+    prompt_ids = np.array(message.prompt.token_ids, dtype=np.int64)
+    if prompt_ids.size == 0:
+        raise CorruptDataError("group.prompt.token_ids is empty; generation fills it in")
+    if (largest := prompt_ids.max()) > np.iinfo(np.int32).max:
+        raise CorruptDataError(f"group.prompt.token_ids holds {largest}; expected ids below 2^31")
+    try:
+        generated_at = message.generated_at.ToDatetime(UTC)
+    except (OverflowError, ValueError) as error:
+        raise CorruptDataError(f"group.generated_at is no time: {error}") from None
+    samples = []
+    for trajectory in message.trajectories:
+        if trajectory.score.outcome != pb.OUTCOME_SCORED or not trajectory.score.HasField("reward"):
+            outcome = trajectory.score.outcome
+            name = pb.Outcome.Name(outcome) if outcome in pb.Outcome.values() else outcome
+            raise CorruptDataError(f"sample {trajectory.id.sample} is {name}; only scored samples are trained on")
+        if not np.isfinite(reward := trajectory.score.reward):
+            raise CorruptDataError(f"sample {trajectory.id.sample} has reward {reward}; expected a finite number")
+        completion = wire.decode_completion(trajectory.completion)
+        if completion.token_ids.size == 0:
+            raise CorruptDataError(f"sample {trajectory.id.sample} has no tokens; expected at least one")
+        samples.append(Sample(prompt_ids.astype(np.int32), completion, reward))
+    oldest = wire.oldest_version(message.trajectories)
+    return Scored(
+        entry=entry,
+        group=Group(entry.group, tuple(samples)),
+        oldest_version=oldest if oldest is not None else 0,
+        correct=sum(t.score.parts.get("correct", 0.0) for t in message.trajectories) / len(samples),
+        generated_at=generated_at,
+    )

@@ -1,0 +1,49 @@
+"""The plan of a batch: rewards to advantages, groups to updates, and updates to the ranks that compute them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from services.learner.algorithms.advantages import group_advantages, overlong_penalty
+from services.learner.algorithms.objectives import Totals
+from services.learner.data.batch import Group, Weighted, micro_batches, minibatches
+from services.learner.data.collate import Update, collate
+from services.learner.settings import LearnerSettings
+from shared.settings import RunSettings
+
+
+class Planner:
+    """Decides what is computed, without computing it. Everything random is drawn from (seed, step)."""
+
+    def __init__(self, settings: LearnerSettings, run: RunSettings, ranks: int, with_routes: bool) -> None:
+        self._settings = settings
+        self._run = run
+        self._ranks = ranks
+        self._with_routes = with_routes
+
+    def rewards(self, group: Group) -> list[float]:
+        """With the penalty for length."""
+        longest, buffer = self._run.max_tokens, self._settings.overlong_buffer_tokens
+        return [s.reward + overlong_penalty(s.completion.token_ids.size, longest, buffer) for s in group.samples]
+
+    def plan(self, groups: Sequence[Group], seed: int, step: int) -> list[list[Update]]:
+        """For each rank its part of every update. `step` is the version of the weights that the first one changes."""
+        settings = self._settings
+        weighted = [self._weighted(group) for group in groups]
+        shares: list[list[Update]] = [[] for _ in range(self._ranks)]
+        order = np.random.default_rng((seed, step))
+        for minibatch in minibatches(weighted, order, settings.epochs, settings.minibatches):
+            tokens = sum(w.sample.completion.token_ids.size for w in minibatch)
+            totals = Totals(len(minibatch), tokens, self._run.max_tokens)
+            passes = [
+                collate(micro_batch, self._with_routes, step)
+                for micro_batch in micro_batches(minibatch, settings.micro_batch_tokens, self._ranks)
+            ]
+            for rank, share in enumerate(shares):
+                share.append(Update(totals, tuple(passes[rank :: self._ranks])))
+        return shares
+
+    def _weighted(self, group: Group) -> list[Weighted]:
+        kind = self._settings.advantage or self._settings.preset.advantage
+        advantages = group_advantages(self.rewards(group), kind)
+        return [Weighted(sample, float(a)) for sample, a in zip(group.samples, advantages, strict=True)]

@@ -1,0 +1,92 @@
+"""FSDP2: the parameters, gradients and optimizer state of a model, divided over ranks.
+
+Each decoder layer is gathered when it computes and dropped afterwards. Experts are stacked along the first dimension
+of one parameter, so a rank holds whole experts of every layer.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from services.learner.distributed.ranks import Ranks
+
+
+def shard(model: PreTrainedModel, ranks: Ranks, dtype: torch.dtype = torch.float32) -> None:
+    """Divides the model over the ranks, in place, on their devices.
+
+    Rank 0 gives the values of all parameters and buffers. Other ranks may hold the model on the meta device, so that
+    only rank 0 ever has all of it in memory. Names, and the order of `named_parameters`, stay; parameters become
+    DTensors, so an optimizer is to be made afterwards.
+
+    Gradients are summed over the ranks, in float32: the loss of a rank is to be its share of the whole loss.
+    Each rank has to run the same number of forward and backward passes.
+
+    One process in float32 has nothing to divide: its model is only moved to the device.
+
+    Args:
+        model: float32 parameters, of any device; these stay the optimizer's master weights.
+        dtype: of forward and backward, bfloat16 or float32.
+    """
+    if ranks.size == 1 and dtype == torch.float32:
+        model.to(ranks.device)
+        return
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    layers: Any = model.get_submodule("model.layers")
+    for module in (*layers, model):
+        _receive(module, ranks)
+        # Also the root is dropped after its forward pass: weights that are loaded later must not meet a copy of it.
+        sharded: Any = fully_shard(module, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo sums, and knows no scaled sum
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scales the gradients to an L2 norm over all ranks of at most `max_norm`; returns the norm before, a float32
+    scalar that is the same on every rank."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def full_state_dict(model: nn.Module, ranks: Ranks, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The unsharded state_dict on rank 0, on the CPU; {} on the others. Collective: one tensor is gathered at a time.
+
+    What needs neither a gathering nor a cast shares its memory with the model.
+
+    Args:
+        dtype: to cast parameters to, before the gathering; None keeps theirs. Buffers always keep theirs: a correction
+            bias selects experts, and rounding it would change routes. Tied weights share one tensor.
+    """
+    state: dict[str, Tensor] = {}
+    gathered: dict[Tensor, Tensor] = {}  # tied weights are one parameter with two names
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor not in gathered:
+            cast = tensor.detach().to(dtype if isinstance(tensor, nn.Parameter) else None)
+            whole = cast.full_tensor() if isinstance(cast, DTensor) else cast
+            gathered[tensor] = whole.cpu() if ranks.rank == 0 else torch.empty(0)
+        if ranks.rank == 0:
+            state[name] = gathered[tensor]
+    return state
+
+
+@torch.no_grad()
+def _receive(module: nn.Module, ranks: Ranks) -> None:
+    """Fills what is not yet divided with rank 0's values, on this rank's device."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if isinstance(tensor, DTensor):
+            continue
+        if tensor.is_meta:
+            own = torch.empty_like(tensor, device=ranks.device)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            # In place of the tensor itself, so that tied weights stay tied.
+            replacement = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
+            torch.utils.swap_tensors(tensor, replacement)  # type: ignore[no-untyped-call]  # torch gives it no types
+        else:
+            tensor.data = tensor.data.to(ranks.device)
+        if ranks.size > 1:
+            dist.broadcast(tensor.detach(), 0)

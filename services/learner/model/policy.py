@@ -1,0 +1,154 @@
+"""The model that learns: its forward pass over packed rows, and its weights on disk."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from services.learner.data.collate import Batch
+from services.learner.distributed import fsdp
+from services.learner.distributed.ranks import Ranks
+from services.learner.model import isolation, lora
+from services.learner.settings import LearnerSettings
+from shared.models.loading import LOADING
+from shared.models.routers import layout_of
+from shared.settings import RunSettings
+
+# Noise in the training forward would look like policy shift: the sampler has none.
+_NOISE = ("attention_dropout", "router_jitter_noise")
+
+
+class Policy:
+    """A causal language model on this rank's device, sharded where there are several ranks."""
+
+    def __init__(self, settings: LearnerSettings, run: RunSettings, ranks: Ranks) -> None:
+        """Raises what `lora.add_lora` raises for a family that it does not know."""
+        transformers_logging.disable_progress_bar()
+        self._temperature = run.temperature
+        self._ranks = ranks
+        self.model, self._export_dtype = load(run.require_model(), ranks.rank > 0)
+        self.layout = layout_of(self.model)
+        self.model.train()
+        if settings.activation_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._uses_lora = settings.lora.rank > 0
+        if self._uses_lora:
+            lora.add_lora(self.model, settings.lora, run.seed)
+        self._kept: Tensor | None = None
+        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_rows)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def flops_per_token(self) -> float:
+        """Floating-point operations of a forward and a backward pass, attention left out (arXiv 2001.08361, table 1).
+
+        Two for each weight that a token meets, two more for the gradient of its input, and two for its own where it is
+        trained. A token meets K of E experts, and one row of the embeddings, which costs nothing.
+        """
+        experts = self.layout.top_k / self.layout.num_experts if self.layout else 1.0
+        head = self.model.get_output_embeddings().weight
+        looked_up = {id(self.model.get_input_embeddings().weight)} - {id(head)}
+        flops: float = sum(
+            (6 if p.requires_grad else 4) * p.numel() * (experts if ".experts." in name else 1.0)
+            for name, p in self.model.named_parameters()
+            if id(p) not in looked_up
+        )
+        return flops
+
+    def place(self, settings: LearnerSettings) -> None:
+        """Moves the model to its device, sharded where it must be. Hooks on its modules come before."""
+        fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision))
+
+    def logprobs(self, batch: Batch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """log pi_theta of the response tokens, [B, T] float32, and the entropy of their distributions, [B, T] nats.
+
+        The entropy carries gradient only where it is asked for: it keeps a tensor of the size of the vocabulary.
+        """
+        logits = self._logits(batch).float() / self._temperature
+        log_probabilities = logits.log_softmax(dim=-1)
+        chosen = log_probabilities.gather(1, batch.targets[:, None])[:, 0]
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
+        return batch.padded(chosen), batch.padded(entropy)
+
+    def export(self, folder: Path) -> None:
+        """Writes model.safetensors, or shards of it, with the tensor names and the dtype of the model folder.
+
+        Every rank takes part, rank 0 writes. LoRA adapters are merged.
+        """
+        # Adapters are merged in float32, so their cast comes last.
+        state = fsdp.full_state_dict(self.model, self._ranks, None if self._uses_lora else self._export_dtype)
+        if self._ranks.rank != 0:
+            return
+        if self._uses_lora:
+            buffers = dict(self.model.named_buffers())
+            cast: dict[int, Tensor] = {}  # one copy for tied weights: transformers knows them by their shared memory
+            state = {
+                name: t if name in buffers else cast.setdefault(t.data_ptr(), t.to(self._export_dtype))
+                for name, t in lora.merge(state, self.model).items()
+            }
+        self.model.save_pretrained(folder, state_dict=state)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """[R, V]: the head sees the positions that predict a response token, and no others."""
+        self._kept = batch.rows
+        try:
+            output = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        finally:
+            self._kept = None
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def _keep_rows(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs if self._kept is None else (inputs[0].flatten(0, 1)[self._kept][None], *inputs[1:])
+
+
+class Reference:
+    """The model that the run began with, for the KL divergence from it.
+
+    With LoRA that is the policy without its adapters; else it is a second copy of the weights.
+    """
+
+    def __init__(self, policy: Policy, settings: LearnerSettings, run: RunSettings, ranks: Ranks) -> None:
+        self._policy = policy
+        self._frozen: Policy | None = None
+        if not settings.lora.rank:
+            self._frozen = Policy(settings, run, ranks)
+            self._frozen.model.requires_grad_(False)
+            self._frozen.place(settings)
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor:
+        """[B, T] float32, without gradient."""
+        if self._frozen is not None:
+            return self._frozen.logprobs(batch)[0]
+        with lora.without_adapters(self._policy.model):
+            return self._policy.logprobs(batch)[0]
+
+
+def load(folder: Path, is_empty: bool = False) -> tuple[PreTrainedModel, torch.dtype]:
+    """The model in float32, and the dtype that its folder has. An empty one is on the meta device.
+
+    Raises PreconditionError where packed sequences would see each other.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    for noise in _NOISE:
+        if hasattr(config, noise):
+            setattr(config, noise, 0.0)
+    dtype = config.dtype or torch.float32
+    with LOADING:
+        if is_empty:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+    isolation.isolate(model)
+    if not is_empty:
+        isolation.check_isolation(model)
+    return model, dtype

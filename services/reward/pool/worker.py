@@ -1,0 +1,162 @@
+"""The service's end of a worker process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
+
+from services.reward.pool.progress import Progress
+from services.reward.verifiers.base import Item, Verifier
+from shared import errors
+
+# All that a worker sees of our environment: enough to find programs, libraries and models. REDIS_URL and tokens stay.
+_ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
+    "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+
+# One line holds a chunk; a chunk holds at most a gRPC message.
+_MAX_LINE_BYTES = 256 << 20
+_STOP_SECONDS = 2.0
+
+
+class WorkerDiedError(Exception):
+    """The process ended by itself; the message says how."""
+
+
+class Report(NamedTuple):
+    """Results of consecutive items; see `services.reward.pool.process`."""
+
+    last: bool  # of what was sent
+    first: int
+    verdicts: list[Any]
+    which: list[int]
+    micros: list[int]
+
+
+class Worker:
+    """A process that judges with one verifier, in a session of its own, so that it is killed with its children."""
+
+    def __init__(self, process: asyncio.subprocess.Process, progress: Progress) -> None:
+        self._process = process
+        self._requests = cast(asyncio.StreamWriter, process.stdin)  # both are pipes
+        self._answers = cast(asyncio.StreamReader, process.stdout)
+        self._progress = progress
+        self._first = self.next = 0  # items have consecutive numbers for the worker's life
+        self._sent = 0.0
+
+    @classmethod
+    async def start(cls, name: str, verifier: Verifier, memory_mb: int) -> Self:
+        """Starts the process and waits until its verifier is ready, however long it loads.
+
+        Raises:
+            RouterShiftError: what the verifier raised; a PreconditionError where its class is not of shared.errors.
+            WorkerDiedError: the process ended instead.
+        """
+        progress = Progress.create()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "services.reward.pool.process", str(os.getpid()), str(progress.fd),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MAX_LINE_BYTES,
+                env=_environment(), pass_fds=[progress.fd], start_new_session=True,
+            )  # fmt: skip
+        except BaseException:
+            progress.close()
+            raise
+        worker = cls(process, progress)
+        try:
+            kind = type(verifier)
+            await worker._send(
+                {
+                    "name": name,
+                    "class": f"{kind.__module__}:{kind.__qualname__}",
+                    "settings": verifier.settings.model_dump(mode="json"),
+                    "memory_mb": memory_mb,
+                }
+            )
+            error = (await worker._receive())["error"]
+            if error is not None:
+                raise getattr(errors, error[0], errors.PreconditionError)(error[1])
+        except BaseException:
+            await worker.kill()
+            raise
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def send(self, items: Sequence[Item]) -> None:
+        """Has them judged, as items `next` and on."""
+        self._first = self.next
+        self.next += len(items)
+        self._progress.end = self.next
+        self._sent = time.monotonic()
+        await self._send([self._first, items])
+
+    async def receive(self) -> Report:
+        """The next results. May be cancelled without loss."""
+        return Report(*await self._receive())
+
+    @property
+    def current(self) -> int | None:
+        """The item being judged; None before the first of those sent."""
+        item = self._progress.item
+        return item if item >= self._first else None
+
+    @property
+    def age(self) -> float:
+        """Seconds spent on the current item, or since the sending."""
+        return time.monotonic() - max(self._progress.began, self._sent)
+
+    def take_back(self) -> None:
+        """It begins no more of what was sent."""
+        self._progress.end = self._first
+
+    async def stop(self) -> None:
+        """Lets it close its verifier; for one that has nothing to do."""
+        self._requests.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL to it and its children; returns when it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._requests.close()
+        await self._process.wait()
+        with contextlib.suppress(ConnectionError):
+            await self._answers.read()
+            await self._requests.wait_closed()
+        self._progress.close()
+
+    async def _send(self, message: Any) -> None:
+        self._requests.write(json.dumps(message).encode() + b"\n")
+        try:
+            await self._requests.drain()
+        except ConnectionError:
+            raise WorkerDiedError(await self._end()) from None
+
+    async def _receive(self) -> Any:
+        line = await self._answers.readline()
+        if not line.endswith(b"\n"):
+            raise WorkerDiedError(await self._end())
+        return json.loads(line)
+
+    async def _end(self) -> str:
+        code = await self._process.wait()
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        return f"its process ended with {how}"
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    # Verdicts must not depend on which process gives them; and it finds every verifier that we found.
+    return {**kept, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}

@@ -1,0 +1,81 @@
+"""Mathematics: is the final answer that of the reference?"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from services.reward.verifiers import answers
+from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
+from shared.errors import InvalidInputError
+
+_MAX_GOLD_CHARACTERS = 4000
+
+
+class MathSettings(VerifierSettings):
+    answer: Literal["boxed", "stated"] = Field(
+        "stated",
+        description="where the answer may stand: only in \\boxed{}; or else also after 'answer is', 'Answer:' and "
+        "'####', or as the whole of a one-line response",
+    )
+    decimals: int = Field(6, ge=1, le=12, description="places after the point in which a decimal must be right")
+    unevaluated: bool = Field(
+        False, description="accept what still has to be computed, such as 12 \\times 13 where the reference is 156"
+    )
+    max_answer_characters: int = Field(400, ge=1, le=4000, description="longer answers are wrong, unread")
+
+
+class MathVerifier(Verifier):
+    """Reference: {"answer": "\\\\frac{1}{2}"}: LaTeX or plain, a number, or a text with \\\\boxed{} or "#### 5" in it.
+
+    Accepts what math-verify finds equivalent: numbers, fractions, decimals, percentages, expressions, intervals,
+    sets, tuples, matrices, equations, inequalities, words. The last box counts, or the last boxes where only commas,
+    "and" or "or" stand between them; a box in unfinished thoughts or without its closing brace does not. Units:
+    where both sides name one, both must agree after conversion; where one side does, it is ignored.
+    Stricter than math-verify: the answer must be stated and not merely occur, computed, and relatively near.
+    """
+
+    name: ClassVar[str] = "math"
+    version: ClassVar[str] = "1"
+    description: ClassVar[str] = "a final answer equivalent to the reference, by math-verify"
+    Settings: ClassVar[type[VerifierSettings]] = MathSettings
+    settings: MathSettings
+
+    def start(self) -> None:
+        """Imports sympy and fills the parser's caches, which takes a second."""
+        self.verify(Item("", r"\boxed{\sqrt{12}}", {"answer": r"2\sqrt{3}"}))
+
+    def verify(self, item: Item) -> Verdict:
+        from services.reward.verifiers.math import equivalence
+
+        gold = equivalence.read_gold(_read_reference(item.reference))
+        answer = self._answer(item.response)
+        if answer is None or len(answer) > self.settings.max_answer_characters:
+            return _verdict(correct=False, valid=False)
+        correct, valid = equivalence.judge(gold, answer, self.settings.decimals, self.settings.unevaluated)
+        return _verdict(correct, valid)
+
+    def _answer(self, response: str) -> str | None:
+        if self.settings.answer == "boxed":
+            return answers.boxed(answers.after_thoughts(response))
+        return answers.final(response, self.settings.max_answer_characters)
+
+
+def _read_reference(reference: Mapping[str, Any]) -> str:
+    answer = reference.get("answer")
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)  # JSON and Struct know only doubles
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if isinstance(answer, str) and len(answer) <= _MAX_GOLD_CHARACTERS:
+        final = answers.final(answer, whole=_MAX_GOLD_CHARACTERS)
+        if final:
+            return final
+    raise InvalidInputError(
+        f"reference of math is {str(dict(reference))[:200]}; expected {{'answer': text or number}} with at most "
+        f"{_MAX_GOLD_CHARACTERS} characters"
+    )
+
+
+def _verdict(correct: bool, valid: bool) -> Verdict:
+    return Verdict(float(correct), {"correct": float(correct), "valid": float(valid)})

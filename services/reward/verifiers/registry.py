@@ -1,0 +1,149 @@
+"""All kinds of verifiers, by name, and the verifiers that a recipe makes of them."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from services.reward.verifiers.base import AsyncVerifier, Verifier
+from services.reward.verifiers.choice import ChoiceVerifier
+from services.reward.verifiers.code import CodeVerifier
+from services.reward.verifiers.composite import CompositeVerifier
+from services.reward.verifiers.countdown import CountdownVerifier
+from services.reward.verifiers.exact import ExactVerifier
+from services.reward.verifiers.format import FormatVerifier
+from services.reward.verifiers.json_schema import JsonSchemaVerifier
+from services.reward.verifiers.math.verifier import MathVerifier
+from services.reward.verifiers.model import ModelVerifier
+from services.reward.verifiers.regex import RegexVerifier
+from services.reward.verifiers.remote.verifier import RemoteVerifier
+from shared.errors import InvalidInputError, PreconditionError, RouterShiftError
+
+GROUP = "routershift.verifiers"  # entry points of other packages: kind = "module:class"
+
+AnyVerifier = Verifier | AsyncVerifier
+
+_BUILT_IN: tuple[type[AnyVerifier], ...] = (
+    CountdownVerifier,
+    MathVerifier,
+    CodeVerifier,
+    ChoiceVerifier,
+    ExactVerifier,
+    RegexVerifier,
+    JsonSchemaVerifier,
+    FormatVerifier,
+    ModelVerifier,
+    RemoteVerifier,
+    CompositeVerifier,
+)
+
+
+def kinds() -> dict[str, type[AnyVerifier]]:
+    """Every kind: those built in, and those that installed packages have as entry points.
+
+    Raises:
+        PreconditionError: an entry point that does not load, is no verifier, or has a name that is taken.
+    """
+    known = {kind.name: kind for kind in _BUILT_IN}
+    for entry in entry_points(group=GROUP):
+        where = f"entry point {entry.name} = {entry.value} of {entry.dist.name if entry.dist else 'a package'}"
+        if entry.name in known:
+            raise PreconditionError(f"{where}: {entry.name!r} is the name of another verifier; rename or uninstall it")
+        try:
+            kind = entry.load()
+        except Exception as error:  # whatever the package raises when it is imported
+            raise PreconditionError(f"{where}: {type(error).__name__}: {error}; mend or uninstall it") from error
+        if not (isinstance(kind, type) and issubclass(kind, Verifier | AsyncVerifier)):
+            raise PreconditionError(f"{where} is no subclass of Verifier or AsyncVerifier; mend or uninstall it")
+        known[entry.name] = kind
+    return known
+
+
+def make_verifiers(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyVerifier]:
+    """The verifiers of the tables [reward.verifiers.NAME], and of each kind that needs no settings, by name.
+
+    A table that has a kind's own name may leave `kind` out. It replaces the verifier without settings.
+
+    Raises:
+        InvalidInputError: an unknown kind or setting (names the nearest), or a value out of range.
+        PreconditionError, NotFoundError: what a kind needs is not there.
+    """
+    known = kinds()
+    plain = {name: kind for name, kind in known.items() if not _required(kind.Settings)}
+    made = {name: kind(kind.Settings()) for name, kind in plain.items() if name not in tables}
+    for name, table in tables.items():
+        made[name] = _make(known, name, table)
+    _check_parts(made)
+    return made
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like this one, for a message."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def _make(known: Mapping[str, type[AnyVerifier]], name: str, table: Mapping[str, Any]) -> AnyVerifier:
+    where = f"reward.verifiers.{name}"
+    chosen = table.get("kind", name)
+    kind = known.get(str(chosen))
+    if kind is None:
+        raise InvalidInputError(
+            f"setting '{where}.kind' is {chosen!r}; did you mean {nearest(str(chosen), known)!r}? "
+            f"The kinds are {', '.join(known)}"
+        )
+    try:
+        return kind(kind.Settings.model_validate({key: value for key, value in table.items() if key != "kind"}))
+    except ValidationError as error:
+        raise InvalidInputError(_explain(where, error, kind.Settings)) from None
+    except RouterShiftError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def _required(settings: type[BaseModel]) -> list[str]:
+    return [name for name, field in settings.model_fields.items() if field.is_required()]
+
+
+def _explain(where: str, error: ValidationError, settings: type[BaseModel]) -> str:
+    fault = error.errors(include_url=False)[0]
+    path = ".".join([where, *map(str, fault["loc"])])
+    if fault["type"] == "extra_forbidden":
+        table, _, key = path.rpartition(".")
+        meant = nearest(key, _table(settings, fault["loc"][:-1]).model_fields)
+        return f"unknown setting {path!r}; did you mean {f'{table}.{meant}'!r}?"
+    value = "" if fault["type"] == "missing" else f" is {str(fault['input'])[:200]!r}:"
+    return f"setting {path!r}{value} {fault['msg']}"
+
+
+def _table(settings: type[BaseModel], path: Iterable[int | str]) -> type[BaseModel]:
+    """The table at a path, through tables of tables such as parts.NAME."""
+    for step in path:
+        if field := settings.model_fields.get(str(step)):
+            types = (field.annotation, *get_args(field.annotation))
+            settings = next(t for t in types if isinstance(t, type) and issubclass(t, BaseModel))
+    return settings
+
+
+def _check_parts(verifiers: Mapping[str, AnyVerifier]) -> None:
+    """Composites name verifiers that there are, and none is a part of itself."""
+    needs = {
+        name: [part.verifier for part in verifier.settings.parts.values()]
+        for name, verifier in verifiers.items()
+        if isinstance(verifier, CompositeVerifier)
+    }
+    for name, parts in needs.items():
+        for part in parts:
+            if part not in verifiers:
+                raise InvalidInputError(
+                    f"reward.verifiers.{name} has a part with verifier = {part!r}; "
+                    f"did you mean {nearest(part, verifiers)!r}?"
+                )
+        seen, todo = set(), list(parts)
+        while todo:
+            part = todo.pop()
+            if part == name:
+                raise InvalidInputError(f"reward.verifiers.{name} is a part of itself; a composite needs others")
+            if part not in seen:
+                seen.add(part)
+                todo += needs.get(part, [])

@@ -1,0 +1,178 @@
+"""The life of a service process: whatever ends it says so in one line, SIGTERM drains it, a wedge is a crash.
+
+listen (NOT_SERVING) -> start -> SERVING -> work ... SIGTERM -> drain -> stop -> close
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Coroutine
+from typing import ClassVar
+
+import setproctitle
+from prometheus_client import start_http_server
+from redis.asyncio import Redis
+
+from shared.errors import (
+    CorruptDataError,
+    DeadlineError,
+    InvalidInputError,
+    MissingDependencyError,
+    NotFoundError,
+    PreconditionError,
+    RouterShiftError,
+)
+from shared.process import logs
+from shared.process.watchdog import Watchdog
+from shared.rpc.server import Server, check_port
+from shared.settings import BaseSettings, Door
+from shared.streams.connection import connect
+from shared.streams.run import Run
+
+log = logging.getLogger(__name__)
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+_FOR_THE_USER = (InvalidInputError, NotFoundError, PreconditionError, CorruptDataError, MissingDependencyError)
+
+
+def exit_code(error: RouterShiftError) -> int:
+    """2 for what only the user can mend, so that a restart would not help; 1 for what may pass."""
+    return EXIT_BAD_INPUT if isinstance(error, _FOR_THE_USER) else 1
+
+
+class Service(ABC):
+    """What differs between services; `serve` does the rest."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def register(self, server: Server) -> list[str]:
+        """Adds the servicers; gives the full names of their services. Calls may come before `start` is done."""
+
+    @abstractmethod
+    async def start(self, run: Run) -> None:
+        """Checks what the service depends on and makes it ready. A RouterShiftError here is the user's to fix."""
+
+    @abstractmethod
+    async def work(self, stop: asyncio.Event) -> None:
+        """The stream loop. Once `stop` is set it picks nothing new, finishes what it holds and returns."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Frees what `start` made, also where `start` failed half-way."""
+
+
+def main(service: Service, settings: BaseSettings, door: Door, log_level: str) -> int:
+    """Runs a service until it is told to stop; gives the exit code, and a line on stderr where it is not 0."""
+    setproctitle.setproctitle(f"routershift serve {service.name}")
+    logs.configure(service.name, settings.run.path / "logs", log_level)
+    try:
+        asyncio.run(_serve(service, settings, door))
+    except RouterShiftError as error:
+        log.info("ended: %s", error)
+        sys.stderr.write(f"routershift {service.name}: {error}\n")
+        return exit_code(error)
+    except Exception:
+        log.exception("%s crashed", service.name)
+        return 1
+    return 0
+
+
+async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
+    stop = _stop_on_signals()
+    watchdog = Watchdog(door.watchdog_seconds)
+    watchdog.expect("the start", door.start_seconds)
+    server = Server(settings.access, door)
+    redis: Redis | None = None
+    try:
+        start_metrics(door)
+        port = await server.listen(door.host, door.port, service.register(server))
+        redis = await connect(settings.redis)
+        run = Run(redis, settings.run.id, settings.streams)
+        await run.open()
+        if not await _first(asyncio.create_task(service.start(run)), stop):
+            # Nothing was read from a stream yet, and a model that is half loaded cannot be asked to stop loading.
+            log.info("%s told to stop before it was ready", service.name)
+            os._exit(0)
+        watchdog.done()
+        await server.serving()
+        log.info("%s serves gRPC on %s:%d", service.name, door.host, port)
+        working = asyncio.create_task(service.work(stop))
+        await _first(working, stop)
+        await server.drain()
+        stop.set()
+        done, _ = await asyncio.wait({working}, timeout=door.drain_seconds)
+        if not done:
+            raise DeadlineError(
+                f"work in progress did not finish within drain_seconds = {door.drain_seconds}; it will be redelivered"
+            )
+        working.result()
+        log.info("%s drained", service.name)
+    finally:
+        watchdog.expect("the end", door.watchdog_seconds)
+        with contextlib.suppress(asyncio.CancelledError):
+            await server.stop(grace=1.0)
+        await service.close()
+        if redis is not None:
+            await redis.aclose()
+
+
+def start_metrics(door: Door) -> None:
+    """Prometheus text format on `metrics_port`.
+
+    Raises:
+        PreconditionError: the port is taken.
+    """
+    check_port(door.host, door.metrics_port, "metrics_port")
+    start_http_server(door.metrics_port, addr=door.host)
+
+
+@contextlib.asynccontextmanager
+async def background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Runs them beside the block and cancels them after it. If one fails, so does the block, with its error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as failures:
+        raise _first_cause(failures) from failures
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What failed first: the rest of a group was mostly cancelled because of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _first(task: "asyncio.Task[None]", stop: asyncio.Event) -> bool:
+    """Waits for the task or the stop. True if the task came first; raises what it raised."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if task.done():
+        task.result()
+        return True
+    return False
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """SIGTERM and the first SIGINT set the event; a second SIGINT ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        if stop.is_set():
+            os._exit(EXIT_INTERRUPTED)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    return stop

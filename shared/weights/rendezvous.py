@@ -1,0 +1,43 @@
+"""Where and when a version of the weights is broadcast: the types of `shared.weights.broadcast`, without torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from routershift.v1 import trajectory_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a receiver must know of a tensor before it comes."""
+
+    name: str
+    dtype: str  # by the names of the safetensors format; `shared.weights.broadcast.DTYPES` has those that travel
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the group of one version meets. The learner is rank 0."""
+
+    host: str
+    port: int
+    size: int  # the learner and all workers
+    seconds: float  # for all to come, and for each bucket
+
+
+def encode(meeting: Meeting, first_ranks: Mapping[str, int], specs: Sequence[TensorSpec]) -> pb.WeightsBroadcast:
+    """Args: first_ranks: by the name of a replica of generation, the rank of its first worker."""
+    return pb.WeightsBroadcast(
+        host=meeting.host,
+        port=meeting.port,
+        size=meeting.size,
+        seconds=meeting.seconds,
+        first_ranks=first_ranks,
+        tensors=[pb.WeightsTensor(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in specs],
+    )
+
+
+def decode(broadcast: pb.WeightsBroadcast) -> tuple[Meeting, list[TensorSpec]]:
+    """What `encode` was given, the ranks left out."""
+    meeting = Meeting(broadcast.host, broadcast.port, broadcast.size, broadcast.seconds)
+    return meeting, [TensorSpec(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in broadcast.tensors]
