@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.run import Run
-from tests.redis_server import Server
+from tests.support.redis_server import Server
 
 _names = count()
 

@@ -16,7 +16,7 @@ from shared.streams.consumer import Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from tests.bench.timing import interleaved
-from tests.redis_server import Server
+from tests.support.redis_server import Server
 
 SIZES = (20_000, 200_000, 2_000_000)
 _BYTES = 64_000_000  # of each turn, at least a few messages and at most so many

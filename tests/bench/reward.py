@@ -26,7 +26,7 @@ from services.reward.settings import RewardSettings
 from services.reward.verifiers.base import Item, Verifier
 from services.reward.verifiers.registry import make_verifiers
 from tests.bench.timing import Timings, interleaved
-from tests.unit.math_pairs import BOXED
+from tests.support.math_pairs import BOXED
 
 _PROGRAM = "```python\ndef add(a, b):\n    return a + b\n\nif __name__ == '__main__':\n    {main}\n```".format(
     main="print(add(*map(int, input().split())))"

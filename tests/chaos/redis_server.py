@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.cli.local.redis import find_server
-from tests.torchrun import free_port
+from tests.support.torchrun import free_port
 
 _START_SECONDS = 30.0
 MAX_MEMORY = 1 << 30

@@ -21,11 +21,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from shared.rpc.channel import open_channel
 from shared.settings import SERVICES
 from shared.tracking import records
-from tests import processes
 from tests.chaos import account
 from tests.chaos.clock import Clocks
 from tests.chaos.proxy import Proxy
 from tests.chaos.redis_server import RedisServer
+from tests.support import processes
 
 RECIPE = Path(__file__).parents[2] / "deploy/recipes/countdown.toml"
 RUN = "chaos"

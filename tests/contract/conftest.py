@@ -13,8 +13,8 @@ from services.generation.engines.torch.engine import TorchEngine
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
 from shared.errors import MissingDependencyError
-from tests.contract.reference import Reference
-from tests.models import MAX_MODEL_LEN, save_model
+from tests.support.models import MAX_MODEL_LEN, save_model
+from tests.support.reference import Reference
 
 SLOTS = 10  # of MAX_MODEL_LEN tokens each: more than one step of vLLM takes
 OPTIONS = EngineOptions(max_model_len=MAX_MODEL_LEN, max_num_seqs=SLOTS)

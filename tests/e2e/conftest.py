@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import processes
+from tests.support import processes
 
 RECIPE = Path(__file__).parents[2] / "deploy/recipes/countdown.toml"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import RECIPE, Invocation, Start, settings
-from tests.models import save_model
+from tests.support.models import save_model
 
 
 def fails_with(invocation: Invocation, *texts: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shared.tracking import records
 from tests.e2e.conftest import RECIPE, Start, settings
-from tests.torchrun import until
+from tests.support.torchrun import until
 
 
 def test_a_run_with_two_ranks_goes_on_from_one_and_ends_with_all(start: Start, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shared.tracking import records
 from tests.e2e.conftest import RECIPE, Start, settings
-from tests.torchrun import until
+from tests.support.torchrun import until
 
 GROUPS = 8
 SAMPLES = 8

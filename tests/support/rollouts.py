@@ -1,0 +1,168 @@
+"""Rollouts as generation would record them, from plain transformers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from services.learner.data.batch import Group, MicroBatch, Sample, Weighted, pack
+from services.learner.data.collate import Batch, collate
+from services.learner.model.isolation import isolate
+from shared.models.loading import LOADING
+from shared.trajectory import Completion, FinishReason, RouterLayout, RouterTrace, ScoreFunction, VersionSpan
+from tests.support.models import EXPERTS, TOP_K, VOCABULARY
+
+# By `model_type`; all others softmax.
+_SCORE_FUNCTIONS = {
+    "deepseek_v3": ScoreFunction.SIGMOID,
+    "glm4_moe": ScoreFunction.SIGMOID,
+    "gpt_oss": ScoreFunction.SOFTMAX_TOPK,
+    "llama4_text": ScoreFunction.SIGMOID,
+}
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """In float32, ready for packed rows."""
+    with LOADING:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    isolate(model)
+    return model
+
+
+def perturbed(model: PreTrainedModel, scale: float, seed: int = 0) -> PreTrainedModel:
+    """The same model some updates later: every weight moved a little, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def layout(
+    layer_ids: tuple[int, ...] = (0, 1, 2), score_function: ScoreFunction = ScoreFunction.SOFTMAX
+) -> RouterLayout:
+    return RouterLayout(layer_ids, EXPERTS, TOP_K, score_function)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What the routers of a model did with N tokens."""
+
+    layout: RouterLayout
+    logits: torch.Tensor  # [N, L, E]
+    expert_ids: torch.Tensor  # [N, L, K]
+
+    @property
+    def log_scores(self) -> torch.Tensor:
+        """[N, L, K]"""
+        if self.layout.score_function is ScoreFunction.SOFTMAX:
+            return self.logits.log_softmax(-1).gather(-1, self.expert_ids)
+        chosen = self.logits.gather(-1, self.expert_ids)
+        return (
+            chosen.log_softmax(-1) if self.layout.score_function is ScoreFunction.SOFTMAX_TOPK else logsigmoid(chosen)
+        )
+
+
+@contextmanager
+def routing(model: PreTrainedModel) -> Iterator[list[Routed]]:
+    """Appends what the routers do in each forward pass of the body; nothing for a dense model."""
+    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    passes: list[Routed] = []
+
+    def keep(layer: int) -> Any:
+        def hook(router: Any, inputs: Any, output: Any) -> None:
+            if len(output) == 3:
+                layers[layer] = output[0], output[2]
+            else:  # Llama-4: (scores, 0 where not chosen; logits)
+                layers[layer] = output[1], output[0].nonzero()[:, 1].view(-1, TOP_K)
+
+        return hook
+
+    def end(*_: Any) -> None:
+        if layers:
+            logits, ids = (torch.stack(part, dim=1) for part in zip(*layers.values(), strict=True))
+            function = _SCORE_FUNCTIONS.get(model.config.model_type, ScoreFunction.SOFTMAX)
+            passes.append(Routed(layout(tuple(layers), function), logits, ids))
+            layers.clear()
+
+    hooks = [
+        module.register_forward_hook(keep(int(name.split(".")[2])))
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("Router")
+    ]
+    hooks.append(model.register_forward_hook(end))
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def record(
+    model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int], reward: float = 0.0, version: int = 0
+) -> Sample:
+    """What a behaviour policy with these weights records of a response."""
+    with routing(model) as passes:
+        logits = model(torch.tensor([[*prompt, *tokens[:-1]]]), use_cache=False).logits
+    start = len(prompt) - 1
+    logprobs = logits[0, start:].log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    trace = None
+    if passes:
+        ids, scores = passes[0].expert_ids[start:], passes[0].log_scores[start:]
+        trace = RouterTrace(passes[0].layout, ids.numpy().astype(np.uint8), scores.numpy().astype(np.float16))
+    return Sample(
+        prompt_ids=np.array(prompt, dtype=np.int32),
+        completion=Completion(
+            index=0,
+            token_ids=np.array(tokens, dtype=np.int32),
+            logprobs=logprobs.numpy().astype(np.float32),
+            versions=(VersionSpan(version, len(tokens)),),
+            finish_reason=FinishReason.STOP,
+            router_trace=trace,
+        ),
+        reward=reward,
+    )
+
+
+def random_groups(
+    model: PreTrainedModel,
+    groups: int,
+    samples: int,
+    seed: int = 0,
+    version: int = 0,
+) -> list[Group]:
+    """Random prompts, responses of 1 to 12 random tokens and random rewards."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(longest: int) -> list[int]:
+        return [int(t) for t in rng.integers(2, VOCABULARY, size=rng.integers(1, longest + 1))]
+
+    made = []
+    for i in range(groups):
+        prompt = tokens(8)
+        members = [record(model, prompt, tokens(12), float(rng.random()), version) for _ in range(samples)]
+        made.append(Group(f"group-{i}", tuple(members)))
+    return made
+
+
+def micro_batch(groups: Sequence[Group]) -> MicroBatch:
+    """All samples in rows that hold several of them."""
+    return MicroBatch(tuple(pack([Weighted(sample, 1.0) for group in groups for sample in group.samples])))
+
+
+def packed(groups: Sequence[Group]) -> Batch:
+    """`micro_batch` in tensors, with routes, for a learner at version 0."""
+    return collate(micro_batch(groups), with_routes=True, step=0)
+
+
+def forward(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Logits [N, W, V] of a packed micro-batch."""
+    logits: torch.Tensor = model(batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+    return logits

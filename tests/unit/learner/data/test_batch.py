@@ -1,0 +1,120 @@
+"""Packing, alignment, micro-batches, and batches as bytes."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.learner.algorithms.objectives import Totals
+from services.learner.data.batch import MicroBatch, Sample, Weighted, micro_batches, pack
+from services.learner.data.collate import Batch, Update, collate, decode, encode
+from shared.trajectory import Completion, FinishReason, VersionSpan
+from tests.support.models import save_model
+from tests.support.rollouts import load, random_groups
+
+
+def sample(prompt: int, response: int, spans: tuple[VersionSpan, ...] | None = None) -> Sample:
+    """Prompt tokens 100, 101, ...; response tokens 200, 201, ...; log-probs are -0.1, -0.2, ...."""
+    completion = Completion(
+        index=0,
+        token_ids=np.arange(200, 200 + response, dtype=np.int32),
+        logprobs=np.linspace(-0.1, -0.1 * response, response, dtype=np.float32),
+        versions=spans or (VersionSpan(0, response),),
+        finish_reason=FinishReason.STOP,
+        router_trace=None,
+    )
+    return Sample(np.arange(100, 100 + prompt, dtype=np.int32), completion, 1.0)
+
+
+def weighted(*sizes: tuple[int, int]) -> list[Weighted]:
+    return [Weighted(sample(prompt, response), float(i)) for i, (prompt, response) in enumerate(sizes)]
+
+
+def test_every_token_is_aligned_with_the_position_that_predicts_it() -> None:
+    spans = (VersionSpan(3, 1), VersionSpan(5, 2))
+    first, second, third = Weighted(sample(2, 3, spans), 0.5), Weighted(sample(2, 1), -1.0), Weighted(sample(4, 2), 2.0)
+    batch = collate(MicroBatch(((first, second), (third,))), with_routes=False, step=5)
+    assert batch.input_ids.tolist() == [[100, 101, 200, 201, 100, 101], [100, 101, 102, 103, 200, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 5]]
+    assert batch.mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+    assert batch.targets.tolist() == [200, 201, 202, 200, 200, 201]
+    assert batch.versions.tolist() == [3, 5, 5, 0, 0, 0]
+    assert batch.advantages.tolist() == [0.5, -1.0, 2.0]
+    np.testing.assert_allclose(batch.behaviour_logprobs[batch.mask], [-0.1, -0.2, -0.3, -0.1, -0.1, -0.2])
+    # The first response token is predicted by the last prompt token, each other one by the token before it.
+    assert batch.input_ids.flatten()[batch.rows].tolist() == [101, 200, 201, 101, 103, 200]
+
+
+def test_logits_and_routes_are_read_where_the_behaviour_policy_recorded_them(tmp_path: Path) -> None:
+    """Packed rows give back what was recorded one response at a time: no sequence sees another."""
+    model = load(save_model(tmp_path))
+    samples = [Weighted(s, 1.0) for group in random_groups(model, groups=6, samples=3) for s in group.samples]
+    (micro_batch,) = micro_batches(samples, 100_000)
+    assert len(micro_batch.rows) < len(samples)
+    batch = collate(micro_batch, with_routes=True, step=0)
+    with torch.no_grad():
+        output = model(batch.input_ids, position_ids=batch.position_ids, output_router_logits=True, use_cache=False)
+    logprobs = output.logits.flatten(0, 1)[batch.rows].log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, batch.behaviour_logprobs[batch.mask], rtol=1e-5, atol=1e-5)
+    assert batch.routes is not None
+    assert batch.routes.lag_zero.all()
+    for layer, logits in enumerate(output.router_logits):
+        scores = logits.log_softmax(-1)[batch.routes.rows].gather(1, batch.routes.expert_ids[:, layer].long())
+        torch.testing.assert_close(scores, batch.routes.log_scores[:, layer].float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("limit", [1, 20, 64, 10_000])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_micro_batches_hold_every_sample_once_within_the_limit(limit: int, ranks: int) -> None:
+    rng = np.random.default_rng(0)
+    samples = weighted(*((int(rng.integers(1, 9)), int(rng.integers(1, 20))) for _ in range(50)))
+    width = max(w.sample.input_tokens for w in samples)
+    batches = micro_batches(samples, limit, ranks)
+    real = [batch for batch in batches if not batch.filler]
+    assert sorted(w.advantage for batch in real for w in batch.samples) == [w.advantage for w in samples]
+    assert len(batches) % ranks == 0
+    assert len(batches) - len(real) < ranks
+    for batch in batches:
+        assert len(batch.rows) * width <= limit or len(batch.rows) == 1
+    if limit == 10_000:
+        assert len(batches) == ranks
+
+
+def test_ranks_without_a_share_compute_a_copy_that_counts_for_nothing() -> None:
+    real, filler = micro_batches(weighted((3, 4)), 100, ranks=2)
+    assert (real.filler, filler.filler) == (False, True)
+    assert filler.rows == real.rows
+
+
+def test_rows_are_full_before_another_begins() -> None:
+    rows = pack(weighted((3, 8), (2, 5), (1, 4), (1, 3), (1, 1)))  # 10, 6, 4, 3 and 1 tokens
+    assert [[w.sample.input_tokens for w in row] for row in rows] == [[10], [6, 4], [3, 1]]
+
+
+def test_batches_travel_between_ranks_unchanged(tmp_path: Path) -> None:
+    model = load(save_model(tmp_path))
+    groups = random_groups(model, groups=2, samples=3)
+    packed = [MicroBatch((tuple(Weighted(s, 0.5) for s in group.samples),)) for group in groups]
+    batches = [collate(packed[0], with_routes=True, step=0), collate(packed[1], with_routes=True, step=1)]
+    other = collate(MicroBatch(packed[0].rows, filler=True), with_routes=False, step=0)
+    sent = [Update(Totals(6, 30, 12), tuple(batches)), Update(Totals(3, 9, 12), (other,))]
+    received = decode(encode(sent))
+    assert [update.totals for update in received] == [update.totals for update in sent]
+    for before, after in zip(
+        [b for u in sent for b in u.batches], [b for u in received for b in u.batches], strict=True
+    ):
+        assert_same(before, after)
+
+
+def assert_same(before: Batch, after: Batch) -> None:
+    for field in fields(Batch):
+        left, right = getattr(before, field.name), getattr(after, field.name)
+        if field.name == "routes":
+            assert (left is None) == (right is None)
+            if left is not None:
+                assert all(torch.equal(getattr(left, f.name), getattr(right, f.name)) for f in fields(left))
+        else:
+            assert left.dtype == right.dtype
+            assert torch.equal(left, right)

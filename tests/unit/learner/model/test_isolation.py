@@ -1,0 +1,48 @@
+"""Sequences in one row, against each of them alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
+
+from services.learner.model.isolation import check_isolation, isolate
+from shared.errors import PreconditionError
+from tests.support.models import MOE_KINDS, VOCABULARY, save_model
+from tests.support.rollouts import load
+
+LENGTHS = (11, 7, 5, 12)
+
+
+@pytest.mark.parametrize("kind", [*MOE_KINDS, "qwen3_dense"])
+def test_a_sequence_does_not_see_its_neighbours(tmp_path: Path, kind: str) -> None:
+    model = load(save_model(tmp_path, kind))
+    check_isolation(model)
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(2, VOCABULARY, (1, length), generator=generator) for length in LENGTHS]
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    with torch.no_grad():
+        alone = torch.cat([model(sequence).logits for sequence in sequences], dim=1)
+        packed = model(torch.cat(sequences, dim=1), position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(packed, alone, rtol=0, atol=2e-5)
+
+
+def test_a_family_without_masks_for_packed_sequences_is_refused(tmp_path: Path) -> None:
+    """Were gpt_oss not helped, it would be refused too."""
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=1, n_head=2, initializer_range=0.2)
+    bloom = BloomForCausalLM(config).eval()
+    isolate(bloom)
+    gpt_oss = AutoModelForCausalLM.from_pretrained(save_model(tmp_path, "gpt_oss")).eval()
+    for model in (bloom, gpt_oss):
+        with pytest.raises(PreconditionError, match="see each other"):
+            check_isolation(model)
+
+
+def test_llama4_takes_no_packed_row_that_is_longer_than_an_attention_chunk(tmp_path: Path) -> None:
+    model = load(save_model(tmp_path, "llama4", attention_chunk_size=8))
+    row = torch.arange(2, 14)[None]
+    model(row, position_ids=torch.arange(12)[None], use_cache=False)
+    with pytest.raises(PreconditionError, match="rows of 12 tokens"):
+        model(row, position_ids=torch.arange(12)[None] % 6, use_cache=False)
+    model(row[:, :8], position_ids=torch.arange(8)[None] % 4, use_cache=False)
