@@ -146,7 +146,8 @@ def test_an_entry_point_that_is_broken_is_named(site: Site, entry: str, text: st
 
 
 def test_the_registry_loads_neither_sympy_nor_torch() -> None:
-    code = "import sys; from services.reward.verifiers import make_verifiers; make_verifiers({}); print(*sys.modules)"
+    imported = "from services.reward.verifiers.registry import make_verifiers"
+    code = f"import sys; {imported}; make_verifiers({{}}); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "services.reward.verifiers.math.verifier" in loaded
     assert not {"sympy", "torch", "transformers"} & set(loaded)

@@ -118,7 +118,7 @@ def test_what_is_slow_to_arrive_may_take_longer_than_connecting(
             time.sleep(0.8)
         broadcast(*arguments)
 
-    monkeypatch.setattr(broadcast, "_broadcast", slowly)
+    monkeypatch.setattr(transfer, "_broadcast", slowly)
     with ThreadPoolExecutor(1) as threads:
         arrived = threads.submit(receive, sender.meeting, 1, specs, CPU)
         sender.send(files)
