@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from statistics import fmean
@@ -34,7 +34,7 @@ class Evaluation:
     accuracy: float  # pass@1: the share of correct ones among them
     pass_at_k: dict[int, float]
     greedy_accuracy: float  # of one response a problem
-    valid: float  # share of the sampled responses that are well-formed, right or wrong
+    valid: float  # share of the sampled responses that are well-formed; 1 where the verifier does not say
     mean_tokens: float  # of a sampled response
     seconds: float
 
@@ -42,11 +42,12 @@ class Evaluation:
         return asdict(self)
 
 
-async def evaluate(problems: Sequence[Problem], version: int, tables: Settings) -> Evaluation:
+async def evaluate(problems: Sequence[Problem], verifier: str, version: int, tables: Settings) -> Evaluation:
     """Answers and scores every problem. The same seeds each time, so that two versions see the same draws.
 
     Args:
         problems: held out.
+        verifier: the name of the one that judges them.
         version: the one that the evaluation is of, which generation serves.
         tables: settings.
 
@@ -73,7 +74,7 @@ async def evaluate(problems: Sequence[Problem], version: int, tables: Settings) 
                 )
                 completions = [*sampled, *greedy]
                 texts = [completion.text for completion in completions]
-                return completions, await reward.score(run.task, prompt, texts, struct(problem.reference))
+                return completions, await reward.score(verifier, prompt, texts, struct(problem.reference))
 
         answers = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(problems)))
     scores = [score for _, each in answers for score in each]
@@ -81,7 +82,7 @@ async def evaluate(problems: Sequence[Problem], version: int, tables: Settings) 
         raise UnavailableError(f"{len(unscored)} of {len(scores)} held-out responses not scored: {unscored[0].error}")
     versions = [span.version for each, _ in answers for completion in each for span in completion.versions]
     correct = np.array([[score.parts["correct"] == 1 for score in each] for _, each in answers])
-    valid = np.array([[score.parts["valid"] for score in each] for _, each in answers])
+    valid = np.array([[score.parts.get("valid", 1.0) for score in each] for _, each in answers])
     tokens = np.array([[completion.token_ids.size for completion in each] for each, _ in answers])
     sampled = correct[:, :n]
     return Evaluation(
@@ -107,7 +108,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1 - comb(samples - correct, k) / comb(samples, k)
 
 
-def struct(values: dict[str, Any]) -> struct_pb2.Struct:
+def struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
     message = struct_pb2.Struct()
-    message.update(values)
+    message.update(dict(values))
     return message

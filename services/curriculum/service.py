@@ -4,7 +4,7 @@ import asyncio
 from typing import ClassVar
 
 from services.curriculum.settings import Settings
-from services.curriculum.tasks.base import make_task
+from services.curriculum.tasks.registry import make_task
 from services.curriculum.worker import CurriculumWorker
 from shared.process.service import Service, background
 from shared.rpc.server import Server

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import metrics
@@ -28,7 +29,7 @@ class CurriculumWorker:
         self._task = task
         self._run = run
         self._poll = settings.curriculum.poll_seconds
-        self._held_out: list[Problem] = task.held_out(settings.curriculum.evaluation_problems)
+        self._held_out: Sequence[Problem] = task.held_out(settings.curriculum.evaluation_problems)
         # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
         self._first_seed = settings.run.seed << 40
 
@@ -108,7 +109,7 @@ class CurriculumWorker:
             run_id=run.id,
             prompt_id=f"{index:08d}",
             text=problem.prompt,
-            verifier=run.task,
+            verifier=self._task.verifier,
             reference=struct(problem.reference),
             sampling=pb.SamplingParams(
                 n=run.samples_per_group,
@@ -131,7 +132,7 @@ class CurriculumWorker:
 
     async def _evaluate(self, version: int) -> None:
         """Evaluates what generation serves now, in the name of `version`, and publishes the result."""
-        result = await evaluate(self._held_out, version, self._settings)
+        result = await evaluate(self._held_out, self._task.verifier, version, self._settings)
         best = await self._run.progress()
         best_version, best_accuracy = int(best.get("best_version", version)), float(best.get("best_accuracy", 0.0))
         if result.accuracy > best_accuracy:

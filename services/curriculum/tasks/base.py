@@ -1,38 +1,45 @@
-"""Where prompts come from: an endless training sequence and a fixed held-out set that never overlap."""
+"""What a task is: an endless sequence of training problems and a fixed held-out set that never overlap."""
 
-from typing import Any, Protocol
-
-from services.curriculum.tasks.countdown import Countdown
-from shared.errors import NotFoundError
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 
 class Problem(Protocol):
+    """One prompt and what is known of its right answer."""
+
     @property
     def prompt(self) -> str:
-        """What the policy reads."""
+        """The text that the policy continues."""
         ...
 
     @property
-    def reference(self) -> dict[str, Any]:
-        """What the verifier compares a response with."""
+    def reference(self) -> Mapping[str, Any]:
+        """What the verifier compares a response with, in the form that this verifier reads."""
         ...
 
 
-class Task(Protocol):
-    """Training problems by index, so that a restarted curriculum goes on where it was."""
+class Task(ABC):
+    """Training problems by index, so that a restarted curriculum goes on where it was.
 
-    def train(self, index: int) -> Problem: ...
+    A task is made once, when the curriculum starts, from `run.seed`. Whatever is random in it follows from the seed and
+    the index alone.
+    """
 
-    def held_out(self, count: int) -> list[Any]:
-        """The same for every seed, and all distinct."""
-        ...
+    name: ClassVar[str]  # what `run.task` calls it
+    verifier: ClassVar[str]  # the verifier that judges its responses, by its name in [reward.verifiers]
 
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
 
-TASKS = {"countdown": Countdown}
+    @abstractmethod
+    def train(self, index: int) -> Problem:
+        """Training problem `index`, counted from 0. There is no last one."""
 
+    @abstractmethod
+    def held_out(self, count: int) -> Sequence[Problem]:
+        """`count` distinct problems, the same for every seed, none of which `train` ever gives.
 
-def make_task(name: str, seed: int) -> Task:
-    """Raises NotFoundError for an unknown name. A task's name is also the name of its verifier."""
-    if name not in TASKS:
-        raise NotFoundError(f"run.task is {name!r}; known: {', '.join(TASKS)}")
-    return TASKS[name](seed)
+        Raises:
+            InvalidInputError: there are not that many.
+        """

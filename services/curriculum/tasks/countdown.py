@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations_with_replacement, permutations
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from services.curriculum.tasks.base import Task
 from shared.errors import InvalidInputError
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
@@ -57,20 +58,20 @@ class Problem:
         return tuple(sorted(texts, key=lambda text: (len(text), text)))
 
 
-class Countdown:
-    """An endless sequence of training problems and a fixed set of held-out ones.
+class Countdown(Task):
+    """Problems over numbers up to `max_number` with targets up to `max_target`."""
 
-    Problem `index` depends on the seed and the index only, so a restarted curriculum goes on where it was.
-    """
+    name: ClassVar[str] = "countdown"
+    verifier: ClassVar[str] = "countdown"
 
     def __init__(self, seed: int, max_number: int = 20, max_target: int = 99) -> None:
-        self._seed = seed
+        super().__init__(seed)
         self._max_number = max_number
         self._max_target = max_target
 
     def train(self, index: int) -> Problem:
         """Training problem `index`, counted from 0."""
-        return next(p for p in self._draw(np.random.default_rng((self._seed, index))) if not p.is_held_out)
+        return next(p for p in self._draw(np.random.default_rng((self.seed, index))) if not p.is_held_out)
 
     def held_out(self, count: int) -> list[Problem]:
         """`count` distinct held-out problems, the same for every seed; a smaller count gives a prefix of a larger.

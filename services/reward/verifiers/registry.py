@@ -2,8 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,7 +18,8 @@ from services.reward.verifiers.math.verifier import MathVerifier
 from services.reward.verifiers.model import ModelVerifier
 from services.reward.verifiers.regex import RegexVerifier
 from services.reward.verifiers.remote.verifier import RemoteVerifier
-from shared.errors import InvalidInputError, PreconditionError, RouterShiftError
+from shared.errors import InvalidInputError, RouterShiftError
+from shared.plugins import with_plugins
 
 GROUP = "routershift.verifiers"  # entry points of other packages: kind = "module:class"
 
@@ -46,19 +46,8 @@ def kinds() -> dict[str, type[AnyVerifier]]:
     Raises:
         PreconditionError: an entry point that does not load, is no verifier, or has a name that is taken.
     """
-    known = {kind.name: kind for kind in _BUILT_IN}
-    for entry in entry_points(group=GROUP):
-        where = f"entry point {entry.name} = {entry.value} of {entry.dist.name if entry.dist else 'a package'}"
-        if entry.name in known:
-            raise PreconditionError(f"{where}: {entry.name!r} is the name of another verifier; rename or uninstall it")
-        try:
-            kind = entry.load()
-        except Exception as error:  # whatever the package raises when it is imported
-            raise PreconditionError(f"{where}: {type(error).__name__}: {error}; mend or uninstall it") from error
-        if not (isinstance(kind, type) and issubclass(kind, Verifier | AsyncVerifier)):
-            raise PreconditionError(f"{where} is no subclass of Verifier or AsyncVerifier; mend or uninstall it")
-        known[entry.name] = kind
-    return known
+    built_in = {kind.name: kind for kind in _BUILT_IN}
+    return with_plugins(GROUP, built_in, _is_verifier, "subclass of Verifier or AsyncVerifier")
 
 
 def make_verifiers(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyVerifier]:
@@ -99,6 +88,10 @@ def _make(known: Mapping[str, type[AnyVerifier]], name: str, table: Mapping[str,
         raise InvalidInputError(_explain(where, error, kind.Settings)) from None
     except RouterShiftError as error:
         raise type(error)(f"{where}: {error}") from None
+
+
+def _is_verifier(loaded: object) -> TypeGuard[type[AnyVerifier]]:
+    return isinstance(loaded, type) and issubclass(loaded, Verifier | AsyncVerifier)
 
 
 def _required(settings: type[BaseModel]) -> list[str]:

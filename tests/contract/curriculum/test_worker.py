@@ -170,7 +170,7 @@ async def test_sampled_and_greedy_accuracy_are_those_of_the_policy(run: Run, tmp
         right=lambda version, index: (0, 1, 2, 3, 4, 0)[index], greedy=lambda version, index: index < 3
     )
     async with doors(engine, run, tmp_path) as settings:
-        result = await evaluate(PROBLEMS, 0, settings)
+        result = await evaluate(PROBLEMS, TASK.verifier, 0, settings)
     assert (result.problems, result.samples) == (6, 24)
     assert result.accuracy == result.valid == 10 / 24
     assert result.greedy_accuracy == 3 / 6
@@ -191,7 +191,7 @@ async def test_an_evaluation_says_which_versions_answered(run: Run, tmp_path: Pa
 
     engine = HandWritten(right=lambda version, index: 1, before=move_on, version=10)
     async with doors(engine, run, tmp_path) as settings:
-        result = await evaluate(PROBLEMS, 10, settings)
+        result = await evaluate(PROBLEMS, TASK.verifier, 10, settings)
     assert (result.version, result.oldest_version, result.newest_version) == (10, 10, 13)
 
 

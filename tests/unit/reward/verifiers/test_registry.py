@@ -1,7 +1,6 @@
 """Kinds by name, from this package and from others; verifiers from the tables of a recipe."""
 
 import asyncio
-import importlib
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from services.reward.verifiers.base import Item
 from services.reward.verifiers.math.verifier import MathVerifier
 from services.reward.verifiers.registry import GROUP, kinds, make_verifiers
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError
+from tests.support.entry_points import Site
 
 PACKAGE = """
 from services.reward.verifiers.base import Verdict, Verifier, VerifierSettings
@@ -33,28 +33,10 @@ class LengthVerifier(Verifier):
 """
 
 
-class Site:
-    """A folder on the path of imports, as site-packages is."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def install(self, entry: str, module: str = "routershift_length", source: str = PACKAGE) -> None:
-        (self.folder / f"{module}.py").write_text(source)
-        info = self.folder / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{entry}\n")
-        importlib.invalidate_caches()
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    yield Site(tmp_path)
-    for module in [name for name in sys.modules if name.startswith("routershift_length")]:
-        del sys.modules[module]
+    with Site(tmp_path, monkeypatch) as site:
+        yield site
 
 
 def test_every_kind_describes_itself() -> None:
@@ -117,7 +99,7 @@ def test_what_a_kind_needs_is_missed_under_the_tables_name() -> None:
 
 
 async def test_another_package_adds_a_kind(site: Site) -> None:
-    site.install("length = routershift_length:LengthVerifier")
+    site.install(GROUP, "length = routershift_length:LengthVerifier", "routershift_length", PACKAGE)
     scorer = Scorer(make_verifiers({"short": {"kind": "length", "most": 1}}), RewardSettings(processes=1))
     items = [Item("", "ab", {})]
     try:
@@ -136,11 +118,11 @@ async def test_another_package_adds_a_kind(site: Site) -> None:
         ("length = routershift_length:Nothing", "AttributeError"),
         ("length = routershift_nowhere:LengthVerifier", "ModuleNotFoundError"),
         ("length = routershift_length:LengthSettings", "is no subclass of Verifier"),
-        ("math = routershift_length:LengthVerifier", "'math' is the name of another verifier"),
+        ("math = routershift_length:LengthVerifier", "the name 'math' is taken"),
     ],
 )
 def test_an_entry_point_that_is_broken_is_named(site: Site, entry: str, text: str) -> None:
-    site.install(entry)
+    site.install(GROUP, entry, "routershift_length", PACKAGE)
     with pytest.raises(PreconditionError, match=f"^entry point {entry} of routershift-length.*{text}"):
         kinds()
 
