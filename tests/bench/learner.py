@@ -101,6 +101,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "gamma_mean": steps.gamma_mean,
         "model": asdict(steps.shape) | {"parameters": steps.parameters},
         "tokens": steps.tokens,
+        "tflops_per_second": steps.flops / 1e12 * speeds[SHIFTED].median / steps.tokens,
         "dtype": arguments.dtype,
         "threads": arguments.threads,
         "pairs": arguments.pairs,
@@ -119,6 +120,7 @@ class Steps:
         self.shape = shape
         self.device = torch.device(arguments.device)
         self.gamma_mean = 0.0
+        self.flops = 0.0  # that the updates of a step need
         self._arguments = arguments
         self._run = RunSettings(id="bench", model=folder, samples_per_group=GROUP, max_tokens=shape.sequence_tokens)
         self.parameters = write_model(shape, folder, self.device)
@@ -168,6 +170,7 @@ class Steps:
             trainer.check(group)
         report = self._step(trainer)
         self.gamma_mean = report.diagnostics.get("gamma_mean", self.gamma_mean)
+        self.flops = report.flops
         return trainer
 
     def _step_of(self, name: str) -> None:

@@ -48,6 +48,7 @@ class _Work:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="paired rounds of each workload")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--device", default="cpu", help="torch device of both sides")
     parser.add_argument("--router-export", type=RouterExport, default=RouterExport.TOPK, help="none, ids, topk or full")
     parser.add_argument("--only", action="append", help="a workload; all without it")
 
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second": {
             name: {side: spread[side].median for side in ("engine", "generate")} for name, spread in found.items()
         },
+        "device": arguments.device,
         "threads": arguments.threads,
         "router_export": arguments.router_export,
     }
@@ -99,8 +101,8 @@ def _endless(folder: Path) -> None:
 def _compare(name: str, work: _Work, arguments: argparse.Namespace) -> dict[str, Spread]:
     sys.stderr.write(f"{name}: {len(work.prompts) * work.samples} responses a round\n")
     options = EngineOptions(max_num_seqs=work.slots, threads=arguments.threads, router_export=arguments.router_export)
-    engine = TorchEngine(work.folder, options)
-    model = AutoModelForCausalLM.from_pretrained(work.folder, dtype=torch.float32).eval()
+    engine = TorchEngine(work.folder, options, device=arguments.device)
+    model = AutoModelForCausalLM.from_pretrained(work.folder, dtype=torch.float32).to(arguments.device).eval()
     tokens: dict[str, list[int]] = {"engine": [], "generate": []}
     with asyncio.Runner() as runner:
         runner.run(engine.start())
@@ -137,8 +139,8 @@ def _generate(model: Any, work: _Work) -> int:
     for first in range(0, len(rows), work.slots):
         batch = rows[first : first + work.slots]
         width = max(map(len, batch))
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in batch])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in batch], device=model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=model.device)
         output = model.generate(
             input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             max_new_tokens=work.max_tokens, pad_token_id=0,
