@@ -110,9 +110,9 @@ class Durable:
                 root, self._trainer.step, self._trainer.export_weights, learner.weights_kept, protected
             )
 
-        published = await self._written("weights", root, write, stop)
-        await self._announcer.announce(published)
-        metrics.VERSION.set(published.version)
+        manifest = await self._written("weights", root, write, stop)
+        await self._announcer.announce(manifest)
+        metrics.VERSION.set(manifest.version)
 
     async def checkpoint(self, stop: asyncio.Event) -> None:
         """Makes the state durable, then settles everything it contains."""
