@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -13,10 +13,10 @@ from services.generation.engines.torch.engine import TorchEngine
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
 from shared.errors import MissingDependencyError
+from tests.support.engines import SLOTS, MakeEngine
 from tests.support.models import MAX_MODEL_LEN, save_model
 from tests.support.reference import Reference
 
-SLOTS = 10  # of MAX_MODEL_LEN tokens each: more than one step of vLLM takes
 OPTIONS = EngineOptions(max_model_len=MAX_MODEL_LEN, max_num_seqs=SLOTS)
 
 # What the tests know by name. A and B share an architecture, whose first layer is dense; so do DENSE and DENSE_B.
@@ -26,12 +26,6 @@ _MODELS = {
     "DENSE": ("qwen3_dense", 3),
     "DENSE_B": ("qwen3_dense", 4),
 }
-
-
-class MakeEngine(Protocol):
-    def __call__(self, folder: Path, **changes: Any) -> Engine:
-        """An engine, not started. `changes` go to `EngineOptions`."""
-        ...
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import yaml
 
 from services.cli.recipe import Recipe
 from shared.settings import load
-from tests.deploy.kubernetes import COMBINATIONS, K8S, Combination, Resource, Stack, render
+from tests.support.kubernetes import COMBINATIONS, K8S, Combination, Resource, Stack, render
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import yaml
 from services.cli.local.supervisor import SupervisorSettings
 from services.cli.recipe import Recipe
 from shared.settings import ENV_PREFIX, load
-from tests.deploy.engine import ROOT, compose_command
-from tests.deploy.test_images import stages
+from tests.support.containers import ROOT, compose_command
+from tests.support.dockerfile import stages
 
 COMPOSE = ROOT / "docker-compose.yml"
 OURS = {"reward", "learner", "generation", "learner-gpu", "generation-gpu", "curriculum"}

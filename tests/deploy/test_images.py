@@ -7,16 +7,11 @@ import pytest
 from packaging.requirements import Requirement
 
 from shared.settings import SERVICES
-from tests.deploy.engine import DOCKERFILE, REQUIREMENTS, ROOT
+from tests.support.containers import REQUIREMENTS, ROOT
+from tests.support.dockerfile import stages
 
 TARGETS = {"reward", "curriculum", "learner", "generation-cpu", "generation", "learner-gpu"}
 LOCKS = ["core", "reward", "torch", "vllm", "gpu"]
-
-
-def stages() -> dict[str, str]:
-    """The lines of each named stage."""
-    parts = re.split(r"(?m)^FROM \S+ AS (\S+)$", DOCKERFILE.read_text())
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def pins(name: str) -> dict[str, str]:

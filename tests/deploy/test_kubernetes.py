@@ -18,7 +18,7 @@ from torch.distributed.run import get_args_parser
 
 from services.cli.recipe import Recipe
 from shared.settings import load
-from tests.deploy.kubernetes import (
+from tests.support.kubernetes import (
     DOORS,
     K8S,
     OVERLAYS,

@@ -14,7 +14,7 @@ from deploy.k8s import rules
 from services.cli.local.redis import find_server
 from services.cli.recipe import Recipe
 from shared.streams.keys import Stream
-from tests.deploy.kubernetes import (
+from tests.support.kubernetes import (
     DOORS,
     K8S,
     NAME,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.engine import ROOT, Engine, until
+from tests.support.containers import ROOT, Engine, until
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("DEPLOY") != "1", reason="builds images for minutes: run make test-deploy"),

@@ -1,65 +1,16 @@
-"""The command line as a user has it: real processes, and proof that none is left."""
+"""Starts commands, and kills what a test leaves of them."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support import processes
-
-RECIPE = Path(__file__).parents[2] / "deploy/recipes/countdown.toml"
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """A started command and everything it started in turn."""
-
-    process: subprocess.Popen[str]
-    mark: str
-
-    def finish(self, timeout: float) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=timeout)
-        return self.process.returncode, out, err
-
-    def alive(self) -> list[str]:
-        """Command lines of what still runs."""
-        found = []
-        for process in processes.running(self.mark):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.append(" ".join(process.cmdline()) or process.name())
-        return found
-
-    def signal(self, name: str, number: signal.Signals) -> None:
-        """Sends it to the process that serves, or follows, by this name, or to Redis, as soon as there is one."""
-        titles = (f"routershift serve {name}", f"routershift follow {name}")
-        deadline = time.monotonic() + 60.0
-        while time.monotonic() < deadline:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    title = " ".join(process.cmdline())
-                    if title.startswith(titles) or (name == "redis" and "redis-server" in title):
-                        process.send_signal(number)
-                        return
-            time.sleep(0.1)
-        raise AssertionError(f"there is no {name} to signal")
-
-    def nothing_left(self, within: float = 10.0) -> bool:
-        deadline = time.monotonic() + within
-        while self.alive() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return not self.alive()
-
-
-Start = Callable[..., Invocation]
+from tests.support.command import Invocation, Start
 
 
 @pytest.fixture
@@ -85,19 +36,3 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for invocation in started:
         processes.kill(invocation.mark)
         invocation.process.communicate()
-
-
-def settings(**values: object) -> list[str]:
-    """--set flags: `run__steps=3` for run.steps, on top of free ports and a run small enough for a test."""
-    defaults: dict[str, object] = {
-        "run__id": "test",
-        "run__groups_per_step": 8,
-        "curriculum__evaluation_problems": 24,
-        "curriculum__evaluation_samples": 1,
-        "generation__engine": "torch",
-    }
-    ports = {
-        f"{s}__{k}": 0 for s in ("curriculum", "generation", "reward", "learner") for k in ("port", "metrics_port")
-    }
-    merged = {**ports, **defaults, **values}
-    return [part for name, value in merged.items() for part in ("--set", f"{name.replace('__', '.')}={value}")]

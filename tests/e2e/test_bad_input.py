@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import RECIPE, Invocation, Start, settings
+from tests.support.command import RECIPE, Invocation, Start, settings
 from tests.support.models import save_model
 
 

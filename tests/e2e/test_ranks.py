@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from shared.tracking import records
-from tests.e2e.conftest import RECIPE, Start, settings
+from tests.support.command import RECIPE, Start, settings
 from tests.support.torchrun import until
 
 

@@ -12,7 +12,7 @@ from shared.clients import LearnerClient
 from shared.streams.keys import Stream
 from shared.tracking import records
 from shared.weights import published
-from tests.e2e.conftest import RECIPE, Invocation, Start, settings
+from tests.support.command import RECIPE, Invocation, Start, settings
 
 SUMMARY = {
     "task", "engine", "algorithm", "steps", "accuracy_before", "accuracy_after", "trajectories_trained",

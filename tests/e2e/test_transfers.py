@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.tracking import records
-from tests.e2e.conftest import RECIPE, Invocation, Start, settings
+from tests.support.command import RECIPE, Invocation, Start, settings
 from tests.support.torchrun import free_port, until
 
 STEPS = 5

@@ -25,8 +25,8 @@ from shared.process.service import background
 from shared.settings import RunSettings
 from shared.streams import run as run_module
 from shared.streams.run import Replica, Run
-from tests.contract.generation.test_worker import manifest, refused
 from tests.support.entries import until
+from tests.support.generation_worker import manifest, refused
 from tests.support.models import MAX_MODEL_LEN, save_model
 
 

@@ -2,23 +2,17 @@
 
 import asyncio
 import contextlib
-import json
-import os
 import random
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from resource import RLIM_INFINITY, RLIMIT_FSIZE, prlimit
-from subprocess import DEVNULL, Popen
+from resource import RLIM_INFINITY
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
-from safetensors.numpy import load_file
 
 from services.learner.checkpointing import checkpoint
 from services.learner.data.batch import Group
@@ -26,14 +20,12 @@ from shared.errors import PreconditionError, UnavailableError
 from shared.settings import StreamSettings
 from shared.streams.keys import Stream
 from shared.streams.run import FINISHED, PAUSED, Run
-from shared.tracking import records
 from shared.weights import published
-from tests.contract.learner.test_worker import GROUPS, Learning, nothing_in_flight, tables
 from tests.support.entries import SAMPLES, message, put, until
+from tests.support.learner_process import STEPS, Process
+from tests.support.learning import GROUPS, Learning, nothing_in_flight, tables
 from tests.support.models import save_model
 from tests.support.rollouts import load, random_groups
-
-STEPS, EVERY = 12, 4  # of the runs of real processes, and steps between their checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -213,83 +205,6 @@ async def test_a_run_that_was_paused_stays_paused_over_a_restart(run: Run, tmp_p
         assert learning.worker.status().phase == PAUSED
         await learning.worker.resume()
         assert (await run.progress())["phase"] == learning.worker.status().phase != PAUSED
-
-
-class Process:
-    """`routershift serve learner` with settings that give every part of its state something to do."""
-
-    def __init__(self, request: pytest.FixtureRequest, redis_url: str, folder: Path, model: Path, run_id: str) -> None:
-        self.folder = folder / run_id
-        self._process: Popen[bytes] | None = None
-        request.addfinalizer(self._kill)
-        settings = {
-            "run.id": run_id,
-            "run.folder": folder,
-            "run.model": model,
-            "run.steps": STEPS,
-            "run.groups_per_step": GROUPS,
-            "run.samples_per_group": SAMPLES,
-            "run.max_staleness": STEPS,
-            "redis.url": redis_url,
-            "streams.block_seconds": 0.05,
-            "streams.max_deliveries": 100,
-            "learner.port": 0,
-            "learner.metrics_port": 0,
-            "learner.learning_rate": 1e-3,
-            "learner.schedule": "linear",
-            "learner.mismatch_baseline": "subtract",
-            "learner.checkpoint_every": EVERY,
-            "learner.checkpoints_kept": STEPS,
-            "learner.weights_kept": STEPS,
-        }
-        flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-        self._command = [sys.executable, "-m", "services.cli.main", "serve", "learner", *flags]
-
-    def start(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-        self._process = Popen(self._command, env=environment, stdout=DEVNULL, stderr=DEVNULL)
-
-    def _kill(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait(30)
-
-    def end(self, how: signal.Signals) -> int:
-        assert self._process is not None
-        self._process.send_signal(how)
-        return self._process.wait(30)
-
-    def limit_files(self, size: int) -> None:
-        """Larger files cannot be written, as on a disk that is full: EFBIG in place of ENOSPC."""
-        assert self._process is not None
-        prlimit(self._process.pid, RLIMIT_FSIZE, (size, RLIM_INFINITY))
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "logs/learner.jsonl").read_text()
-
-    def steps(self) -> list[int]:
-        return [record["step"] for record in records.read(self.folder / records.LEARNER)]
-
-    def wait_for(self, lines: int) -> None:
-        """Until so many steps were recorded, over all lives."""
-        assert self._process is not None
-        deadline = time.monotonic() + 120
-        while len(self.steps()) < lines:
-            assert self._process.poll() is None, self.log[-2000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-    def state(self) -> dict[str, Any]:
-        """Every tensor, and all that a checkpoint or a list says beside: safetensors headers have no order."""
-        found: dict[str, Any] = {}
-        for path in sorted(self.folder.rglob("*")):
-            name = str(path.relative_to(self.folder))
-            if path.suffix == ".safetensors":
-                found |= {f"{name} {tensor}": array.tobytes() for tensor, array in load_file(path).items()}
-            elif name.startswith("checkpoints/") and path.suffix == ".json" and path.name != checkpoint.MANIFEST:
-                found[name] = json.loads(path.read_text())
-        return found
 
 
 async def refused_a_write(process: Process) -> bool:

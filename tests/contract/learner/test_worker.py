@@ -17,21 +17,16 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
 from services.learner.checkpointing import checkpoint
 from services.learner.data.batch import Group
-from services.learner.settings import LearnerSettings
-from services.learner.settings import Settings as LearnerTables
 from services.learner.trainer import StepReport, Trainer
-from services.learner.worker import LearnerWorker
 from shared.errors import PreconditionError
-from shared.settings import RunSettings
 from shared.streams.keys import Stream
 from shared.streams.run import FINISHED, PAUSED, Run
 from shared.tracking import records
 from shared.weights import published
 from tests.support.entries import SAMPLES, dead_letters, message, put, until
+from tests.support.learning import GROUPS, Learning, checkpoint_steps, no_tickets, nothing_in_flight, tables
 from tests.support.models import save_model
 from tests.support.rollouts import load, random_groups
-
-GROUPS = 2  # a step
 
 
 @pytest.fixture(scope="module")
@@ -44,42 +39,6 @@ def groups(model: Path) -> list[Group]:
     return random_groups(load(model), groups=12, samples=SAMPLES)
 
 
-def tables(folder: Path, model: Path, steps: int = 2, **learner: Any) -> LearnerTables:
-    settings = {"checkpoint_every": 1, **learner}
-    return LearnerTables(
-        run=RunSettings(
-            id="learn",
-            folder=folder,
-            model=model,
-            steps=steps,
-            groups_per_step=GROUPS,
-            samples_per_group=SAMPLES,
-            max_staleness=1,
-        ),
-        learner=LearnerSettings(**settings),
-    )
-
-
-class Learning:
-    """A learner's loop as a task."""
-
-    def __init__(self, settings: LearnerTables, run: Run) -> None:
-        self.trainer = Trainer(settings.learner, settings.run)
-        resumed = checkpoint.load_latest(settings.run.path / "checkpoints", self.trainer)
-        self.consumer = run.consumer(Stream.SCORED)
-        self.worker = LearnerWorker(settings, self.trainer, run, self.consumer, resumed.trained)
-        self.stop = asyncio.Event()
-
-    async def __aenter__(self) -> "Learning":
-        await self.worker.start()
-        self._task = asyncio.create_task(self.worker.run(self.stop))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.stop.set()
-        await asyncio.wait_for(self._task, 30)
-
-
 def gauge(name: str, **labels: str) -> float:
     value = REGISTRY.get_sample_value(f"routershift_learner_{name}", labels)
     assert value is not None
@@ -88,10 +47,6 @@ def gauge(name: str, **labels: str) -> float:
 
 def shown_state() -> list[str]:
     return [state for state in ("waiting", "training", "paused", "finished") if gauge("state", state=state)]
-
-
-async def nothing_in_flight(run: Run) -> bool:
-    return (await run.ledger()).in_flight == 0
 
 
 async def test_it_trains_publishes_and_acknowledges_what_is_durable(
@@ -327,11 +282,3 @@ async def test_the_best_version_outlives_the_newest(run: Run, tmp_path: Path, mo
     assert sorted(path.name for path in settings.run.weights_root.iterdir()) == [
         published.folder_name(v) for v in (2, 4, 5)
     ]
-
-
-async def no_tickets(run: Run) -> bool:
-    return await run.tickets_held() == 0
-
-
-def checkpoint_steps(settings: LearnerTables) -> list[int]:
-    return sorted(checkpoint.step_of(path) for path in (settings.run.path / "checkpoints").glob("step-*"))

@@ -1,84 +1,18 @@
 """What every engine behind `Engine` promises, against plain transformers in float32."""
 
 import asyncio
-import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from services.generation.engines.base import Engine, EngineSampling, Files, UpdatePolicy
-from shared.errors import InvalidInputError, NotFoundError
-from shared.trajectory import Completion, FinishReason, RouterExport, ScoreFunction, versions_of
-from tests.contract.conftest import SLOTS, MakeEngine
-from tests.support.engines import publish
-from tests.support.models import EOS, EXPERTS, LAYERS, MAX_MODEL_LEN, SYMBOLS, TOP_K, VOCABULARY, save_model
+from services.generation.engines.base import Engine, EngineSampling
+from shared.errors import NotFoundError
+from shared.trajectory import FinishReason, ScoreFunction, versions_of
+from tests.support.engines import PROMPT, PROMPTS, SLOTS, MakeEngine, busy, collect, params, whole
+from tests.support.models import EOS, EXPERTS, LAYERS, MAX_MODEL_LEN, SYMBOLS, TOP_K, VOCABULARY
 from tests.support.reference import Reference, check
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-PROMPTS = [[5], [3, 7, 11], [2, 9, 4, 21, 17, 6, 8], [10, 12] * 12]
-PROMPT = PROMPTS[2]
-
-
-def params(
-    n: int = 1, temperature: float = 1.0, max_tokens: int = 24, seed: int | None = 1, **rest: Any
-) -> EngineSampling:
-    return replace(EngineSampling(n, temperature, 1.0, 0, max_tokens, seed), **rest)
-
-
-def busy(engine: Engine) -> tuple[int, int]:
-    return engine.load.running, engine.load.waiting
-
-
-@asynccontextmanager
-async def started(engine: Engine) -> AsyncIterator[Engine]:
-    try:
-        await engine.start()
-        yield engine
-    finally:
-        await engine.close()
-
-
-@asynccontextmanager
-async def restored(engine: Engine, folder: Path) -> AsyncIterator[None]:
-    """Serves the weights in `folder` again afterwards, for the tests that come next."""
-    try:
-        yield
-    finally:
-        await publish(engine, folder)
-
-
-async def collect(engine: Engine, prompt: list[int], sampling: EngineSampling) -> dict[int, list[Completion]]:
-    """The pieces of a stream by sample."""
-    pieces: dict[int, list[Completion]] = {index: [] for index in range(sampling.n)}
-    async for piece in engine.stream(prompt, sampling):
-        pieces[piece.index].append(piece)
-    return pieces
-
-
-async def whole(engine: Engine, prompt: list[int], sampling: EngineSampling, streamed: bool) -> list[Completion]:
-    """The samples, with the pieces of each put together."""
-    if not streamed:
-        return await engine.generate(prompt, sampling)
-    return [joined(pieces) for pieces in (await collect(engine, prompt, sampling)).values()]
-
-
-def joined(pieces: list[Completion]) -> Completion:
-    """All pieces of one sample as one, without its top log-probs."""
-    return replace(
-        pieces[-1],
-        token_ids=np.concatenate([piece.token_ids for piece in pieces]),
-        logprobs=np.concatenate([piece.logprobs for piece in pieces]),
-        versions=tuple(span for piece in pieces for span in piece.versions),
-        top_logprobs=None,
-    )
 
 
 async def test_info_describes_the_model(engine: Engine) -> None:
@@ -271,156 +205,6 @@ async def test_cancelling_a_task_frees_its_request_at_once(engine: Engine) -> No
         await task
     await first.aclose()  # type: ignore[attr-defined]
     assert busy(engine) == (0, 0)
-
-
-async def test_updates_there_and_back(
-    engine: Engine, folders: dict[str, Path], references: dict[str, Reference]
-) -> None:
-    async with restored(engine, folders["A"]):
-        for name in ("B", "A", "B"):
-            version = await publish(engine, folders[name])
-            for sampling in (params(n=2), params(temperature=0.0)):
-                for sample in await engine.generate(PROMPT, sampling):
-                    assert [span.version for span in sample.versions] == [version]
-                    check(sample, PROMPT, sampling, {version: references[name]})
-
-
-async def test_each_token_of_a_running_request_is_from_the_version_it_names(
-    engine: Engine, folders: dict[str, Path], references: dict[str, Reference]
-) -> None:
-    sampling = params(n=7, max_tokens=200)
-    by_version = {engine.version: references["A"]}
-    async with restored(engine, folders["A"]):
-        running = asyncio.create_task(engine.generate(PROMPTS[3], sampling))
-        clock = engine.stream(PROMPT, params(temperature=0.0, max_tokens=200))
-        for name in ("B", "A"):
-            for _ in range(5):
-                await anext(clock, None)
-            by_version[await publish(engine, folders[name])] = references[name]
-        for _ in range(5):
-            await anext(clock, None)
-        await clock.aclose()  # type: ignore[attr-defined]
-        samples = await running
-    assert {span.version for sample in samples for span in sample.versions} == by_version.keys()
-    assert max(len(sample.versions) for sample in samples) == len(by_version), "no sample lived through both updates"
-    for sample in samples:
-        check(sample, PROMPTS[3], sampling, by_version)
-
-
-@pytest.mark.parametrize(
-    ("fault", "named"),
-    [
-        ("wider", "lm_head.weight"),
-        ("missing", "model.layers.1.mlp.experts.3.up_proj.weight"),
-        ("extra", "model.layers.1.mlp.gate.bias"),
-        ("infinite", "model.layers.2.mlp.gate.weight"),
-    ],
-)
-async def test_other_weights_are_refused_and_the_old_ones_serve_on(
-    engine: Engine, folders: dict[str, Path], references: dict[str, Reference], tmp_path: Path, fault: str, named: str
-) -> None:
-    tensors = load_file(folders["B"] / "model.safetensors")
-    if fault == "wider":
-        tensors = load_file(save_model(tmp_path / "wider", hidden_size=128) / "model.safetensors")
-    elif fault == "missing":
-        del tensors[named]
-    elif fault == "infinite":
-        tensors[named][0, 0] = torch.inf
-    else:
-        tensors[named] = tensors["model.norm.weight"].clone()
-    save_file(tensors, tmp_path / "model.safetensors")
-    version = engine.version
-    with pytest.raises(InvalidInputError, match=re.escape(named)):
-        await engine.update_weights(version + 1, Files([tmp_path / "model.safetensors"]))
-    assert engine.version == version
-    (sample,) = await engine.generate(PROMPT, params())
-    check(sample, PROMPT, params(), {version: references["A"]})
-
-
-async def test_full_export_and_updates_that_wait(
-    make_engine: MakeEngine, folders: dict[str, Path], references: dict[str, Reference]
-) -> None:
-    options = {"router_export": RouterExport.FULL, "update_policy": UpdatePolicy.WAIT}
-    async with started(make_engine(folders["A"], **options)) as engine:
-        sampling = params(n=3 * SLOTS, max_tokens=100)
-        clock = engine.stream(PROMPT, params(temperature=0.0, max_tokens=100))
-        await anext(clock)
-        early = asyncio.create_task(engine.generate(PROMPTS[3], sampling))
-        await anext(clock)
-        update = asyncio.create_task(publish(engine, folders["B"]))
-        pieces = [piece async for piece in clock]
-        assert {span.version for piece in pieces for span in piece.versions} == {0}, "it had begun, and went on"
-        assert await update == 1
-        (late,) = await engine.generate(PROMPT, params())
-        by_version = {0: references["A"], 1: references["B"]}
-        samples = await early
-        versions = [span.version for sample in samples for span in sample.versions]
-        assert len(versions) == len(samples), "one version each"
-        assert set(versions) == {0, 1}, "some had begun, some had not"
-        for sample in (samples[0], samples[1], samples[-2], samples[-1]):
-            assert sample.router_trace is not None
-            assert sample.router_trace.logits is not None
-            check(sample, PROMPTS[3], sampling, by_version)
-        check(late, PROMPT, params(), {1: references["B"]})
-
-
-async def test_ids_export_and_updates_that_abort(
-    make_engine: MakeEngine, folders: dict[str, Path], references: dict[str, Reference]
-) -> None:
-    options = {"router_export": RouterExport.IDS, "update_policy": UpdatePolicy.ABORT}
-    async with started(make_engine(folders["A"], **options)) as engine:
-        greedy, sampling = params(temperature=0.0, max_tokens=240), params(n=3 * SLOTS, max_tokens=200, logprobs=2)
-        stream = engine.stream(PROMPT, greedy)
-        pieces = [await anext(stream)]
-        running = asyncio.create_task(engine.generate(PROMPTS[3], sampling))
-        pieces += [await anext(stream) for _ in range(5)]
-        await publish(engine, folders["B"])
-        pieces += [piece async for piece in stream]
-        samples = await running
-        assert pieces[-1].finish_reason is FinishReason.ABORTED
-        check(joined(pieces), PROMPT, greedy, {0: references["A"]})
-        for sample in samples:
-            assert sample.router_trace is not None
-            assert sample.router_trace.log_scores is None
-            assert sample.finish_reason in (FinishReason.ABORTED, FinishReason.STOP)
-            assert len(sample.router_trace.expert_ids) == len(sample.token_ids)
-        for sample in (samples[0], samples[1], samples[-1]):
-            check(sample, PROMPTS[3], sampling, {0: references["A"]})
-        aborted = [len(s.token_ids) for s in samples if s.finish_reason is FinishReason.ABORTED]
-        assert min(aborted) == 0, "some had not begun"
-        assert max(aborted) > 0, "some had"
-        assert busy(engine) == (0, 0)
-        (sample,) = await engine.generate(PROMPT, params())
-        check(sample, PROMPT, params(), {1: references["B"]})
-
-
-async def test_neither_export_nor_tokenizer(
-    make_engine: MakeEngine, folders: dict[str, Path], references: dict[str, Reference], tmp_path: Path
-) -> None:
-    for file in folders["A"].iterdir():
-        if not file.name.startswith("tokenizer"):
-            (tmp_path / file.name).symlink_to(file)
-    async with started(make_engine(tmp_path, router_export=RouterExport.NONE)) as engine:
-        with pytest.raises(InvalidInputError, match=r"sampling\.stop .*tokenizer\.json"):
-            await engine.generate(PROMPT, params(stop=("a",)))
-        for version, name in enumerate(("A", "B")):
-            if version:
-                await publish(engine, folders[name])
-            for sample in await engine.generate(PROMPT, params(n=3, stop_token_ids=(5,))):
-                assert sample.router_trace is None
-                check(sample, PROMPT, params(), {version: references[name]})
-
-
-async def test_a_dense_model_has_no_trace(
-    dense_engine: Engine, folders: dict[str, Path], references: dict[str, Reference]
-) -> None:
-    assert dense_engine.info.router_layout is None
-    async with restored(dense_engine, folders["DENSE"]):
-        for name in ("DENSE", "DENSE_B"):
-            version = await publish(dense_engine, folders[name])
-            for sample in await dense_engine.generate(PROMPT, params(n=3)):
-                assert sample.router_trace is None
-                check(sample, PROMPT, params(), {version: references[name]})
 
 
 async def test_a_missing_model_is_named(make_engine: MakeEngine, tmp_path: Path) -> None:

@@ -2,42 +2,17 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from services.reward.outcomes import Outcome, Scored
-from services.reward.pool.pool import Pool
-from services.reward.verifiers.base import Verifier
 from shared.errors import PreconditionError, UnavailableError
-from tests.support.verifiers import BatchedVerifier, ScriptedSettings, ScriptedVerifier, item
+from tests.support.pool import judge, pool
+from tests.support.verifiers import BatchedVerifier, ScriptedSettings, ScriptedVerifier
 
 SCORED, FAILED, TIMED_OUT, REFUSED = Outcome
-
-
-@asynccontextmanager
-async def pool(
-    kind: type[Verifier] = ScriptedVerifier,
-    processes: int = 2,
-    timeout: float = 10.0,
-    memory_mb: int = 512,
-    **settings: Any,
-) -> AsyncIterator[Pool]:
-    verifier = kind(ScriptedSettings(**settings))
-    made = Pool("scripted", verifier, processes=processes, timeout_seconds=timeout, memory_mb=memory_mb)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-async def judge(made: Pool, *responses: str) -> list[Scored]:
-    return await made.judge([item(r) for r in responses])
 
 
 def outcomes(scored: list[Scored]) -> list[Outcome]:
@@ -190,7 +165,7 @@ async def test_closing_leaves_no_process_and_no_caller_behind() -> None:
 
 async def test_workers_die_with_the_service(repository: Path) -> None:
     script = (
-        "import asyncio, psutil\nfrom tests.unit.reward.pool.test_pool import pool, judge\n"
+        "import asyncio, psutil\nfrom tests.support.pool import pool, judge\n"
         "async def main():\n"
         "    async with pool() as made:\n"
         "        task = asyncio.create_task(judge(made, 'sleep 60', 'sleep 60'))\n"

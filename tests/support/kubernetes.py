@@ -27,7 +27,7 @@ SERVICES = ("generation", "reward", "learner", "curriculum")
 NAME = "app.kubernetes.io/name"
 DOORS = {"generation": (50051, 9101), "reward": (50052, 9102), "learner": (50053, 9103), "curriculum": (50054, 9104)}
 K8S = Path(__file__).parents[2] / "deploy" / "k8s"
-SCHEMAS = Path(__file__).parent / "schemas"
+SCHEMAS = Path(__file__).parents[1] / "deploy" / "schemas"
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="no kubectl: install kubectl 1.27 or later")
 

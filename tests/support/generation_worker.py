@@ -1,0 +1,83 @@
+"""The stream worker of generation with a torch engine, and what it has counted."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import REGISTRY
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.generation import metrics
+from services.generation.engines.base import EngineOptions, UpdatePolicy
+from services.generation.engines.torch.engine import TorchEngine
+from services.generation.requests.validation import Requests
+from services.generation.settings import GenerationSettings
+from services.generation.worker import GenerationWorker
+from shared.streams.consumer import Consumer
+from shared.streams.keys import Stream
+from shared.streams.run import Run
+from shared.weights.published import publish
+from tests.support.generation import PROMPT
+from tests.support.models import MAX_MODEL_LEN
+
+SAMPLES = 4
+SLOTS = 8
+
+
+@asynccontextmanager
+async def torch_engine(folder: Path, policy: UpdatePolicy = UpdatePolicy.KEEP) -> AsyncIterator[TorchEngine]:
+    engine = TorchEngine(folder, EngineOptions(MAX_MODEL_LEN, SLOTS, update_policy=policy))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+def worker(run: Run, engine: Any, model: Path, **settings: Any) -> tuple[Consumer, GenerationWorker]:
+    consumer = run.consumer(Stream.PROMPTS)
+    table = GenerationSettings(max_num_seqs=SLOTS, **settings)
+    requests = Requests(model, engine.info, default_max_tokens=8)
+    return consumer, GenerationWorker(consumer, engine, requests, table, SAMPLES)
+
+
+async def admit(run: Run, prompts: int, **sampling: Any) -> None:
+    for _ in range(prompts):
+        index = await run.next_prompt()
+        prompt = pb.Prompt(prompt_id=f"{index:08d}", text=PROMPT, sampling=pb.SamplingParams(n=SAMPLES, **sampling))
+        assert await run.admit(index, prompt, tickets=1000) == "ok"
+
+
+async def groups(run: Run, count: int) -> list[pb.TrajectoryGroup]:
+    """Takes so many from the rollouts."""
+    reader = run.consumer(Stream.ROLLOUTS)
+    found: list[pb.TrajectoryGroup] = []
+    async with asyncio.timeout(60):
+        while len(found) < count:
+            found += [pb.TrajectoryGroup.FromString(entry.payload) for entry in await reader.read(count)]
+    return found
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110  # another thread's progress has no event
+            await asyncio.sleep(0.002)
+
+
+def manifest(root: Path, version: int, model: Path) -> pb.WeightsManifest:
+    """Publishes a model's weights as a version."""
+    data = (model / "model.safetensors").read_bytes()
+    return publish(root, version, lambda folder: void((folder / "model.safetensors").write_bytes(data)), keep=9)
+
+
+def void(_: object) -> None: ...
+
+
+def refused(reason: str) -> float:
+    return float(metrics.UPDATES_REFUSED.labels(reason)._value.get())
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"routershift_generation_{name}", labels) or 0.0

@@ -1,0 +1,13 @@
+"""Routers that moved, and a meter of their shift."""
+
+import torch
+
+from services.learner.routing.shift import Routes, ShiftMeter
+from shared.trajectory import ScoreFunction
+
+SCALE = 0.02  # moves the routers enough that some tokens fall below gamma_min and some top-k sets change
+
+
+def meter_of(routes: Routes, baseline: torch.Tensor | None = None) -> ShiftMeter:
+    layers = routes.expert_ids.shape[1]
+    return ShiftMeter(routes, layers, ScoreFunction.SOFTMAX, "mean", baseline)

@@ -1,0 +1,99 @@
+"""What the trainer refuses to train on, each by its name."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from services.learner.data.batch import Group
+from services.learner.trainer import Trainer
+from shared.errors import CorruptDataError, InvalidInputError
+from shared.trajectory import RouterLayout, ScoreFunction
+from tests.support.models import EXPERTS, MAX_MODEL_LEN, TOP_K, VOCABULARY
+from tests.support.rollouts import layout
+from tests.support.training import filled, make, trace_of, with_completion, with_trace
+
+FAULTS: dict[str, tuple[Callable[[Group], Group], type[Exception], str]] = {
+    "token out of the vocabulary": (
+        lambda g: with_completion(g, lambda c: replace(c, token_ids=filled(c.token_ids, VOCABULARY))),
+        InvalidInputError,
+        f"token_ids spans .* {VOCABULARY}; the model has tokens 0 to {VOCABULARY - 1}",
+    ),
+    "negative prompt token": (
+        lambda g: replace(g, samples=(replace(g.samples[0], prompt_ids=np.array([-1], np.int32)),)),
+        InvalidInputError,
+        "prompt_ids spans -1",
+    ),
+    "empty response": (
+        lambda g: with_completion(g, lambda c: replace(c, token_ids=c.token_ids[:0])),
+        InvalidInputError,
+        "is empty",
+    ),
+    "longer than the model": (
+        lambda g: replace(g, samples=(replace(g.samples[0], prompt_ids=np.ones(MAX_MODEL_LEN, np.int32)),)),
+        InvalidInputError,
+        f"the model takes {MAX_MODEL_LEN}",
+    ),
+    "a log-prob too many": (
+        lambda g: with_completion(g, lambda c: replace(c, logprobs=np.append(c.logprobs, np.float32(0)))),
+        CorruptDataError,
+        "logprobs",
+    ),
+    "versions that do not cover": (
+        lambda g: with_completion(g, lambda c: replace(c, versions=())),
+        CorruptDataError,
+        "versions.*: 0",
+    ),
+    "log-prob not finite": (
+        lambda g: with_completion(g, lambda c: replace(c, logprobs=filled(c.logprobs, math.nan))),
+        CorruptDataError,
+        "not finite",
+    ),
+    "reward not finite": (
+        lambda g: replace(g, samples=(replace(g.samples[0], reward=math.inf),)),
+        CorruptDataError,
+        "not finite",
+    ),
+    "no trace": (
+        lambda g: with_completion(g, lambda c: replace(c, router_trace=None)),
+        InvalidInputError,
+        "router_trace is absent",
+    ),
+    "trace of another model": (
+        lambda g: with_trace(g, layout=RouterLayout((0, 1), EXPERTS, TOP_K, ScoreFunction.SOFTMAX)),
+        InvalidInputError,
+        r"layer_ids is \(0, 1\), the model here has \(0, 1, 2\)",
+    ),
+    "trace of another length": (
+        lambda g: with_trace(g, expert_ids=np.zeros((99, 3, 2), np.uint8)),
+        CorruptDataError,
+        r"\(99, 3, 2\)",
+    ),
+    "score not finite": (
+        lambda g: with_trace(g, log_scores=filled(trace_of(g).scores, -math.inf)),
+        CorruptDataError,
+        "log_scores is not finite",
+    ),
+    "expert out of range": (
+        lambda g: with_trace(g, expert_ids=filled(trace_of(g).expert_ids, EXPERTS)),
+        CorruptDataError,
+        f"holds {EXPERTS}; the model has {EXPERTS} experts",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def checker(folder: Path) -> Trainer:
+    return make(folder)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_group_that_cannot_be_trained_on_is_refused_by_name(checker: Trainer, fresh: list[Group], fault: str) -> None:
+    assert checker.layout == layout()
+    checker.check(fresh[0])
+    spoil, error, named = FAULTS[fault]
+    with pytest.raises(error, match=rf"^group group-0, sample \d: .*{named}"):
+        checker.check(spoil(fresh[0]))
