@@ -167,6 +167,9 @@ class StreamSettings(Table):
     idle_seconds: float = Field(30.0, gt=0, description="silence after which an entry is taken over")
     max_deliveries: int = Field(5, ge=1, description="deliveries after which an entry goes to the dead letters")
     consumer: str = Field("", description="name among the consumers of a group; default: the host's name")
+    lease_seconds: float = Field(
+        15.0, gt=0, description="silence after which another machine may take over a run's learner or curriculum"
+    )
 
 
 class BaseSettings(Table):

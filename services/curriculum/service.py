@@ -13,6 +13,7 @@ from shared.streams.run import Run
 
 class CurriculumService(Service):
     name: ClassVar[str] = "curriculum"
+    is_exclusive: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 class LearnerService(Service):
     name: ClassVar[str] = "learner"
+    is_exclusive: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -11,7 +11,7 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import setproctitle
 from prometheus_client import start_http_server
@@ -27,6 +27,7 @@ from shared.errors import (
     RouterShiftError,
 )
 from shared.process import logs
+from shared.process.ownership import locked
 from shared.process.watchdog import Watchdog
 from shared.rpc.server import Server, check_port
 from shared.settings import BaseSettings, Door
@@ -49,6 +50,7 @@ class Service(ABC):
     """What differs between services; `serve` does the rest."""
 
     name: ClassVar[str]
+    is_exclusive: ClassVar[bool] = False  # a run has one at a time: it writes what no second one may
 
     @abstractmethod
     def register(self, server: Server) -> list[str]:
@@ -71,8 +73,10 @@ def main(service: Service, settings: BaseSettings, door: Door, log_level: str) -
     """Runs a service until it is told to stop; gives the exit code, and a line on stderr where it is not 0."""
     setproctitle.setproctitle(f"routershift serve {service.name}")
     logs.configure(service.name, settings.run.path / "logs", log_level)
+    alone = locked(settings.run.path, service.name) if service.is_exclusive else contextlib.nullcontext()
     try:
-        asyncio.run(_serve(service, settings, door))
+        with alone:
+            asyncio.run(_serve(service, settings, door))
     except RouterShiftError as error:
         log.info("ended: %s", error)
         sys.stderr.write(f"routershift {service.name}: {error}\n")
@@ -89,13 +93,17 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
     watchdog.expect("the start", door.start_seconds)
     server = Server(settings.access, door)
     redis: Redis | None = None
+    keeping: asyncio.Task[None] | None = None
     try:
         start_metrics(door)
         port = await server.listen(door.host, door.port, service.register(server))
         redis = await connect(settings.redis)
         run = Run(redis, settings.run.id, settings.streams)
         await run.open()
-        if not await _first(asyncio.create_task(service.start(run)), stop):
+        if service.is_exclusive:
+            await run.lease.acquire(service.name)
+            keeping = asyncio.create_task(run.lease.keep())
+        if not await _first(asyncio.create_task(service.start(run)), stop, keeping):
             # Nothing was read from a stream yet, and a model that is half loaded cannot be asked to stop loading.
             log.info("%s told to stop before it was ready", service.name)
             os._exit(0)
@@ -103,7 +111,7 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
         await server.serving()
         log.info("%s serves gRPC on %s:%d", service.name, door.host, port)
         working = asyncio.create_task(service.work(stop))
-        await _first(working, stop)
+        await _first(working, stop, keeping)
         await server.drain()
         stop.set()
         done, _ = await asyncio.wait({working}, timeout=door.drain_seconds)
@@ -118,6 +126,10 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await server.stop(grace=1.0)
         await service.close()
+        if keeping is not None and not keeping.done():
+            keeping.cancel()
+            with contextlib.suppress(RouterShiftError):
+                await run.lease.release()
         if redis is not None:
             await redis.aclose()
 
@@ -152,11 +164,14 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-async def _first(task: "asyncio.Task[None]", stop: asyncio.Event) -> bool:
-    """Waits for the task or the stop. True if the task came first; raises what it raised."""
+async def _first(task: "asyncio.Task[None]", stop: asyncio.Event, keeping: "asyncio.Task[None] | None") -> bool:
+    """Waits for the task or the stop. True if the task came first; raises what it raised, or why the lease is lost."""
     stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    tasks: set[asyncio.Task[Any]] = {task, stopped} | ({keeping} if keeping else set())
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
+    if keeping is not None and keeping.done():
+        keeping.result()
     if task.done():
         task.result()
         return True

@@ -71,6 +71,11 @@ class Keys:
         return self("bytes")
 
     @property
+    def fences(self) -> str:
+        """Hash of role to the number of its newest holder."""
+        return self("fences")
+
+    @property
     def progress(self) -> str:
         """Hash: what the run has reached, written by learner and curriculum."""
         return self("progress")

@@ -12,6 +12,7 @@ from shared.settings import StreamSettings
 from shared.streams.consumer import Consumer
 from shared.streams.dead import DeadLetters
 from shared.streams.keys import READERS, STAGES, Keys, Stream
+from shared.streams.lease import Lease
 from shared.streams.scripts import source
 
 # The learner's phase, in the run's progress; admit.lua knows the last.
@@ -94,6 +95,7 @@ class Run:
         self._backlog = redis.register_script(source("backlog.lua"))
         self._newest = redis.register_script(source("newest.lua"))
         self._replicas = redis.register_script(source("replicas.lua"))
+        self.lease = Lease(redis, self.keys, settings.lease_seconds)
         self._newest_id, self._newest_weights = b"", pb.WeightsManifest()
 
     async def open(self) -> None:

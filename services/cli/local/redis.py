@@ -11,9 +11,11 @@ from pathlib import Path
 from services.cli.local.supervisor import Keeper, SupervisorSettings, until_serving
 from shared.errors import MissingDependencyError
 from shared.process import logs
+from shared.process.ownership import locked
 
 _START_SECONDS = 60.0  # of which most would go into loading its data
 _STOP_SECONDS = 10.0
+_LOCK_SECONDS = 5.0
 _MAX_MEMORY = "2gb"
 
 
@@ -44,12 +46,15 @@ async def local_redis(data: Path, settings: SupervisorSettings) -> AsyncIterator
 
     Raises:
         MissingDependencyError: there is no server to start.
+        PreconditionError: another process has started a Redis on this data.
         ServiceEndedError: it ends again and again.
         DeadlineError: it does not answer.
     """
     data.mkdir(parents=True, exist_ok=True)
     log = (data / "redis.log").resolve()
-    with tempfile.TemporaryDirectory(prefix="routershift-") as folder:
+    # Two servers on one append-only file would destroy it. A command that looks into a run holds the lock for seconds.
+    alone = locked(data.parent, "redis", _LOCK_SECONDS)
+    with alone, tempfile.TemporaryDirectory(prefix="routershift-") as folder:
         path = Path(folder) / "redis.sock"
         arguments = {
             "--port": "0",
