@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared.tracking import records
-from tests.e2e.conftest import RECIPE, Start, settings
+from tests.support.command import RECIPE, Start, settings
 from tests.support.redis_server import Server
 from tests.support.torchrun import until
 
