@@ -57,8 +57,8 @@ Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]
 class _Client:
     """Opens the channel with the block and closes it after. Every call has a deadline and typed errors.
 
-    A door that asks for a token, and does not know it or not for this method, is a PreconditionError of its own class:
-    `UnauthenticatedError` or `ForbiddenError`.
+    A token that the server does not know, or that is not for the method, raises `UnauthenticatedError` or
+    `ForbiddenError`, both of them PreconditionErrors.
     """
 
     def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:

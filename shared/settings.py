@@ -29,7 +29,7 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Door(Table):
+class ServerSettings(Table):
     """Where a service listens. Loopback unless told otherwise."""
 
     host: str = Field("127.0.0.1", description="address of the gRPC server and of the metrics server")
@@ -43,33 +43,33 @@ class Door(Table):
     health_port: int | None = Field(
         None, ge=0, le=65535, description="port where health alone answers in clear text, for probes that know no TLS"
     )
-    reflection: bool = Field(True, description="whether the door tells callers its schema")
+    reflection: bool = Field(True, description="whether the server tells callers its schema (gRPC reflection)")
     max_request_bytes: int = Field(128 << 20, ge=1 << 10, le=2**31 - 1, description="longest message of a caller")
-    max_calls: int = Field(1024, ge=1, description="calls in progress at the door above which more are refused")
+    max_calls: int = Field(1024, ge=1, description="calls in progress above which more are refused")
     calls_per_second: float | None = Field(
         None, gt=0, description="calls that a caller (a token, or all who show none) may begin; default: no limit"
     )
 
 
 class AccessSettings(Table):
-    """The table [access]: who may come in at a service's door, and what it shows at the doors of others.
+    """The table [access]: who may call a service, and what the service shows as a client of others.
 
     All are files, certificates and keys in PEM, that are read again when they change.
     """
 
     certificate: Path | None = Field(
-        None, description="of this service, with its chain: its door speaks TLS, and it shows it at other doors"
+        None, description="of this service, with its chain: its server speaks TLS, and its clients show it to others"
     )
     key: Path | None = Field(None, description="of the certificate")
     authority: Path | None = Field(None, description="certificates that sign those of others: callers then speak TLS")
-    mutual: bool = Field(False, description="whether the door refuses a caller without certificate of the authority")
+    mutual: bool = Field(False, description="whether the server refuses a client without certificate of the authority")
     server_name: str | None = Field(
-        None, description="name in the certificates of doors; default: that in their address"
+        None, description="name in the certificates of servers; default: that in their address"
     )
     tokens: Path | None = Field(
-        None, description="tokens that the door takes, lines of ROLE[,ROLE] TOKEN; default: it asks for none"
+        None, description="tokens that the server takes, lines of ROLE[,ROLE] TOKEN; default: it asks for none"
     )
-    token: Path | None = Field(None, description="the token that this service shows at other doors")
+    token: Path | None = Field(None, description="the token that this service shows to other servers")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -36,7 +36,7 @@ def data_plane() -> str:
                     "In 5 minutes.",
                 ),
                 lines(
-                    "Calls turned away at the door",
+                    "Calls refused by access control and limits",
                     "short",
                     {"{{job}} {{reason}}": "sum by (job, reason) (increase(routershift_door_refused_total[5m]))"},
                     "In 5 minutes.",

@@ -12,7 +12,7 @@ from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
 from shared.errors import InvalidInputError, NotFoundError
 from shared.rpc.server import check_port
-from shared.settings import SERVICES, Door
+from shared.settings import SERVICES, ServerSettings
 from shared.trajectory import RouterExport
 
 
@@ -21,10 +21,10 @@ class Recipe(CurriculumTables, GenerationTables, LearnerTables, RewardTables):
 
     supervisor: SupervisorSettings = SupervisorSettings()
 
-    def door(self, service: str) -> Door:
+    def server(self, service: str) -> ServerSettings:
         """The table of a service."""
-        doors: dict[str, Door] = {name: getattr(self, name) for name in SERVICES}
-        return doors[service]
+        servers: dict[str, ServerSettings] = {name: getattr(self, name) for name in SERVICES}
+        return servers[service]
 
 
 def preflight(recipe: Recipe) -> None:
@@ -43,9 +43,9 @@ def preflight(recipe: Recipe) -> None:
             "scores with every token: set topk"
         )
     for service in SERVICES:
-        door = recipe.door(service)
+        server = recipe.server(service)
         for key in ("port", "metrics_port"):
-            check_port(door.host, getattr(door, key), f"{service}.{key}")
+            check_port(server.host, getattr(server, key), f"{service}.{key}")
 
 
 @contextlib.contextmanager
@@ -58,11 +58,11 @@ def free_ports(recipe: Recipe) -> Iterator[dict[str, int]]:
     with contextlib.ExitStack() as held:
         ports = {}
         for service in SERVICES:
-            door = recipe.door(service)
+            server = recipe.server(service)
             for key in ("port", "metrics_port"):
-                if getattr(door, key) == 0:
+                if getattr(server, key) == 0:
                     probe = held.enter_context(socket.socket())
-                    probe.bind((door.host, 0))
+                    probe.bind((server.host, 0))
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     ports[f"{service}.{key}"] = int(probe.getsockname()[1])
         yield ports

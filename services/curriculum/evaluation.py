@@ -1,4 +1,4 @@
-"""Held-out accuracy, measured through the doors that users have: Generate and Score."""
+"""Held-out accuracy, measured through the methods that users call: Generate and Score."""
 
 import asyncio
 import time

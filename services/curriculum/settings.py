@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from shared.settings import BaseSettings, Door
+from shared.settings import BaseSettings, ServerSettings
 
 
-class CurriculumSettings(Door):
+class CurriculumSettings(ServerSettings):
     port: int = Field(50054, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9104, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     evaluation_problems: int = Field(512, ge=1, description="held-out problems of an evaluation")

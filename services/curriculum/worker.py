@@ -55,7 +55,7 @@ class CurriculumWorker:
     async def evaluate_start(self) -> None:
         """Evaluates the weights that the run starts from, before anything is trained; once in a run's life.
 
-        It is also the proof that prompts of this task fit the model and pass every door.
+        It is also the proof that prompts of this task fit the model and pass every check.
 
         Raises:
             InvalidInputError: generation refuses the prompts or their sampling.

@@ -14,7 +14,7 @@ _SHARE = 4
 
 
 def admit(load: EngineLoad, sequences: int, settings: GenerationSettings) -> None:
-    """Lets a direct call of so many sequences in.
+    """Admits a direct call of so many sequences.
 
     Raises:
         InvalidInputError: they would never fit.
@@ -35,14 +35,14 @@ def admit(load: EngineLoad, sequences: int, settings: GenerationSettings) -> Non
 
 
 @dataclass(frozen=True, slots=True)
-class Appetite:
-    """How many groups of the stream to take, so that the engine is busy and little waits in it."""
+class AdmissionControl:
+    """How many groups to take from the stream, so that the engine stays busy and few sequences wait in it."""
 
     slots: int  # sequences that the engine samples at once
     samples: int  # sequences of a group
     kv_cache_high_water: float  # share of the KV cache in use above which nothing is added
 
-    def room(self, load: EngineLoad, held: int, sampling: int) -> int:
+    def room_for_groups(self, load: EngineLoad, held: int, sampling: int) -> int:
         """How many more groups to read now.
 
         Args:

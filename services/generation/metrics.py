@@ -62,7 +62,7 @@ def count_router_bytes(completions: Iterable[pb.Completion]) -> None:
 
 
 class Latency:
-    """Of one streamed call, from its making on."""
+    """Measures one streamed call, starting at construction."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The gRPC door of generation."""
+"""The gRPC methods of generation."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -125,7 +125,7 @@ def _require_fits(completions: list[Completion]) -> None:
 
 
 def _nbytes(completion: Completion) -> int:
-    """Of its arrays."""
+    """Bytes of its arrays."""
     top, trace = completion.top_logprobs, completion.router_trace
     size = completion.token_ids.nbytes + completion.logprobs.nbytes
     size += top.token_ids.nbytes + top.logprobs.nbytes if top else 0

@@ -106,5 +106,5 @@ class GenerationService(Service):
         log.warning("no announced version can be read here; the learner is asked to send the newest")
 
     def _room(self) -> int:
-        """None while the model of the start would sample what is too old to be trained on."""
+        """0 until weights newer than the starting model are loaded: their samples would be too stale."""
         return 0 if self._engine.version < self._first else self._worker.room()

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from services.generation.engines.base import UpdatePolicy
 from services.generation.engines.vllm.settings import VllmSettings
-from shared.settings import BaseSettings, Door
+from shared.settings import BaseSettings, ServerSettings
 from shared.trajectory import RouterExport, ScoreDtype
 
 
-class GenerationSettings(Door):
+class GenerationSettings(ServerSettings):
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9101, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     engine: Literal["vllm", "torch"] = Field("vllm", description="what samples")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
-from services.generation.admission import Appetite
+from services.generation.admission import AdmissionControl
 from services.generation.engines.base import Engine, EngineSampling
 from services.generation.requests.validation import Requests
 from services.generation.settings import GenerationSettings
@@ -33,12 +33,12 @@ class GenerationWorker:
         self._engine = engine
         self._requests = requests
         self._settings = settings
-        self._appetite = Appetite(settings.max_num_seqs, samples, settings.kv_cache_high_water)
+        self._admission = AdmissionControl(settings.max_num_seqs, samples, settings.kv_cache_high_water)
         self._sampling = 0
 
     def room(self) -> int:
         """How many more prompts keep the engine busy; see `Consumer.each`."""
-        return self._appetite.room(self._engine.load, self._consumer.held, self._sampling)
+        return self._admission.room_for_groups(self._engine.load, self._consumer.held, self._sampling)
 
     async def handle(self, entry: Entry) -> None:
         """Hands over the group; a prompt that the model cannot take goes to the dead letters.

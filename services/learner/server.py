@@ -1,4 +1,4 @@
-"""The gRPC door of the learner."""
+"""The gRPC methods of the learner."""
 
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc

@@ -15,7 +15,7 @@ from services.learner.algorithms.presets import (
     Proximal,
     refusals,
 )
-from shared.settings import BaseSettings, Door, Table
+from shared.settings import BaseSettings, ServerSettings, Table
 
 LayerAggregation = Literal["mean", "product"]
 Replay = Literal["none", "r2", "r3"]
@@ -33,7 +33,7 @@ class LoraSettings(Table):
     )
 
 
-class LearnerSettings(Door):
+class LearnerSettings(ServerSettings):
     """What the learner does with a batch. How many batches of how many groups is in [run]."""
 
     port: int = Field(50053, ge=0, le=65535, description="gRPC port; 0 takes a free one")

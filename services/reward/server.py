@@ -1,4 +1,4 @@
-"""The gRPC door of reward."""
+"""The gRPC methods of reward."""
 
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc

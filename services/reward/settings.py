@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import Field
 
-from shared.settings import BaseSettings, Door
+from shared.settings import BaseSettings, ServerSettings
 
 
-class RewardSettings(Door):
+class RewardSettings(ServerSettings):
     port: int = Field(50052, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9102, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     processes: int = Field(2, ge=1, description="worker processes of each verifier that computes")

@@ -30,7 +30,7 @@ from shared.process import logs
 from shared.process.ownership import locked
 from shared.process.watchdog import Watchdog
 from shared.rpc.server import Server, check_port
-from shared.settings import BaseSettings, Door
+from shared.settings import BaseSettings, ServerSettings
 from shared.streams.connection import connect
 from shared.streams.run import Run
 
@@ -69,14 +69,14 @@ class Service(ABC):
         """Frees what `start` made, also where `start` failed half-way."""
 
 
-def main(service: Service, settings: BaseSettings, door: Door, log_level: str) -> int:
+def main(service: Service, settings: BaseSettings, server_settings: ServerSettings, log_level: str) -> int:
     """Runs a service until it is told to stop; gives the exit code, and a line on stderr where it is not 0."""
     setproctitle.setproctitle(f"routershift serve {service.name}")
     logs.configure(service.name, settings.run.path / "logs", log_level)
     alone = locked(settings.run.path, service.name) if service.is_exclusive else contextlib.nullcontext()
     try:
         with alone:
-            asyncio.run(_serve(service, settings, door))
+            asyncio.run(_serve(service, settings, server_settings))
     except RouterShiftError as error:
         log.info("ended: %s", error)
         sys.stderr.write(f"routershift {service.name}: {error}\n")
@@ -87,16 +87,16 @@ def main(service: Service, settings: BaseSettings, door: Door, log_level: str) -
     return 0
 
 
-async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
+async def _serve(service: Service, settings: BaseSettings, server_settings: ServerSettings) -> None:
     stop = _stop_on_signals()
-    watchdog = Watchdog(door.watchdog_seconds)
-    watchdog.expect("the start", door.start_seconds)
-    server = Server(settings.access, door)
+    watchdog = Watchdog(server_settings.watchdog_seconds)
+    watchdog.expect("the start", server_settings.start_seconds)
+    server = Server(settings.access, server_settings)
     redis: Redis | None = None
     keeping: asyncio.Task[None] | None = None
     try:
-        start_metrics(door)
-        port = await server.listen(door.host, door.port, service.register(server))
+        start_metrics(server_settings)
+        port = await server.listen(server_settings.host, server_settings.port, service.register(server))
         redis = await connect(settings.redis)
         run = Run(redis, settings.run.id, settings.streams)
         await run.open()
@@ -109,20 +109,21 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
             os._exit(0)
         watchdog.done()
         await server.serving()
-        log.info("%s serves gRPC on %s:%d", service.name, door.host, port)
+        log.info("%s serves gRPC on %s:%d", service.name, server_settings.host, port)
         working = asyncio.create_task(service.work(stop))
         await _first(working, stop, keeping)
         await server.drain()
         stop.set()
-        done, _ = await asyncio.wait({working}, timeout=door.drain_seconds)
+        done, _ = await asyncio.wait({working}, timeout=server_settings.drain_seconds)
         if not done:
             raise DeadlineError(
-                f"work in progress did not finish within drain_seconds = {door.drain_seconds}; it will be redelivered"
+                f"work in progress did not finish within drain_seconds = {server_settings.drain_seconds}; "
+                "it will be redelivered"
             )
         working.result()
         log.info("%s drained", service.name)
     finally:
-        watchdog.expect("the end", door.watchdog_seconds)
+        watchdog.expect("the end", server_settings.watchdog_seconds)
         with contextlib.suppress(asyncio.CancelledError):
             await server.stop(grace=1.0)
         await service.close()
@@ -134,14 +135,14 @@ async def _serve(service: Service, settings: BaseSettings, door: Door) -> None:
             await redis.aclose()
 
 
-def start_metrics(door: Door) -> None:
+def start_metrics(server_settings: ServerSettings) -> None:
     """Prometheus text format on `metrics_port`.
 
     Raises:
         PreconditionError: the port is taken.
     """
-    check_port(door.host, door.metrics_port, "metrics_port")
-    start_http_server(door.metrics_port, addr=door.host)
+    check_port(server_settings.host, server_settings.metrics_port, "metrics_port")
+    start_http_server(server_settings.metrics_port, addr=server_settings.host)
 
 
 @contextlib.asynccontextmanager

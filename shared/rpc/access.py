@@ -1,4 +1,4 @@
-"""Who may come in at a gRPC door, and how often.
+"""Who may call a gRPC server, and how often.
 
 A token has roles, and every method names the roles that it is for; one that names none is for operators.
 """
@@ -15,11 +15,11 @@ from prometheus_client import Counter
 
 from shared.errors import ForbiddenError, InvalidInputError, OverloadedError, RouterShiftError, UnauthenticatedError
 from shared.rpc.credentials import SCHEME, Watched, check_length
-from shared.settings import AccessSettings, Door
+from shared.settings import AccessSettings, ServerSettings
 
 HEALTH = "/grpc.health."  # probes know no secrets
 
-REFUSED = Counter("routershift_door_refused_total", "Calls that a gRPC door turned away", ["reason"])
+REFUSED = Counter("routershift_door_refused_total", "Calls that a gRPC server turned away", ["reason"])
 
 
 class Role(StrEnum):
@@ -50,14 +50,14 @@ ROLES = {
 }
 
 
-class Doorkeeper:
-    """Lets calls in at one door: by token and role, by rate, and by how many are there already."""
+class AccessControl:
+    """Admits calls to one server by token and role, by rate, and by how many are in progress."""
 
-    def __init__(self, access: AccessSettings, door: Door) -> None:
+    def __init__(self, access: AccessSettings, settings: ServerSettings) -> None:
         """Raises NotFoundError or InvalidInputError for a file of tokens that is missing or wrong."""
         file = access.tokens
         self._tokens = Watched([file], lambda: _read_tokens(file)) if file else None
-        self._door = door
+        self._settings = settings
         self._calls = 0
         self._buckets: dict[bytes, _Bucket] = {}
 
@@ -90,7 +90,7 @@ class Doorkeeper:
             return b""
         shown = next((str(value) for name, value in metadata if name == "authorization"), "")
         if not shown.startswith(SCHEME):
-            raise UnauthenticatedError("this door asks for a bearer token; set access.token to the file of yours")
+            raise UnauthenticatedError("this server asks for a bearer token; set access.token to the file of yours")
         digest = _digest(shown.removeprefix(SCHEME))
         roles: frozenset[Role] = frozenset()
         for known, its in self._tokens.value.items():
@@ -105,9 +105,9 @@ class Doorkeeper:
         return digest
 
     def _take(self, caller: bytes) -> None:
-        if self._calls >= self._door.max_calls:
-            raise OverloadedError(f"{self._calls} calls are in progress; max_calls = {self._door.max_calls}")
-        if (rate := self._door.calls_per_second) is None:
+        if self._calls >= self._settings.max_calls:
+            raise OverloadedError(f"{self._calls} calls are in progress; max_calls = {self._settings.max_calls}")
+        if (rate := self._settings.calls_per_second) is None:
             return
         if caller not in self._buckets:  # tokens that were replaced take theirs with them
             known = self._tokens.value if self._tokens else ()

@@ -1,4 +1,4 @@
-"""What a process shows and asks for at a gRPC door: certificates and tokens, from files.
+"""Certificates and tokens that a process shows as a client and asks for as a server, from files.
 
 Files are as a Secret is mounted, and are read again when they change.
 """
@@ -83,7 +83,7 @@ def check_length(token: str, where: str) -> None:
 
 
 def server_credentials(access: AccessSettings) -> grpc.ServerCredentials | None:
-    """TLS for a door, mutual where the settings say so; None for a door in clear text.
+    """TLS for a server, mutual where the settings say so; None for a server in clear text.
 
     A handshake uses what the files say by then.
 
@@ -156,6 +156,6 @@ def require_privacy(access: AccessSettings, target: str, encrypted: bool) -> Non
     """Raises InvalidInputError where a token would go in clear text over a network."""
     if (access.tokens or access.token) and not encrypted and not is_loopback(target):
         raise InvalidInputError(
-            f"tokens would go in clear text to or from {target}; set access.certificate and access.key for a door, "
-            "and access.authority for a caller"
+            f"tokens would go in clear text to or from {target}; set access.certificate and access.key for a server, "
+            "and access.authority for a client"
         )

@@ -12,9 +12,9 @@ from grpc_reflection.v1alpha import reflection
 
 from shared import errors
 from shared.rpc import credentials
-from shared.rpc.access import HEALTH, Doorkeeper
+from shared.rpc.access import HEALTH, AccessControl
 from shared.rpc.status import MAX_MESSAGE_BYTES, PUSHBACK, status_of
-from shared.settings import AccessSettings, Door
+from shared.settings import AccessSettings, ServerSettings
 
 log = logging.getLogger(__name__)
 
@@ -22,15 +22,15 @@ _MAX_CONCURRENT_STREAMS = 1024
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Lets in whom the doorkeeper admits; turns the errors of `shared.errors` into status codes, and all others into
+    """Lets in whom access control admits; turns the errors of `shared.errors` into status codes, and all others into
     INTERNAL without their text.
 
     Bytes that are no message of the method's type are an INVALID_ARGUMENT, and an overload says when to come back.
     Health is for everybody.
     """
 
-    def __init__(self, keeper: Doorkeeper) -> None:
-        self._keeper = keeper
+    def __init__(self, access: AccessControl) -> None:
+        self._access = access
 
     async def intercept_service(
         self,
@@ -43,15 +43,15 @@ class Guard(grpc.aio.ServerInterceptor):
             return handler
         parse, write = _lenient(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary:
-            guarded = _guard_unary(handler.unary_unary, method, self._keeper)
+            guarded = _guard_unary(handler.unary_unary, method, self._access)
             return grpc.unary_unary_rpc_method_handler(guarded, parse, write)
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method, self._keeper), parse, write
+                _guard_stream(handler.unary_stream, method, self._access), parse, write
             )
         stream: Any = handler.stream_stream  # reflection alone: no service of ours reads a stream
         return grpc.stream_stream_rpc_method_handler(
-            _guard_stream(stream, method, self._keeper), handler.request_deserializer, write
+            _guard_stream(stream, method, self._access), handler.request_deserializer, write
         )
 
 
@@ -83,10 +83,10 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__} in {method}; see the service's log")
 
 
-def _guard_unary(call: Callable[..., Any], method: str, keeper: Doorkeeper) -> Callable[..., Any]:
+def _guard_unary(call: Callable[..., Any], method: str, access: AccessControl) -> Callable[..., Any]:
     async def guarded(request: Any, context: Any) -> Any:
         try:
-            with keeper.admit(method, context.invocation_metadata() or ()):
+            with access.admit(method, context.invocation_metadata() or ()):
                 return await call(_readable(request), context)
         except grpc.aio.AbortError:
             raise
@@ -96,10 +96,10 @@ def _guard_unary(call: Callable[..., Any], method: str, keeper: Doorkeeper) -> C
     return guarded
 
 
-def _guard_stream(call: Callable[..., Any], method: str, keeper: Doorkeeper) -> Callable[..., Any]:
+def _guard_stream(call: Callable[..., Any], method: str, access: AccessControl) -> Callable[..., Any]:
     async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            with keeper.admit(method, context.invocation_metadata() or ()):
+            with access.admit(method, context.invocation_metadata() or ()):
                 async for piece in call(_readable(request), context):
                     yield piece
         except grpc.aio.AbortError:
@@ -113,17 +113,17 @@ def _guard_stream(call: Callable[..., Any], method: str, keeper: Doorkeeper) -> 
 class Server:
     """A gRPC server with health on it, and reflection."""
 
-    def __init__(self, access: AccessSettings | None = None, door: Door | None = None) -> None:
-        """Args: access: who may come in; default: everybody. door: its limits.
+    def __init__(self, access: AccessSettings | None = None, settings: ServerSettings | None = None) -> None:
+        """Args: access: who may come in; default: everybody. settings: its limits.
 
         Raises:
             NotFoundError, InvalidInputError: a file of tokens that is missing or wrong.
         """
-        self._access, self._door = access or AccessSettings(), door or Door()
+        self._access, self._settings = access or AccessSettings(), settings or ServerSettings()
         self._server = grpc.aio.server(
-            interceptors=[Guard(Doorkeeper(self._access, self._door))],
+            interceptors=[Guard(AccessControl(self._access, self._settings))],
             options=[
-                ("grpc.max_receive_message_length", self._door.max_request_bytes),
+                ("grpc.max_receive_message_length", self._settings.max_request_bytes),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_concurrent_streams", _MAX_CONCURRENT_STREAMS),
                 ("grpc.so_reuseport", 0),  # else a second server on the same port would go unnoticed
@@ -149,18 +149,18 @@ class Server:
         """
         self._services = services
         check_port(host, port, "port")  # gRPC would say the same on stderr, in its own words
-        if self._door.reflection:
+        if self._settings.reflection:
             reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         secrets = credentials.server_credentials(self._access)
         credentials.require_privacy(self._access, host, secrets is not None)
         bound = _bind(self._server, f"{host}:{port}", secrets)
         await self._server.start()
-        if self._door.health_port is not None:
-            check_port(host, self._door.health_port, "health_port")
+        if self._settings.health_port is not None:
+            check_port(host, self._settings.health_port, "health_port")
             self._probes = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
-            self.health_port = self._probes.add_insecure_port(f"{host}:{self._door.health_port}")
+            self.health_port = self._probes.add_insecure_port(f"{host}:{self._settings.health_port}")
             await self._probes.start()
         return bound
 

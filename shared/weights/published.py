@@ -22,7 +22,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def folder_name(version: int) -> str:
-    """Of a version, below the weights root; names sort as versions do."""
+    """Folder of a version below the weights root; names sort as versions do."""
     return f"v{version:08d}"
 
 

@@ -1,10 +1,10 @@
-"""Response tokens per second through the gRPC door of generation, and of vLLM's own LLM.generate.
+"""Response tokens per second through the gRPC service of generation, and of vLLM's own LLM.generate.
 
 The same prompts and sampling, on the same machine in turns: text in; text and the log-prob of each sampled token out.
-`ratio` is the door's speed over that of LLM.generate, median of paired rounds. LLM has a process of its own with the
+`ratio` is the service's speed over that of LLM.generate, median of paired rounds. LLM has a process of its own with the
 settings of the service's engine, and no routers. The service exports routers into its own process (`export`), and a
-second variant has them sent to the caller as well. The door cannot leave log-probs out, LLM.generate can: what it gains
-by that is in `ratio_to_text_only`.
+second variant has them sent to the caller as well. The service cannot leave log-probs out, LLM.generate can: what it
+gains by that is in `ratio_to_text_only`.
 """
 
 import argparse
@@ -58,9 +58,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     sampling: Any = {"n": arguments.samples, "max_tokens": arguments.max_tokens, "temperature": 1.0}
     tokens: dict[str, list[int]] = {"grpc": [], "grpc_router": [], "direct": [], "text_only": []}
     with ExitStack() as stack:
-        door, direct = (stack.enter_context(_Role(role, work)) for role in ("door", "direct"))
+        service, direct = (stack.enter_context(_Role(role, work)) for role in ("service", "direct"))
         runner = stack.enter_context(asyncio.Runner())
-        address = door.ready["address"]
+        address = service.ready["address"]
 
         async def ask(return_router: bool) -> int:
             async with GenerationClient(address, timeout=600) as client:
@@ -139,7 +139,7 @@ def _settings(work: dict[str, Any]) -> Settings:
     )
 
 
-def _door(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+def _service(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
     """The service without its streams, which need a Redis and are not asked here."""
     settings = _settings(work)
 
@@ -196,7 +196,7 @@ def _main() -> None:
         answers.flush()
 
     role, work = sys.argv[1], json.loads(sys.argv[2])
-    (_door if role == "door" else _direct)(work, tell)
+    (_service if role == "service" else _direct)(work, tell)
 
 
 if __name__ == "__main__":

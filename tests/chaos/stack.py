@@ -134,10 +134,10 @@ class Stack:
     async def serving(self) -> bool:
         """Whether every service says so."""
         try:
-            doors = json.loads((self.folder / "endpoints.json").read_text(encoding="utf-8"))["services"]
+            servers = json.loads((self.folder / "endpoints.json").read_text(encoding="utf-8"))["services"]
         except (FileNotFoundError, ValueError):
             return False
-        return all(await asyncio.gather(*(_serving(door["grpc"]) for door in doors.values())))
+        return all(await asyncio.gather(*(_serving(server["grpc"]) for server in servers.values())))
 
     async def marks(self) -> Marks:
         newest = []

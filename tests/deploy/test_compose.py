@@ -85,7 +85,7 @@ def test_a_drain_ends_before_it_is_killed() -> None:
     recipe = load(Recipe, ROOT / "deploy/recipes/countdown.toml", {})
     for name in OURS:
         grace = float(services()[name]["stop_grace_period"].removesuffix("s"))
-        assert grace > recipe.door(name.removesuffix("-gpu")).drain_seconds
+        assert grace > recipe.server(name.removesuffix("-gpu")).drain_seconds
 
 
 def test_bad_input_is_not_retried_for_ever() -> None:

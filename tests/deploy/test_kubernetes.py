@@ -19,18 +19,18 @@ from torch.distributed.run import get_args_parser
 from services.cli.recipe import Recipe
 from shared.settings import load
 from tests.support.kubernetes import (
-    DOORS,
     K8S,
     OVERLAYS,
+    PORTS,
     SERVICES,
     Pods,
     Resource,
     Stack,
-    door,
     fault,
     needs_kubectl,
     quantity,
     render,
+    server_settings,
 )
 
 pytestmark = needs_kubectl
@@ -99,8 +99,8 @@ def _templates(stateful_set: Resource) -> list[Resource]:
 def test_settings_agree_with_ports_probes_and_files(stack: Stack, settings: dict[str, Recipe]) -> None:
     assert settings.keys() == set(SERVICES)
     for name, pods in stack.services_pods().items():
-        mine, container = door(settings, name), pods.container
-        assert (mine.port, mine.metrics_port) == (pods.ports["grpc"], pods.ports["metrics"]) == DOORS[name]
+        mine, container = server_settings(settings, name), pods.container
+        assert (mine.port, mine.metrics_port) == (pods.ports["grpc"], pods.ports["metrics"]) == PORTS[name]
         assert mine.host == "0.0.0.0"  # noqa: S104
         probes = {key: container[f"{key}Probe"] for key in ("startup", "readiness", "liveness")}
         assert {probe["grpc"]["port"] for probe in probes.values()} == {mine.health_port or mine.port}, name
@@ -129,7 +129,7 @@ def test_a_pod_may_drain_for_as_long_as_its_service_does(stack: Stack, settings:
     for pods in stack.pods():
         if pods.name not in SERVICES:
             continue
-        mine, tables = door(settings, pods.name), settings[pods.name]
+        mine, tables = server_settings(settings, pods.name), settings[pods.name]
         # After the drain the service has watchdog_seconds to close.
         assert pods.grace >= mine.drain_seconds + mine.watchdog_seconds, pods.owner
         if pods.name == "reward":
@@ -216,7 +216,7 @@ def test_the_ranks_of_a_learner_over_several_nodes_find_each_other(
         assert int(arguments.nproc_per_node) == int(pods.container["resources"]["limits"][GPU])
         ports.add(arguments.master_port)
         assert arguments.master_addr == f"learner-leader-0-0.{network['subdomain']}"
-        assert door(settings, "learner").drain_seconds < arguments.shutdown_timeout < pods.grace
+        assert server_settings(settings, "learner").drain_seconds < arguments.shutdown_timeout < pods.grace
         assert arguments.training_script_args == ["serve", "learner", "--recipe", RECIPE]
         assert (arguments.module, arguments.training_script) == (True, "services.cli.main")
     assert len(ports) == 1

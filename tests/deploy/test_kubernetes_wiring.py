@@ -1,4 +1,4 @@
-"""What belongs together across the manifests of deploy/k8s: selectors, files, doors, streams, volumes and rules."""
+"""What belongs together across the manifests of deploy/k8s: selectors, files, servers, streams, volumes and rules."""
 
 import re
 import subprocess
@@ -15,18 +15,18 @@ from services.cli.local.redis import find_server
 from services.cli.recipe import Recipe
 from shared.streams.keys import Stream
 from tests.support.kubernetes import (
-    DOORS,
     K8S,
     NAME,
+    PORTS,
     SERVICES,
     Peer,
     Pods,
     Stack,
-    door,
     may_connect,
     needs_kubectl,
     quantity,
     selects,
+    server_settings,
 )
 
 pytestmark = needs_kubectl
@@ -45,7 +45,7 @@ def test_services_are_headless_and_find_their_pods(stack: Stack) -> None:
     curriculum = stack.services_pods()["curriculum"].environment
     for server in ("generation", "reward"):
         address = curriculum[f"ROUTERSHIFT_CURRICULUM__{server.upper()}_ADDRESS"]
-        assert address == f"dns:///{server}:{DOORS[server][0]}"
+        assert address == f"dns:///{server}:{PORTS[server][0]}"
 
 
 def test_selectors_select_what_they_are_for(stack: Stack) -> None:
@@ -137,7 +137,7 @@ def test_with_tls_every_door_is_locked(stack: Stack, settings: dict[str, Recipe]
         assert name in certificates[name]["spec"]["dnsNames"]
         assert redis.url.get_secret_value().startswith("rediss://redis:")
         assert (redis.authority, redis.certificate) == (access.authority, access.certificate)
-        assert pods.ports["health"] == door(settings, name).health_port
+        assert pods.ports["health"] == server_settings(settings, name).health_port
         assert bool(access.token) == (name == "curriculum")
         assert bool(access.tokens) == (name != "curriculum")
     if certificates:

@@ -21,9 +21,9 @@ from services.curriculum.settings import CurriculumSettings
 from services.generation.settings import GenerationSettings
 from services.learner.settings import LearnerSettings
 from services.reward.settings import RewardSettings
-from shared.settings import Door, RunSettings, StreamSettings, Table
+from shared.settings import RunSettings, ServerSettings, StreamSettings, Table
 
-DOORS: dict[str, type[Door]] = {
+SERVERS: dict[str, type[ServerSettings]] = {
     "curriculum": CurriculumSettings,
     "generation": GenerationSettings,
     "learner": LearnerSettings,
@@ -132,7 +132,7 @@ def test_every_metric_and_label_is_known(where: str, expression: str) -> None:
 
 def test_what_rules_count_begins_at_zero() -> None:
     """Prometheus sees no increase from nothing to 1: an alert would miss the first refusal."""
-    for service in DOORS:
+    for service in SERVERS:
         importlib.import_module(f"services.{service}.metrics")
     known = table()
     for metric in {name for rule in rules() for name in names(rule["expr"])} & known.keys():
@@ -199,7 +199,7 @@ def test_what_the_runbook_names_exists() -> None:
     metrics = {re.sub("_(bucket|sum|count)$", "", name) for name in table()}
     assert set(re.findall(r"\brouter[sS]hift_\w+", runbook)) <= metrics
     assert set(re.findall(r"\bRouterShift[A-Z]\w+", runbook)) <= ALERTS.keys()
-    tables: dict[str, type[Table]] = {**DOORS, "run": RunSettings, "streams": StreamSettings}
+    tables: dict[str, type[Table]] = {**SERVERS, "run": RunSettings, "streams": StreamSettings}
     settings = re.findall(rf"`({'|'.join(tables)})\.(\w+)", runbook)
     assert len(settings) > 15
     for name, key in settings:
@@ -212,7 +212,7 @@ def test_every_service_is_scraped_at_its_own_port() -> None:
         job["job_name"]: (job["dns_sd_configs"][0]["names"], job["dns_sd_configs"][0]["port"])
         for job in config["scrape_configs"]
     }
-    ports = {name: door.model_fields["metrics_port"].default for name, door in DOORS.items()}
+    ports = {name: table.model_fields["metrics_port"].default for name, table in SERVERS.items()}
     assert scraped == {name: ([name], port) for name, port in ports.items()}
 
 

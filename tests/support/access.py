@@ -14,7 +14,7 @@ from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from shared.rpc.channel import open_channel
 from shared.rpc.server import Server
-from shared.settings import AccessSettings, Door
+from shared.settings import AccessSettings, ServerSettings
 from tests.support.certificates import Authority
 
 SAMPLER, SCORER, OPERATOR, STRANGER = (letter * 32 for letter in "abcd")
@@ -56,7 +56,9 @@ class Reward(rew_grpc.RewardServiceServicer):
 
 
 @asynccontextmanager
-async def door(access: AccessSettings | None = None, limits: Door | None = None) -> AsyncIterator[tuple[str, Server]]:
+async def serving(
+    access: AccessSettings | None = None, limits: ServerSettings | None = None
+) -> AsyncIterator[tuple[str, Server]]:
     """The address of a server with both services."""
     server, generation = Server(access, limits), Generation()
     gen_grpc.add_GenerationServiceServicer_to_server(generation, server.grpc)
@@ -76,7 +78,7 @@ def showing(tmp_path: Path, token: str) -> AccessSettings:
     return AccessSettings(token=file)
 
 
-def locked(authority: Authority, name: str = "door", **more: Any) -> AccessSettings:
+def locked(authority: Authority, name: str = "server", **more: Any) -> AccessSettings:
     certificate, key = authority.sign(name)
     return AccessSettings(certificate=certificate, key=key, authority=authority.certificate, **more)
 

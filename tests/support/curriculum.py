@@ -87,7 +87,7 @@ class HandWritten:
 
 
 @asynccontextmanager
-async def doors(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[Settings]:
+async def servers(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[Settings]:
     """Generation with this engine and the reward service, and settings that lead to them."""
     TOKENIZER.save_pretrained(folder)
     common = RunSettings(
@@ -148,7 +148,7 @@ class Training:
 
 @asynccontextmanager
 async def training(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[Training]:
-    async with doors(engine, run, folder) as settings:
+    async with servers(engine, run, folder) as settings:
         worker = CurriculumWorker(settings, TASK, run)
         await worker.evaluate_start()
         task = asyncio.create_task(worker.evaluate_versions())

@@ -43,7 +43,7 @@ async def serve(service: Service, run: Run) -> tuple[Server, str]:
 
 
 @asynccontextmanager
-async def generation_door(run: Run, folder: Path, model: Path | None = None, **settings: Any) -> AsyncIterator[str]:
+async def generation_server(run: Run, folder: Path, model: Path | None = None, **settings: Any) -> AsyncIterator[str]:
     """The address of a service.
 
     Args:

@@ -18,14 +18,14 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from services.cli.recipe import Recipe
-from shared.settings import Door
+from shared.settings import ServerSettings
 
 VERSION = "1.32"
 OVERLAYS = ("dev", "gpu", "multinode")
 OPTIONAL = ("broadcast", "keda", "monitoring", "tls")
 SERVICES = ("generation", "reward", "learner", "curriculum")
 NAME = "app.kubernetes.io/name"
-DOORS = {"generation": (50051, 9101), "reward": (50052, 9102), "learner": (50053, 9103), "curriculum": (50054, 9104)}
+PORTS = {"generation": (50051, 9101), "reward": (50052, 9102), "learner": (50053, 9103), "curriculum": (50054, 9104)}
 K8S = Path(__file__).parents[2] / "deploy" / "k8s"
 SCHEMAS = Path(__file__).parents[1] / "deploy" / "schemas"
 
@@ -155,9 +155,9 @@ def fault(resource: str) -> str | None:
     return None
 
 
-def door(settings: Mapping[str, Recipe], service: str) -> Door:
+def server_settings(settings: Mapping[str, Recipe], service: str) -> ServerSettings:
     """The table of a service, as the service itself would read it."""
-    return settings[service].door(service)
+    return settings[service].server(service)
 
 
 def quantity(text: str) -> float:

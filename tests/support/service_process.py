@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from shared import errors
 from shared.process.service import Service, main
 from shared.rpc.server import Server
-from shared.settings import BaseSettings, Door, RedisSettings, RunSettings
+from shared.settings import BaseSettings, RedisSettings, RunSettings, ServerSettings
 from shared.streams.run import Run
 
 
@@ -48,10 +48,10 @@ if __name__ == "__main__":
     settings = BaseSettings(
         run=RunSettings(id="odd", folder=Path(folder), model=Path()), redis=RedisSettings(url=SecretStr(url))
     )
-    doors = {
-        "start": Door(start_seconds=1.0),
-        "work": Door(watchdog_seconds=1.0),
-        "close": Door(watchdog_seconds=1.0),
-        "stopped": Door(watchdog_seconds=2.0),
+    servers = {
+        "start": ServerSettings(start_seconds=1.0),
+        "work": ServerSettings(watchdog_seconds=1.0),
+        "close": ServerSettings(watchdog_seconds=1.0),
+        "stopped": ServerSettings(watchdog_seconds=2.0),
     }
-    sys.exit(main(Odd(way), settings, doors.get(way, Door()), "ERROR"))
+    sys.exit(main(Odd(way), settings, servers.get(way, ServerSettings()), "ERROR"))

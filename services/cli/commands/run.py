@@ -163,7 +163,7 @@ class _Shown:
         if steps or evaluations or phase == PAUSED:
             self._changed = time.monotonic()
         if phase == PAUSED != self._phase:
-            _say("the learner is paused, and goes on when its door LearnerService.Resume is called")
+            _say("the learner is paused, and goes on when LearnerService.Resume is called")
         self._phase = phase
         for record in evaluations:
             shares = {"greedy": record["greedy_accuracy"]} | {f"pass@{k}": p for k, p in record["pass_at_k"].items()}

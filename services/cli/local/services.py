@@ -88,7 +88,7 @@ async def services(recipe_file: Path | None, flags: Sequence[str], log_level: st
         running = Services(recipe, url, [*keepers, *own])
         _write_endpoints(running, shown)
         # A start that fails once in a way that may pass has the time of a second one.
-        await until_serving([*keepers, *own], 2 * max(recipe.door(service).start_seconds for service in SERVICES))
+        await until_serving([*keepers, *own], 2 * max(recipe.server(service).start_seconds for service in SERVICES))
         yield running
 
 
@@ -99,7 +99,7 @@ def _keeper(recipe: Recipe, service: str, command: Sequence[str], environment: M
         partial(_ask_health, _address(recipe, service), recipe.access),
         partial(logs.last_line, logs.path(recipe.run.path / "logs", service)),
         recipe.supervisor,
-        recipe.door(service).start_seconds,
+        recipe.server(service).start_seconds,
         environment,
     )
 
@@ -124,25 +124,25 @@ async def _must_answer(recipe: Recipe) -> None:
 
 
 async def _stop_all(recipe: Recipe, keepers: Sequence[Keeper]) -> None:
-    await asyncio.gather(*(keeper.stop(recipe.door(keeper.name).drain_seconds + _KILL_SECONDS) for keeper in keepers))
+    await asyncio.gather(*(keeper.stop(recipe.server(keeper.name).drain_seconds + _KILL_SECONDS) for keeper in keepers))
 
 
 def _write_endpoints(running: Services, shown_redis: str) -> None:
     """For `routershift status` and for people. A Redis URL that may hold a password is not written."""
-    doors = {
+    servers = {
         service: {
             "grpc": running.address(service),
-            "metrics": f"http://{running.recipe.door(service).host}:{running.recipe.door(service).metrics_port}/metrics",
+            "metrics": f"http://{running.recipe.server(service).host}:{running.recipe.server(service).metrics_port}/metrics",
         }
         for service in SERVICES
     }
-    endpoints = {"run": running.recipe.run.id, "redis": shown_redis, "services": doors}
+    endpoints = {"run": running.recipe.run.id, "redis": shown_redis, "services": servers}
     (running.recipe.run.path / ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
 
 
 def _address(recipe: Recipe, service: str) -> str:
-    door = recipe.door(service)
-    return f"{door.host}:{door.port}"
+    server = recipe.server(service)
+    return f"{server.host}:{server.port}"
 
 
 def exit_code(error: RouterShiftError) -> int:

@@ -13,7 +13,7 @@ from services.generation.requests.detokenizer import TextStream
 from shared.errors import InvalidInputError, NotFoundError
 from shared.trajectory import Completion
 
-# What vLLM takes; the doors are the same whatever samples.
+# What vLLM takes: the service takes the same whatever engine samples.
 _MAX_TEMPERATURE = 2.0
 _MAX_LOGPROBS = 20
 # vLLM raises lower ones to it: logits divided by less overflow.

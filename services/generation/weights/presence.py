@@ -14,7 +14,7 @@ _FAREWELL_SECONDS = 1.0
 
 
 def replica_name(consumer: str) -> str:
-    """Of one life: one that starts again never takes the place of the one that died in a meeting."""
+    """A name unique to this process, so that a restart is not mistaken for its predecessor in a weight transfer."""
     return f"{consumer}-{uuid4().hex[:8]}"
 
 

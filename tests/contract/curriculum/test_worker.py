@@ -1,4 +1,4 @@
-"""The curriculum behind real doors: a policy written by hand answers, so that every number is known beforehand."""
+"""The curriculum behind real servers: a policy written by hand answers, so that every number is known beforehand."""
 
 import asyncio
 from pathlib import Path
@@ -14,14 +14,14 @@ from shared.errors import DeadlineError, PreconditionError
 from shared.streams.keys import Stream
 from shared.streams.run import FINISHED, Run
 from shared.weights import published
-from tests.support.curriculum import EVERY, INDEX, PROBLEMS, SAMPLES, TASK, HandWritten, doors, training, until
+from tests.support.curriculum import EVERY, INDEX, PROBLEMS, SAMPLES, TASK, HandWritten, servers, training, until
 
 
 async def test_sampled_and_greedy_accuracy_are_those_of_the_policy(run: Run, tmp_path: Path) -> None:
     engine = HandWritten(
         right=lambda version, index: (0, 1, 2, 3, 4, 0)[index], greedy=lambda version, index: index < 3
     )
-    async with doors(engine, run, tmp_path) as settings:
+    async with servers(engine, run, tmp_path) as settings:
         result = await evaluate(PROBLEMS, TASK.verifier, 0, settings)
     assert (result.problems, result.samples) == (6, 24)
     assert result.accuracy == result.valid == 10 / 24
@@ -42,7 +42,7 @@ async def test_an_evaluation_says_which_versions_answered(run: Run, tmp_path: Pa
             engine.version = 13
 
     engine = HandWritten(right=lambda version, index: 1, before=move_on, version=10)
-    async with doors(engine, run, tmp_path) as settings:
+    async with servers(engine, run, tmp_path) as settings:
         result = await evaluate(PROBLEMS, TASK.verifier, 10, settings)
     assert (result.version, result.oldest_version, result.newest_version) == (10, 10, 13)
 
@@ -137,7 +137,7 @@ async def test_the_first_evaluation_gives_up_with_the_reason(run: Run, tmp_path:
     async def go_away() -> None:
         raise DeadlineError("the engine is silent")
 
-    async with doors(HandWritten(right=lambda version, index: 1, before=go_away), run, tmp_path) as settings:
+    async with servers(HandWritten(right=lambda version, index: 1, before=go_away), run, tmp_path) as settings:
         curriculum = settings.curriculum.model_copy(update={"patience_seconds": 0.0})
         worker = CurriculumWorker(settings.model_copy(update={"curriculum": curriculum}), TASK, run)
         with pytest.raises(
@@ -161,7 +161,7 @@ async def test_a_restart_evaluates_nothing_twice(run: Run, tmp_path: Path) -> No
 async def test_the_memory_of_redis_is_watched(run: Run, redis: Redis, tmp_path: Path) -> None:
     limit = 8 << 30
     await redis.config_set("maxmemory", limit)
-    async with doors(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
+    async with servers(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
         watching = asyncio.create_task(CurriculumWorker(settings, TASK, run).watch())
 
         async def watched() -> bool:
@@ -177,7 +177,7 @@ async def test_the_memory_of_redis_is_watched(run: Run, redis: Redis, tmp_path: 
 
 
 async def test_prompts_ask_for_what_the_run_says(run: Run, tmp_path: Path) -> None:
-    async with doors(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
+    async with servers(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
         feeding = asyncio.create_task(CurriculumWorker(settings, TASK, run).feed())
 
         async def fed() -> bool:

@@ -1,4 +1,4 @@
-"""The generation door in full: conversations, parameters, streams, overload, deadlines, replicas and status."""
+"""The generation service in full: conversations, parameters, streams, overload, deadlines, replicas and status."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -15,13 +15,13 @@ from transformers import AutoTokenizer
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
-from services.generation import server as generation_server
+from services.generation import server as server_module
 from services.generation.requests.detokenizer import TextStream
 from shared.clients import GenerationClient, Message
 from shared.errors import DeadlineError, InvalidInputError, OverloadedError, PreconditionError
 from shared.rpc.channel import open_channel, raise_typed
 from shared.streams.run import Run
-from tests.support.generation import PROMPT, generation_door, save_chat_model
+from tests.support.generation import PROMPT, generation_server, save_chat_model
 from tests.support.models import SYMBOLS, save_model
 
 CONVERSATION: list[Message] = [
@@ -41,7 +41,7 @@ async def test_a_conversation_reaches_the_model_as_its_own_template_writes_it(ru
     ids = tokenizer.apply_chat_template(CONVERSATION, add_generation_prompt=True, return_dict=False)
     assert ids[:2] == [tokenizer.eos_token_id, SYMBOLS.index("3")], "the template's own, and none of the tokenizer's"
     assert tokenizer.encode("3")[0] == tokenizer.eos_token_id
-    async with generation_door(run, tmp_path, model) as address, GenerationClient(address) as client:
+    async with generation_server(run, tmp_path, model) as address, GenerationClient(address) as client:
         (chat,) = await client.generate(CONVERSATION, seed=4)
         (by_ids,) = await client.generate(np.array(ids), seed=4)
         assert chat.token_ids.tolist() == by_ids.token_ids.tolist()
@@ -51,13 +51,13 @@ async def test_a_conversation_reaches_the_model_as_its_own_template_writes_it(ru
 
 
 async def test_a_model_without_a_template_says_so(run: Run, tmp_path: Path) -> None:
-    async with generation_door(run, tmp_path) as address, GenerationClient(address) as client:
+    async with generation_server(run, tmp_path) as address, GenerationClient(address) as client:
         with pytest.raises(PreconditionError, match=r"has no chat_template; add one .* or send text or token_ids"):
             await client.generate(CONVERSATION)
 
 
 async def test_every_parameter_reaches_the_engine(run: Run, tmp_path: Path) -> None:
-    async with generation_door(run, tmp_path) as address, GenerationClient(address) as client:
+    async with generation_server(run, tmp_path) as address, GenerationClient(address) as client:
         (plain,) = await client.generate(PROMPT, seed=1, max_tokens=40, logprobs=3)
         assert plain.top_logprobs is not None
         assert plain.top_logprobs.token_ids.shape == (plain.token_ids.size, 3)
@@ -80,18 +80,18 @@ async def test_every_parameter_reaches_the_engine(run: Run, tmp_path: Path) -> N
 
 async def test_the_router_is_as_full_as_the_setting_says(run: Run, tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
-    none = generation_door(run, tmp_path, model, router_export="none")
+    none = generation_server(run, tmp_path, model, router_export="none")
     async with none as address, GenerationClient(address) as client:
         with pytest.raises(PreconditionError, match=r"generation\.router_export is none; set that to ids"):
             await client.generate(PROMPT, return_router=True)
         assert (await client.status()).router_export == pb.ROUTER_EXPORT_NONE
         assert len(await client.generate(PROMPT)) == 1
-    async with generation_door(run, tmp_path, model) as address, GenerationClient(address) as client:
+    async with generation_server(run, tmp_path, model) as address, GenerationClient(address) as client:
         exported = metric("routershift_generation_router_bytes_total")
         (exact,) = await client.generate(PROMPT, seed=2, return_router=True)
         assert exact.router_trace is not None
         assert metric("routershift_generation_router_bytes_total") == exported + exact.router_trace.nbytes
-    async with generation_door(run, tmp_path, model, router_scores="uint8") as address:
+    async with generation_server(run, tmp_path, model, router_scores="uint8") as address:
         async with GenerationClient(address) as client:
             (coded,) = await client.generate(PROMPT, seed=2, return_router=True)
         request = gen.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(seed=2), return_router=True)
@@ -106,7 +106,7 @@ async def test_the_router_is_as_full_as_the_setting_says(run: Run, tmp_path: Pat
 async def test_an_overload_is_refused_and_clients_come_back(run: Run, tmp_path: Path) -> None:
     request = gen.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(max_tokens=200))
     refusals = {"method": "Generate", "outcome": "resource_exhausted"}
-    async with generation_door(run, tmp_path, max_num_seqs=1, max_waiting=1) as address:
+    async with generation_server(run, tmp_path, max_num_seqs=1, max_waiting=1) as address:
         async with grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
             stub = gen_grpc.GenerationServiceStub(channel)
             answers = await asyncio.gather(*(stub.Generate(request) for _ in range(12)), return_exceptions=True)
@@ -131,15 +131,15 @@ async def test_an_overload_is_refused_and_clients_come_back(run: Run, tmp_path: 
 async def test_an_answer_too_large_for_a_message_is_a_bad_request_and_no_overload(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with generation_door(run, tmp_path) as address, GenerationClient(address) as client:
-        monkeypatch.setattr(generation_server, "MAX_MESSAGE_BYTES", 1 << 10)
+    async with generation_server(run, tmp_path) as address, GenerationClient(address) as client:
+        monkeypatch.setattr(server_module, "MAX_MESSAGE_BYTES", 1 << 10)
         with pytest.raises(InvalidInputError, match=r"sampling\.n and sampling\.max_tokens make .* fewer samples"):
             await client.generate(PROMPT, n=8, max_tokens=40)
         assert len([piece async for piece in client.stream(PROMPT, n=8, max_tokens=40)]) > 8
 
 
 async def test_a_deadline_frees_what_it_waited_for(run: Run, tmp_path: Path) -> None:
-    async with generation_door(run, tmp_path, max_num_seqs=4) as address:
+    async with generation_server(run, tmp_path, max_num_seqs=4) as address:
         async with GenerationClient(address, timeout=0.2) as client:
             with pytest.raises(DeadlineError, match="Generate"):
                 await client.generate(PROMPT, n=512, max_tokens=200)
@@ -151,7 +151,7 @@ async def test_a_deadline_frees_what_it_waited_for(run: Run, tmp_path: Path) -> 
 
 
 async def test_status_tells_the_load(run: Run, tmp_path: Path) -> None:
-    async with generation_door(run, tmp_path, max_num_seqs=2) as address, GenerationClient(address) as client:
+    async with generation_server(run, tmp_path, max_num_seqs=2) as address, GenerationClient(address) as client:
         async for _ in client.stream(PROMPT, n=30, max_tokens=100):
             status = await client.status()
             if status.running_requests and status.waiting_requests:
@@ -168,7 +168,7 @@ async def test_streams_are_timed(run: Run, tmp_path: Path) -> None:
     )
     begun, followed = metric(first), metric(between)
     tokens = metric("routershift_generation_tokens_total", kind="response")
-    async with generation_door(run, tmp_path) as address, GenerationClient(address) as client:
+    async with generation_server(run, tmp_path) as address, GenerationClient(address) as client:
         sizes = [piece.token_ids.size async for piece in client.stream(PROMPT, n=2, max_tokens=30)]
     assert metric(first) == begun + 1
     assert metric(between) == followed + len(sizes) - 2
@@ -178,22 +178,22 @@ async def test_streams_are_timed(run: Run, tmp_path: Path) -> None:
 async def test_calls_go_round_the_replicas_and_past_one_that_is_gone(run: Run, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         names = ("one", "two")
-        doors = {
-            name: await stack.enter_async_context(generation_door(run, tmp_path, save_model(tmp_path / name)))
+        servers = {
+            name: await stack.enter_async_context(generation_server(run, tmp_path, save_model(tmp_path / name)))
             for name in names
         }
-        target = "ipv4:" + ",".join(doors.values())
+        target = "ipv4:" + ",".join(servers.values())
         async with GenerationClient(target) as client:
             seen = {(await client.status()).model for _ in range(20)}
         assert seen == set(names)
-        gone = f"ipv4:127.0.0.1:1,{doors['two']}"
+        gone = f"ipv4:127.0.0.1:1,{servers['two']}"
         async with GenerationClient(gone) as client:
             assert {(await client.status()).model for _ in range(10)} == {"two"}
 
 
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream", "UpdateWeights"])
 async def test_bytes_that_are_no_request_are_an_invalid_argument(run: Run, tmp_path: Path, method: str) -> None:
-    async with generation_door(run, tmp_path) as address, open_channel(address) as channel:
+    async with generation_server(run, tmp_path) as address, open_channel(address) as channel:
         make: Any = channel.unary_stream if method == "GenerateStream" else channel.unary_unary
         call = make(f"/routershift.v1.GenerationService/{method}")(b"\xff\xff\xff", timeout=10)
         assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -17,8 +17,8 @@ from shared.rpc.access import ROLES, Role
 from shared.rpc.channel import open_channel
 from shared.rpc.credentials import is_loopback
 from shared.rpc.server import Server
-from shared.settings import AccessSettings, Door
-from tests.support.access import CODE, OPERATOR, REQUESTS, SAMPLER, SCORER, STRANGER, bearer, code_of, door, showing
+from shared.settings import AccessSettings, ServerSettings
+from tests.support.access import CODE, OPERATOR, REQUESTS, SAMPLER, SCORER, STRANGER, bearer, code_of, serving, showing
 
 
 def test_every_method_has_its_roles() -> None:
@@ -42,7 +42,7 @@ def test_every_method_has_its_roles() -> None:
     ],
 )
 async def test_a_token_opens_the_methods_of_its_roles(tokens: Path, token: str, allowed: set[str]) -> None:
-    async with door(AccessSettings(tokens=tokens)) as (address, _):
+    async with serving(AccessSettings(tokens=tokens)) as (address, _):
         answers = {name: await code_of(address, method=name, metadata=bearer(token)) for name in REQUESTS}
     assert answers == {name: CODE.OK if name in allowed else CODE.PERMISSION_DENIED for name in REQUESTS}
 
@@ -52,12 +52,12 @@ async def test_a_token_opens_the_methods_of_its_roles(tokens: Path, token: str, 
 )
 @pytest.mark.parametrize("method", REQUESTS)
 async def test_who_shows_no_known_token_is_unauthenticated(tokens: Path, method: str, metadata: Any) -> None:
-    async with door(AccessSettings(tokens=tokens)) as (address, _):
+    async with serving(AccessSettings(tokens=tokens)) as (address, _):
         assert await code_of(address, method=method, metadata=metadata) is CODE.UNAUTHENTICATED
 
 
 async def test_clients_show_their_token_and_raise_typed_errors(tokens: Path, tmp_path: Path) -> None:
-    async with door(AccessSettings(tokens=tokens)) as (address, _):
+    async with serving(AccessSettings(tokens=tokens)) as (address, _):
         async with GenerationClient(address, 10, showing(tmp_path, SAMPLER)) as client:
             assert (await client.status()).version == 7
             with pytest.raises(ForbiddenError, match="UpdateWeights is for operate; this token is for sample"):
@@ -73,7 +73,7 @@ async def test_clients_show_their_token_and_raise_typed_errors(tokens: Path, tmp
 
 async def test_tokens_are_replaced_without_a_restart(tokens: Path, tmp_path: Path) -> None:
     mine = showing(tmp_path, SAMPLER)
-    async with door(AccessSettings(tokens=tokens)) as (address, _), GenerationClient(address, 10, mine) as client:
+    async with serving(AccessSettings(tokens=tokens)) as (address, _), GenerationClient(address, 10, mine) as client:
         await client.status()
         tokens.write_text(f"sample {SAMPLER}\nsample {STRANGER}\n")
         await client.status()  # both are valid
@@ -137,8 +137,8 @@ async def reflected(address: str, **call: Any) -> grpc.StatusCode:
 
 async def test_reflection_asks_for_a_token_and_can_be_off(tokens: Path) -> None:
     access = AccessSettings(tokens=tokens)
-    async with door(access) as (address, _):
+    async with serving(access) as (address, _):
         assert await reflected(address) is CODE.UNAUTHENTICATED
         assert await reflected(address, metadata=bearer(SAMPLER)) is CODE.OK
-    async with door(access, Door(reflection=False)) as (address, _):
+    async with serving(access, ServerSettings(reflection=False)) as (address, _):
         assert await reflected(address, metadata=bearer(OPERATOR)) is CODE.UNIMPLEMENTED

@@ -10,14 +10,14 @@ from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from shared.errors import OverloadedError
 from shared.rpc.channel import open_channel, raise_typed
-from shared.settings import AccessSettings, Door
-from tests.support.access import CODE, SAMPLER, SCORER, STRANGER, bearer, code_of, door
+from shared.settings import AccessSettings, ServerSettings
+from tests.support.access import CODE, SAMPLER, SCORER, STRANGER, bearer, code_of, serving
 
 
 async def test_a_message_above_the_limit_is_refused_unread() -> None:
     once = [("grpc.enable_retries", 0)]
-    limits = Door(max_request_bytes=1 << 10)
-    async with door(limits=limits) as (address, _), open_channel(address, None, once) as channel:
+    limits = ServerSettings(max_request_bytes=1 << 10)
+    async with serving(limits=limits) as (address, _), open_channel(address, None, once) as channel:
         generate = gen_grpc.GenerationServiceStub(channel).Generate
         await generate(gen.GenerateRequest(text="x" * 900), timeout=10)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -27,7 +27,7 @@ async def test_a_message_above_the_limit_is_refused_unread() -> None:
 
 
 async def test_more_calls_at_once_than_the_limit_are_refused_and_told_when_to_come_back() -> None:
-    async with door(limits=Door(max_calls=2)) as (address, _), open_channel(address) as channel:
+    async with serving(limits=ServerSettings(max_calls=2)) as (address, _), open_channel(address) as channel:
         stub = gen_grpc.GenerationServiceStub(channel)
         streams = [stub.GenerateStream(gen.GenerateStreamRequest(), timeout=30) for _ in range(2)]
         for stream in streams:
@@ -41,8 +41,8 @@ async def test_more_calls_at_once_than_the_limit_are_refused_and_told_when_to_co
 
 
 async def test_the_rate_is_each_callers_own(tokens: Path, tmp_path: Path) -> None:
-    limits = Door(calls_per_second=1e-3)  # one call, and the next in a quarter of an hour
-    async with door(AccessSettings(tokens=tokens), limits) as (address, _):
+    limits = ServerSettings(calls_per_second=1e-3)  # one call, and the next in a quarter of an hour
+    async with serving(AccessSettings(tokens=tokens), limits) as (address, _):
         assert await code_of(address, metadata=bearer(SAMPLER)) is CODE.OK
         assert await code_of(address, metadata=bearer(SAMPLER)) is CODE.RESOURCE_EXHAUSTED
         assert await code_of(address, metadata=bearer(SCORER)) is CODE.OK

@@ -1,4 +1,4 @@
-"""The gRPC doors as a caller sees them: real servers on loopback, typed errors, health and reflection."""
+"""The gRPC servers as a caller sees them: real servers on loopback, typed errors, health and reflection."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,12 +34,12 @@ from shared.rpc.channel import open_channel
 from shared.rpc.server import Server
 from shared.settings import RunSettings
 from shared.streams.run import Run
-from tests.support.generation import PROMPT, generation_door, serve
+from tests.support.generation import PROMPT, generation_server, serve
 
 
 @pytest.fixture
 async def generation(tmp_path: Path, run: Run) -> AsyncIterator[str]:
-    async with generation_door(run, tmp_path) as address:
+    async with generation_server(run, tmp_path) as address:
         yield address
 
 

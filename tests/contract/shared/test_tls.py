@@ -10,16 +10,16 @@ from shared.clients import GenerationClient
 from shared.errors import DeadlineError, InvalidInputError, NotFoundError
 from shared.rpc.channel import open_channel
 from shared.rpc.server import Server
-from shared.settings import AccessSettings, Door
-from tests.support.access import CODE, code_of, door, locked
+from shared.settings import AccessSettings, ServerSettings
+from tests.support.access import CODE, code_of, locked, serving
 from tests.support.certificates import Authority
 
 
 async def test_mutual_tls_takes_its_own_and_nobody_else(authority: Authority, tmp_path: Path) -> None:
     other = Authority.make(tmp_path / "other")
-    forged_certificate, forged_key = other.sign("door")
+    forged_certificate, forged_key = other.sign("server")
     own = locked(authority, "client")
-    async with door(locked(authority, mutual=True)) as (address, _):
+    async with serving(locked(authority, mutual=True)) as (address, _):
         assert await code_of(address, own) is CODE.OK
         refused = {
             "no certificate": AccessSettings(authority=authority.certificate),
@@ -38,7 +38,7 @@ async def test_mutual_tls_takes_its_own_and_nobody_else(authority: Authority, tm
 
 async def test_a_door_of_another_name_is_not_trusted(authority: Authority) -> None:
     caller = AccessSettings(authority=authority.certificate)
-    async with door(locked(authority)) as (address, _):
+    async with serving(locked(authority)) as (address, _):
         assert await code_of(address, caller) is CODE.OK
         assert await code_of(address, caller.model_copy(update={"server_name": "localhost"})) is CODE.OK
         assert await code_of(address, caller.model_copy(update={"server_name": "elsewhere"})) is CODE.UNAVAILABLE
@@ -48,10 +48,10 @@ async def test_certificates_are_replaced_without_a_restart(tmp_path: Path) -> No
     old, new = Authority.make(tmp_path / "old"), Authority.make(tmp_path / "new")
     of_old, of_new = locked(old, "client"), locked(new, "client")
     mounted = locked(old, mutual=True)
-    async with door(mounted) as (address, _):
+    async with serving(mounted) as (address, _):
         assert await code_of(address, of_old) is CODE.OK
         assert await code_of(address, of_new) is CODE.UNAVAILABLE
-        certificate, key = new.sign("door")
+        certificate, key = new.sign("server")
         for into, out_of in (
             (mounted.certificate, certificate),
             (mounted.key, key),
@@ -60,7 +60,7 @@ async def test_certificates_are_replaced_without_a_restart(tmp_path: Path) -> No
             assert into is not None
             into.write_bytes(out_of.read_bytes())
         assert await code_of(address, of_new) is CODE.OK
-        # `of_old` names the file that was replaced, so that it now trusts the door; the door no longer trusts it.
+        # `of_old` names the file that was replaced, so that it now trusts the server; the server no longer trusts it.
         assert await code_of(address, of_old) is CODE.UNAVAILABLE
 
 
@@ -75,7 +75,7 @@ async def test_files_that_are_no_certificates_are_refused(authority: Authority, 
 
 async def test_health_is_for_everybody_and_has_a_port_without_tls(authority: Authority, tokens: Path) -> None:
     access, caller = locked(authority, mutual=True, tokens=tokens), locked(authority, "client")
-    async with door(access, Door(health_port=0)) as (address, server):
+    async with serving(access, ServerSettings(health_port=0)) as (address, server):
         for target, shown in ((address, caller), (f"127.0.0.1:{server.health_port}", None)):
             async with open_channel(target, shown) as channel:
                 stub = health_pb2_grpc.HealthStub(channel)

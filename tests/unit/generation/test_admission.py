@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.generation.admission import Appetite
+from services.generation.admission import AdmissionControl
 from services.generation.engines.base import EngineLoad
 
 
@@ -22,4 +22,4 @@ from services.generation.engines.base import EngineLoad
     ],
 )
 def test_how_many_groups_the_worker_takes(load: EngineLoad, held: int, sampling: int, room: int) -> None:
-    assert max(0, Appetite(128, 8, 0.9).room(load, held, sampling)) == room
+    assert max(0, AdmissionControl(128, 8, 0.9).room_for_groups(load, held, sampling)) == room

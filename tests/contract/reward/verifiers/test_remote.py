@@ -37,7 +37,7 @@ from tests.support.judges import GOOD, ITEM, Fixed
 
 
 @asynccontextmanager
-async def reward_door(access: AccessSettings | None = None) -> AsyncIterator[int]:
+async def reward_server(access: AccessSettings | None = None) -> AsyncIterator[int]:
     """The port of a Reward service with every verifier that needs no settings."""
     scorer = Scorer(make_verifiers({}), RewardSettings(processes=1))
     server = Server(access)
@@ -50,7 +50,7 @@ async def reward_door(access: AccessSettings | None = None) -> AsyncIterator[int
 
 @pytest.fixture
 async def grpc_address() -> AsyncIterator[str]:
-    async with reward_door() as port:
+    async with reward_server() as port:
         yield f"grpc://127.0.0.1:{port}"
 
 
@@ -61,15 +61,15 @@ async def test_a_reward_service_behind_mutual_tls_and_a_token(tmp_path: Path) ->
     locked = AccessSettings(
         certificate=certificate, key=key, authority=authority.certificate, mutual=True, tokens=tmp_path / "tokens"
     )
-    async with reward_door(locked) as port:
-        door: dict[str, Any] = {"address": f"grpcs://127.0.0.1:{port}", "verifier": "exact", "attempts": 1}
-        door |= {"ca_file": authority.certificate, "certificate_file": own[0], "key_file": own[1]}
+    async with reward_server(locked) as port:
+        server: dict[str, Any] = {"address": f"grpcs://127.0.0.1:{port}", "verifier": "exact", "attempts": 1}
+        server |= {"ca_file": authority.certificate, "certificate_file": own[0], "key_file": own[1]}
         token = tmp_path / "token"
         token.write_text("s" * 32)
-        assert (await ask(**door, token_file=token)).reward == 1.0
+        assert (await ask(**server, token_file=token)).reward == 1.0
         token.write_text("t" * 32)
         with pytest.raises(ForbiddenError, match="is for operate and score"):
-            await ask(**door, token_file=token)
+            await ask(**server, token_file=token)
 
 
 async def ask(item: Item = ITEM, **settings: Any) -> Verdict:
