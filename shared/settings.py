@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from shared.errors import InvalidInputError, NotFoundError
 
@@ -102,6 +102,15 @@ class RunSettings(Table):
         "files", description="how new weights reach generation: from a folder that both see, or over the network too"
     )
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
+    trackers: tuple[str, ...] = Field(
+        (), description="experiment trackers that get every record beside the run's folder, as in one,two"
+    )
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Environment and flags have no lists."""
+        return [name for name in value.split(",") if name] if isinstance(value, str) else value
 
     @property
     def path(self) -> Path:

@@ -29,6 +29,7 @@ class CurriculumService(Service):
         # An admission is one transaction and an evaluation can be made again: there is nothing to drain.
         async with background(self._worker.watch(), self._worker.run()):
             await stop.wait()
+        await self._worker.close()
 
     async def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ from services.curriculum.tasks.base import Problem, Task
 from shared.clients import GenerationClient
 from shared.errors import DeadlineError, OverloadedError, RouterShiftError
 from shared.streams.run import FINISHED, Run
-from shared.tracking import records
+from shared.tracking.recording import Recording
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,15 @@ class CurriculumWorker:
         self._settings = settings
         self._task = task
         self._run = run
+        self._recording = Recording(settings.run)
         self._poll = settings.curriculum.poll_seconds
         self._held_out: Sequence[Problem] = task.held_out(settings.curriculum.evaluation_problems)
         # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
         self._first_seed = settings.run.seed << 40
+
+    async def close(self) -> None:
+        """Gives trackers the time to send what they hold."""
+        await asyncio.to_thread(self._recording.close)
 
     async def run(self) -> None:
         """Evaluates the start, then feeds and evaluates for as long as the run lasts. May be cancelled anywhere."""
@@ -137,7 +142,7 @@ class CurriculumWorker:
         best_version, best_accuracy = int(best.get("best_version", version)), float(best.get("best_accuracy", 0.0))
         if result.accuracy > best_accuracy:
             best_version, best_accuracy = version, result.accuracy
-        records.append(self._settings.run.path / records.EVALUATIONS, result.as_record())
+        self._recording.add("evaluation", result.as_record())
         await self._run.report_progress(
             evaluated_version=version,
             accuracy=result.accuracy,

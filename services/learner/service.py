@@ -50,6 +50,7 @@ class LearnerService(Service):
     async def work(self, stop: asyncio.Event) -> None:
         async with background(self._consumer.beat(), self._followers.watch()):
             await self._worker.run(stop)
+        await self._worker.close()
         await asyncio.to_thread(self._trainer.close)
         await self._followers.ended()
 

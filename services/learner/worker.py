@@ -97,6 +97,10 @@ class LearnerWorker:
             log.warning("still paused, as before the restart")
         await self._report_progress()
 
+    async def close(self) -> None:
+        """Gives trackers the time to send what they hold."""
+        await asyncio.to_thread(self._recorder.close)
+
     async def run(self, stop: asyncio.Event) -> None:
         """Trains until `run.steps`, then drops what still comes; returns when told to stop.
 

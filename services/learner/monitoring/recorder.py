@@ -15,7 +15,7 @@ from services.learner.data.messages import Scored
 from services.learner.settings import Settings
 from services.learner.trainer import StepReport
 from shared.streams.run import Run
-from shared.tracking import records
+from shared.tracking.recording import Recording
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,13 @@ class Recorder:
     def __init__(self, settings: Settings, run: Run) -> None:
         self._settings = settings
         self._run = run
+        self._recording = Recording(settings.run)
         self._began = time.perf_counter()
         self._phases: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Gives trackers the time to send what they hold."""
+        self._recording.close()
 
     def show(self, state: str) -> None:
         """What the learner does: waiting for rollouts, training, paused or finished."""
@@ -77,7 +82,7 @@ class Recorder:
             **report.diagnostics,
         }
         with _not_needed("record"):
-            records.append(self._settings.run.path / records.LEARNER, record)
+            self._recording.add("step", record)
         self._began, self._phases = time.perf_counter(), {}
         log.info(
             "step %d/%d: reward %.3f, staleness %d, gamma %.4f",
