@@ -1,4 +1,4 @@
-# The commands of RouterShift. `make demo` and `make test` need Python 3.11, git and a C compiler, nothing else.
+# The commands of RouterShift; `make help` lists them. `make demo` and `make test` need Python 3.11, git and a C compiler.
 PYTHON ?= python3
 ENGINE ?= vllm
 SEED ?= 0
@@ -14,8 +14,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := deploy/locks
 FLAGS ?=
 
-.PHONY: demo test test-deploy lint proto baseline locks install clean
+.PHONY: help demo test test-deploy lint format install generated proto dashboards rules baseline locks image-locks clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help:  ## What can be made, with a line each.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: install  ## Trains the Countdown MoE through every service and prints what it reached.
 	$(BIN)/routershift run deploy/recipes/countdown.toml --set generation.engine=$(ENGINE) --set run.seed=$(SEED) $(FLAGS)
@@ -27,11 +31,15 @@ test: $(VENV)/.vllm $(VENV)/.dev  ## Lint, types and all tests.
 test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.
 	DEPLOY=1 $(BIN)/python -m pytest --log-cli-level=INFO tests/deploy/test_stack.py
 
-lint: $(VENV)/.vllm $(VENV)/.dev
+lint: $(VENV)/.vllm $(VENV)/.dev  ## Style, types and the schema, without changing a file.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/buf lint proto
+
+format: $(VENV)/.dev  ## Formats Python and mends what ruff can mend by itself.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 install: $(VENV)/.$(ENGINE)  ## The virtual environment for one engine; nothing to do the second time.
 
@@ -51,18 +59,29 @@ $(VENV)/.dev: $(VENV)/.torch $(LOCKS)/dev.txt
 	$(PIP) install --quiet --no-deps -r $(LOCKS)/dev.txt
 	touch $@
 
+generated: proto dashboards rules locks  ## Every committed file that is made from another; a test holds them current.
+
 proto: $(VENV)/.dev  ## Generates the Python of the schema.
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
 		--python_out=proto --mypy_out=quiet:proto proto/routershift/v1/*.proto
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
 		--grpc_python_out=proto --mypy_grpc_out=quiet:proto \
 		proto/routershift/v1/generation.proto proto/routershift/v1/reward.proto proto/routershift/v1/learner.proto
+
+dashboards: $(VENV)/.dev  ## Generates the dashboards of Grafana.
+	$(BIN)/python -m deploy.grafana.write
+
+rules: $(VENV)/.dev  ## Generates the rules of the Prometheus operator from those of Prometheus.
+	$(BIN)/python -m deploy.k8s.rules
 
 baseline: $(VENV)/.dev  ## Makes today's schema the one that later changes must not break.
 	$(BIN)/buf build proto -o proto/baseline.binpb
 
-locks:  ## Pins what is installed now.
-	$(BIN)/python $(LOCKS)/lock.py
+locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins what is installed now.
+	$(BIN)/python -m deploy.locks.lock
 
-clean:
+image-locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins by hash what the images install; asks the package index.
+	$(BIN)/python -m deploy.locks.images
+
+clean:  ## Removes the virtual environment and what building left.
 	rm -rf $(VENV) build *.egg-info

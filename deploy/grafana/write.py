@@ -1,4 +1,4 @@
-"""Writes dashboards: `python -m deploy.grafana.write`. The JSON is committed; a test holds it equal."""
+"""Writes the dashboards: `make dashboards`. The JSON is committed; a test holds it equal."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """Writes deploy/docker/requirements/*.txt: what each image installs, pinned by version and by SHA-256.
 
-    .venv/bin/python -m deploy.locks.images
+    make image-locks
 
 Versions are those of deploy/locks; which of them an image needs follows from pyproject.toml. The hashes are of the
 files that pip chooses on this platform (CPython 3.11, x86-64; for gpu.txt 3.12), so an image for another one is locked

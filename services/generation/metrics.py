@@ -1,4 +1,4 @@
-"""Metrics of the generation service; shared/METRICS.md is their table."""
+"""Metrics of the generation service; docs/reference/metrics.md is their table."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Metrics of the learner; shared/METRICS.md is their table."""
+"""Metrics of the learner; docs/reference/metrics.md is their table."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -1,4 +1,4 @@
-"""Metrics of the reward service; shared/METRICS.md is their table."""
+"""Metrics of the reward service; docs/reference/metrics.md is their table."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence

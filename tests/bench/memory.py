@@ -38,7 +38,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device, held_bytes: int
 
 
 def _peak(profiler: profile) -> int:
-    """Of the sum of blocks allocated under the profiler. Those from before are not in it, nor is their end."""
+    """The peak of all blocks allocated under the profiler. Those from before are not in it, nor is their end."""
     if profiler.kineto_results is None:
         raise RuntimeError("the profiler recorded nothing")
     events = list(profiler.kineto_results.experimental_event_tree())

@@ -109,7 +109,7 @@ class Exactness:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Of one family. Weights go A -> B -> A."""
+    """How exact one family is while the weights go A -> B -> A."""
 
     layout: RouterLayout
     before: Exactness  # on A as loaded
@@ -131,7 +131,7 @@ class Reference:
         self.files = sorted(folder.glob("*.safetensors"))
 
     def compare(self, sample: Completion) -> Exactness:
-        """Of a sample of `PROMPT` with `SAMPLING` and a full export."""
+        """Compares a sample of `PROMPT` with `SAMPLING` and a full export."""
         trace, top = sample.router_trace, sample.top_logprobs
         if trace is None or trace.logits is None or top is None:
             raise ValueError("the sample has no full router trace, or no top log-probs; ask for both")

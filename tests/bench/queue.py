@@ -86,7 +86,7 @@ async def _turn(path: "_Ours | _Raw", messages: int, at_once: int) -> None:
 
 
 def _group(size: int) -> pb.TrajectoryGroup:
-    """Of about so many bytes, most of them in router traces, as in a run."""
+    """A group of about so many bytes, most of them in router traces, as in a run."""
     group = pb.TrajectoryGroup()
     for _ in range(_SAMPLES):
         group.trajectories.add().completion.router_trace.expert_ids.data = bytes(size // _SAMPLES)

@@ -28,15 +28,15 @@ class Timings:
     seconds: Mapping[str, Sequence[float]]
 
     def spread(self, variant: str) -> Spread:
-        """Of its seconds."""
+        """The spread of a variant's seconds."""
         return Spread.of(self.seconds[variant])
 
     def rate(self, variant: str, work: float) -> Spread:
-        """Of `work` done per second."""
+        """The spread of `work` done per second."""
         return Spread.of([work / seconds for seconds in self.seconds[variant]])
 
     def ratio(self, variant: str, over: str) -> Spread:
-        """Of its speed over that of another, taken within each round: above 1 where it is the faster one."""
+        """The spread of its speed over that of another, within each round: above 1 where it is the faster one."""
         pairs = zip(self.seconds[variant], self.seconds[over], strict=True)
         return Spread.of([other / own for own, other in pairs])
 

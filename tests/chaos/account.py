@@ -95,7 +95,7 @@ def twice(groups: Sequence[str]) -> list[str]:
 
 
 def last_step(checkpoints: Path) -> int:
-    """Of the newest checkpoint; 0 where there is none."""
+    """The step of the newest checkpoint; 0 where there is none."""
     return max((int(path.name.split("-")[1]) for path in checkpoints.glob("step-*")), default=0)
 
 

@@ -28,7 +28,7 @@ _ENDS_SHOWN = 10
 
 @dataclass(slots=True)
 class Campaign:
-    """Of one run."""
+    """One run under fire: its faults, in turn, and what they cost."""
 
     stack: Stack
     faults: int = 0

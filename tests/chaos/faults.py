@@ -116,7 +116,7 @@ async def _fill_redis(stack: Stack, _: str) -> None:
 
 
 async def _fill_disk(stack: Stack, _: str) -> None:
-    """Of the run's folder. Without a file system of our own, no file of the learner may grow."""
+    """Fills the run's file system. Without one of our own, no file of the learner may grow."""
     if not stack.disk:
         learner = await stack.alive("learner")
         learner.rlimit(psutil.RLIMIT_FSIZE, (1024, -1))

@@ -106,7 +106,7 @@ class Stack:
         return (self._work / f"{log}.log").read_text(encoding="utf-8", errors="replace")
 
     def processes(self) -> dict[str, psutil.Process]:
-        """Of the services, those that live."""
+        """The processes of the services that run, by name."""
         found: dict[str, psutil.Process] = {}
         for child in psutil.Process(self.up.pid).children() if self.up.poll() is None else ():
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -51,5 +51,5 @@ def recipe(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def settings(stack: Stack, recipe: Path) -> dict[str, Recipe]:
-    """Of each service, from the recipe and its pods' environment; an unknown key of either is an error."""
+    """The settings of each service, from the recipe and its pods' environment; an unknown key of either is an error."""
     return {name: load(Recipe, recipe, pods.environment) for name, pods in stack.services_pods().items()}

@@ -53,7 +53,7 @@ def test_images_have_the_versions_that_are_tested() -> None:
     for name in LOCKS:
         for package, version in pins(name).items():
             if package not in ("torch", "async-timeout", "setuptools"):
-                assert tested[package] == version, f"{package} of {name}.txt; run python -m deploy.locks.images"
+                assert tested[package] == version, f"{package} of {name}.txt; run make image-locks"
 
 
 @pytest.mark.parametrize(

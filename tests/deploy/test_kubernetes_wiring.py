@@ -195,7 +195,7 @@ def test_who_may_connect_to_whom(stack: Stack) -> None:
 
 
 def test_replicas_follow_the_backlog(stack: Stack, settings: dict[str, Recipe], repository: Path) -> None:
-    metrics = (repository / "shared/METRICS.md").read_text()
+    metrics = (repository / "docs/reference/metrics.md").read_text()
     for name, scaled in stack.of_kind("ScaledObject").items():
         spec = scaled["spec"]
         assert spec["scaleTargetRef"]["name"] == name
@@ -265,4 +265,4 @@ def _redis_settings(config: str, arguments: tuple[str, ...]) -> dict[str, str]:
 
 def test_the_rules_of_prometheus_are_those_of_the_operator() -> None:
     written = yaml.safe_load(rules.WRITTEN.read_text())
-    assert written == rules.prometheus_rule(), "run .venv/bin/python deploy/k8s/rules.py"
+    assert written == rules.prometheus_rule(), "run make rules"

@@ -64,9 +64,9 @@ class Metric:
 
 
 def table() -> dict[str, Metric]:
-    """shared/METRICS.md, by the names that Prometheus stores."""
+    """docs/reference/metrics.md, by the names that Prometheus stores."""
     found = {}
-    for row in (DEPLOY.parent / "shared/METRICS.md").read_text().splitlines():
+    for row in (DEPLOY.parent / "docs/reference/metrics.md").read_text().splitlines():
         if match := re.match(r"\| `(routershift_\w+)` \| (\w+) \|(.*?)\| .+ \|$", row):
             labels = {
                 label: {value.strip() for value in values.split(",") if re.fullmatch(r"\s*\w+\s*", value)}
@@ -100,7 +100,7 @@ EXPRESSIONS = [(rule.get("alert") or rule["record"], rule["expr"]) for rule in r
 
 
 def names(expression: str) -> set[str]:
-    """Of the metrics in it: what is left of its words without strings, labels, ranges and functions."""
+    """The names of metrics in an expression: its words without strings, labels, ranges and functions."""
     bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[\w+\]', " ", expression)
     bare = re.sub(r"\b(by|on|ignoring|group_left) \([^)]*\)", " ", bare)
     return set(re.findall(r"(?<![\w:.])[a-zA-Z_][\w:]*(?![\w:]|\s*\()", bare)) - WORDS
@@ -218,7 +218,7 @@ def test_every_service_is_scraped_at_its_own_port() -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_the_committed_dashboard_is_the_generated_one(name: str) -> None:
-    assert (FOLDER / f"{name}.json").read_text() == DASHBOARDS[name](), "run python -m deploy.grafana.write"
+    assert (FOLDER / f"{name}.json").read_text() == DASHBOARDS[name](), "run make dashboards"
 
 
 def test_dashboards_are_complete() -> None:

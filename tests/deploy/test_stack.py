@@ -134,7 +134,7 @@ def test_nothing_but_generation_is_published(stack: Stack) -> None:
 
 def test_prometheus_has_every_documented_metric(stack: Stack) -> None:
     """Those that have labels have series only once something happened; that they are scraped is in the metadata."""
-    rows = [line for line in (ROOT / "shared/METRICS.md").read_text().splitlines() if line.startswith("| `")]
+    rows = [line for line in (ROOT / "docs/reference/metrics.md").read_text().splitlines() if line.startswith("| `")]
     documented = {line.split("`")[1]: line.split("|")[2].strip() for line in rows}
     assert len(documented) > 50
 

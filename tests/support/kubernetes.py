@@ -74,7 +74,7 @@ class Pods:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of what it gets at its start, only its own address is known here."""
+        """The environment at its start; only its own address is known here."""
         return {
             each["name"]: each["value"] if "value" in each else _AT_START[each["valueFrom"]["fieldRef"]["fieldPath"]]
             for each in self.container.get("env", [])
@@ -161,7 +161,7 @@ def server_settings(settings: Mapping[str, Recipe], service: str) -> ServerSetti
 
 
 def quantity(text: str) -> float:
-    """Of cores, bytes or devices. Raises ValueError for what Kubernetes would refuse."""
+    """Cores, bytes or devices as a number. Raises ValueError for what Kubernetes would refuse."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(m|[kMGTP]|[KMGTP]i)?", text)
     if not match:
         raise ValueError(f"{text!r} is no quantity")

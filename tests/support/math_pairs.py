@@ -1,4 +1,7 @@
-"""Answers of mathematics that anybody can check by hand: reference, answer, and whether it is right."""
+"""Answers of mathematics that anybody can check by hand: reference, answer, and whether it is right.
+
+Long because it is a table.
+"""
 
 # In a box: "So it is $\boxed{ANSWER}$."
 BOXED: list[tuple[str, str, bool]] = [

@@ -43,7 +43,7 @@ def loss(response: Response, recipe: Recipe) -> float:
 
 
 def gradient(response: Response, recipe: Recipe) -> list[float]:
-    """Of the loss in each live log-probability."""
+    """The derivative of the loss by each log-probability of the current policy."""
     found = []
     for t in range(len(response.live)):
         above, below = (

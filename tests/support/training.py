@@ -33,7 +33,7 @@ def weights(trainer: Trainer, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Of the last update."""
+    """The gradients of the last update, by the name of their parameter."""
     found = {name: p.grad for name, p in trainer._parameters.items()}
     return {name: grad for name, grad in found.items() if grad is not None}
 

@@ -116,7 +116,7 @@ async def test_a_learner_whose_checkpoints_are_missing_does_not_begin_anew(
 async def test_groups_that_redis_brings_back_are_not_trained_twice(
     redis: Redis, run: Run, tmp_path: Path, model: Path, groups: list[Group]
 ) -> None:
-    """Of the step before the last, of the last one, and of the batch that is being collected; then of another life."""
+    """Groups of the last two steps and of the batch that is being collected; then those of an earlier process."""
     settings = tables(tmp_path, model, steps=5, checkpoint_every=2, checkpoints_kept=1)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"max_staleness": 5})})
     scored = run.keys(Stream.SCORED)

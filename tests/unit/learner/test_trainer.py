@@ -19,7 +19,7 @@ from tests.support.training import PLAIN, gradients, make, poisoned, weights
 
 
 def reference_loss(model: PreTrainedModel, groups: Sequence[Group], gamma_min: float | None) -> torch.Tensor:
-    """Of GMPO, or of RSPO with a gamma_min: one response at a time, from full logits."""
+    """The loss of GMPO, or of RSPO with a gamma_min: one response at a time, from full logits."""
     losses = []
     for group in groups:
         rewards = np.array([sample.reward for sample in group.samples])

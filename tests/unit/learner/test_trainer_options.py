@@ -46,7 +46,7 @@ def make(folder: Path, max_tokens: int = 12, steps: int = 100, **settings: Any) 
 
 
 def gradient(folder: Path, groups: Sequence[Group], **settings: Any) -> torch.Tensor:
-    """Of the whole model, in one vector."""
+    """The gradient of the whole model, in one vector."""
     trainer = make(folder, **(PLAIN | settings))
     assert trainer.train_step(groups).skipped is None
     return torch.cat([p.grad.flatten() for p in trainer._parameters.values() if p.grad is not None])

@@ -18,7 +18,7 @@ def test_the_table_is_the_registry(repository: Path) -> None:
             suffix = "_total" if family.type == "counter" else ""
             registered[family.name + suffix] = (family.type, family.documentation)
     documented = {}
-    for row in (repository / "shared/METRICS.md").read_text().splitlines():
+    for row in (repository / "docs/reference/metrics.md").read_text().splitlines():
         if match := re.match(r"\| `(routershift_\w+)` \| (\w+) \|(.*?)\| (.+) \|$", row):
             documented[match[1]] = (match[2], set(re.findall(r"(?:^ |; )`(\w+)`", match[3])))
     assert documented.keys() == registered.keys()

@@ -68,7 +68,7 @@ def end_of(checker: StopChecker, tokens: Sequence[int]) -> int | None:
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_sample_ends_where_its_text_first_holds_a_stop_string(name: str, data: st.DataObject) -> None:
-    """Of words, single tokens (broken characters among them), special tokens and ids beyond the vocabulary."""
+    """Texts of words, single tokens (broken characters among them), special tokens and ids beyond the vocabulary."""
     tokenizer = TOKENIZERS[name]
     part = st.sampled_from(_WORDS).map(lambda word: spelt(name, word)) | st.lists(
         st.integers(0, tokenizer.get_vocab_size() + 1), max_size=3

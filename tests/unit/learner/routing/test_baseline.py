@@ -22,7 +22,7 @@ def shifted(shifts: list[list[float]], missing: list[bool], lag_zero: list[bool]
 
 
 def test_the_baseline_is_the_median_at_lag_zero_and_is_subtracted() -> None:
-    """Of tokens 0 to 2; token 3 is of an older version, tokens 4 and 5 have no route."""
+    """Tokens 0 to 2 count: token 3 is of an older version, tokens 4 and 5 have no route."""
     shifts = [[0.1, 0.0], [0.2, 0.3], [0.6, 0.5], [0.9, 0.05], [5.0, 5.0], [5.0, 5.0]]
     routes, logits = shifted(shifts, [False] * 4 + [True] * 2, [True, True, True, False, True, True])
     meter = meter_of(routes, torch.tensor([torch.nan, torch.nan]))
