@@ -32,6 +32,11 @@ class VerifierSettings(Table):
     timeout_seconds: float | None = Field(
         None, gt=0, description="deadline of one verification; default: that of [reward]"
     )
+    judging_seconds: float = Field(
+        0.5,
+        gt=0,
+        description="CPU time in which math, regex and json_schema judge one response; one that takes more is wrong",
+    )
 
 
 class Verifier(ABC):

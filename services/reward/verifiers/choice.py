@@ -8,11 +8,16 @@ from services.reward.verifiers import answers
 from services.reward.verifiers.base import Item, Verdict, Verifier
 from shared.errors import InvalidInputError
 
-# "B", "(B)", "B.", "B) Paris", "\text{B}", "option B"; several: "A, C" and "A and C".
-_LETTER = r"\(?(?P<{0}>[A-Za-z])\)?"
-_LEAD = r"(?:(?:option|choice)s?\s+|\\(?:text|mathrm|textbf|mathbf)\s*\{\s*)?"
-_ONE = re.compile(rf"{_LEAD}{_LETTER.format('letter')}\s*\}}?(?:\s*[.):,]\s*.*|\s*)", re.DOTALL)
-_SEVERAL = re.compile(r"\(?[A-Za-z]\)?(?:(?:\s*(?:,|;|&|\band\b)\s*)+\(?[A-Za-z]\)?)+\.?")
+# "B", "(B)", "B.", "B) Paris", "B, Paris", "(B)\ Paris", "option B"; several: "A, C" and "A and C".
+_ONE = re.compile(
+    r"(?:(?:option|choice)s? )?"
+    r"(?:\((?P<bracketed>[A-Za-z])\)(?P<said>[ \\~.:,-].*)?|(?P<bare>[A-Za-z])(?P<rest> ?[.):,-].*)?)"
+)
+_ANOTHER = re.compile(r"\([A-Za-z]\)|\b(?:or|and)\b.*\b[A-Z]\b(?! [a-z])")
+_SEVERAL = re.compile(r"\(?[A-Za-z]\)?(?:(?: ?(?:,|;|&|\band\b))+ ?\(?[A-Za-z]\)?)+\.?")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+# What takes back the letter before it: "A, no: B".
+_TAKEN_BACK = re.compile(r"\b(?:no|wait|actually|rather|sorry|i mean|correction)\b[\s,.:;!-]*", re.IGNORECASE)
 _MAX_ANSWER_CHARACTERS = 1000
 
 
@@ -39,15 +44,23 @@ class ChoiceVerifier(Verifier):
 
 
 def _letters(answer: str, choices: list[str]) -> frozenset[str]:
-    said = answer.strip().rstrip(".").casefold()
-    for index, choice in enumerate(choices):
-        if said == choice.strip().rstrip(".").casefold():
-            return frozenset(chr(ord("A") + index))
-    bare = re.sub(r"\*\*", "", answer).strip()
-    if _SEVERAL.fullmatch(bare):
-        return frozenset(re.findall(r"\b[A-Z]\b", bare.upper()))
-    match = _ONE.fullmatch(bare)
-    return frozenset(match["letter"].upper()) if match else frozenset()
+    bare = " ".join(_TEXT.sub(r"\1", answer.replace("**", "")).split())
+    for text in (answer, bare):
+        for index, choice in enumerate(choices):
+            if _folded(text) == _folded(choice):
+                return frozenset(chr(ord("A") + index))
+    for said in reversed(_TAKEN_BACK.split(bare)):
+        said = said.strip(" ,;")
+        if _SEVERAL.fullmatch(said):
+            return frozenset(re.findall(r"\b[A-Z]\b", said.upper()))
+        match = _ONE.fullmatch(said)
+        if match and not _ANOTHER.search(match["said"] or match["rest"] or ""):
+            return frozenset((match["bracketed"] or match["bare"]).upper())
+    return frozenset()
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").casefold()
 
 
 def _read_reference(reference: Mapping[str, Any]) -> tuple[frozenset[str], list[str]]:

@@ -98,7 +98,7 @@ class _Parser:
 def _read_reference(reference: Mapping[str, Any]) -> tuple[list[int], int]:
     try:
         return [_whole(n) for n in reference["numbers"]], _whole(reference["target"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InvalidInputError(
             f"reference of countdown is {dict(reference)}; expected {{'numbers': [integers], 'target': integer}}"
         ) from None

@@ -9,6 +9,8 @@ from services.reward.verifiers import answers
 from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
 from shared.errors import InvalidInputError
 
+_MAX_GROWTH = 16  # characters that one composed character, in any case, is spelled with at most, and more
+
 
 class ExactSettings(VerifierSettings):
     part: answers.Part = Field("response", description=answers.PART)
@@ -36,10 +38,18 @@ class ExactVerifier(Verifier):
                 f"reference of exact has answer = {str(wanted)[:200]!r}; expected a text or a list of texts"
             )
         text = answers.part(item.response, self.settings.part)
-        correct = text is not None and self._normal(text) in map(self._normal, allowed)
+        correct = text is not None and self._is_one_of(text, allowed)
         return Verdict(float(correct), {"correct": float(correct), "valid": float(text is not None)})
 
+    def _is_one_of(self, text: str, allowed: list[str]) -> bool:
+        text = self._spaced(text)
+        longest = max(len(self._spaced(other)) for other in allowed)
+        # Composing takes quadratic time in a row of combining marks; longer texts cannot be equal.
+        return len(text) <= _MAX_GROWTH * longest and self._normal(text) in map(self._normal, allowed)
+
+    def _spaced(self, text: str) -> str:
+        return " ".join(text.split()) if self.settings.ignore_space else text
+
     def _normal(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text)
-        text = " ".join(text.split()) if self.settings.ignore_space else text
+        text = unicodedata.normalize("NFC", self._spaced(text))
         return text.casefold() if self.settings.ignore_case else text

@@ -64,7 +64,7 @@ class FormatVerifier(Verifier):
             between, _, rest = rest.partition(f"<{settings.answer_tag}>")
             rest, _, after = rest.partition(f"</{settings.answer_tag}>")
             outside += between + after
-        return not outside.strip() and thoughts.strip() != "" and rest.strip() != ""
+        return answers.is_blank(outside) and not answers.is_blank(thoughts) and not answers.is_blank(rest)
 
     def _length(self, characters: int) -> float:
         free, most = self.settings.free_characters, self.settings.max_characters

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from services.reward.verifiers import answers
+from services.reward.verifiers import answers, cpu
 from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
 from shared.errors import InvalidInputError
 
@@ -29,7 +29,7 @@ class RegexSettings(VerifierSettings):
 class RegexVerifier(Verifier):
     """Reference: {"pattern": "(Mon|Tues)day"}, in the syntax of Python's `re`; {} where the settings have a pattern.
 
-    "." matches no line break. A pattern that backtracks for ever ends at the deadline, with the process it runs in.
+    "." matches no line break. A response on which the pattern backtracks for longer than `judging_seconds` is wrong.
     """
 
     name: ClassVar[str] = "regex"
@@ -46,7 +46,11 @@ class RegexVerifier(Verifier):
             raise InvalidInputError(f"reference of regex: {error}") from None
         text = answers.part(item.response, self.settings.part)
         match = compiled.fullmatch if self.settings.whole else compiled.search
-        correct = text is not None and match(text) is not None
+        try:
+            with cpu.limited(self.settings.judging_seconds):
+                correct = text is not None and match(text) is not None
+        except cpu.CpuTimeError:
+            correct = False
         return Verdict(float(correct), {"correct": float(correct), "valid": float(text is not None)})
 
 

@@ -79,7 +79,14 @@ def test_depth_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", [{}, {"numbers": [1]}, {"numbers": "no", "target": 1}, {"numbers": [1.5], "target": 1}]
+    "reference",
+    [
+        {},
+        {"numbers": [1]},
+        {"numbers": "no", "target": 1},
+        {"numbers": [1.5], "target": 1},
+        {"numbers": [1], "target": float("inf")},
+    ],
 )
 def test_an_unusable_reference_is_the_tasks_fault(reference: dict[str, object]) -> None:
     with pytest.raises(InvalidInputError, match="reference of countdown"):

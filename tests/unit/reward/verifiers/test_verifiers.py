@@ -51,6 +51,20 @@ def judge(verifier: Verifier, response: str, reference: dict[str, Any]) -> Verdi
         ("A capital that I know is B", 0, 0),
         ("<think>B", 0, 0),
         ("", 0, 0),
+        ("<think>A?</think><answer>B</answer>", 1, 1),
+        ("<answer>B", 0, 0),
+        ("A, no: B", 1, 1),
+        ("A. Wait, actually B", 1, 1),
+        ("B, no doubt.", 1, 1),
+        ("B, no: A", 0, 1),
+        ("(A) or (B)", 0, 0),
+        ("(B) or (A)", 0, 0),
+        ("B, or maybe A", 0, 0),
+        ("B, Paris or a town near it", 1, 1),
+        (r"\boxed{\text{Paris}}", 1, 1),
+        (r"\boxed{\textbf{(B)}\ \text{Paris}}", 1, 1),
+        ("**Answer: B**", 1, 1),
+        ("Final Answer: **B**", 1, 1),
     ],
 )
 def test_choices(response: str, correct: float, valid: float) -> None:
@@ -85,6 +99,14 @@ def test_an_unusable_choice_is_the_tasks_fault(reference: dict[str, Any]) -> Non
         ({"part": "answer"}, r"So \boxed{Paris}", 1),
         ({"part": "answer"}, r"<think>\boxed{Paris}</think>", 0),
         ({"part": "after_thoughts"}, "<think>Oslo?</think>Paris", 1),
+        ({"part": "answer"}, "Final Answer: **Paris**", 1),
+        ({"part": "answer"}, "The answer is **Paris**.", 1),
+        ({"part": "answer"}, "**Answer: Paris**", 1),
+        ({"part": "answer"}, "<think>Oslo?</think><answer>Paris</answer>", 1),
+        ({"part": "answer"}, "<think>Oslo?</think>\n<answer>\nParis\n</answer>\n", 1),
+        ({"part": "answer"}, "<answer>Oslo</answer> or <answer>Paris</answer>", 1),
+        ({"part": "answer"}, "<answer>Paris", 0),
+        ({}, "Paris" + " " * 100_000, 1),
     ],
 )
 def test_exact_texts(settings: dict[str, Any], response: str, correct: float) -> None:
@@ -135,15 +157,17 @@ def test_an_unusable_pattern_of_the_settings_is_known_at_once() -> None:
         RegexSettings(pattern="(")
 
 
-async def test_catastrophic_backtracking_ends_at_the_deadline_in_a_killed_process() -> None:
-    settings = RewardSettings(processes=1, timeout_seconds=1)
+async def test_a_response_that_makes_a_pattern_backtrack_for_ever_is_wrong() -> None:
+    """It has a verdict, or a policy could have its group dropped."""
+    settings = RewardSettings(processes=1)
     scorer = Scorer(make_verifiers({}), settings)
-    reference = {"pattern": "(a+)+b"}
+    reference = {"pattern": r"(a+)+b|(?=(c+)+\2d)c"}
     try:
-        scored = await scorer.score("regex", [Item("", text, reference) for text in ("aab", "a" * 64, "c")])
+        scored = await scorer.score("regex", [Item("", text, reference) for text in ("aab", "a" * 64, "c" * 64)])
     finally:
         await scorer.close()
-    assert [s.outcome for s in scored] == [Outcome.SCORED, Outcome.TIMED_OUT, Outcome.SCORED]
+    assert [s.outcome for s in scored] == [Outcome.SCORED] * 3
+    assert [s.verdict.reward for s in scored if s.verdict] == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +185,25 @@ async def test_catastrophic_backtracking_ends_at_the_deadline_in_a_killed_proces
         ('```\n{"x": 1}\n```\n```\n{"x": 2}\n```', 0, 0),
         ("[" * 100_000, 0, 0),
         ("", 0, 0),
+        ('```python\nprint(1)\n```\n```json\n{"x": 1}\n```', 1, 1),
+        ('```json\r\n{"x": 1}\r\n```\r\n', 1, 1),
+        ('```json {"x": 1}```', 1, 1),
+        ('```{"x": 1}```', 1, 1),
+        ('  ```JSON\n  {"x": 1}\n  ```', 1, 1),
+        ('~~~json\n{"x": 1}\n~~~', 1, 1),
+        ('```json title="a.json"\n{"x": 1}\n```', 1, 1),
+        ('```json\n{"x": 1}\n```\n```json\n{"x": 2}\n```', 0, 0),
+        ('```json\n{"x": 1}', 0, 0),
+        ('<think>{"x": -1}</think><answer>{"x": 1}</answer>', 1, 1),
+        ('{"x": 1, "s": "</think>"}', 1, 1),
+        ('{"x": 1, "s": "<think>"}', 1, 1),
+        ('<think>...</think>{"x": 1, "s": "</think>"}', 1, 1),
+        ('<think>{"x": 1}', 0, 0),
+        ('{"x": 1, "s": "```"}', 1, 1),
+        ('{"x": 1' + "0" * 5000 + "}", 1, 1),
+        ('{"x": -1' + "0" * 5000 + "}", 0, 1),
+        ('{"x": 1' + "0" * 100_000 + "}", 0, 0),
+        ('{"x": 1e400}', 0, 0),
     ],
 )
 def test_json(response: str, correct: float, valid: float) -> None:
@@ -188,6 +231,33 @@ def test_a_schema_elsewhere_is_never_fetched(tmp_path: Path) -> None:
         judge(JSON, "{}", {"schema": {"$ref": elsewhere.as_uri()}})
 
 
+@pytest.mark.parametrize(
+    ("divisor", "response", "correct"),
+    [
+        (0.01, "0.07", 1),
+        (0.01, "0.075", 0),
+        (0.01, "1e300", 1),
+        (0.01, "1e400", 0),
+        (0.01, "1" + "0" * 400, 1),
+        (3, "3" * 1000, 1),
+        (3, "1" + "0" * 1000, 0),
+        (1e-300, "1e300", 1),
+    ],
+)
+def test_multiples_are_those_of_the_decimal_digits(divisor: float, response: str, correct: float) -> None:
+    assert judge(JSON, response, {"schema": {"multipleOf": divisor}}).reward == correct
+
+
+def test_a_text_that_makes_a_pattern_of_the_schema_backtrack_for_ever_is_wrong() -> None:
+    verdict = judge(JSON, f'"{"a" * 64}"', {"schema": {"pattern": "^(a+)+$b"}})
+    assert verdict.parts == {"correct": 0, "valid": 1}
+
+
+def test_an_unusable_pattern_of_a_schema_is_the_tasks_fault() -> None:
+    with pytest.raises(InvalidInputError, match="reference of json_schema"):
+        judge(JSON, '"a"', {"schema": {"pattern": "("}})
+
+
 def test_a_reference_within_the_schema_is_followed() -> None:
     schema = {"$defs": {"n": {"type": "integer"}}, "items": {"$ref": "#/$defs/n"}}
     assert judge(JSON, "[1, 2]", {"schema": schema}).reward == 1
@@ -205,6 +275,11 @@ def test_a_reference_within_the_schema_is_followed() -> None:
         ({}, "so <think>hm</think>5", 0),
         ({}, "<think>a</think>5<think>b</think>6", 0),
         ({}, "</think>hm<think>5", 0),
+        ({}, "<think>\u200b\u2060\ufeff</think>5", 0),
+        ({}, "<think>\u3164 \u2800</think>5", 0),
+        ({}, "<think>hm</think>\u200b", 0),
+        ({}, "\u200b<think>hm</think>5", 1),
+        ({}, "<think>\u2026</think>5", 1),
         ({"opened_by_prompt": True}, "hm</think>5", 1),
         ({"opened_by_prompt": True}, "<think>hm</think>5", 0),
         ({"think_tag": "reason"}, "<reason>hm</reason>5", 1),
