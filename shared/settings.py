@@ -1,9 +1,9 @@
 """Settings: a recipe (TOML), then environment, then flags, each stronger than the one before.
 
-A recipe has one table per component. Each component's pydantic model stands beside the code it configures; this
-module has the tables that every service reads, and the loader. `ROUTERSHIFT_LEARNER__GAMMA_MIN=0.9` in the
-environment and `--set learner.gamma_min=0.9` as a flag both mean `gamma_min` in the table `[learner]`. Tables in tables
-go on the same way: `ROUTERSHIFT_LEARNER__LORA__RANK=8`, `--set learner.lora.rank=8`.
+A recipe has one table per component, with tables in it by topic. Each component's pydantic model stands beside the code
+it configures; this module has the tables that every service reads, and the loader. In a recipe `optimizer.beta1 = 0.8`
+under `[learner]`, in the environment `ROUTERSHIFT_LEARNER__OPTIMIZER__BETA1=0.8` and as a flag
+`--set learner.optimizer.beta1=0.8` mean the same.
 """
 
 import difflib
@@ -136,6 +136,8 @@ class RunSettings(Table):
 
 
 class RedisSettings(Table):
+    """How services reach Redis."""
+
     url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="REDIS_URL in the environment wins over a recipe; rediss:// speaks TLS",
@@ -278,18 +280,47 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     name = ".".join(str(part) for part in fault["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(model, fault["loc"][:-1])
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.0)
-        return f"unknown setting {name!r}; did you mean {'.'.join([*map(str, fault['loc'][:-1]), *near])!r}?{more}"
+        return f"unknown setting {name!r}; did you mean {_nearest(name, model)!r}?{more}"
+    if fault["type"] == "model_type":
+        inside = [key for key in _keys(model) if key.startswith(f"{name}.")]
+        return f"setting {name!r} is {fault['input']!r}: it is a table; set one of its keys, as {inside[0]!r}{more}"
     # A whole table would be long, and may hold a secret.
     value = "" if fault["type"] == "missing" or isinstance(fault["input"], Mapping) else f" is {fault['input']!r}:"
     return f"setting {name!r}{value} {fault['msg'].lower()}{more}"
 
 
-def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return [*model.model_fields, *(_OTHERS if not path else ())]
+def _nearest(name: str, model: type[BaseModel]) -> str:
+    """The known key or table most like `name`.
+
+    A key in another table of the same component counts by its own name or by its whole path: `learner.gamma_mn` and
+    `learner.router_shift_gamma_min` both find `learner.router_shift.gamma_min`. Between equals, that in the table
+    which was named wins.
+    """
+    table, _, key = name.rpartition(".")
+    component, _, below = name.partition(".")
+    known = [*_keys(model), *(_OTHERS if not table else ())]
+
+    def likeness(candidate: str) -> tuple[float, bool]:
+        inside, _, last = candidate.rpartition(".")
+        pairs = [(key, last)] if last else []
+        if candidate.partition(".")[0] == component:
+            pairs.append((below.replace(".", "_"), candidate.partition(".")[2].replace(".", "_")))
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs), inside == table
+
+    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == table]
+    related = [
+        candidate
+        for candidate in known
+        if (candidate.startswith(f"{component}.") if table else candidate.rpartition(".")[2] == key)
+    ]
+    return max(dict.fromkeys([*siblings, *related]) or known, key=likeness)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted names of all keys and tables of a model, each table before its keys."""
+    found = []
+    for name, field in model.model_fields.items():
+        found.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _keys(field.annotation, f"{prefix}{name}.")
+    return found

@@ -71,7 +71,7 @@ def learner() -> str:
                         "running mean": "routershift_learner_reward_running_mean",
                         "collapsed": "routershift_learner_reward_collapsed",
                     },
-                    "Where learner.collapse_window is set.",
+                    "Where learner.collapse.window is set.",
                 ),
             ],
             "Durability": [

@@ -57,8 +57,8 @@ async def evaluate(problems: Sequence[Problem], verifier: str, version: int, tab
     """
     began = time.perf_counter()
     run, settings = tables.run, tables.curriculum
-    n = settings.evaluation_samples
-    limit = asyncio.Semaphore(settings.evaluation_concurrency)
+    n, ks = settings.evaluation.samples, settings.evaluation.pass_at
+    limit = asyncio.Semaphore(settings.evaluation.concurrency)
     async with (
         GenerationClient(settings.generation_address, _TIMEOUT_SECONDS, tables.access) as generation,
         RewardClient(settings.reward_address, _TIMEOUT_SECONDS, tables.access) as reward,
@@ -92,7 +92,7 @@ async def evaluate(problems: Sequence[Problem], verifier: str, version: int, tab
         problems=len(problems),
         samples=sampled.size,
         accuracy=float(sampled.mean()),
-        pass_at_k={k: fmean(pass_at_k(n, int(right), k) for right in sampled.sum(1)) for k in settings.pass_at},
+        pass_at_k={k: fmean(pass_at_k(n, int(right), k) for right in sampled.sum(1)) for k in ks},
         greedy_accuracy=float(correct[:, n].mean()),
         valid=float(valid[:, :n].mean()),
         mean_tokens=float(tokens[:, :n].mean()),

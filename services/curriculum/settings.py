@@ -4,29 +4,26 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from shared.settings import BaseSettings, ServerSettings
+from shared.settings import BaseSettings, ServerSettings, Table
 
 
-class CurriculumSettings(ServerSettings):
-    port: int = Field(50054, ge=0, le=65535, description="gRPC port; 0 takes a free one")
-    metrics_port: int = Field(9104, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
-    evaluation_problems: int = Field(512, ge=1, description="held-out problems of an evaluation")
-    evaluation_samples: int = Field(2, ge=1, description="sampled responses to each of them, beside the greedy one")
+class EvaluationSettings(Table):
+    """Evaluation on held-out problems."""
+
+    problems: int = Field(512, ge=1, description="held-out problems of an evaluation")
+    samples: int = Field(2, ge=1, description="sampled responses to each problem, beside the greedy one")
     pass_at_k: tuple[int, ...] | None = Field(
-        None, description="each k at most evaluation_samples, as in 2,4; default: the powers of two from 2"
+        None, description="each k of pass@k, at most samples, as in 2,4; default: the powers of two from 2"
     )
-    evaluation_concurrency: int = Field(32, ge=1, description="held-out problems in flight")
+    concurrency: int = Field(32, ge=1, description="held-out problems in flight")
     patience_seconds: float = Field(
         120.0, ge=0, description="how long an evaluation waits for generation and reward, as while they are restarted"
     )
-    generation_address: str = Field("127.0.0.1:50051", description="gRPC address of generation, for evaluation")
-    reward_address: str = Field("127.0.0.1:50052", description="gRPC address of reward, for evaluation")
-    poll_seconds: float = Field(0.05, gt=0, description="wait for a ticket, and between looks at the run's progress")
 
     @property
     def pass_at(self) -> tuple[int, ...]:
         """The k of every pass@k that an evaluation measures beside pass@1."""
-        powers = tuple(2**i for i in range(1, self.evaluation_samples.bit_length()))
+        powers = tuple(2**i for i in range(1, self.samples.bit_length()))
         return powers if self.pass_at_k is None else self.pass_at_k
 
     @field_validator("pass_at_k", mode="before")
@@ -37,11 +34,22 @@ class CurriculumSettings(ServerSettings):
 
     @field_validator("pass_at_k")
     @classmethod
-    def _is_sampled_often_enough(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        most = info.data.get("evaluation_samples", 0)
-        if not all(1 <= k <= most for k in value):
-            raise ValueError(f"each k must be 1 to {most}, which is evaluation_samples")
+    def _is_sampled_often_enough(cls, value: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        most = info.data.get("samples", 0)
+        if value is not None and not all(1 <= k <= most for k in value):
+            raise ValueError(f"each k must be 1 to {most}, which is evaluation.samples")
         return value
+
+
+class CurriculumSettings(ServerSettings):
+    """How prompts are fed and versions evaluated."""
+
+    port: int = Field(50054, ge=0, le=65535, description="gRPC port; 0 takes a free one")
+    metrics_port: int = Field(9104, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
+    evaluation: EvaluationSettings = EvaluationSettings()
+    generation_address: str = Field("127.0.0.1:50051", description="gRPC address of generation, for evaluation")
+    reward_address: str = Field("127.0.0.1:50052", description="gRPC address of reward, for evaluation")
+    poll_seconds: float = Field(0.05, gt=0, description="wait for a ticket, and between looks at the run's progress")
 
 
 class Settings(BaseSettings):

@@ -30,7 +30,7 @@ class CurriculumWorker:
         self._run = run
         self._recording = Recording(settings.run)
         self._poll = settings.curriculum.poll_seconds
-        self._held_out: Sequence[Problem] = task.held_out(settings.curriculum.evaluation_problems)
+        self._held_out: Sequence[Problem] = task.held_out(settings.curriculum.evaluation.problems)
         # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
         self._first_seed = settings.run.seed << 40
 
@@ -171,7 +171,7 @@ class CurriculumWorker:
         Raises:
             DeadlineError: not done `patience_seconds` after the first attempt failed.
         """
-        patience, began = self._settings.curriculum.patience_seconds, time.monotonic()
+        patience, began = self._settings.curriculum.evaluation.patience_seconds, time.monotonic()
         failed: float | None = None
         said, pause = began, self._poll
         while True:

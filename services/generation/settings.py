@@ -11,6 +11,8 @@ from shared.trajectory import RouterExport, ScoreDtype
 
 
 class GenerationSettings(ServerSettings):
+    """Which engine samples, and what it exports."""
+
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9101, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     engine: Literal["vllm", "torch"] = Field("vllm", description="what samples")

@@ -1,6 +1,7 @@
 """The ranks of a learner other than 0: they do their part of what rank 0 does, and serve nothing.
 
-On one machine rank 0 starts them, as `learner.processes` says. torchrun, on one machine or several, starts all ranks.
+On one machine rank 0 starts them: `learner.parallel.processes` of them, itself included. torchrun, on one machine or
+several, starts all ranks.
 """
 
 import asyncio
@@ -55,12 +56,12 @@ class Followers:
 
     async def start(self, settings: LearnerSettings, run: RunSettings) -> None:
         """Makes this process rank 0. The ranks meet when each opens its `Ranks`."""
-        if settings.processes == 1 or "WORLD_SIZE" in os.environ:
+        if settings.parallel.processes == 1 or "WORLD_SIZE" in os.environ:
             return
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(settings.processes)}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(settings.parallel.processes)}
         order = json.dumps(
             {
                 "learner": settings.model_dump(mode="json"),
@@ -70,7 +71,7 @@ class Followers:
         )
         # torch looks for the others where torchrun would say that they are: in the environment.
         os.environ.update(meeting, RANK="0", LOCAL_RANK="0")
-        for rank in range(1, settings.processes):
+        for rank in range(1, settings.parallel.processes):
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "services.learner.follower"),
                 env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},

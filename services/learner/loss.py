@@ -49,12 +49,12 @@ class Loss:
         preset = settings.preset
         self._settings = settings
         self._objective = OBJECTIVES[preset.objective]
-        self._clipping = Clipping(*settings.clip_range, settings.apply)
+        self._clipping = Clipping(*settings.clip_range, settings.router_shift.apply)
         self._aggregation = settings.aggregation or preset.aggregation
         self._rule = Rule(
-            kind=settings.correction,
-            low=settings.correction_low,
-            high=settings.correction_high or CORRECTION_HIGH[settings.correction],
+            kind=settings.correction.kind,
+            low=settings.correction.low,
+            high=settings.correction.high or CORRECTION_HIGH[settings.correction.kind],
             weighs=preset.weighs_by_rho(settings.proximal),
             by_sequence=preset.is_sequence_level,
         )
@@ -84,4 +84,6 @@ class Loss:
 
     def _log_gamma(self, batch: Batch, shift: Shift | None) -> Tensor | None:
         """[B, T]"""
-        return None if shift is None else batch.padded(clip_log_gamma(shift.log_gamma, self._settings.gamma_min))
+        if shift is None:
+            return None
+        return batch.padded(clip_log_gamma(shift.log_gamma, self._settings.router_shift.gamma_min))

@@ -81,7 +81,10 @@ class Trainer:
         self._routing: Routing | None = None
         if self._uses_traces or settings.routing_replay == "r2":
             self._routing = Routing(
-                self._policy.model, settings.layer_aggregation, settings.routing_replay, settings.mismatch_baseline
+                self._policy.model,
+                settings.router_shift.layer_aggregation,
+                settings.routing_replay,
+                settings.router_shift.mismatch_baseline,
             )
             self.layout = self._routing.layout
         self._reference = Reference(self._policy, settings, run, self._ranks) if settings.kl_coefficient else None
@@ -90,12 +93,12 @@ class Trainer:
         self._flops_per_token = self._policy.flops_per_token
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(),
-            lr=settings.learning_rate,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            weight_decay=settings.weight_decay,
-            fused=settings.fused_adam,
+            lr=settings.optimizer.learning_rate,
+            betas=(settings.optimizer.beta1, settings.optimizer.beta2),
+            weight_decay=settings.optimizer.weight_decay,
+            fused=settings.optimizer.fused,
         )
-        self._schedule = LambdaLR(self._optimizer, lambda step: factor(step, settings, run.steps))
+        self._schedule = LambdaLR(self._optimizer, lambda step: factor(step, settings.optimizer, run.steps))
         self._loss = Loss(settings)
         self._planner = Planner(settings, run, self._ranks.size, self._uses_traces)
         self._limits = Limits(
@@ -176,7 +179,7 @@ class Trainer:
         if self._routing:
             self._routing.baseline.close_batch(self._ranks.sum)
         parts = [decode_tensors(part) for part in self._ranks.gather(encode_tensors(diagnostics.tensors()))]
-        numbers = summarise(parts, self._settings.gamma_min) if parts else {}
+        numbers = summarise(parts, self._settings.router_shift.gamma_min) if parts else {}
         return StepReport(self.step, None if taken else NON_FINITE, numbers, flops=0.0)
 
     @torch.no_grad()
@@ -201,7 +204,7 @@ class Trainer:
         for batch, known in zip(update.batches, before, strict=True):
             total += self._backward(batch, update.totals, known, diagnostics, is_unmoved)
         total = self._ranks.sum(total)
-        norm = fsdp.clip_gradients(self._parameters.values(), self._settings.max_grad_norm)
+        norm = fsdp.clip_gradients(self._parameters.values(), self._settings.optimizer.max_grad_norm)
         diagnostics.add_update(total, norm)
         if not torch.isfinite(total + norm):
             return False

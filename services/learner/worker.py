@@ -208,10 +208,10 @@ class LearnerWorker:
         await asyncio.to_thread(self._recorder.keep_skipped, folder, batch)
         for entry in (*(scored.entry for scored in batch), *doubles):
             await self._drop(entry, reason)
-        if self._skipped >= self._settings.learner.max_skipped:
+        if self._skipped >= self._settings.learner.optimizer.max_skipped:
             raise PreconditionError(
                 f"{self._skipped} batches in a row were skipped ({reason}); they are in {folder.parent}. "
-                "Resume with a lower learner.learning_rate or learner.max_grad_norm"
+                "Resume with a lower learner.optimizer.learning_rate or learner.optimizer.max_grad_norm"
             )
 
     async def _watch_reward(self, scored: Scored) -> None:
@@ -220,14 +220,14 @@ class LearnerWorker:
         collapsed = self._watch.add(float(np.mean(scored.rewards)))
         metrics.RUNNING_REWARD.set(self._watch.mean)
         metrics.COLLAPSED.set(collapsed)
-        if collapsed and self._settings.learner.pause_on_collapse and self._phase != PAUSED:
+        if collapsed and self._settings.learner.collapse.pause and self._phase != PAUSED:
             log.error("reward collapsed to a running mean of %.3f; paused until resumed", self._watch.mean)
             await self.pause()
 
     def _is_kept(self, step: int) -> bool:
         """Whether this step gets a checkpoint: every so many, and those that may turn out to be the best."""
         evaluate_every = self._settings.run.evaluate_every
-        return step % self._settings.learner.checkpoint_every == 0 or (
+        return step % self._settings.learner.checkpoints.every == 0 or (
             evaluate_every > 0 and step % evaluate_every == 0
         )
 
@@ -242,7 +242,7 @@ class LearnerWorker:
 
 
 def _watch_of(settings: Settings) -> RewardWatch | None:
-    learner = settings.learner
-    if not learner.collapse_window:
+    collapse = settings.learner.collapse
+    if not collapse.window:
         return None
-    return RewardWatch(learner.collapse_window * settings.run.groups_per_step, learner.collapse_fraction)
+    return RewardWatch(collapse.window * settings.run.groups_per_step, collapse.fraction)

@@ -8,6 +8,8 @@ from shared.settings import BaseSettings, ServerSettings
 
 
 class RewardSettings(ServerSettings):
+    """How responses are verified."""
+
     port: int = Field(50052, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9102, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     processes: int = Field(2, ge=1, description="worker processes of each verifier that computes")

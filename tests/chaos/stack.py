@@ -44,9 +44,9 @@ SETTINGS: Mapping[str, object] = {
     "streams.max_bytes": 8 << 20,
     "supervisor.liveness_seconds": LIVENESS_SECONDS,
     "supervisor.max_deaths": 1_000_000,
-    "curriculum.evaluation_problems": 16,
-    "curriculum.evaluation_samples": 1,
-    "learner.checkpoint_every": 2,
+    "curriculum.evaluation.problems": 16,
+    "curriculum.evaluation.samples": 1,
+    "learner.checkpoints.every": 2,
     **{f"{service}.{port}": 0 for service in SERVICES for port in ("port", "metrics_port")},
 }
 

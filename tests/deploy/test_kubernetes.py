@@ -137,7 +137,7 @@ def test_a_pod_may_drain_for_as_long_as_its_service_does(stack: Stack, settings:
         elif pods.name == "generation":
             assert mine.drain_seconds > tables.redis.outage_seconds + tables.run.max_tokens / 10  # ten tokens a second
         elif pods.name == "learner":
-            assert mine.drain_seconds > tables.redis.outage_seconds + tables.learner.disk_seconds
+            assert mine.drain_seconds > tables.redis.outage_seconds + tables.learner.checkpoints.disk_seconds
 
 
 def test_images_are_those_of_the_dockerfile(stack: Stack) -> None:
@@ -179,7 +179,7 @@ def test_gpus_are_as_many_as_the_processes_that_use_them(stack: Stack, settings:
             learner = settings["learner"].learner
             assert (gpus > 0) == (learner.device == "cuda")
             if pods.owner.startswith("StatefulSet"):
-                assert gpus in (0, learner.processes)
+                assert gpus in (0, learner.parallel.processes)
         else:
             assert gpus == 0, pods.owner
 

@@ -116,7 +116,7 @@ def test_only_the_learner_and_the_curriculum_write_the_run(stack: Stack, setting
     broadcast = settings["generation"].run.weights_transfer == "broadcast"
     assert readers == (set() if broadcast else {"generation"})
     assert {each.run.weights_transfer == "broadcast" for each in settings.values()} == {broadcast}
-    assert (settings["learner"].learner.transfer_host != "127.0.0.1") == broadcast
+    assert (settings["learner"].learner.transfer.host != "127.0.0.1") == broadcast
     on_gpus = any(GPU in pods.container["resources"]["limits"] for pods in stack.pods())
     modes = ["ReadWriteMany" if on_gpus else "ReadWriteOnce"]  # the overlay for CPUs is for one node
     claims = stack.of_kind("PersistentVolumeClaim").items()

@@ -33,7 +33,11 @@ def taken_port() -> Iterator[int]:
 def test_an_unknown_recipe_key(start: Start, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[run]\nmodel = "model"\n[learner]\ngama_min = 0.5\n')
-    fails_with(start("run", str(recipe)), "unknown setting 'learner.gama_min'", "did you mean 'learner.gamma_min'?")
+    fails_with(
+        start("run", str(recipe)),
+        "unknown setting 'learner.gama_min'",
+        "did you mean 'learner.router_shift.gamma_min'?",
+    )
 
 
 def test_a_missing_recipe(start: Start) -> None:

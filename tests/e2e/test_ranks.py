@@ -12,7 +12,7 @@ from tests.support.torchrun import until
 def test_a_run_with_two_ranks_goes_on_from_one_and_ends_with_all(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "runs/test"
     for processes, steps in ((1, 2), (2, 4)):
-        flags = settings(run__steps=steps, learner__processes=processes)
+        flags = settings(run__steps=steps, learner__parallel__processes=processes)
         invocation = start("run", str(RECIPE), *flags)
         code, out, err = invocation.finish(timeout=240)
         assert code == 0, err
@@ -30,7 +30,9 @@ def test_a_run_with_two_ranks_goes_on_from_one_and_ends_with_all(start: Start, t
 
 def test_a_learner_starts_again_with_all_its_ranks_when_one_dies(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "runs/test"
-    invocation = start("run", str(RECIPE), *settings(run__steps=4, learner__processes=2, learner__checkpoint_every=1))
+    invocation = start(
+        "run", str(RECIPE), *settings(run__steps=4, learner__parallel__processes=2, learner__checkpoints__every=1)
+    )
     until(lambda: len(records.read(folder / records.LEARNER)) > 0, timeout=120)
     invocation.signal("learner-1", signal.SIGKILL)
     code, out, err = invocation.finish(timeout=240)
@@ -42,7 +44,7 @@ def test_a_learner_starts_again_with_all_its_ranks_when_one_dies(start: Start, t
 
 def test_an_interrupt_drains_all_ranks(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "runs/test"
-    invocation = start("run", str(RECIPE), *settings(run__steps=1000, learner__processes=2))
+    invocation = start("run", str(RECIPE), *settings(run__steps=1000, learner__parallel__processes=2))
     until(lambda: len(records.read(folder / records.LEARNER)) > 0, timeout=120)
     invocation.signal("learner-1", signal.SIGTERM)  # as torchrun sends it to every rank
     invocation.process.send_signal(signal.SIGINT)

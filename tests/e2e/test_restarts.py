@@ -23,7 +23,7 @@ FAULTS = [
 
 
 def test_a_run_in_which_everything_dies_once(start: Start, tmp_path: Path) -> None:
-    flags = settings(run__steps=STEPS, supervisor__liveness_seconds=6, learner__checkpoint_every=2)
+    flags = settings(run__steps=STEPS, supervisor__liveness_seconds=6, learner__checkpoints__every=2)
     invocation = start("run", str(RECIPE), *flags)
     folder = tmp_path / "runs/test"
     for step, (name, fault) in enumerate(FAULTS, start=1):

@@ -136,7 +136,7 @@ def test_nothing_outlives_a_killed_supervisor(start: Start, tmp_path: Path, engi
 
 
 def test_up_serves_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> None:
-    invocation = start("up", "--recipe", str(RECIPE), *settings(run__steps=1000, learner__checkpoint_every=1))
+    invocation = start("up", "--recipe", str(RECIPE), *settings(run__steps=1000, learner__checkpoints__every=1))
     wait_for(tmp_path / "runs/test" / records.LEARNER, 1, invocation)
     status = start("status", "test")
     code, out, err = status.finish(timeout=30)

@@ -61,14 +61,16 @@ def test_gamma_is_one_without_lag(tmp_path: Path, precision: str) -> None:
     """In bfloat16 the learner's routers differ from the float32 sampler's by rounding: gamma stays near 1."""
     folder = save_model(tmp_path / "model")
     groups = random_groups(load(folder), groups=4, samples=4)
-    (report, *_), _ = steps(folder, tmp_path / "out", groups, device="cuda", precision=precision, learning_rate=1e-12)
+    (report, *_), _ = steps(
+        folder, tmp_path / "out", groups, device="cuda", precision=precision, optimizer={"learning_rate": 1e-12}
+    )
     assert report.diagnostics["gamma_mean"] == pytest.approx(1.0, abs=2e-3 if precision == "float32" else 5e-2)
 
 
 def test_lora_and_activation_checkpointing_train(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     groups = random_groups(perturbed(load(folder), 0.005), groups=4, samples=4)
-    common = {"device": "cuda", "learning_rate": 1e-4}
+    common = {"device": "cuda", "optimizer": {"learning_rate": 1e-4}}
     plain, _ = steps(folder, tmp_path / "plain", groups, **common)
     recomputed, _ = steps(folder, tmp_path / "again", groups, activation_checkpointing=True, **common)
     assert recomputed[-1].diagnostics["loss"] == pytest.approx(plain[-1].diagnostics["loss"], rel=1e-4, abs=1e-6)

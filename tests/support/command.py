@@ -63,8 +63,8 @@ def settings(**values: object) -> list[str]:
     defaults: dict[str, object] = {
         "run__id": "test",
         "run__groups_per_step": 8,
-        "curriculum__evaluation_problems": 24,
-        "curriculum__evaluation_samples": 1,
+        "curriculum__evaluation__problems": 24,
+        "curriculum__evaluation__samples": 1,
         "generation__engine": "torch",
     }
     ports = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from routershift.v1 import generation_pb2_grpc as gen_grpc
-from services.curriculum.settings import CurriculumSettings, Settings
+from services.curriculum.settings import CurriculumSettings, EvaluationSettings, Settings
 from services.curriculum.tasks.countdown import Countdown, Problem
 from services.curriculum.worker import CurriculumWorker
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineSampling, Weights
@@ -107,9 +107,7 @@ async def servers(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[
         yield Settings(
             run=common,
             curriculum=CurriculumSettings(
-                evaluation_problems=len(PROBLEMS),
-                evaluation_samples=SAMPLES,
-                pass_at_k=(1, 2, 4),
+                evaluation=EvaluationSettings(problems=len(PROBLEMS), samples=SAMPLES, pass_at_k=(1, 2, 4)),
                 generation_address=f"127.0.0.1:{ports[0]}",
                 reward_address=f"127.0.0.1:{ports[1]}",
                 poll_seconds=0.01,

@@ -41,12 +41,12 @@ class Process:
             "streams.max_deliveries": 100,
             "learner.port": 0,
             "learner.metrics_port": 0,
-            "learner.learning_rate": 1e-3,
-            "learner.schedule": "linear",
-            "learner.mismatch_baseline": "subtract",
-            "learner.checkpoint_every": EVERY,
-            "learner.checkpoints_kept": STEPS,
-            "learner.weights_kept": STEPS,
+            "learner.optimizer.learning_rate": 1e-3,
+            "learner.optimizer.schedule": "linear",
+            "learner.router_shift.mismatch_baseline": "subtract",
+            "learner.checkpoints.every": EVERY,
+            "learner.checkpoints.keep": STEPS,
+            "learner.checkpoints.keep_weights": STEPS,
         }
         flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         self._command = [sys.executable, "-m", "services.cli.main", "serve", "learner", *flags]

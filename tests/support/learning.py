@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from services.learner.checkpointing import checkpoint
-from services.learner.settings import LearnerSettings
 from services.learner.settings import Settings as LearnerTables
 from services.learner.trainer import Trainer
 from services.learner.worker import LearnerWorker
@@ -13,12 +12,13 @@ from shared.settings import RunSettings
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from tests.support.entries import SAMPLES
+from tests.support.settings import learner_settings
 
 GROUPS = 2  # a step
 
 
 def tables(folder: Path, model: Path, steps: int = 2, **learner: Any) -> LearnerTables:
-    settings = {"checkpoint_every": 1, **learner}
+    settings = {"checkpoints__every": 1, **learner}
     return LearnerTables(
         run=RunSettings(
             id="learn",
@@ -29,7 +29,7 @@ def tables(folder: Path, model: Path, steps: int = 2, **learner: Any) -> Learner
             samples_per_group=SAMPLES,
             max_staleness=1,
         ),
-        learner=LearnerSettings(**settings),
+        learner=learner_settings(**settings),
     )
 
 

@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file
 
 from services.learner.data.batch import Group
-from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared.settings import RunSettings
 from shared.trajectory import Completion, RouterTrace, VersionSpan
 from tests.support.models import EOS
+from tests.support.settings import learner_settings
 
 # Updates small enough to compare gradients, and no clipping of their norm.
-PLAIN: dict[str, Any] = {"learning_rate": 1e-12, "max_grad_norm": 1e9}
+PLAIN: dict[str, Any] = {"optimizer__learning_rate": 1e-12, "optimizer__max_grad_norm": 1e9}
 
 
 def make(folder: Path, seed: int = 0, temperature: float = 1.0, **settings: Any) -> Trainer:
-    return Trainer(LearnerSettings(**settings), RunSettings(model=folder, seed=seed, temperature=temperature))
+    return Trainer(learner_settings(**settings), RunSettings(model=folder, seed=seed, temperature=temperature))
 
 
 def weights(trainer: Trainer, folder: Path) -> dict[str, torch.Tensor]:

@@ -93,14 +93,14 @@ class Announcer:
 
     async def _open(self, manifest: pb.WeightsManifest, files: list[Path], replicas: Mapping[str, Replica]) -> Sender:
         """Adds the meeting to the manifest."""
-        learner = self._settings.learner
-        device = torch.device(learner.device if learner.transfer_backend == "nccl" else "cpu")
+        learner, transfer = self._settings.learner, self._settings.learner.transfer
+        device = torch.device(learner.device if transfer.backend == "nccl" else "cpu")
         first_ranks, size = {}, 1
         for name, replica in replicas.items():
             first_ranks[name] = size
             size += replica.workers
         specs = await asyncio.to_thread(specs_of, files)
-        sender = await detached(lambda: Sender(learner.transfer_host, size - 1, learner.transfer_seconds, device))
+        sender = await detached(lambda: Sender(transfer.host, size - 1, transfer.timeout_seconds, device))
         manifest.broadcast.CopyFrom(rendezvous.encode(sender.meeting, first_ranks, specs))
         return sender
 

@@ -103,12 +103,14 @@ class Durable:
 
     async def publish(self, stop: asyncio.Event) -> None:
         """Writes the weights of this step and announces them."""
-        learner, root, protected = self._settings.learner, self._settings.run.weights_root, await self._protected()
+        root, keep, protected = (
+            self._settings.run.weights_root,
+            self._settings.learner.checkpoints.keep_weights,
+            await self._protected(),
+        )
 
         def write() -> pb.WeightsManifest:
-            return published.publish(
-                root, self._trainer.step, self._trainer.export_weights, learner.weights_kept, protected
-            )
+            return published.publish(root, self._trainer.step, self._trainer.export_weights, keep, protected)
 
         manifest = await self._written("weights", root, write, stop)
         await self._announcer.announce(manifest)
@@ -117,7 +119,7 @@ class Durable:
     async def checkpoint(self, stop: asyncio.Event) -> None:
         """Makes the state durable, then settles everything it contains."""
         groups = {entry.group: step for entry, step in self._waiting}
-        kept, protected = self._settings.learner.checkpoints_kept, await self._protected()
+        kept, protected = self._settings.learner.checkpoints.keep, await self._protected()
 
         def save() -> Path:
             return checkpoint.save(self._checkpoints, self._trainer, groups, kept, protected)
@@ -142,7 +144,7 @@ class Durable:
         """
         wanted: asyncio.Future[Path] = asyncio.get_running_loop().create_future()
         self._wanted.append(wanted)
-        seconds = _STEP_SECONDS + self._settings.learner.disk_seconds
+        seconds = _STEP_SECONDS + self._settings.learner.checkpoints.disk_seconds
         try:
             async with asyncio.timeout(seconds):
                 return await wanted
@@ -182,7 +184,7 @@ class Durable:
         Raises:
             UnavailableError: not within `disk_seconds`. What was durable before still is.
         """
-        deadline = time.monotonic() + self._settings.learner.disk_seconds
+        deadline = time.monotonic() + self._settings.learner.checkpoints.disk_seconds
         pause, attempts = _FIRST_PAUSE_SECONDS, 1
         while True:
             try:

@@ -2,10 +2,10 @@
 
 import math
 
-from services.learner.settings import LearnerSettings
+from services.learner.settings import OptimizerSettings
 
 
-def factor(step: int, settings: LearnerSettings, steps: int) -> float:
+def factor(step: int, settings: OptimizerSettings, steps: int) -> float:
     """What the learning rate is multiplied by in the batch after `step` batches of a run of `steps`.
 
     A linear rise over `warmup_steps` batches, of which none has the rate 0, then `schedule` down to 0 after the last.

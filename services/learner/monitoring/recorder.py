@@ -95,7 +95,7 @@ class Recorder:
             folder.mkdir(parents=True, exist_ok=True)
             for i, scored in enumerate(batch):
                 (folder / f"{i:04d}.binpb").write_bytes(scored.entry.payload)
-            kept = self._settings.learner.max_skipped
+            kept = self._settings.learner.optimizer.max_skipped
             for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-kept]:
                 shutil.rmtree(old)
 

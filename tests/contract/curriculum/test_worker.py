@@ -138,7 +138,8 @@ async def test_the_first_evaluation_gives_up_with_the_reason(run: Run, tmp_path:
         raise DeadlineError("the engine is silent")
 
     async with servers(HandWritten(right=lambda version, index: 1, before=go_away), run, tmp_path) as settings:
-        curriculum = settings.curriculum.model_copy(update={"patience_seconds": 0.0})
+        evaluation = settings.curriculum.evaluation.model_copy(update={"patience_seconds": 0.0})
+        curriculum = settings.curriculum.model_copy(update={"evaluation": evaluation})
         worker = CurriculumWorker(settings.model_copy(update={"curriculum": curriculum}), TASK, run)
         with pytest.raises(
             DeadlineError, match=r"version 0 is not evaluated after \d+ s: Generate: the engine is silent"

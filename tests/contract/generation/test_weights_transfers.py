@@ -18,7 +18,6 @@ from services.generation.settings import Settings as GenerationTables
 from services.generation.weights import presence
 from services.generation.weights.loader import WeightsLoader
 from services.learner.checkpointing.announcer import Announcer
-from services.learner.settings import LearnerSettings
 from services.learner.settings import Settings as LearnerTables
 from shared.errors import NotFoundError
 from shared.process.service import background
@@ -28,6 +27,7 @@ from shared.streams.run import Replica, Run
 from tests.support.entries import until
 from tests.support.generation_worker import manifest, refused
 from tests.support.models import MAX_MODEL_LEN, save_model
+from tests.support.settings import learner_settings
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ class Learner:
     """Publishes versions and announces them."""
 
     def __init__(self, run: Run, folder: Path, model: Path, **settings: Any) -> None:
-        self.tables = LearnerTables(run=run_settings(folder, model), learner=LearnerSettings(**settings))
+        self.tables = LearnerTables(run=run_settings(folder, model), learner=learner_settings(**settings))
         self.announcer = Announcer(self.tables, run)
         self._model = model
 
@@ -121,7 +121,7 @@ async def test_versions_reach_every_replica_and_those_that_come_late(run: Run, t
 async def test_a_replica_that_is_dead_delays_nobody_for_longer_than_a_version(
     run: Run, tmp_path: Path, model: Path
 ) -> None:
-    learner = Learner(run, tmp_path / "learner", model, transfer_seconds=1000.0)
+    learner = Learner(run, tmp_path / "learner", model, transfer__timeout_seconds=1000.0)
     failed, missing = transfers("failed"), refused("notfound")
     await run.register_replica("dead", 1, 0)
     async with replica(run, "alive", model, tmp_path) as alive:
@@ -137,7 +137,7 @@ async def test_a_replica_that_is_dead_delays_nobody_for_longer_than_a_version(
 async def test_a_transfer_that_failed_is_made_up_for_while_nothing_else_is_to_do(
     run: Run, tmp_path: Path, model: Path
 ) -> None:
-    learner, missing = Learner(run, tmp_path / "learner", model, transfer_seconds=1.0), refused("notfound")
+    learner, missing = Learner(run, tmp_path / "learner", model, transfer__timeout_seconds=1.0), refused("notfound")
     await run.register_replica("dead", 1, 0)
     async with replica(run, "alive", model, tmp_path) as alive:
         await learner.publish(1)
@@ -159,7 +159,7 @@ async def test_a_transfer_that_failed_is_made_up_for_while_nothing_else_is_to_do
 async def test_a_replica_that_sees_the_files_loads_them_where_the_network_fails(
     run: Run, tmp_path: Path, model: Path
 ) -> None:
-    learner = Learner(run, tmp_path, model, transfer_seconds=0.5)
+    learner = Learner(run, tmp_path, model, transfer__timeout_seconds=0.5)
     await run.register_replica("dead", 1, 0)
     async with replica(run, "alive", model, learner.tables.run.weights_root) as alive:
         await learner.publish(1)
@@ -167,7 +167,7 @@ async def test_a_replica_that_sees_the_files_loads_them_where_the_network_fails(
 
 
 async def test_a_learner_that_cannot_be_reached_still_announces(run: Run, tmp_path: Path, model: Path) -> None:
-    learner = Learner(run, tmp_path, model, transfer_host="192.0.2.1", transfer_seconds=0.2)
+    learner = Learner(run, tmp_path, model, transfer__host="192.0.2.1", transfer__timeout_seconds=0.2)
     failed = transfers("failed")
     await run.register_replica("one", 1, 0)
     await learner.publish(1)

@@ -88,7 +88,7 @@ async def test_a_disk_that_comes_back_has_cost_nothing_and_nothing_was_trained_o
 async def test_patience_with_a_disk_ends_and_the_same_groups_are_trained_again(
     run: Run, tmp_path: Path, model: Path, groups: list[Group]
 ) -> None:
-    settings = tables(tmp_path, model, steps=1, disk_seconds=0.1)
+    settings = tables(tmp_path, model, steps=1, checkpoints__disk_seconds=0.1)
     await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
     learning = Learning(settings, run)
     reason = r"checkpoint of step 1 not written to .*/checkpoints: .* \(errno \d+\); free space there, or point run\."
@@ -117,7 +117,7 @@ async def test_groups_that_redis_brings_back_are_not_trained_twice(
     redis: Redis, run: Run, tmp_path: Path, model: Path, groups: list[Group]
 ) -> None:
     """Groups of the last two steps and of the batch that is being collected; then those of an earlier process."""
-    settings = tables(tmp_path, model, steps=5, checkpoint_every=2, checkpoints_kept=1)
+    settings = tables(tmp_path, model, steps=5, checkpoints__every=2, checkpoints__keep=1)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"max_staleness": 5})})
     scored = run.keys(Stream.SCORED)
 

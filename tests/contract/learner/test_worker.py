@@ -111,7 +111,7 @@ async def test_stale_groups_are_dropped_and_counted(run: Run, tmp_path: Path, mo
 async def test_a_crash_before_the_checkpoint_trains_again_on_the_same_groups(
     run: Run, tmp_path: Path, model: Path, groups: list[Group]
 ) -> None:
-    settings = tables(tmp_path, model, steps=2, checkpoint_every=2)
+    settings = tables(tmp_path, model, steps=2, checkpoints__every=2)
     await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[: 2 * GROUPS])))
     crashed = Learning(settings, run)
     task = asyncio.create_task(crashed.worker.run(crashed.stop))
@@ -196,7 +196,7 @@ async def test_a_restart_shows_the_step_the_version_and_the_checkpoint_that_it_g
 
 
 async def test_pause_checkpoint_and_resume(run: Run, tmp_path: Path, model: Path, groups: list[Group]) -> None:
-    settings = tables(tmp_path, model, steps=1, checkpoint_every=100)
+    settings = tables(tmp_path, model, steps=1, checkpoints__every=100)
     async with Learning(settings, run) as learning:
         assert await learning.worker.pause() == 0
         await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
@@ -225,7 +225,7 @@ async def test_a_payload_of_noise_is_a_dead_letter(redis: Redis, run: Run, tmp_p
 async def test_batches_that_are_not_finite_are_kept_and_end_the_run(
     run: Run, tmp_path: Path, model: Path, groups: list[Group]
 ) -> None:
-    settings = tables(tmp_path, model, steps=5, max_skipped=2)
+    settings = tables(tmp_path, model, steps=5, optimizer__max_skipped=2)
     await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[: 3 * GROUPS])))
     learning = Learning(settings, run)
     with torch.no_grad():
@@ -244,7 +244,7 @@ async def test_a_reward_that_collapses_pauses_the_learner_until_a_person_resumes
     run: Run, tmp_path: Path, model: Path, groups: list[Group]
 ) -> None:
     """Groups without any reward teach nothing and are dropped, but they are seen."""
-    settings = tables(tmp_path, model, steps=5, collapse_window=1, pause_on_collapse=True)
+    settings = tables(tmp_path, model, steps=5, collapse__window=1, collapse__pause=True)
     good, bad = [message(g, i) for i, g in enumerate(groups[:GROUPS])], [message(g, 9) for g in groups[2:6]]
     for made in bad:
         for trajectory in made.trajectories:
@@ -265,7 +265,9 @@ async def test_a_reward_that_collapses_pauses_the_learner_until_a_person_resumes
 
 
 async def test_the_best_version_outlives_the_newest(run: Run, tmp_path: Path, model: Path, groups: list[Group]) -> None:
-    settings = tables(tmp_path, model, steps=5, checkpoint_every=100, checkpoints_kept=1, weights_kept=1)
+    settings = tables(
+        tmp_path, model, steps=5, checkpoints__every=100, checkpoints__keep=1, checkpoints__keep_weights=1
+    )
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"evaluate_every": 2})})
     await run.report_progress(best_version=2, best_accuracy=0.5, evaluated_version=2)
     async with Learning(settings, run) as learning:

@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from services.curriculum.evaluation import pass_at_k
-from services.curriculum.settings import CurriculumSettings, Settings
+from services.curriculum.settings import EvaluationSettings, Settings
 from shared.errors import InvalidInputError
 from shared.settings import load
 
@@ -25,16 +25,18 @@ def test_pass_at_k_of_many_samples_does_not_overflow() -> None:
 
 @pytest.mark.parametrize(("samples", "k"), [(1, ()), (2, (2,)), (3, (2,)), (4, (2, 4)), (16, (2, 4, 8, 16))])
 def test_the_default_is_each_power_of_two_that_there_are_samples_for(samples: int, k: tuple[int, ...]) -> None:
-    assert CurriculumSettings(evaluation_samples=samples).pass_at == k
+    assert EvaluationSettings(samples=samples).pass_at == k
 
 
 def test_a_flag_takes_a_list() -> None:
-    flags = ["run.model=m", "curriculum.evaluation_samples=5", "curriculum.pass_at_k=1,3,5"]
-    assert load(Settings, None, {}, flags).curriculum.pass_at == (1, 3, 5)
+    flags = ["run.model=m", "curriculum.evaluation.samples=5", "curriculum.evaluation.pass_at_k=1,3,5"]
+    assert load(Settings, None, {}, flags).curriculum.evaluation.pass_at == (1, 3, 5)
 
 
 @pytest.mark.parametrize("k", ["2,4", "0"])
 def test_more_draws_than_samples_are_refused(k: str) -> None:
-    flags = ["run.model=m", "curriculum.evaluation_samples=3", f"curriculum.pass_at_k={k}"]
-    with pytest.raises(InvalidInputError, match=r"curriculum\.pass_at_k.*1 to 3, which is evaluation_samples"):
+    flags = ["run.model=m", "curriculum.evaluation.samples=3", f"curriculum.evaluation.pass_at_k={k}"]
+    with pytest.raises(
+        InvalidInputError, match=r"curriculum\.evaluation\.pass_at_k.*1 to 3, which is evaluation.samples"
+    ):
         load(Settings, None, {}, flags)

@@ -49,7 +49,7 @@ def reference_loss(model: PreTrainedModel, groups: Sequence[Group], gamma_min: f
 def test_loss_and_gradient_of_a_step_equal_the_definition(
     folder: Path, stale: list[Group], algorithm: str, gamma_min: float | None
 ) -> None:
-    trainer = make(folder, algorithm=algorithm, gamma_min=gamma_min or 0.8, **PLAIN)
+    trainer = make(folder, algorithm=algorithm, router_shift__gamma_min=gamma_min or 0.8, **PLAIN)
     report = trainer.train_step(stale)
     model = load(folder)
     expected = reference_loss(model, stale, gamma_min)
@@ -79,7 +79,7 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(folder: Path, 
 
 @pytest.mark.parametrize("algorithm", ["rspo", "gmpo", "grpo"])
 def test_learning_makes_rewarded_responses_likelier(folder: Path, fresh: list[Group], algorithm: str) -> None:
-    trainer = make(folder, algorithm=algorithm, learning_rate=1e-4)
+    trainer = make(folder, algorithm=algorithm, optimizer__learning_rate=1e-4)
     losses = [trainer.train_step(fresh).diagnostics["loss"] for _ in range(3)]
     assert losses[0] > losses[1] > losses[2]
     assert trainer.step == 3
@@ -105,7 +105,10 @@ def test_temperature_is_that_of_the_rollouts(folder: Path) -> None:
 
 def test_warm_up_raises_the_learning_rate_step_by_step(folder: Path, fresh: list[Group], tmp_path: Path) -> None:
     """AdamW's first update moves each weight by the learning rate."""
-    slow, fast = make(folder, learning_rate=1e-3, warmup_steps=9), make(folder, learning_rate=1e-3)
+    slow, fast = (
+        make(folder, optimizer__learning_rate=1e-3, optimizer__warmup_steps=9),
+        make(folder, optimizer__learning_rate=1e-3),
+    )
     before = weights(slow, tmp_path / "before")
     moved: list[float] = []
     for trainer in (slow, fast):
@@ -126,7 +129,7 @@ def test_epochs_and_minibatches_multiply_updates_and_stay_one_step(folder: Path,
 def test_a_batch_that_is_not_finite_is_skipped_and_changes_nothing(
     folder: Path, fresh: list[Group], tmp_path: Path
 ) -> None:
-    trainer = make(folder, learning_rate=1e-3)
+    trainer = make(folder, optimizer__learning_rate=1e-3)
     trainer.train_step(fresh)
     bad = poisoned(trainer, fresh[0])
     before = weights(trainer, tmp_path / "before")
@@ -141,7 +144,7 @@ def test_a_batch_that_is_not_finite_is_skipped_and_changes_nothing(
 
 
 def test_one_minibatch_that_is_not_finite_costs_its_own_update_only(folder: Path, fresh: list[Group]) -> None:
-    trainer = make(folder, learning_rate=1e-3, minibatches=4)
+    trainer = make(folder, optimizer__learning_rate=1e-3, minibatches=4)
     report = trainer.train_step([poisoned(trainer, fresh[0]), *fresh[1:]])
     assert report.skipped is None
     assert trainer.step == 1
@@ -152,7 +155,7 @@ def test_router_shift_needs_routers_and_gmpo_does_not(tmp_path: Path) -> None:
     dense = save_model(tmp_path, "qwen3_dense")
     with pytest.raises(PreconditionError, match="'qwen3' is dense or unknown"):
         make(dense)
-    trainer = make(dense, algorithm="gmpo", learning_rate=1e-4)
+    trainer = make(dense, algorithm="gmpo", optimizer__learning_rate=1e-4)
     assert trainer.layout is None
     groups = random_groups(load(dense), groups=2, samples=3)
     for group in groups:
@@ -172,7 +175,7 @@ def test_equal_seeds_train_equally_and_others_shuffle_otherwise(
 ) -> None:
     trained = []
     for i, seed in enumerate((1, 1, 2)):
-        trainer = make(folder, seed=seed, learning_rate=1e-3, minibatches=2)
+        trainer = make(folder, seed=seed, optimizer__learning_rate=1e-3, minibatches=2)
         trainer.train_step(stale)
         trained.append(weights(trainer, tmp_path / str(i)))
     first, same, other = trained

@@ -26,7 +26,7 @@ def test_diagnostics_on_the_weights_that_sampled(folder: Path, fresh: list[Group
 
 
 def test_diagnostics_of_stale_rollouts(folder: Path, stale: list[Group]) -> None:
-    trainer = make(folder, **PLAIN, gamma_min=0.85)
+    trainer = make(folder, **PLAIN, router_shift__gamma_min=0.85)
     trainer.train_step(stale)
     found = trainer.train_step(stale).diagnostics
     assert found["token_lag_mean"] == found["token_lag_max"] == 1
@@ -40,7 +40,7 @@ def test_diagnostics_of_stale_rollouts(folder: Path, stale: list[Group]) -> None
 
 def test_gamma_at_lag_zero_is_taken_before_the_weights_move(folder: Path, fresh: list[Group]) -> None:
     """From the first of two updates only: at this learning rate the second sees other routers."""
-    found = make(folder, learning_rate=1e-2, minibatches=2).train_step(fresh).diagnostics
+    found = make(folder, optimizer__learning_rate=1e-2, minibatches=2).train_step(fresh).diagnostics
     assert found["gamma_at_lag_zero"] == pytest.approx(1, abs=1e-3)
     assert found["gamma_mean"] < 0.99
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared.settings import RunSettings
 from tests.support.models import MOE_KINDS, save_model
 from tests.support.rollouts import load, random_groups
+from tests.support.settings import learner_settings
 
 
 @pytest.mark.parametrize("kind", MOE_KINDS)
@@ -19,10 +19,10 @@ from tests.support.rollouts import load, random_groups
 def test_on_its_own_rollouts_a_family_sees_no_shift_and_learns(tmp_path: Path, kind: str, replay: Any) -> None:
     folder = save_model(tmp_path / "model", kind)
     groups = random_groups(load(folder), groups=3, samples=4)
-    settings = LearnerSettings(
+    settings = learner_settings(
         algorithm="rspo",
         routing_replay=replay,
-        learning_rate=1e-3,
+        optimizer__learning_rate=1e-3,
         activation_checkpointing=True,
         micro_batch_tokens=64,
     )

@@ -45,7 +45,12 @@ def test_exported_weights_have_the_dtype_of_the_model_folder(tmp_path: Path, kin
 
 
 def test_a_resumed_trainer_goes_on_bit_for_bit(folder: Path, stale: list[Group], tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"learning_rate": 1e-3, "epochs": 2, "minibatches": 2, "warmup_steps": 3}
+    settings: dict[str, Any] = {
+        "optimizer__learning_rate": 1e-3,
+        "epochs": 2,
+        "minibatches": 2,
+        "optimizer__warmup_steps": 3,
+    }
     straight = make(folder, **settings)
     for _ in range(2):
         straight.train_step(stale)
@@ -62,10 +67,10 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(folder: Path, stale: list[Group],
 
 
 def test_a_checkpoint_before_the_first_step_is_a_start(folder: Path, stale: list[Group], tmp_path: Path) -> None:
-    fresh = make(folder, learning_rate=1e-3)
+    fresh = make(folder, optimizer__learning_rate=1e-3)
     fresh.save(tmp_path, {})
     expected = dict(fresh.train_step(stale).diagnostics)
-    used = make(folder, learning_rate=1e-3)
+    used = make(folder, optimizer__learning_rate=1e-3)
     used.train_step(stale)
     used.load(tmp_path)
     assert used.step == 0
@@ -82,7 +87,7 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) 
 
 
 def test_a_checkpoint_holds_no_pickle(folder: Path, stale: list[Group], tmp_path: Path) -> None:
-    trainer = make(folder, learning_rate=1e-3)
+    trainer = make(folder, optimizer__learning_rate=1e-3)
     trainer.train_step(stale)
     trainer.save(tmp_path, {})
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
@@ -90,7 +95,7 @@ def test_a_checkpoint_holds_no_pickle(folder: Path, stale: list[Group], tmp_path
 
 def test_the_export_can_be_read_back_as_a_start(folder: Path, stale: list[Group], tmp_path: Path) -> None:
     """A trained export in place of the folder's weights gives the trained policy."""
-    trainer = make(folder, learning_rate=1e-3)
+    trainer = make(folder, optimizer__learning_rate=1e-3)
     trainer.train_step(stale)
     exported = weights(trainer, tmp_path / "out")
     save_file(exported, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})

@@ -14,15 +14,16 @@ from safetensors.torch import load_file
 from services.learner.algorithms.advantages import ZERO_VARIANCE
 from services.learner.data.batch import Group
 from services.learner.model.optimizer import factor
-from services.learner.settings import LearnerSettings
+from services.learner.settings import OptimizerSettings
 from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RunSettings
 from tests.support.models import save_model
 from tests.support.rollouts import load, perturbed, random_groups
+from tests.support.settings import learner_settings
 
 # Updates small enough to compare gradients, and no clipping of their norm.
-PLAIN: dict[str, Any] = {"learning_rate": 1e-12, "max_grad_norm": 1e9}
+PLAIN: dict[str, Any] = {"optimizer__learning_rate": 1e-12, "optimizer__max_grad_norm": 1e9}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def stale(folder: Path) -> list[Group]:
 
 
 def make(folder: Path, max_tokens: int = 12, steps: int = 100, **settings: Any) -> Trainer:
-    return Trainer(LearnerSettings(**settings), RunSettings(model=folder, max_tokens=max_tokens, steps=steps))
+    return Trainer(learner_settings(**settings), RunSettings(model=folder, max_tokens=max_tokens, steps=steps))
 
 
 def gradient(folder: Path, groups: Sequence[Group], **settings: Any) -> torch.Tensor:
@@ -68,12 +69,12 @@ def test_packing_and_cutting_change_nothing(folder: Path, stale: list[Group], al
     "settings",
     [
         {"proximal": "recompute"},
-        {"proximal": "recompute", "correction": "truncate"},
-        {"correction": "mask"},
-        {"correction": "sequence_mask"},
+        {"proximal": "recompute", "correction__kind": "truncate"},
+        {"correction__kind": "mask"},
+        {"correction__kind": "sequence_mask"},
         {"routing_replay": "r3"},
         {"routing_replay": "r2", "proximal": "recompute"},
-        {"mismatch_baseline": "subtract"},
+        {"router_shift__mismatch_baseline": "subtract"},
         {"kl_coefficient": 0.5},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
@@ -91,9 +92,9 @@ def test_on_the_weights_that_sampled_a_correction_changes_nothing(
     "settings",
     [
         {"proximal": "recompute"},
-        {"proximal": "recompute", "correction": "truncate"},
-        {"correction": "mask", "correction_low": 0.9, "correction_high": 1.1},
-        {"correction": "sequence_mask", "correction_low": 0.99, "correction_high": 1.01},
+        {"proximal": "recompute", "correction__kind": "truncate"},
+        {"correction__kind": "mask", "correction__low": 0.9, "correction__high": 1.1},
+        {"correction__kind": "sequence_mask", "correction__low": 0.99, "correction__high": 1.01},
         {"routing_replay": "r3"},
         {"advantage": "mean"},
         {"aggregation": "token_mean"},
@@ -112,7 +113,7 @@ def test_with_its_own_routes_replayed_the_learner_computes_what_it_did(folder: P
     own = {"routing_replay": "r2", "proximal": "recompute"}
     live = gradient(folder, stale, proximal="recompute")
     assert distance(gradient(folder, stale, **own), live) < 1e-5
-    moving = {"learning_rate": 1e-2, "minibatches": 2, "proximal": "recompute"}
+    moving = {"optimizer__learning_rate": 1e-2, "minibatches": 2, "proximal": "recompute"}
     later = gradient(folder, stale, **moving)
     assert distance(gradient(folder, stale, **(moving | own)), later) > 1e-3
 
@@ -129,21 +130,21 @@ def test_a_recomputed_policy_is_the_denominator_of_the_ratio(folder: Path, stale
 
 
 def test_a_mask_says_how_much_it_dropped(folder: Path, stale: list[Group]) -> None:
-    settings: dict[str, Any] = {"correction": "mask", "correction_low": 0.9, "correction_high": 1.1}
+    settings: dict[str, Any] = {"correction__kind": "mask", "correction__low": 0.9, "correction__high": 1.1}
     dropped = make(folder, **PLAIN, **settings).train_step(stale).diagnostics["dropped_fraction"]
     assert 0 < dropped < 1
     assert make(folder, **PLAIN).train_step(stale).diagnostics["dropped_fraction"] == 0
 
 
 def test_the_reference_is_the_model_of_the_start(folder: Path, fresh: list[Group]) -> None:
-    trainer = make(folder, learning_rate=1e-3, kl_coefficient=1e-6)
+    trainer = make(folder, optimizer__learning_rate=1e-3, kl_coefficient=1e-6)
     assert trainer.train_step(fresh).diagnostics["reference_kl"] == pytest.approx(0, abs=1e-9)
     assert trainer.train_step(fresh).diagnostics["reference_kl"] > 1e-6
 
 
 def test_a_strong_kl_term_keeps_the_policy_near_its_start(folder: Path, fresh: list[Group]) -> None:
     def moved(coefficient: float) -> float:
-        trainer = make(folder, learning_rate=1e-3, kl_coefficient=coefficient)
+        trainer = make(folder, optimizer__learning_rate=1e-3, kl_coefficient=coefficient)
         return [trainer.train_step(fresh).diagnostics["reference_kl"] for _ in range(8)][-1]
 
     assert moved(10.0) < 0.5 * moved(1e-6)
@@ -151,7 +152,7 @@ def test_a_strong_kl_term_keeps_the_policy_near_its_start(folder: Path, fresh: l
 
 def test_an_entropy_bonus_raises_the_entropy(folder: Path, fresh: list[Group]) -> None:
     def reached(coefficient: float) -> float:
-        trainer = make(folder, learning_rate=1e-3, entropy_coefficient=coefficient)
+        trainer = make(folder, optimizer__learning_rate=1e-3, entropy_coefficient=coefficient)
         return [trainer.train_step(fresh).diagnostics["entropy"] for _ in range(5)][-1]
 
     assert reached(1.0) > reached(0.0) + 0.05
@@ -177,7 +178,7 @@ def test_subtracting_the_mismatch_leaves_what_is_published_alone(folder: Path, f
         replace(group, samples=tuple(replace(s, completion=_with_scores_off(s.completion, 0.1)) for s in group.samples))
         for group in fresh
     ]
-    trainer = make(folder, **PLAIN, mismatch_baseline="subtract")
+    trainer = make(folder, **PLAIN, router_shift__mismatch_baseline="subtract")
     first, second = (trainer.train_step(off).diagnostics for _ in range(2))
     assert first["gamma_mean"] == pytest.approx(math.exp(-0.1), abs=2e-3)
     trainer.step = 0  # so that the rollouts have no lag again
@@ -191,11 +192,14 @@ def _with_scores_off(completion: Any, by: float) -> Any:
     return replace(completion, router_trace=replace(trace, log_scores=(trace.scores - by).astype("float16")))
 
 
-@pytest.mark.parametrize("settings", [{}, {"mismatch_baseline": "subtract", "schedule": "cosine", "fused_adam": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"router_shift__mismatch_baseline": "subtract", "optimizer__schedule": "cosine", "optimizer__fused": True}],
+)
 def test_a_resumed_trainer_goes_on_bit_for_bit(
     folder: Path, fresh: list[Group], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    settings = {"learning_rate": 1e-3, "warmup_steps": 2, **settings}
+    settings = {"optimizer__learning_rate": 1e-3, "optimizer__warmup_steps": 2, **settings}
     straight = make(folder, **settings)
     for _ in range(4):
         straight.train_step(fresh)
@@ -217,7 +221,7 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(
     [("constant", [1, 1, 1]), ("linear", [1, 0.5, 0]), ("cosine", [1, 0.5, 0])],
 )
 def test_the_schedule_rises_then_falls(schedule: str, expected: list[float]) -> None:
-    settings = LearnerSettings(schedule=schedule, warmup_steps=3)
+    settings = OptimizerSettings(schedule=schedule, warmup_steps=3)
     assert [factor(step, settings, 23) for step in range(3)] == [0.25, 0.5, 0.75]
     assert [factor(step, settings, 23) for step in (3, 13, 23)] == pytest.approx(expected)
 
@@ -233,18 +237,21 @@ def test_replay_needs_routers(tmp_path: Path, settings: dict[str, Any]) -> None:
     ("settings", "text"),
     [
         ({"routing_replay": "r2"}, "use proximal recompute"),
-        ({"correction": "truncate"}, "would weigh by the ratio twice"),
-        ({"algorithm": "gmpo", "mismatch_baseline": "subtract"}, "mismatch_baseline corrects the router shift factor"),
-        ({"algorithm": "rspo", "router_shift": False}, "use gmpo"),
+        ({"correction__kind": "truncate"}, "would weigh by the ratio twice"),
+        (
+            {"algorithm": "gmpo", "router_shift__mismatch_baseline": "subtract"},
+            "mismatch_baseline corrects the router shift factor",
+        ),
+        ({"algorithm": "rspo", "router_shift__enabled": False}, "use gmpo"),
     ],
 )
 def test_combinations_without_sense_are_refused_with_the_reason(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
-        LearnerSettings(**settings)
+        learner_settings(**settings)
 
 
 def test_lora_trains_adapters_and_publishes_whole_weights(folder: Path, fresh: list[Group], tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"learning_rate": 1e-2, "lora": {"rank": 4}, "kl_coefficient": 1e-6}
+    settings: dict[str, Any] = {"optimizer__learning_rate": 1e-2, "lora": {"rank": 4}, "kl_coefficient": 1e-6}
     trainer = make(folder, **settings)
     assert all("lora" in name for name in trainer._parameters)
     trainer.train_step(fresh)

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from services.cli.recipe import Recipe
 from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
@@ -30,6 +32,53 @@ def test_tables_in_tables_are_reached_from_everywhere(recipe: Path) -> None:
     settings = load(LearnerTables, recipe, {"ROUTERSHIFT_LEARNER__LORA__RANK": "4"}, ["learner.lora.targets=experts"])
     assert (settings.learner.lora.alpha, settings.learner.lora.rank) == (2, 4)
     assert settings.learner.lora.targets == "experts"
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("learner.gama_min=1", "did you mean 'learner.router_shift.gamma_min'?"),
+        ("learner.checkpoint_every=1", "did you mean 'learner.checkpoints.every'?"),
+        ("learner.transfer_host=x", "did you mean 'learner.transfer.host'?"),
+        ("learner.learning_rate=1", "did you mean 'learner.optimizer.learning_rate'?"),
+        ("learner.lora.learning_rate=1", "did you mean 'learner.optimizer.learning_rate'?"),
+        ("learner.optimizer.learning_rat=1", "did you mean 'learner.optimizer.learning_rate'?"),
+        ("learner.optimiser.beta1=1", "unknown setting 'learner.optimiser'; did you mean 'learner.optimizer'?"),
+        ("learner.lora.rnk=1", "did you mean 'learner.lora.rank'?"),
+        (
+            "learner.router_shift=true",
+            "is 'true': it is a table; set one of its keys, as 'learner.router_shift.enabled'",
+        ),
+        ("learner.optimizer.beta1=2", "setting 'learner.optimizer.beta1' is '2': input should be less than 1"),
+        ("gamma_min.x=1", "did you mean 'learner.router_shift.gamma_min'?"),
+        ("learner.optimizer.beta1.more=2", "setting 'learner.optimizer.beta1' input should be a valid number"),
+    ],
+)
+def test_mistakes_in_tables_in_tables_name_what_was_meant(tmp_path: Path, flag: str, text: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        load(LearnerTables, None, {}, ["run.model=m", flag])
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_the_environment_is_named_at_any_depth() -> None:
+    environment = {"ROUTERSHIFT_RUN__MODEL": "m", "ROUTERSHIFT_LEARNER__OPTIMIZER__BETA3": "0.9"}
+    with pytest.raises(
+        InvalidInputError, match=r"learner\.optimizer\.beta3'; did you mean 'learner\.optimizer\.beta[12]'"
+    ):
+        load(LearnerTables, None, environment)
+
+
+def test_every_setting_has_a_description_and_every_table_says_what_it_is() -> None:
+    tables: list[tuple[str, type[BaseModel]]] = [("", Recipe)]
+    for prefix, table in tables:
+        for name, field in table.model_fields.items():
+            annotation = field.annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                assert annotation.__doc__, f"{prefix}{name}: no docstring"
+                tables.append((f"{prefix}{name}.", annotation))
+            else:
+                assert field.description, f"{prefix}{name}: no description"
 
 
 def test_a_recipes_model_lies_relative_to_it_and_a_flags_to_the_caller(recipe: Path) -> None:

@@ -9,6 +9,8 @@ from shared.settings import Table
 
 
 class VllmSettings(Table):
+    """How vLLM is started."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "float32", description="of weights and activations; auto takes the model's own"
     )

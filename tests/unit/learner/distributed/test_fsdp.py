@@ -12,16 +12,22 @@ from safetensors.torch import load_file
 from services.learner.data.batch import Group
 from services.learner.distributed.fsdp import full_state_dict, shard
 from services.learner.distributed.ranks import Ranks
-from services.learner.settings import LearnerSettings, LoraSettings
+from services.learner.settings import LoraSettings
 from services.learner.trainer import Trainer
 from shared.settings import RunSettings
 from tests.support import torchrun
 from tests.support.models import save_model
 from tests.support.rollouts import load, perturbed, random_groups
+from tests.support.settings import learner_settings
 
 STEPS, SAVED_AT = 5, 2
 # Several passes for each update, in numbers that ranks do not divide, and gradients that are clipped.
-COMMON: dict[str, Any] = {"learning_rate": 1e-4, "minibatches": 2, "micro_batch_tokens": 40, "max_grad_norm": 0.1}
+COMMON: dict[str, Any] = {
+    "optimizer__learning_rate": 1e-4,
+    "minibatches": 2,
+    "micro_batch_tokens": 40,
+    "optimizer__max_grad_norm": 0.1,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "experts, recomputed": ("qwen3_moe", {"algorithm": "rspo", "activation_checkpointing": True}),
     "tied embeddings": ("qwen3_dense", {"algorithm": "grpo"}),
@@ -35,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make(folder: Path, case: str, ranks: Ranks | None = None) -> Trainer:
     kind, settings = CASES[case]
-    return Trainer(LearnerSettings(**COMMON | settings), RunSettings(model=folder / kind, steps=STEPS), ranks)
+    return Trainer(learner_settings(**COMMON | settings), RunSettings(model=folder / kind, steps=STEPS), ranks)
 
 
 def batches(folder: Path, case: str) -> list[list[Group]]:
