@@ -68,7 +68,7 @@ def refusals(
     preset = ALGORITHMS[algorithm]
     found = []
     if preset.router_shift and router_shift is False:
-        found.append(f"router_shift.enabled is false; algorithm {algorithm} without it is gmpo, so use that")
+        found.append(f"router_shift.enabled is false; {algorithm} is gmpo with router shift; use gmpo")
     if not preset.has_ratio and (clip_low is not None or clip_high is not None):
         found.append(f"clip_low and clip_high mean nothing to {algorithm}, which has no ratio; leave them out")
     if preset.objective in ("grpo", "gspo") and clip_low is not None and clip_low >= 1:
