@@ -313,7 +313,8 @@ def _nearest(name: str, model: type[BaseModel]) -> str:
         for candidate in known
         if (candidate.startswith(f"{component}.") if table else candidate.rpartition(".")[2] == key)
     ]
-    return max([*siblings, *related] or known, key=likeness)
+    nearest: str = max([*siblings, *related] or known, key=likeness)
+    return nearest
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
