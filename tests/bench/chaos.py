@@ -17,6 +17,7 @@ from tests.chaos.campaign import Campaign, schedule
 from tests.chaos.stack import running
 
 _EVERY_SECONDS = 10.0
+QUICK = {"minutes": 1.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ from tests.bench.timing import Spread, interleaved
 _REPOSITORY = Path(__file__).parents[2]
 _DEMO = _REPOSITORY / "deploy" / "recipes" / "countdown" / "model"
 _WARMUP = 1
+QUICK = {"rounds": 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "ratio_with_router": ratios["grpc_router"].median,
         "ratio_to_text_only": ratios["grpc_to_text_only"].median,
         "spread": {name: asdict(spread) for name, spread in ratios.items()},
+        "cpu": timings.cpu("direct"),
         "prompts": arguments.prompts,
         "samples": arguments.samples,
     }

@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 # For each parameter, float32: itself and two moments of AdamW. A step finds and keeps them.
 _HELD = 3 * 4
 _GRADIENT = 4
+QUICK = {"pairs": 2, "tokens": 768, "experts": [64]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +97,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "tokens_per_second": {name: (speed.min, speed.max) for name, speed in speeds.items()},
             "ratio": {name: (ratio.min, ratio.max) for name, ratio in ratios.items()},
         },
+        "cpu": timings.cpu(BASELINE),
         "peak_bytes": first,
         "router_shift_bytes_by_experts": {str(n): peak[SHIFTED] - peak[BASELINE] for n, peak in peaks.items()},
         "gamma_mean": steps.gamma_mean,
@@ -123,7 +125,9 @@ class Steps:
         self.flops = 0.0  # that the updates of a step need
         self._arguments = arguments
         self._run = RunSettings(id="bench", model=folder, samples_per_group=GROUP, max_tokens=shape.sequence_tokens)
+        sys.stderr.write(f"{shape.num_experts} experts: writing the model\n")
         self.parameters = write_model(shape, folder, self.device)
+        sys.stderr.write(f"{self.parameters:,} parameters; recording the rollouts\n")
         self._groups = rollouts(shape, folder, self.device, getattr(torch, arguments.dtype))
         self.tokens = sum(sample.input_tokens for group in self._groups for sample in group.samples)
         self._trainers: dict[str, Trainer] = {}
@@ -135,6 +139,7 @@ class Steps:
             if name not in self._trainers:
                 if not keep:
                     self._drop_trainers()
+                sys.stderr.write(f"{name}: building the trainer, and a step that does not count\n")
                 self._trainers[name] = self._trainer(VARIANTS[name])
 
         steps = {name: partial(self._step_of, name) for name in VARIANTS}

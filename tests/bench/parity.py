@@ -216,6 +216,9 @@ async def measure(family: str, folder: Path) -> Parity:
         await engine.close()
 
 
+QUICK = {"family": ["qwen3_moe"]}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--family", choices=FAMILIES, action="append", help="only this one; may be repeated")
 

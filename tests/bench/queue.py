@@ -22,6 +22,7 @@ SIZES = (20_000, 200_000, 2_000_000)
 _BYTES = 64_000_000  # of each turn, at least a few messages and at most so many
 _FEWEST, _MOST = 16, 400
 _SAMPLES = 8
+QUICK = {"rounds": 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +77,7 @@ def _measure(loop: asyncio.AbstractEventLoop, arguments: argparse.Namespace, url
         "messages_per_second": rate.median,
         "raw_messages_per_second": timings.rate("raw", messages).median,
         "ratio_spread": asdict(ratio),
+        "cpu": timings.cpu("raw"),
         "messages": messages,
     }
 

@@ -31,6 +31,7 @@ from tests.support.math_pairs import BOXED
 _PROGRAM = "```python\ndef add(a, b):\n    return a + b\n\nif __name__ == '__main__':\n    {main}\n```".format(
     main="print(add(*map(int, input().split())))"
 )
+QUICK = {"rounds": 8, "programs": 10}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +91,7 @@ def _run(runner: asyncio.Runner, scorer: Scorer, arguments: argparse.Namespace) 
         "ratio_own": {"countdown": countdown.ratio("ours", "own").median, "math": math.ratio("ours", "own").median},
         "ratio_alone": {"countdown": alone.ratio("ours", "own").median},
         "spread": {"countdown": asdict(countdown.ratio("ours", "own")), "math": asdict(math.ratio("ours", "library"))},
+        "cpu": {"countdown": countdown.cpu("own"), "math": math.cpu("library")},
         "verifications_per_second": {
             "countdown": countdown.rate("ours", len(sums)).median,
             "math": math.rate("ours", batch).median,

@@ -25,6 +25,7 @@ MODES = {"off": RouterExport.NONE, "ids": RouterExport.IDS, "topk": RouterExport
 DEMO = REPOSITORY / "deploy" / "recipes" / "countdown" / "model"
 PROMPT = [3, 4, 5, 6, 7, 8, 9, 10]
 SAMPLES = 8  # of each prompt
+QUICK = {"rounds": 2, "prompts": 8}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,5 +116,6 @@ def _measure(
     spreads = {
         "tokens_per_second": {name: asdict(rate) for name, rate in rates.items()},
         "over_off": {name: asdict(ratio) for name, ratio in ratios.items()},
+        "cpu": timings.cpu("off"),
     }
     return {name: rate.median for name, rate in rates.items()}, ratios["topk"].median, spreads, sizes

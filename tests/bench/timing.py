@@ -1,11 +1,19 @@
-"""Paired timings: what is compared is run in turns, so that a slow moment of the machine meets all of it alike."""
+"""Paired timings: what is compared is run in turns, so that a slow moment of the machine meets all of it alike.
+
+Beside the wall clock stand the CPU-seconds of this process and everything that it has started. On a shared machine they
+resolve small costs that the wall clock does not.
+"""
 
 import gc
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,19 @@ class Timings:
     """Seconds of each variant in each round; entry i of every variant comes from round i."""
 
     seconds: Mapping[str, Sequence[float]]
+    cpu_seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of all processes, user and system
+
+    def cpu(self, over: str) -> dict[str, Any]:
+        """For a bench's result: CPU-seconds of a turn of each variant, and of each over those of `over`, paired."""
+        own = self.cpu_seconds
+        return {
+            "seconds": {variant: Spread.of(spent).median for variant, spent in own.items()},
+            "ratio": {
+                variant: asdict(Spread.of([mine / base for mine, base in zip(spent, own[over], strict=True)]))
+                for variant, spent in own.items()
+                if variant != over
+            },
+        }
 
     def spread(self, variant: str) -> Spread:
         """The spread of a variant's seconds."""
@@ -59,6 +80,7 @@ def interleaved(
         settle: called before every reading of the clock: on a GPU it waits for the device.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    cpu: dict[str, list[float]] = {name: [] for name in variants}
     gc.collect()
     gc.freeze()  # what is there already need not be searched again before every turn
     for i in range(warmup + rounds):
@@ -66,11 +88,25 @@ def interleaved(
             prepare(name)
             gc.collect()
             settle()
-            start = time.perf_counter()
+            spent, start = cpu_seconds(), time.perf_counter()
             variants[name]()
             settle()
             seconds[name].append(time.perf_counter() - start)
+            cpu[name].append(cpu_seconds() - spent)
         what = "warm-up" if i < warmup else f"round {i - warmup + 1}/{rounds}"
         sys.stderr.write(f"{what}: {', '.join(f'{name} {taken[-1]:.3g} s' for name, taken in seconds.items())}\n")
     gc.unfreeze()
-    return Timings({name: taken[warmup:] for name, taken in seconds.items()})
+    return Timings(*({name: taken[warmup:] for name, taken in each.items()} for each in (seconds, cpu)))
+
+
+def cpu_seconds() -> float:
+    """User and system time so far of this process, of those that it started, and of those that have ended."""
+    times = os.times()
+    total = times.user + times.system + times.children_user + times.children_system
+    for child in psutil.Process().children(recursive=True):
+        try:
+            spent = child.cpu_times()
+        except psutil.NoSuchProcess:  # it has just ended, and is counted above
+            continue
+        total += spent.user + spent.system + spent.children_user + spent.children_system
+    return total

@@ -45,6 +45,9 @@ class _Work:
     slots: int
 
 
+QUICK = {"rounds": 1}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="paired rounds of each workload")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
@@ -61,10 +64,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         works = _works(Path(temporary))
         found = {name: _compare(name, works[name], arguments) for name in arguments.only or works}
     return {
-        "ratio": {name: spread["ratio"].median for name, spread in found.items()},
-        "spread": {name: asdict(spread["ratio"]) for name, spread in found.items()},
+        "ratio": {name: spread["ratio"].median for name, (spread, _) in found.items()},
+        "spread": {name: asdict(spread["ratio"]) for name, (spread, _) in found.items()},
+        "cpu": {name: cpu for name, (_, cpu) in found.items()},
         "tokens_per_second": {
-            name: {side: spread[side].median for side in ("engine", "generate")} for name, spread in found.items()
+            name: {side: spread[side].median for side in ("engine", "generate")} for name, (spread, _) in found.items()
         },
         "device": arguments.device,
         "threads": arguments.threads,
@@ -98,7 +102,7 @@ def _endless(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
 
 
-def _compare(name: str, work: _Work, arguments: argparse.Namespace) -> dict[str, Spread]:
+def _compare(name: str, work: _Work, arguments: argparse.Namespace) -> tuple[dict[str, Spread], dict[str, Any]]:
     sys.stderr.write(f"{name}: {len(work.prompts) * work.samples} responses a round\n")
     options = EngineOptions(max_num_seqs=work.slots, threads=arguments.threads, router_export=arguments.router_export)
     engine = TorchEngine(work.folder, options, device=arguments.device)
@@ -121,7 +125,7 @@ def _compare(name: str, work: _Work, arguments: argparse.Namespace) -> dict[str,
         for side, counts in tokens.items()
     }
     ratio = Spread.of([ours / theirs for ours, theirs in zip(rates["engine"], rates["generate"], strict=True)])
-    return {"ratio": ratio, **{side: Spread.of(values) for side, values in rates.items()}}
+    return {"ratio": ratio, **{side: Spread.of(values) for side, values in rates.items()}}, timings.cpu("generate")
 
 
 async def _engine(engine: TorchEngine, work: _Work) -> int:

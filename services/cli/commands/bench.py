@@ -1,7 +1,8 @@
 """`routershift bench`: how fast the parts are on this machine, measured; nothing is judged by a time.
 
 A bench is a module of tests/bench with two functions: `add_arguments(parser)` and `run(arguments)`, which gives what
-it measured as a dictionary fit for JSON. Its name has a dash where that of its file has an underscore.
+it measured as a dictionary fit for JSON, and `QUICK`: the defaults that --quick changes. It tells on stderr how far it
+is. Its name has a dash where that of its file has an underscore.
 """
 
 import argparse
@@ -44,7 +45,10 @@ def bench(name: str | None, options: Sequence[str], repository: Path = REPOSITOR
     module = importlib.import_module(f"tests.bench.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"routershift bench {name}", description=known[name])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: to see that it runs, not to compare")
     module.add_arguments(parser)
+    if "--quick" in options:
+        parser.set_defaults(**module.QUICK)
     arguments = parser.parse_args(options)
     result = {**module.run(arguments), "machine": machine(repository)}
     if arguments.json:

@@ -1,5 +1,7 @@
 """The benches run, and say what they measured in the form that is documented. No time is asserted."""
 
+import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from services.cli.commands.bench import bench
 from services.cli.main import main
 from shared.errors import PreconditionError
 from tests.bench.memory import peak_bytes
-from tests.bench.timing import Timings, interleaved
+from tests.bench.timing import Timings, cpu_seconds, interleaved
 
 VARIANTS = {"gmpo", "gmpo_rs", "gmpo_rs_r3", "gmpo_recompute"}
 ROUTERSHIFT = [sys.executable, "-m", "services.cli.main"]
@@ -83,6 +85,36 @@ def test_variants_take_turns_and_change_sides() -> None:
     assert [call for call in calls if call in variants] == ["a", "b", "b", "a", "a", "b"]
     assert calls[:4] == ["before a", "a", "before b", "b"]
     assert {name: len(taken) for name, taken in timings.seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_the_work_of_child_processes_is_counted_while_they_live_and_after_they_ended() -> None:
+    spin = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    before = cpu_seconds()
+    child = subprocess.Popen([sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    alive = cpu_seconds()
+    child.communicate(b"\n")
+    ended = cpu_seconds()
+    assert before + 0.4 < alive <= ended + 0.05  # the clock of processes has steps of 10 ms
+
+
+def test_cpu_ratios_are_taken_within_rounds() -> None:
+    timings = Timings({}, {"plain": [1.0, 10.0, 2.0], "fancy": [2.0, 16.0, 4.0]})
+    found = timings.cpu("plain")
+    assert found["seconds"] == {"plain": 2.0, "fancy": 4.0}
+    assert found["ratio"] == {"fancy": {"median": 2.0, "min": 1.6, "max": 2.0}}
+
+
+@pytest.mark.parametrize("name", ["chaos", "generation", "learner", "parity", "queue", "reward", "router-export"])
+def test_quick_changes_arguments_that_a_bench_has(name: str) -> None:
+    module = importlib.import_module(f"tests.bench.{name.replace('-', '_')}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    known = vars(parser.parse_args([]))
+    assert module.QUICK
+    assert set(module.QUICK) <= set(known)
+    assert any(module.QUICK[key] != known[key] for key in module.QUICK)
 
 
 def test_without_a_name_the_benches_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
