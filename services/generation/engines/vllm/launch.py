@@ -46,6 +46,9 @@ _UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # In config.json where queries have a part that is rotated and one that is not (DeepSeek): of such, the kernel for CPU
 # rotates three-dimensional ones wrongly.
 _ROTATED_PART = "qk_rope_head_dim"
+# In config.json of models with latent attention (DeepSeek). On CPU, vLLM picks kernels for it by the processor: AMX_MLA,
+# where there is AMX, takes bfloat16 alone; CPU_MLA takes every dtype, on every processor.
+_LATENT, _EXACT_LATENT = "kv_lora_rank", "CPU_MLA"
 # It would override the size of the KV cache that the settings name.
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
 
@@ -89,13 +92,18 @@ def launch(
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.core import EngineCoreProc
 
-    settings.refuse_inexact(on_cpu=current_platform.is_cpu())
+    on_cpu = current_platform.is_cpu()
+    settings.refuse_inexact(on_cpu=on_cpu)
     for architecture in config.get("architectures", []):
         if (known := ModelRegistry.models.get(architecture)) is not None:
             # vLLM would look at the class in a process of its own, which takes 10 s where no cache is at hand.
             ModelRegistry.register_model(architecture, known.load_model_cls())
     kv_cache_bytes = settings.kv_cache_bytes if settings.gpu_memory_utilization is None else None
+    attention = settings.attention_backend
+    if attention == "auto":
+        attention = _EXACT_LATENT if on_cpu and config.get(_LATENT) else None
     chosen = {
+        "attention_backend": attention,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
     }

@@ -31,6 +31,11 @@ class VllmSettings(Table):
     enable_chunked_prefill: bool = Field(False, description="cut long prompts in pieces; not on CPU")
     enforce_eager: bool = Field(True, description="neither compile nor capture graphs; on a GPU, false is faster")
     moe_backend: str = Field("auto", description="vLLM's name of the kernels of experts; one that routes is refused")
+    attention_backend: str = Field(
+        "auto",
+        description="vLLM's name of the attention kernels; auto is vLLM's choice, but on CPU CPU_MLA for latent "
+        "attention, which is exact in every dtype",
+    )
     model_runner: Literal["v1", "v2"] = Field("v1", description="vLLM's own; v2 is for GPUs, and has never run here")
     tensor_parallel_size: int = Field(1, ge=1, description="processes, or GPUs, that share each layer")
     data_parallel_size: int = Field(1, ge=1, description="only 1: start more generation services in its place")
