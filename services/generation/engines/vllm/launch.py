@@ -46,7 +46,7 @@ _UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # In config.json where queries have a part that is rotated and one that is not (DeepSeek): of such, the kernel for CPU
 # rotates three-dimensional ones wrongly.
 _ROTATED_PART = "qk_rope_head_dim"
-# In config.json of models with latent attention (DeepSeek). On CPU, vLLM picks kernels for it by the processor: AMX_MLA,
+# In config.json of models with latent attention (DeepSeek). On CPU, vLLM picks its kernels by the processor: AMX_MLA,
 # where there is AMX, takes bfloat16 alone; CPU_MLA takes every dtype, on every processor.
 _LATENT, _EXACT_LATENT = "kv_lora_rank", "CPU_MLA"
 # It would override the size of the KV cache that the settings name.
@@ -99,7 +99,7 @@ def launch(
             # vLLM would look at the class in a process of its own, which takes 10 s where no cache is at hand.
             ModelRegistry.register_model(architecture, known.load_model_cls())
     kv_cache_bytes = settings.kv_cache_bytes if settings.gpu_memory_utilization is None else None
-    attention = settings.attention_backend
+    attention: str | None = settings.attention_backend
     if attention == "auto":
         attention = _EXACT_LATENT if on_cpu and config.get(_LATENT) else None
     chosen = {
