@@ -171,8 +171,11 @@ class StreamSettings(Table):
     """How consumers behave. `idle` is the age at which a silent consumer's entries go to another."""
 
     max_bytes: int = Field(256 << 20, ge=1 << 16, description="bytes in one stream at which its producers wait")
+    inline_bytes: int = Field(
+        16 << 10, ge=1 << 8, description="payload above which it lies beside its stream, under a key of its own"
+    )
     max_entry_bytes: int = Field(
-        16 << 20, ge=1 << 10, le=256 << 20, description="payload above which it goes in chunks beside its stream"
+        16 << 20, ge=1 << 10, le=256 << 20, description="payload above which it goes in chunks of this size"
     )
     block_seconds: float = Field(0.5, gt=0, le=5, description="longest wait of one read")
     idle_seconds: float = Field(30.0, gt=0, description="silence after which an entry is taken over")

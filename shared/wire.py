@@ -5,11 +5,12 @@ raises CorruptDataError with the field, the value and what was expected.
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
 import numpy as np
+from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
 from routershift.v1 import trajectory_pb2 as pb
@@ -235,6 +236,13 @@ def _decode_top_logprobs(message: pb.TopLogprobs, tokens: int) -> TopLogprobs:
             f"top_logprobs has shapes {token_ids.shape} and {logprobs.shape}; expected [tokens, N] with {tokens} tokens"
         )
     return TopLogprobs(token_ids, logprobs)
+
+
+def encode_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
+    """JSON values as a protobuf message. Raises ValueError for what JSON does not have."""
+    message = struct_pb2.Struct()
+    message.update(dict(values))
+    return message
 
 
 def oldest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:

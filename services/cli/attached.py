@@ -18,6 +18,7 @@ from services.cli.recipe import run_folder
 from shared.errors import NotFoundError, PreconditionError, UnavailableError
 from shared.settings import RedisSettings, StreamSettings, redis_of
 from shared.streams.connection import connect
+from shared.streams.progress import Progress
 from shared.streams.run import Run
 
 _CONNECT_SECONDS = 2.0
@@ -71,7 +72,7 @@ async def attached(name: str) -> AsyncIterator[Attached]:
                 redis = await connect(RedisSettings(url=url))
         stack.push_async_callback(redis.aclose)
         run = Run(redis, run_id, StreamSettings())
-        if not await run.progress() and not (await run.ledger()).prompted:
+        if await run.progress() == Progress() and not (await run.ledger()).prompted:
             raise NotFoundError(f"run {run_id!r} is not in this Redis; check its id")
         yield Attached(redis, run, folder, live)
 

@@ -2,18 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-from google.protobuf import struct_pb2
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum.settings import Settings
 from services.curriculum.tasks.base import Problem
+from shared import wire
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import UnavailableError
 from shared.trajectory import Completion
@@ -74,7 +74,7 @@ async def evaluate(problems: Sequence[Problem], verifier: str, version: int, tab
                 )
                 completions = [*sampled, *greedy]
                 texts = [completion.text for completion in completions]
-                return completions, await reward.score(verifier, prompt, texts, struct(problem.reference))
+                return completions, await reward.score(verifier, prompt, texts, wire.encode_struct(problem.reference))
 
         answers = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(problems)))
     scores = [score for _, each in answers for score in each]
@@ -106,9 +106,3 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     Equation 1 of arXiv 2107.03374: 1 - C(n - c, k) / C(n, k), for k up to n.
     """
     return 1 - comb(samples - correct, k) / comb(samples, k)
-
-
-def struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
-    message = struct_pb2.Struct()
-    message.update(dict(values))
-    return message

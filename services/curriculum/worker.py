@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import metrics
-from services.curriculum.evaluation import evaluate, struct
+from services.curriculum.evaluation import evaluate
 from services.curriculum.settings import Settings
 from services.curriculum.tasks.base import Problem, Task
+from shared import wire
 from shared.clients import GenerationClient
 from shared.errors import DeadlineError, OverloadedError, RouterShiftError
+from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
 from shared.tracking.recording import Recording
 
@@ -58,7 +60,7 @@ class CurriculumWorker:
                 await asyncio.sleep(self._poll)
 
     async def evaluate_start(self) -> None:
-        """Evaluates the weights that the run starts from, before anything is trained; once in a run's life.
+        """Evaluates the weights that the run starts from, before anything is trained; once in a run.
 
         It is also the proof that prompts of this task fit the model and pass every check.
 
@@ -66,7 +68,7 @@ class CurriculumWorker:
             InvalidInputError: generation refuses the prompts or their sampling.
             DeadlineError: generation or reward gave no answer for `patience_seconds`.
         """
-        if "evaluated_version" not in await self._run.progress():
+        if (await self._run.progress()).evaluated_version is None:
             await self._evaluate_patiently(0)
 
     async def evaluate_versions(self) -> None:
@@ -77,16 +79,16 @@ class CurriculumWorker:
         """
         every = self._settings.run.evaluate_every
         progress = await self._run.progress()
-        evaluated, passed = int(progress.get("evaluated_version", 0)), int(progress.get("version", 0))
+        evaluated, passed = progress.evaluated_version or 0, progress.version or 0
         while True:
             progress = await self._run.progress()
-            version, finished = int(progress.get("version", 0)), progress.get("phase") == FINISHED
+            version, finished = progress.version or 0, progress.phase == FINISHED
             due = version if finished else version // every * every if every else 0
             if due > evaluated and (finished or due >= passed):
                 await self._try_evaluate(due)
-                evaluated, passed = due, int((await self._run.progress()).get("version", due))
+                evaluated, passed = due, (await self._run.progress()).version or due
             if finished:
-                await self._run.report_progress(final_evaluation=version)
+                await self._run.report_progress(Progress(final_evaluation=version))
             await asyncio.sleep(self._poll)
 
     async def watch(self) -> None:
@@ -115,7 +117,7 @@ class CurriculumWorker:
             prompt_id=f"{index:08d}",
             text=problem.prompt,
             verifier=self._task.verifier,
-            reference=struct(problem.reference),
+            reference=wire.encode_struct(problem.reference),
             sampling=pb.SamplingParams(
                 n=run.samples_per_group,
                 temperature=run.temperature,
@@ -129,7 +131,7 @@ class CurriculumWorker:
     async def _try_evaluate(self, version: int) -> None:
         """A failure on the way is counted, and a later version gets its chance."""
         try:
-            await self._run.report_progress(evaluating_version=version)
+            await self._run.report_progress(Progress(evaluating_version=version))
             await self._evaluate_patiently(version)
         except RouterShiftError as error:
             metrics.EVALUATIONS.labels("failed").inc()
@@ -138,17 +140,20 @@ class CurriculumWorker:
     async def _evaluate(self, version: int) -> None:
         """Evaluates what generation serves now, in the name of `version`, and publishes the result."""
         result = await evaluate(self._held_out, self._task.verifier, version, self._settings)
-        best = await self._run.progress()
-        best_version, best_accuracy = int(best.get("best_version", version)), float(best.get("best_accuracy", 0.0))
+        earlier = await self._run.progress()
+        best_version = version if earlier.best_version is None else earlier.best_version
+        best_accuracy = earlier.best_accuracy or 0.0
         if result.accuracy > best_accuracy:
             best_version, best_accuracy = version, result.accuracy
         self._recording.add("evaluation", result.as_record())
         await self._run.report_progress(
-            evaluated_version=version,
-            accuracy=result.accuracy,
-            greedy_accuracy=result.greedy_accuracy,
-            best_version=best_version,
-            best_accuracy=best_accuracy,
+            Progress(
+                evaluated_version=version,
+                accuracy=result.accuracy,
+                greedy_accuracy=result.greedy_accuracy,
+                best_version=best_version,
+                best_accuracy=best_accuracy,
+            )
         )
         metrics.EVALUATIONS.labels("ok").inc()
         metrics.ACCURACY.labels("sampled").set(result.accuracy)

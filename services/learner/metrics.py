@@ -52,6 +52,9 @@ BY_LAYER = {
 }
 STATE = Gauge("routershift_learner_state", "1 for what the learner is doing", ["state"])
 CHECKPOINTED = Gauge("routershift_learner_checkpoint_timestamp_seconds", "Unix time of the newest checkpoint")
+EARLY_CHECKPOINTS = Counter(
+    "routershift_learner_checkpoints_early_total", "Checkpoints written ahead of time, because their stream was full"
+)
 FLOPS = Counter("routershift_learner_model_flops_total", "Floating-point operations that training needs")
 SKIPPED = Counter("routershift_learner_steps_skipped_total", "Batches skipped", ["reason"])
 RUNNING_REWARD = Gauge("routershift_learner_reward_running_mean", "Running mean of the reward, where it is watched")

@@ -21,7 +21,9 @@ from services.learner.monitoring.recorder import Recorder
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError, PreconditionError
-from shared.streams.consumer import Consumer, End, Entry
+from shared.streams.consumer import Consumer, End, Entry, EntryRef
+from shared.streams.keys import Stream
+from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, PAUSED, TRAINING, Run
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ class LearnerWorker:
         self._consumer = consumer
         self._durable = Durable(settings, trainer, run, consumer, trained)
         self._batch: list[Scored] = []
-        self._doubles: list[Entry] = []  # other entries of groups in the batch
+        self._doubles: list[EntryRef] = []  # other entries of groups in the batch
         self._paused = False
         self._skipped = 0  # batches in a row
         self._watch = _watch_of(settings)
@@ -92,7 +94,7 @@ class LearnerWorker:
         await self._durable.start()
         metrics.STEP.set(self._trainer.step)
         metrics.VERSION.set(self._trainer.step)
-        if (await self._run.progress()).get("phase") == PAUSED:
+        if (await self._run.progress()).phase == PAUSED:
             self._paused = True
             log.warning("still paused, as before the restart")
         await self._report_progress()
@@ -121,8 +123,9 @@ class LearnerWorker:
                 await self._accept(entry)
             if len(self._batch) >= self._settings.run.groups_per_step:
                 await self._step(stop)
-            elif not entries:
+            elif not entries and not await self._durable.make_room(stop):
                 await self._remind()
+                await self._check_stuck()
         if self._durable.is_behind:
             await self._durable.checkpoint(stop)
 
@@ -144,16 +147,16 @@ class LearnerWorker:
         if await self._durable.knows(entry):
             return
         if any(scored.entry.group == entry.group for scored in self._batch):
-            if entry.id not in {held.id for held in (*(scored.entry for scored in self._batch), *self._doubles)}:
-                self._doubles.append(entry)
+            if entry.id not in {held.id for held in (*(scored.entry.ref for scored in self._batch), *self._doubles)}:
+                self._doubles.append(entry.ref)
             return
         try:
-            scored = decode_group(entry)
-            self._trainer.check(scored.group)
+            scored = await asyncio.to_thread(self._decode, entry)
         except (CorruptDataError, InvalidInputError) as error:
             metrics.DROPPED.labels("dead").inc(entry.trajectories)
             await self._consumer.bury(entry, "bad_trajectory", str(error))
             return
+        await self._consumer.vouch(entry)
         if self._phase == FINISHED:
             await self._drop(entry, "run_finished")
             return
@@ -165,7 +168,25 @@ class LearnerWorker:
         else:
             self._batch.append(scored)
 
-    async def _drop(self, entry: Entry, reason: str) -> None:
+    def _decode(self, entry: Entry) -> Scored:
+        """In a thread: the payloads of a batch may take seconds, and the event loop has heartbeats to send."""
+        scored = decode_group(entry)
+        self._trainer.check(scored.group)
+        return scored
+
+    async def _check_stuck(self) -> None:
+        """Raises PreconditionError where the groups of a step do not fit into their stream, so that none would end."""
+        if not self._batch or not await self._run.has_waiting_producer(Stream.SCORED):
+            return
+        held = (await self._run.backlog())[Stream.SCORED]
+        if held.entries == len(self._batch) + len(self._doubles):
+            raise PreconditionError(
+                f"streams.max_bytes is {self._settings.streams.max_bytes}: stream scored is full with {held.entries} "
+                f"groups of {held.bytes} bytes, and a step takes {self._settings.run.groups_per_step}; raise it, or "
+                "lower run.groups_per_step, run.samples_per_group or run.max_tokens"
+            )
+
+    async def _drop(self, entry: Entry | EntryRef, reason: str) -> None:
         if await self._consumer.end(entry, End.dropped(reason)):
             metrics.DROPPED.labels(reason).inc(entry.trajectories)
 
@@ -184,10 +205,12 @@ class LearnerWorker:
         self._skipped = 0
         await self._durable.publish(stop)
         self._recorder.lap("publish")
-        self._durable.add([*(scored.entry for scored in batch), *doubles])
+        self._durable.add([*(scored.entry.ref for scored in batch), *doubles])
         await self._run.return_tickets([scored.entry.group for scored in batch])
         if self._phase == FINISHED or self._is_kept(self._trainer.step):
             await self._durable.checkpoint(stop)
+        else:
+            await self._durable.make_room(stop)
         self._recorder.lap("checkpoint")
         self._diagnostics = report.diagnostics
         await self._recorder.step(batch, staleness, report)
@@ -195,7 +218,7 @@ class LearnerWorker:
             log.info("finished after %d steps", self._trainer.step)
         await self._report_progress()
 
-    async def _skip(self, batch: Sequence[Scored], doubles: Sequence[Entry], reason: str) -> None:
+    async def _skip(self, batch: Sequence[Scored], doubles: Sequence[EntryRef], reason: str) -> None:
         """Keeps the batch for a person to look at, and gives up after too many in a row.
 
         Raises:
@@ -206,7 +229,7 @@ class LearnerWorker:
         folder = self._settings.run.path / "skipped" / f"step-{self._trainer.step + 1:08d}-{self._skipped}"
         log.error("step %d skipped: %s; its batch is in %s", self._trainer.step + 1, reason, folder)
         await asyncio.to_thread(self._recorder.keep_skipped, folder, batch)
-        for entry in (*(scored.entry for scored in batch), *doubles):
+        for entry in (*(scored.entry.ref for scored in batch), *doubles):
             await self._drop(entry, reason)
         if self._skipped >= self._settings.learner.optimizer.max_skipped:
             raise PreconditionError(
@@ -233,8 +256,9 @@ class LearnerWorker:
 
     async def _report_progress(self) -> None:
         self._recorder.show("waiting" if self._phase == TRAINING else self._phase)
+        step = self._trainer.step
         await self._run.report_progress(
-            step=self._trainer.step, version=self._trainer.step, total_steps=self._settings.run.steps, phase=self._phase
+            Progress(step=step, version=step, total_steps=self._settings.run.steps, phase=self._phase)
         )
 
     def _staleness(self, scored: Scored) -> int:

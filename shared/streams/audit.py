@@ -1,4 +1,4 @@
-"""The audit of a run, from Redis and the learner's checkpoints alone, at any moment of its life.
+"""The audit of a run, from Redis and the learner's checkpoints alone, at any moment.
 
 The account is one consistent snapshot. The streams are not: they are read in pages between two snapshots, while groups
 move on. Groups only ever move forward, so one that is at the same stage in both snapshots was there in between, and its
@@ -15,9 +15,10 @@ from typing import Any
 from redis.asyncio import Redis
 
 from shared.errors import CorruptDataError
-from shared.streams.entries import Entry
+from shared.settings import StreamSettings
+from shared.streams.entries import EntryRef
 from shared.streams.keys import STAGES, Stream
-from shared.streams.payloads import Blob
+from shared.streams.payloads import Payloads
 from shared.streams.run import Account, Ledger, Run
 
 _ENTRIES_PAGE, _ENDS_PAGE = 8, 1000
@@ -33,27 +34,16 @@ class Audit:
     """What was found. All is well where `problems` is empty."""
 
     ledger: Ledger
-    groups: Mapping[str, int]  # in flight, by the end of their lives, and in the checkpoints
+    groups: Mapping[str, int]  # in flight, ended, and in the checkpoints
     problems: Problems
-
-
-@dataclass(frozen=True, slots=True)
-class _Standing:
-    """An entry of a stream, without its payload."""
-
-    id: str
-    group: str
-    trajectories: int
-    size: int
-    blob: Blob | None
 
 
 @dataclass(slots=True)
 class _Ends:
-    """The lives that have ended."""
+    """The ends of groups."""
 
     fields: Counter[str]  # trajectories by the ledger's field
-    lives: Counter[str]  # ends of each group, less those that a replay took back
+    groups: Counter[str]  # ends of each group, less those that a replay took back
     steps: dict[str, list[str]]  # of each group that was trained on
 
 
@@ -94,7 +84,7 @@ async def _look(redis: Redis, run: Run, trained: Callable[[], Trained] | None) -
     await _check_blobs(redis, run, entries, problems)
     if contained is not None:
         _check_checkpoints(after, ends, contained, problems)
-    groups = {"in_flight": len(after.in_flight), "ended": ends.lives.total(), "trained": len(ends.steps)}
+    groups = {"in_flight": len(after.in_flight), "ended": ends.groups.total(), "trained": len(ends.steps)}
     return Audit(after.ledger, groups | ({} if contained is None else {"checkpoints": len(contained)}), dict(problems))
 
 
@@ -109,10 +99,10 @@ def _check_account(account: Account, ends: _Ends, problems: Problems) -> None:
     for name in counts.keys() | ends.fields.keys():
         if counts.get(name, 0) != ends.fields[name]:
             problems["ends_not_in_ledger"][name] = f"{ends.fields[name]} ended, {counts.get(name, 0)} in the ledger"
-    for group, lives in ends.lives.items():
-        if lives not in (0, 1):
-            problems["ended_twice"][group] = f"{lives} ends"
-        if lives and group in account.in_flight:
+    for group, count in ends.groups.items():
+        if count not in (0, 1):
+            problems["ended_twice"][group] = f"{count} ends"
+        if count and group in account.in_flight:
             problems["ended_in_flight"][group] = f"in flight as {account.in_flight[group][1]}"
     for group, steps in ends.steps.items():
         if len(steps) > 1:
@@ -122,7 +112,7 @@ def _check_account(account: Account, ends: _Ends, problems: Problems) -> None:
 
 
 def _check_streams(
-    before: Account, after: Account, entries: Mapping[Stream, list[_Standing]], problems: Problems
+    before: Account, after: Account, entries: Mapping[Stream, list[EntryRef]], problems: Problems
 ) -> None:
     """Every group in flight has one entry, on the stream of its stage, and every entry a group."""
     places: defaultdict[str, list[str]] = defaultdict(list)
@@ -146,10 +136,11 @@ def _check_streams(
                 problems["bytes"][stream] = f"{size} in the stream, {after.bytes.get(stream, 0)} in the account"
 
 
-async def _check_blobs(redis: Redis, run: Run, entries: Mapping[Stream, list[_Standing]], problems: Problems) -> None:
+async def _check_blobs(redis: Redis, run: Run, entries: Mapping[Stream, list[EntryRef]], problems: Problems) -> None:
+    payloads = Payloads(redis, run.keys, StreamSettings())
     for found in entries.values():
         for entry in found:
-            if entry.blob and int(await redis.hlen(run.keys.blob(entry.blob.id))) != entry.blob.chunks:
+            if entry.blob and not await payloads.is_whole(entry.blob):
                 problems["payload_lost"][entry.group] = f"blob {entry.blob.id} is not whole"
 
 
@@ -165,17 +156,16 @@ def _check_checkpoints(account: Account, ends: _Ends, contained: Trained, proble
             problems["in_checkpoints_not_trained"][group] = f"step {step}"
 
 
-async def _entries(redis: Redis, run: Run, stream: Stream) -> list[_Standing]:
+async def _entries(redis: Redis, run: Run, stream: Stream) -> list[EntryRef]:
     """All of a stream."""
-    entries: list[_Standing] = []
+    entries: list[EntryRef] = []
     start = "-"
     while True:
         page: Any = await redis.xrange(run.keys(stream), start, "+", _ENTRIES_PAGE)
         if not page:
             return entries
         for id_, fields in page:
-            entry = Entry.of(id_, fields, 0)
-            entries.append(_Standing(entry.id, entry.group, entry.trajectories, entry.size, entry.blob))
+            entries.append(EntryRef.of(id_, fields))
         start = f"({page[-1][0].decode()}"
 
 
@@ -191,10 +181,10 @@ async def _ends(redis: Redis, run: Run, last: str) -> _Ends:
             kind, _, reason = field.partition(":")
             if kind == "replayed":
                 ends.fields[f"dead:{reason}"] -= trajectories
-                ends.lives[group] -= 1
+                ends.groups[group] -= 1
                 continue
             ends.fields[field] += trajectories
-            ends.lives[group] += 1
+            ends.groups[group] += 1
             if kind == "trained":
                 ends.steps.setdefault(group, []).append(fields[b"s"].decode())
         start = f"({page[-1][0].decode()}"

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,42 @@ class Client(Redis):
         UnavailableError: no answer within `outage_seconds`.
         PreconditionError: the server refuses the command, as for a wrong password.
         """
+        command = super().execute_command
+        return await self._persist(str(args[0]), lambda: command(*args, **options))  # type: ignore[no-untyped-call]  # it has no types
+
+    async def execute_transaction(self, commands: Sequence[Sequence[Any]], wait_for_memory: bool) -> list[Any]:
+        """The answers of commands in one MULTI.
+
+        Raises:
+            UnavailableError, PreconditionError: as for one command.
+            OutOfMemoryError: the server is full, and `wait_for_memory` is False.
+        """
+
+        async def attempt() -> Any:
+            async with self.pipeline(transaction=True) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                answers = await pipe.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+            return answers
+
+        answers: list[Any] = await self._persist(str(commands[-1][0]), attempt, wait_for_memory)
+        return answers
+
+    async def _persist(self, name: str, attempt: Callable[[], Awaitable[Any]], wait_for_memory: bool = True) -> Any:
+        """What `attempt` gives, as soon as the server serves."""
         began, tries = time.monotonic(), 0
         while True:
             try:
-                answer = await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # it has no types
+                answer = await attempt()
             except (RedisError, OSError) as error:
                 trouble = _trouble(error)
                 if trouble is None:
-                    raise _typed(error, str(args[0])) from None
+                    raise _typed(error, name) from None
+                if trouble is _Trouble.FULL and not wait_for_memory:
+                    raise OutOfMemoryError(str(error)) from None
                 await self._wait(trouble, error, tries, time.monotonic() - began)
                 tries += 1
                 continue
@@ -189,6 +218,16 @@ async def connect(settings: RedisSettings) -> Client:
     client.outage_seconds = settings.outage_seconds
     client.heard = True
     return client
+
+
+async def transaction(redis: Redis, *commands: Sequence[Any], wait_for_memory: bool = True) -> list[Any]:
+    """The answers of commands that are carried out in one transaction, or not at all where Redis refuses one at once.
+
+    See `Client.execute_transaction` for what is raised.
+    """
+    if not isinstance(redis, Client):
+        raise TypeError(f"{type(redis).__name__} is no client of `connect`")
+    return await redis.execute_transaction(commands, wait_for_memory)
 
 
 def losses(redis: Redis) -> int:

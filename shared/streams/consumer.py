@@ -21,18 +21,19 @@ from shared.errors import CorruptDataError
 from shared.settings import StreamSettings
 from shared.streams import metrics
 from shared.streams.connection import losses
-from shared.streams.entries import End, Entry, parse
+from shared.streams.entries import End, Entry, EntryRef, parse
 from shared.streams.keys import READERS, Keys, Stream
 from shared.streams.payloads import Payloads
-from shared.streams.scripts import source
+from shared.streams.scripts import Script
 from shared.streams.settling import Settling
 
-__all__ = ["Consumer", "End", "Entry", "parse"]
+__all__ = ["Consumer", "End", "Entry", "EntryRef", "parse"]
 
 log = logging.getLogger(__name__)
 
 _ROOM_SECONDS = 0.05
 _MOST_PENDING = 10_000  # of one consumer; more are left to the sweep
+_GONE_IDLES = 10  # times `idle_seconds` of silence after which a consumer with nothing pending is removed
 
 
 class Consumer:
@@ -49,10 +50,11 @@ class Consumer:
         self._group = READERS[stream]
         self._name = settings.consumer or socket.gethostname()
         self._settling = Settling(redis, keys, stream, settings, self._name)
-        self._hold = redis.register_script(source("hold.lua"))
-        self._payloads = Payloads(redis, keys, settings.max_entry_bytes)
+        self._hold = Script(redis, "hold")
+        self._retire = Script(redis, "retire")
+        self._payloads = Payloads(redis, keys, settings)
         self._held: set[str] = set()
-        self._own_cursor: str | None = "0"  # None: everything left by an earlier life was read
+        self._own_cursor: str | None = "0"  # None: everything left by an earlier process was read
         self._losses = losses(redis)
         self._claim_cursor = "0-0"
         self._next_sweep = 0.0
@@ -71,13 +73,14 @@ class Consumer:
                 raise
 
     async def read(self, count: int, spared: Callable[[str], bool] = lambda group: False) -> list[Entry]:
-        """Up to `count` entries: its own from an earlier life, then those of the dead, then new ones.
+        """Up to `count` entries: its own from an earlier process, then those of the dead, then new ones.
 
         Waits at most `block_seconds` for new ones. An entry delivered too often goes to the dead letters here, and so
         does one whose payload is lost.
 
         Args:
-            spared: groups that are given out however often they were delivered.
+            spared: groups that are given out however often they were delivered. They only wait to be settled, so a
+                payload that lies beside the stream is not read.
         """
         try:
             entries = (
@@ -91,17 +94,28 @@ class Consumer:
                 raise
             await self._reopen()
             return []
-        kept = []
+        self._held.update(entry.id for entry in entries)
+        payloads = await self._payloads.get_all([e.blob for e in entries if e.blob and not spared(e.group)])
+        kept, beside = [], iter(payloads)
         for found in entries:
-            self._held.add(found.id)
-            entry = await self._fetch(found)
-            if entry is None:
-                continue
-            if entry.deliveries > self._settings.max_deliveries and not spared(entry.group):
+            entry, is_spared = found, spared(found.group)
+            if found.blob and not is_spared:
+                if isinstance(payload := next(beside), CorruptDataError):
+                    await self.bury(found, "payload_lost", str(payload))
+                    continue
+                entry = replace(found, payload=payload)
+            if entry.deliveries > self._settings.max_deliveries and not is_spared:
                 await self.bury(entry, "max_deliveries", f"delivered {entry.deliveries} times without being settled")
             else:
                 kept.append(entry)
         return kept
+
+    async def vouch(self, *entries: Entry | EntryRef) -> None:
+        """Forgets how often these entries were delivered: they are good, so what ends a process later is not their
+        fault. Without it a process that is ended again and again, as for load, would make dead letters of them.
+        """
+        if entries:
+            await self._beat("0", [entry.id for entry in entries])
 
     async def each(
         self, handle: Callable[[Entry], Coroutine[None, None, None]], room: Callable[[], int], stop: asyncio.Event
@@ -123,8 +137,8 @@ class Consumer:
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
 
-    async def hand_over(self, entry: Entry, destination: Stream, message: Message) -> bool:
-        """Replaces the entry by `message` on the next stream, in one transaction.
+    async def hand_over(self, entry: Entry | EntryRef, destination: Stream, message: Message | bytes) -> bool:
+        """Replaces the entry by `message`, or its bytes, on the next stream, in one transaction.
 
         Waits while the destination, or Redis itself, is full. False: another consumer had settled the entry.
         """
@@ -132,7 +146,7 @@ class Consumer:
         self._held.discard(entry.id)
         return done
 
-    async def end(self, entry: Entry, end: End) -> bool:
+    async def end(self, entry: Entry | EntryRef, end: End) -> bool:
         """Removes the entry and closes its group's account. False: another consumer had settled it."""
         done = await self._settling.end(entry, end)
         self._held.discard(entry.id)
@@ -149,23 +163,16 @@ class Consumer:
         while True:
             await asyncio.sleep(self._settings.idle_seconds / 3)
             if ids := sorted(self._held):
-                kept = await self._hold(keys=[self._keys(self._stream)], args=[self._group, self._name, *ids])
-                if kept < 0:
-                    await self._reopen()
+                await self._beat("", ids)
+
+    async def _beat(self, deliveries: str, ids: list[str]) -> None:
+        args = [self._group, self._name, deliveries, *ids]
+        if await self._hold(keys=[self._keys(self._stream)], args=args) < 0:
+            await self._reopen()
 
     async def _reopen(self) -> None:
         log.warning("consumer group %s of %s is gone; creating it again", self._group, self._stream)
         await self.open()
-
-    async def _fetch(self, entry: Entry) -> Entry | None:
-        """The entry with its payload from beside the stream; None, and a dead letter, where a part of it is lost."""
-        if entry.blob is None:
-            return entry
-        try:
-            return replace(entry, payload=await self._payloads.get(entry.blob))
-        except CorruptDataError as error:
-            await self.bury(entry, "payload_lost", str(error))
-            return None
 
     async def _read_own(self, count: int) -> list[Entry]:
         if self._own_cursor is None:
@@ -206,6 +213,8 @@ class Consumer:
         self._claim_cursor = answer[0].decode()
         if self._claim_cursor == "0-0":
             self._next_sweep = now + self._settings.idle_seconds / 2
+            silent = int(1000 * _GONE_IDLES * self._settings.idle_seconds)
+            await self._retire(keys=[self._keys(self._stream)], args=[self._group, self._name, silent])
         return await self._entries(answer[1])
 
     async def _read_new(self, count: int) -> list[Entry]:

@@ -11,7 +11,7 @@ from shared.settings import StreamSettings
 from shared.streams.entries import Entry, parse
 from shared.streams.keys import STAGES, Keys, Stream
 from shared.streams.payloads import Payloads
-from shared.streams.scripts import source
+from shared.streams.scripts import Script
 
 _PAGE = 16
 
@@ -23,29 +23,29 @@ class DeadLetters:
         self._redis = redis
         self._keys = keys
         self._settings = settings
-        self._payloads = Payloads(redis, keys, settings.max_entry_bytes)
-        self._replay = redis.register_script(source("replay.lua"))
-        self._purge = redis.register_script(source("purge.lua"))
+        self._payloads = Payloads(redis, keys, settings)
+        self._replay = Script(redis, "replay")
+        self._purge = Script(redis, "purge")
 
     async def ids(self) -> list[str]:
-        """Of all of them, oldest first."""
+        """The ids of all dead letters, oldest first."""
         return [entry.id async for entry in self._entries()]
 
-    async def letters(self) -> AsyncIterator[tuple[str, pb.DeadLetter]]:
-        """All of them with their ids, oldest first. Raises CorruptDataError where a part of one is lost."""
+    async def all(self) -> AsyncIterator[tuple[str, pb.DeadLetter]]:
+        """All dead letters with their ids, oldest first. Raises CorruptDataError where a part of one is lost."""
         async for entry in self._entries():
             yield entry.id, await self._open(entry)
 
-    async def letter(self, letter_id: str) -> pb.DeadLetter:
-        """One of them. Raises NotFoundError."""
+    async def get(self, letter_id: str) -> pb.DeadLetter:
+        """One dead letter. Raises NotFoundError."""
         return await self._open(await self._entry(letter_id))
 
     async def replay(self, letter_id: str) -> None:
         """Puts the payload back on the stream that it came from; its group is in flight again and holds a ticket.
 
         Raises:
-            NotFoundError: no such letter, or it was replayed or purged before.
-            InvalidInputError: the letter's payload was lost, so that there is nothing to replay.
+            NotFoundError: no such dead letter, or it was replayed or purged before.
+            InvalidInputError: its payload was lost, so that there is nothing to replay.
             PreconditionError: the group is in flight.
             OverloadedError: the stream is full.
         """
@@ -54,22 +54,25 @@ class DeadLetters:
         if not letter.payload:
             raise InvalidInputError(f"dead letter {letter_id} has no payload ({letter.detail}); purge it")
         stream, k = Stream(letter.stream), self._keys
-        blob = await self._payloads.put(letter.payload)
-        answer: bytes = await self._replay(
-            keys=[
-                k.dead, k(stream), k.tickets, k.in_flight, k.ledger, k.bytes, k.ended,
-                k.blob(entry.blob.id if entry.blob else ""), k.blob(blob.id if blob else ""),
-            ],
-            args=[
-                letter_id, entry.size, letter.group, letter.trajectories, letter.reason,
-                stream, self._settings.max_bytes, STAGES[stream], b"" if blob else letter.payload,
-                len(letter.payload), blob.id if blob else "", blob.chunks if blob else 0,
-            ],
-        )  # fmt: skip
+        answer = b"expired"
+        while answer == b"expired":
+            placed = await self._payloads.place(letter.payload)
+            answer = await self._payloads.run(
+                self._replay,
+                keys=[
+                    k.dead, k(stream), k.tickets, k.in_flight, k.ledger, k.bytes, k.ended,
+                    k.blob(entry.blob.id if entry.blob else ""), k.blob(placed.blob_id),
+                ],
+                arguments=[
+                    letter_id, entry.size, letter.group, letter.trajectories, letter.reason,
+                    stream, self._settings.max_bytes, STAGES[stream], *placed.arguments,
+                ],
+                placed=placed,
+            )  # fmt: skip
         if answer == b"gone":
             raise _unknown(letter_id)
         if answer == b"alive":
-            raise PreconditionError(f"group {letter.group} of dead letter {letter_id} is in flight; purge the letter")
+            raise PreconditionError(f"group {letter.group} of dead letter {letter_id} is in flight; purge it")
         if answer == b"full":
             raise OverloadedError(f"stream {stream} is full; replay {letter_id} again when its reader has made room")
 

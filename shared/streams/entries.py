@@ -1,4 +1,4 @@
-"""What stands on a stream, and how a group's life ends."""
+"""What a stream holds, and how a group ends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +10,24 @@ from shared.errors import CorruptDataError
 from shared.streams.payloads import Blob
 
 MessageT = TypeVar("MessageT", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRef:
+    """An entry without its payload: all that is needed to settle it."""
+
+    id: str
+    group: str  # name of the trajectory group
+    trajectories: int
+    size: int  # bytes that it is accounted for
+    blob: Blob | None  # where the payload lies, if not in the entry itself
+
+    @classmethod
+    def of(cls, id_: bytes, fields: Mapping[bytes, bytes]) -> "EntryRef":
+        """From its fields in Redis."""
+        blob = Blob.of(fields)
+        size = blob.size if blob else len(fields.get(b"p", b""))
+        return cls(id_.decode(), fields[b"g"].decode(), int(fields[b"n"]), size, blob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +45,23 @@ class Entry:
     @classmethod
     def of(cls, id_: bytes, fields: Mapping[bytes, bytes], deliveries: int) -> "Entry":
         """From its fields in Redis. A payload that lies in a blob is left there."""
-        payload = fields.get(b"p", b"")
-        return cls(id_.decode(), fields[b"g"].decode(), int(fields[b"n"]), payload, deliveries, Blob.of(fields))
+        ref = EntryRef.of(id_, fields)
+        return cls(ref.id, ref.group, ref.trajectories, fields.get(b"p", b""), deliveries, ref.blob)
 
     @property
     def size(self) -> int:
         """Bytes that it is accounted for."""
         return self.blob.size if self.blob else len(self.payload)
 
+    @property
+    def ref(self) -> EntryRef:
+        """The entry without its payload, for who keeps it until later."""
+        return EntryRef(self.id, self.group, self.trajectories, self.size, self.blob)
+
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a group's life ends: the ledger's field, and for one that was trained on the step that did it."""
+    """How a group ends: the ledger's field, and for one that was trained on the step that did it."""
 
     field: str
     step: int | None = None

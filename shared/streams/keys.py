@@ -42,7 +42,7 @@ class Keys:
 
     @property
     def in_flight(self) -> str:
-        """Hash of group to its number of trajectories and its stage, as in `8 scored`, until the end of its life."""
+        """Hash of group to its number of trajectories and its stage, as in `8 scored`, until it ends."""
         return self("in_flight")
 
     @property
@@ -56,8 +56,12 @@ class Keys:
         """Token of the settlement of an entry; it expires."""
         return self(f"settled:{stream}:{entry_id}")
 
+    def waiting(self, stream: Stream) -> str:
+        """There while a producer waits for room on the stream: the bytes that it needs. It expires."""
+        return self(f"waiting:{stream}")
+
     def blob(self, blob_id: str) -> str:
-        """Hash of the chunks of a payload too large for an entry."""
+        """A payload too large for an entry: a string, or a hash of its chunks."""
         return self(f"blob:{blob_id}")
 
     @property

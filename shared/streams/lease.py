@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from shared.errors import PreconditionError
 from shared.process.ownership import Holder, taken
 from shared.streams.keys import Keys
-from shared.streams.scripts import source
+from shared.streams.scripts import Script
 
 _RENEWALS = 3  # in the time after which a silent holder loses it
 
@@ -34,7 +34,7 @@ class Lease:
         self._seconds = seconds
         # Two holders in one process, as in tests, are two holders.
         self._me = f"{Holder.current().encode()}\n{secrets.token_hex(8)}"
-        self._script = redis.register_script(source("lease.lua"))
+        self._script = Script(redis, "lease")
 
     async def acquire(self, role: str) -> None:
         """Takes a role of the run.

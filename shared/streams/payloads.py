@@ -1,23 +1,30 @@
-"""Payloads too large for one stream entry: in chunks, under a key of their own that lives and dies with the entry."""
+"""Payloads beside the streams: what is too large for a stream entry lies under a key that lives and dies with it.
+
+A large payload costs most where Redis copies it: into the arguments of a Lua script, and into the pages of a stream.
+So only small ones travel through scripts. A larger one is a string of its own (SET, GET), written in the transaction of
+the script that puts its entry on a stream. One too large for a single command is a hash of chunks, written before.
+"""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 
 from shared.errors import CorruptDataError
+from shared.settings import StreamSettings
+from shared.streams.connection import transaction
 from shared.streams.keys import Keys
-from shared.streams.scripts import source
+from shared.streams.scripts import Script
 
-# A blob is written before the hand-over that makes it permanent. If its writer dies in between it goes by itself.
+# What no script claims, because its writer has died, expires.
 _UNCLAIMED_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Where a large payload lies."""
+    """Where a payload beside a stream lies: a string if it has one chunk, else a hash of its chunks."""
 
     id: str
     chunks: int
@@ -31,33 +38,109 @@ class Blob:
         return cls(fields[b"b"].decode(), int(fields[b"c"]), int(fields[b"z"]))
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A payload on its way onto a stream, and where it will lie."""
+
+    payload: bytes
+    blob: Blob | None
+
+    @property
+    def blob_id(self) -> str:
+        return self.blob.id if self.blob else ""
+
+    @property
+    def arguments(self) -> tuple[bytes, int, str, int]:
+        """What a script needs to know: the payload if it travels in the entry, its bytes, its blob and chunks."""
+        if self.blob is None:
+            return self.payload, len(self.payload), "", 0
+        return b"", self.blob.size, self.blob.id, self.blob.chunks
+
+    @property
+    def inline(self) -> "Placed":
+        """The same in the entry itself, for a Redis without memory: see `Settling`."""
+        return Placed(self.payload, None)
+
+
 class Payloads:
     """Writes and reads what lies beside the streams of a run."""
 
-    def __init__(self, redis: Redis, keys: Keys, max_entry_bytes: int) -> None:
+    def __init__(self, redis: Redis, keys: Keys, settings: StreamSettings) -> None:
         self._redis = redis
         self._keys = keys
-        self._chunk = max_entry_bytes
-        self._write = redis.register_script(source("chunk.lua"))
+        self._chunk = settings.max_entry_bytes
+        self._inline = min(settings.inline_bytes, settings.max_entry_bytes)
 
-    async def put(self, payload: bytes) -> Blob | None:
-        """Writes a payload that is too large for an entry; None, and nothing is done, for any other."""
-        if len(payload) <= self._chunk:
-            return None
-        pieces = memoryview(payload)
+    async def place(self, payload: bytes) -> Placed:
+        """Decides where it goes. Chunks are written now; a blob of one chunk is written by `run`."""
+        if len(payload) <= self._inline:
+            return Placed(payload, None)
         starts = range(0, len(payload), self._chunk)
         blob = Blob(uuid.uuid4().hex, len(starts), len(payload))
-        for i, start in enumerate(starts):
-            piece = pieces[start : start + self._chunk]
-            await self._write(keys=[self._keys.blob(blob.id)], args=[i, piece, _UNCLAIMED_SECONDS])
-        return blob
+        if blob.chunks > 1:
+            key, pieces = self._keys.blob(blob.id), memoryview(payload)
+            for i, start in enumerate(starts):
+                piece = pieces[start : start + self._chunk]
+                await transaction(self._redis, ("HSET", key, i, piece), ("EXPIRE", key, _UNCLAIMED_SECONDS))
+        return Placed(payload, blob)
+
+    async def run(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], placed: Placed, wait: bool = True
+    ) -> bytes:
+        """The answer of a script that puts the payload on a stream, in one transaction with the payload itself.
+
+        NX, because the transaction may be repeated when its answer was lost: a blob that a script has made permanent
+        stays permanent.
+
+        Args:
+            wait: for a Redis without memory.
+
+        Raises:
+            OutOfMemoryError: Redis has no memory and `wait` is False.
+        """
+        if placed.blob is None or placed.blob.chunks > 1:
+            return bytes(await script(keys, arguments))
+        command = ("SET", self._keys.blob(placed.blob.id), placed.payload, "EX", _UNCLAIMED_SECONDS, "NX")
+        return bytes(await script.after(command, keys, arguments, wait))
 
     async def get(self, blob: Blob) -> bytes:
-        """The payload. Raises CorruptDataError where a part of it is missing."""
-        chunks: list[Any] = [await self._redis.hget(self._keys.blob(blob.id), str(i)) for i in range(blob.chunks)]
-        payload = b"".join(chunk for chunk in chunks if chunk)
-        if len(payload) != blob.size:
-            raise CorruptDataError(
-                f"payload {blob.id} has {len(payload)} of its {blob.size} bytes; its key was deleted or evicted"
-            )
+        """One payload. Raises CorruptDataError where a part of it is missing."""
+        (payload,) = await self.get_all([blob])
+        if isinstance(payload, CorruptDataError):
+            raise payload
         return payload
+
+    async def get_all(self, blobs: Sequence[Blob]) -> list[bytes | CorruptDataError]:
+        """Payloads in their order; an error in place of one that is not whole.
+
+        One command reads as many as make up the size of a chunk, so that no answer is much longer than that.
+        """
+        found: dict[str, bytes] = {}
+        batch: list[Blob] = []
+        for i, blob in enumerate(blobs):
+            if blob.chunks > 1:
+                key = self._keys.blob(blob.id)
+                chunks: list[Any] = [await self._redis.hget(key, str(chunk)) for chunk in range(blob.chunks)]
+                found[blob.id] = b"".join(chunk for chunk in chunks if chunk)
+            else:
+                batch.append(blob)
+            if batch and (i == len(blobs) - 1 or sum(b.size for b in batch) >= self._chunk):
+                values: list[Any] = await self._redis.mget([self._keys.blob(b.id) for b in batch])
+                found |= {b.id: value or b"" for b, value in zip(batch, values, strict=True)}
+                batch = []
+        return [_whole(blob, found[blob.id]) for blob in blobs]
+
+    async def is_whole(self, blob: Blob) -> bool:
+        """Whether all of it is there."""
+        key = self._keys.blob(blob.id)
+        if blob.chunks == 1:
+            return int(await self._redis.strlen(key)) == blob.size
+        return int(await self._redis.hlen(key)) == blob.chunks
+
+
+def _whole(blob: Blob, payload: bytes) -> bytes | CorruptDataError:
+    if len(payload) == blob.size:
+        return payload
+    return CorruptDataError(
+        f"payload {blob.id} has {len(payload)} of its {blob.size} bytes; its key was deleted or evicted"
+    )

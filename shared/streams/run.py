@@ -13,7 +13,9 @@ from shared.streams.consumer import Consumer
 from shared.streams.dead import DeadLetters
 from shared.streams.keys import READERS, STAGES, Keys, Stream
 from shared.streams.lease import Lease
-from shared.streams.scripts import source
+from shared.streams.payloads import Payloads
+from shared.streams.progress import Progress
+from shared.streams.scripts import Script
 
 # The learner's phase, in the run's progress; admit.lua knows the last.
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
@@ -59,7 +61,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of a Redis server, in bytes."""
+    """Memory of a Redis server, in bytes."""
 
     used: int
     limit: int  # maxmemory; 0 for none
@@ -89,12 +91,13 @@ class Run:
         self._redis = redis
         self.keys = Keys(run_id)
         self._settings = settings
-        self._admit = redis.register_script(source("admit.lua"))
-        self._announce = redis.register_script(source("announce.lua"))
-        self._account = redis.register_script(source("account.lua"))
-        self._backlog = redis.register_script(source("backlog.lua"))
-        self._newest = redis.register_script(source("newest.lua"))
-        self._replicas = redis.register_script(source("replicas.lua"))
+        self._admit = Script(redis, "admit")
+        self._announce = Script(redis, "announce")
+        self._account = Script(redis, "account")
+        self._backlog = Script(redis, "backlog")
+        self._newest = Script(redis, "newest")
+        self._replicas = Script(redis, "replicas")
+        self._payloads = Payloads(redis, self.keys, settings)
         self.lease = Lease(redis, self.keys, settings.lease_seconds)
         self._newest_id, self._newest_weights = b"", pb.WeightsManifest()
 
@@ -119,18 +122,24 @@ class Run:
 
     async def next_prompt(self) -> int:
         """Index of the prompt to admit next; survives a restart of the curriculum."""
-        return int(await self._redis.hget(self.keys.progress, "prompts") or 0)
+        return (await self.progress()).prompts or 0
 
     async def admit(self, index: int, prompt: pb.Prompt, tickets: int) -> str:
         """Puts a prompt on its stream if a ticket is free: the answers are those of admit.lua."""
-        k = self.keys
-        answer: bytes = await self._admit(
-            keys=[k(Stream.PROMPTS), k.tickets, k.in_flight, k.ledger, k.bytes, k.progress],
-            args=[
-                index, tickets, self._settings.max_bytes, Stream.PROMPTS,
-                group_name(prompt), prompt.sampling.n, prompt.SerializeToString(), STAGES[Stream.PROMPTS],
-            ],
-        )  # fmt: skip
+        k, answer = self.keys, b"expired"
+        while answer == b"expired":
+            placed = await self._payloads.place(prompt.SerializeToString())
+            answer = await self._payloads.run(
+                self._admit,
+                keys=[
+                    k(Stream.PROMPTS), k.tickets, k.in_flight, k.ledger, k.bytes, k.progress, k.blob(placed.blob_id),
+                ],
+                arguments=[
+                    index, tickets, self._settings.max_bytes, Stream.PROMPTS,
+                    group_name(prompt), prompt.sampling.n, STAGES[Stream.PROMPTS], *placed.arguments,
+                ],
+                placed=placed,
+            )  # fmt: skip
         return answer.decode()
 
     async def return_tickets(self, groups: list[str]) -> None:
@@ -158,7 +167,7 @@ class Run:
         )
 
     async def backlog(self) -> dict[Stream, Backlog]:
-        """Of every stream, at one moment."""
+        """What every stream holds, at one moment."""
         answer = await self._backlog(keys=[self.keys.bytes, *map(self.keys, Stream)], args=list(Stream))
         return {s: Backlog(n, size, age / 1000) for s, (n, size, age) in zip(Stream, answer, strict=True)}
 
@@ -194,7 +203,7 @@ class Run:
         """Says that a replica of generation is there, for the next seconds: see `REPLICA_BEAT_SECONDS`.
 
         Args:
-            name: of this life of the replica. One that starts again is another.
+            name: unique to the process, so that a replica which starts again is another one.
             workers: processes of its engine, each of which takes all weights.
             version: that it serves.
         """
@@ -209,16 +218,22 @@ class Run:
         answer = await self._replicas(keys=[self.keys("replicas")], args=[])
         return {name.decode(): Replica(workers, version) for name, workers, version in sorted(answer)}
 
-    async def progress(self) -> dict[str, str]:
+    async def progress(self) -> Progress:
+        """How far the run has come."""
         raw: Any = await self._redis.hgetall(self.keys.progress)
-        return {name.decode(): value.decode() for name, value in raw.items()}
+        return Progress.of({name.decode(): value.decode() for name, value in raw.items()})
 
-    async def report_progress(self, **values: str | int | float) -> None:
-        mapping: dict[Any, Any] = dict(values)
+    async def report_progress(self, changes: Progress) -> None:
+        """Writes the fields that are not None."""
+        mapping: dict[Any, Any] = changes.as_record()
         await self._redis.hset(self.keys.progress, mapping=mapping)
 
+    async def has_waiting_producer(self, stream: Stream) -> bool:
+        """Whether a producer waits for room on this stream."""
+        return await self._redis.get(self.keys.waiting(stream)) is not None
+
     async def memory(self) -> Memory:
-        """Of the Redis that holds the run."""
+        """Memory of the Redis that holds the run."""
         info = await self._redis.info("memory")
         return Memory(int(info["used_memory"]), int(info["maxmemory"]))
 
@@ -247,7 +262,7 @@ def group_name(prompt: pb.Prompt) -> str:
 
 
 def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[str, str]]:
-    """Of a hash as a script answers it: field, value, field, value."""
+    """Pairs of a hash as a script answers it: field, value, field, value."""
     yield from zip((f.decode() for f in flat[::2]), (v.decode() for v in flat[1::2]), strict=True)
 
 

@@ -6,7 +6,7 @@ by an atomic rename, so a reader sees all of it or nothing.
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from google.protobuf import json_format
@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError, NotFoundError
 from shared.files import sha256, sync
+from shared.streams.progress import Progress
 
 MANIFEST = "manifest.json"
 # safetensors makes files that only their owner can read; generation may run as another user.
@@ -26,7 +27,7 @@ def folder_name(version: int) -> str:
     return f"v{version:08d}"
 
 
-def protected_versions(progress: Mapping[str, str], version: int, evaluate_every: int) -> set[int]:
+def protected_versions(progress: Progress, version: int, evaluate_every: int) -> set[int]:
     """The versions whose weights and checkpoint are kept beside the newest: at most four.
 
     These are the best one, the one last evaluated, the one being evaluated, and the newest multiple of
@@ -37,8 +38,8 @@ def protected_versions(progress: Mapping[str, str], version: int, evaluate_every
         version: the newest.
         evaluate_every: versions between evaluations; 0: first and last only.
     """
-    reported = ("best_version", "evaluated_version", "evaluating_version")
-    protected = {int(progress[name]) for name in reported if name in progress}
+    reported = (progress.best_version, progress.evaluated_version, progress.evaluating_version)
+    protected = {reported_version for reported_version in reported if reported_version is not None}
     return protected | ({version // evaluate_every * evaluate_every} if evaluate_every else set())
 
 

@@ -20,6 +20,7 @@ from services.reward.service import RewardService
 from services.reward.settings import Settings as RewardTables
 from shared.rpc.server import Server
 from shared.settings import RunSettings
+from shared.streams.progress import Progress
 from shared.streams.run import TRAINING, Run
 from shared.tracking import records
 from shared.trajectory import Completion, FinishReason, VersionSpan
@@ -129,13 +130,13 @@ class Training:
 
     async def publish(self, version: int, phase: str = TRAINING) -> None:
         self.engine.version = version
-        await self.run.report_progress(version=version, phase=phase)
+        await self.run.report_progress(Progress(version=version, phase=phase))
 
     async def until(self, name: str, version: int) -> None:
         """Waits for this in the run's progress."""
 
         async def there() -> bool:
-            return (await self.run.progress()).get(name) == str(version)
+            return bool(getattr(await self.run.progress(), name) == version)
 
         await until(there)
 

@@ -33,10 +33,10 @@ async def dead(name: str, action: str, ids: Sequence[str]) -> list[dict[str, Any
     async with attached(name) as at:
         letters = at.run.dead
         if action == "list":
-            return [_summary(letter_id, letter) async for letter_id, letter in letters.letters()]
+            return [_summary(letter_id, letter) async for letter_id, letter in letters.all()]
         wanted = await letters.ids() if list(ids) == ["all"] else list(ids)
         if action == "show":
-            return [_whole(letter_id, await letters.letter(letter_id)) for letter_id in wanted]
+            return [_whole(letter_id, await letters.get(letter_id)) for letter_id in wanted]
         if not at.live:
             raise UnavailableError(
                 f"run {at.run.keys.run!r} has ended; start its Redis, or go on with the run, to {action} dead letters"

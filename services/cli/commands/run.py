@@ -17,6 +17,7 @@ from services.cli.commands import report
 from services.cli.local.services import Services, services
 from shared.errors import DeadlineError, UnavailableError
 from shared.streams.connection import connect
+from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, PAUSED, Ledger, Run
 from shared.tracking import records
 
@@ -117,11 +118,11 @@ async def _to_the_end(running: Services) -> Ledger:
         run = Run(redis, recipe.run.id, recipe.streams)
         while True:
             # A Redis that is being restarted is no news; without steps, the deadline passes.
-            progress: dict[str, str] = {}
+            progress = Progress()
             with contextlib.suppress(UnavailableError):
                 progress = await run.progress()
-            shown.update(progress.get("phase"))
-            if progress.get("phase") == FINISHED and progress.get("final_evaluation") == progress.get("version"):
+            shown.update(progress.phase)
+            if progress.phase == FINISHED and progress.final_evaluation == progress.version:
                 return await _drained(run)
             if shown.idle_seconds > _STALL_SECONDS:
                 raise DeadlineError(f"no step within {_STALL_SECONDS} s; see {recipe.run.path / 'logs'}")

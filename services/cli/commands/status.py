@@ -22,7 +22,7 @@ async def status(name: str) -> dict[str, Any]:
         return {
             "run": run.keys.run,
             "live": found.live,
-            **await run.progress(),
+            **(await run.progress()).as_record(),
             "tickets_held": await run.tickets_held(),
             "streams": {s: {"entries": b.entries, "bytes": b.bytes} for s, b in (await run.backlog()).items()},
             "dead_letters": await run.dead_letters(),

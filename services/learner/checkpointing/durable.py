@@ -7,7 +7,7 @@ waited for, and nothing is trained meanwhile.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,8 @@ from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, DeadlineError, NotFoundError, PreconditionError, UnavailableError
 from shared.files import refusal
-from shared.streams.consumer import Consumer, End, Entry
+from shared.streams.consumer import Consumer, End, Entry, EntryRef
+from shared.streams.keys import Stream
 from shared.streams.run import Run
 from shared.weights import published
 
@@ -43,7 +44,7 @@ class Durable:
         self._run = run
         self._consumer = consumer
         self._trained = dict(trained)
-        self._waiting: list[tuple[Entry, int]] = []  # trained on in this step, not yet in a checkpoint
+        self._waiting: dict[str, tuple[EntryRef, int]] = {}  # by id: trained on in this step, not yet in a checkpoint
         self._wanted: list[asyncio.Future[Path]] = []
         self._announcer = Announcer(settings, run)
 
@@ -61,9 +62,9 @@ class Durable:
         """Whether this group was trained on, durable or not yet."""
         return self._step_of(group) is not None
 
-    def add(self, entries: Sequence[Entry]) -> None:
-        """Entries that the last step trained on."""
-        self._waiting.extend((entry, self._trainer.step) for entry in entries)
+    def add(self, entries: Iterable[EntryRef]) -> None:
+        """Entries that the last step trained on. Their payloads are not kept: only a crash would need them again."""
+        self._waiting |= {entry.id: (entry, self._trainer.step) for entry in entries}
 
     async def knows(self, entry: Entry) -> bool:
         """Whether its group was trained on. Such an entry is settled: now, or with the next checkpoint."""
@@ -73,8 +74,8 @@ class Durable:
         metrics.REPEATED.inc(entry.trajectories)
         if entry.group in self._trained:
             await self._consumer.end(entry, End.trained(step))
-        elif entry.id not in {held.id for held, _ in self._waiting}:
-            self._waiting.append((entry, step))
+        else:
+            self._waiting.setdefault(entry.id, (entry.ref, step))
         return True
 
     async def start(self) -> None:
@@ -116,9 +117,26 @@ class Durable:
         await self._announcer.announce(manifest)
         metrics.VERSION.set(manifest.version)
 
+    async def make_room(self, stop: asyncio.Event) -> bool:
+        """Writes a checkpoint ahead of time where reward waits for room that trained groups take; tells whether.
+
+        What was trained on stays in its stream until a checkpoint contains it, so that a stream which is smaller than
+        the steps between two checkpoints would stop the run for ever.
+        """
+        if not self.is_behind or not await self._run.has_waiting_producer(Stream.SCORED):
+            return False
+        metrics.EARLY_CHECKPOINTS.inc()
+        log.warning(
+            "step %d gets a checkpoint ahead of time: stream scored is full of groups that were trained on; raise "
+            "streams.max_bytes, or lower learner.checkpoints.every",
+            self._trainer.step,
+        )
+        await self.checkpoint(stop)
+        return True
+
     async def checkpoint(self, stop: asyncio.Event) -> None:
         """Makes the state durable, then settles everything it contains."""
-        groups = {entry.group: step for entry, step in self._waiting}
+        groups = {entry.group: step for entry, step in self._waiting.values()}
         kept, protected = self._settings.learner.checkpoints.keep, await self._protected()
 
         def save() -> Path:
@@ -128,7 +146,7 @@ class Durable:
         metrics.CHECKPOINTED.set_to_current_time()
         await self._written("trained_list", path, lambda: checkpoint.list_trained(path, groups), stop)
         self._trained |= groups
-        for entry, step in self._waiting:
+        for entry, step in self._waiting.values():
             await self._consumer.end(entry, End.trained(step))
         self._waiting.clear()
         wanted, self._wanted = self._wanted, []
@@ -155,7 +173,7 @@ class Durable:
         """The step that trained on a group, durable or not yet."""
         if (step := self._trained.get(group)) is not None:
             return step
-        return next((step for entry, step in self._waiting if entry.group == group), None)
+        return next((step for entry, step in self._waiting.values() if entry.group == group), None)
 
     @property
     def _checkpoints(self) -> Path:

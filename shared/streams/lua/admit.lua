@@ -1,19 +1,33 @@
--- A prompt enters the run: takes a ticket, is counted, and joins the prompts stream.
--- KEYS: stream, tickets, in_flight, ledger, bytes, progress
--- ARGV: index of the prompt, ticket limit, byte limit, stream name, group, trajectories, payload, stage
--- Answers 'ok', 'done' (this index was admitted before: the answer was lost), 'back' (Redis has lost writes and forgotten
--- the prompts from its own cursor on), 'finished', 'tickets' or 'full'.
-local cursor = tonumber(redis.call('HGET', KEYS[6], 'prompts') or '0')
-if cursor > tonumber(ARGV[1]) then return 'done' end
-if cursor < tonumber(ARGV[1]) then return 'back' end
-if redis.call('HGET', KEYS[6], 'phase') == 'finished' then return 'finished' end
-if redis.call('SCARD', KEYS[2]) >= tonumber(ARGV[2]) then return 'tickets' end
-local held = tonumber(redis.call('HGET', KEYS[5], ARGV[4]) or '0')
-if held > 0 and held + #ARGV[7] > tonumber(ARGV[3]) then return 'full' end
-redis.call('XADD', KEYS[1], '*', 'g', ARGV[5], 'n', ARGV[6], 'p', ARGV[7])
-redis.call('HINCRBY', KEYS[5], ARGV[4], #ARGV[7])
-redis.call('SADD', KEYS[2], ARGV[5])
-redis.call('HSET', KEYS[3], ARGV[5], ARGV[6] .. ' ' .. ARGV[8])
-redis.call('HINCRBY', KEYS[4], 'prompted', ARGV[6])
-redis.call('HSET', KEYS[6], 'prompts', ARGV[1] + 1)
+-- A prompt enters the run: it takes a ticket, is counted, and is appended to the prompts stream.
+-- `payload` is '' where the prompt lies in the blob `blob_id`.
+-- Returns 'ok', 'done' (this index was admitted before: the answer was lost), 'back' (Redis has lost writes and forgotten
+-- the prompts from its own cursor on), 'finished', 'tickets', 'full' or 'expired' (the blob has to be written again).
+local prompts, tickets, in_flight, ledger, bytes, progress, blob = unpack(KEYS)
+local index, ticket_limit, byte_limit, stream, group, trajectories, stage, payload, size, blob_id, chunks = unpack(ARGV)
+local function call(...) return redis.call(...) end
+local function refuse(answer)
+  if blob_id ~= '' then call('UNLINK', blob) end
+  return answer
+end
+local cursor = tonumber(call('HGET', progress, 'prompts') or '0')
+-- The blob may be the one of the prompt that was admitted, so it is left alone. One that nobody claims expires.
+if cursor > tonumber(index) then return 'done' end
+if cursor < tonumber(index) then return refuse('back') end
+if call('HGET', progress, 'phase') == 'finished' then return refuse('finished') end
+if call('SCARD', tickets) >= tonumber(ticket_limit) then return refuse('tickets') end
+local held = tonumber(call('HGET', bytes, stream) or '0')
+if held > 0 and held + size > tonumber(byte_limit) then return refuse('full') end
+if blob_id == '' then
+  call('XADD', prompts, '*', 'g', group, 'n', trajectories, 'p', payload)
+else
+  local found = chunks == '1' and call('EXISTS', blob) or call('HLEN', blob)
+  if found ~= tonumber(chunks) then return refuse('expired') end
+  call('XADD', prompts, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size)
+  call('PERSIST', blob)
+end
+call('HINCRBY', bytes, stream, size)
+call('SADD', tickets, group)
+call('HSET', in_flight, group, trajectories .. ' ' .. stage)
+call('HINCRBY', ledger, 'prompted', trajectories)
+call('HSET', progress, 'prompts', index + 1)
 return 'ok'

@@ -1,6 +1,7 @@
--- A published version is announced. Asked again because its answer was lost, it stands there once.
--- KEYS: weights. ARGV: manifest, announcements kept
-local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-if newest == nil or newest[2][2] ~= ARGV[1] then
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'p', ARGV[1])
+-- Announces a published version. Asked again because the answer was lost, it announces it once.
+local weights = KEYS[1]
+local manifest, announcements_kept = unpack(ARGV)
+local newest = redis.call('XREVRANGE', weights, '+', '-', 'COUNT', 1)[1]
+if newest == nil or newest[2][2] ~= manifest then
+  redis.call('XADD', weights, 'MAXLEN', '~', announcements_kept, '*', 'p', manifest)
 end

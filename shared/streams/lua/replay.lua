@@ -1,26 +1,33 @@
--- A dead letter's payload goes back to the stream that it came from, and its group lives again.
--- KEYS: dead, destination, tickets, in_flight, ledger, bytes, ended, blob of the letter, blob of the payload
--- ARGV:  1 letter's id   2 bytes of the letter   3 group   4 trajectories   5 reason
---        6 destination name   7 its byte limit   8 stage there   9 payload  10 its bytes  11 blob of the payload ('' for
---       none; the payload is empty then)  12 chunks of it
--- Answers 'ok', 'gone' (no such letter: replayed or purged before), 'alive' (the group is in flight) or 'full'.
+-- Puts the payload of a dead letter back on its stream. Its group is in flight again.
+-- `payload` is '' where it lies in the blob `blob_id`.
+-- Returns 'ok', 'gone' (no such dead letter: replayed or purged before), 'alive' (the group is in flight), 'full' or
+-- 'expired' (the blob has to be written again).
+local dead, destination, tickets, in_flight, ledger, bytes, ended, letter_blob, blob = unpack(KEYS)
+local id, letter_size, group, trajectories, reason, destination_name, byte_limit, stage,
+  payload, size, blob_id, chunks = unpack(ARGV)
 local function call(...) return redis.call(...) end
-if call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1] == nil then return 'gone' end
-if call('HEXISTS', KEYS[4], ARGV[3]) == 1 then return 'alive' end
-local held = tonumber(call('HGET', KEYS[6], ARGV[6]) or '0')
-if held > 0 and held + ARGV[10] > tonumber(ARGV[7]) then return 'full' end
-if ARGV[11] == '' then
-  call('XADD', KEYS[2], '*', 'g', ARGV[3], 'n', ARGV[4], 'p', ARGV[9])
-else
-  call('XADD', KEYS[2], '*', 'g', ARGV[3], 'n', ARGV[4], 'b', ARGV[11], 'c', ARGV[12], 'z', ARGV[10])
-  call('PERSIST', KEYS[9])
+local function refuse(answer)
+  if blob_id ~= '' then call('UNLINK', blob) end
+  return answer
 end
-call('HINCRBY', KEYS[6], ARGV[6], ARGV[10])
-call('XDEL', KEYS[1], ARGV[1])
-call('UNLINK', KEYS[8])
-call('HINCRBY', KEYS[6], 'dead', -ARGV[2])
-call('SADD', KEYS[3], ARGV[3])
-call('HSET', KEYS[4], ARGV[3], ARGV[4] .. ' ' .. ARGV[8])
-call('HINCRBY', KEYS[5], 'dead:' .. ARGV[5], -ARGV[4])
-call('XADD', KEYS[7], '*', 'g', ARGV[3], 'n', ARGV[4], 'e', 'replayed:' .. ARGV[5])
+if call('XRANGE', dead, id, id)[1] == nil then return 'gone' end
+if call('HEXISTS', in_flight, group) == 1 then return refuse('alive') end
+local held = tonumber(call('HGET', bytes, destination_name) or '0')
+if held > 0 and held + size > tonumber(byte_limit) then return refuse('full') end
+if blob_id == '' then
+  call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload)
+else
+  local found = chunks == '1' and call('EXISTS', blob) or call('HLEN', blob)
+  if found ~= tonumber(chunks) then return refuse('expired') end
+  call('XADD', destination, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size)
+  call('PERSIST', blob)
+end
+call('HINCRBY', bytes, destination_name, size)
+call('XDEL', dead, id)
+call('UNLINK', letter_blob)
+call('HINCRBY', bytes, 'dead', -letter_size)
+call('SADD', tickets, group)
+call('HSET', in_flight, group, trajectories .. ' ' .. stage)
+call('HINCRBY', ledger, 'dead:' .. reason, -trajectories)
+call('XADD', ended, '*', 'g', group, 'n', trajectories, 'e', 'replayed:' .. reason)
 return 'ok'

@@ -12,6 +12,7 @@ from services.curriculum.evaluation import evaluate
 from services.curriculum.worker import CurriculumWorker
 from shared.errors import DeadlineError, PreconditionError
 from shared.streams.keys import Stream
+from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
 from shared.weights import published
 from tests.support.curriculum import EVERY, INDEX, PROBLEMS, SAMPLES, TASK, HandWritten, servers, training, until
@@ -60,8 +61,8 @@ async def test_the_start_every_multiple_and_the_end_are_evaluated_and_the_first_
         await all_of_it.until("final_evaluation", 25)
         assert all_of_it.evaluated == [0, 10, 20, 25]
     progress = await run.progress()
-    assert (progress["best_version"], float(progress["best_accuracy"])) == ("10", 3 / SAMPLES)
-    assert (float(progress["accuracy"]), float(progress["greedy_accuracy"])) == (2 / SAMPLES, 0.0)
+    assert (progress.best_version, progress.best_accuracy) == (10, 3 / SAMPLES)
+    assert (progress.accuracy, progress.greedy_accuracy) == (2 / SAMPLES, 0.0)
 
 
 async def test_a_version_is_protected_from_its_publication_until_something_better_is_known(
@@ -71,7 +72,7 @@ async def test_a_version_is_protected_from_its_publication_until_something_bette
 
     async def move_on() -> None:
         if engine.version == 10:
-            await run.report_progress(version=35)
+            await run.report_progress(Progress(version=35))
             during.append(published.protected_versions(await run.progress(), 35, EVERY))
 
     engine = HandWritten(right=lambda version, index: version > 0, before=move_on)
@@ -145,7 +146,7 @@ async def test_the_first_evaluation_gives_up_with_the_reason(run: Run, tmp_path:
             DeadlineError, match=r"version 0 is not evaluated after \d+ s: Generate: the engine is silent"
         ):
             await worker.evaluate_start()
-    assert "evaluated_version" not in await run.progress()
+    assert (await run.progress()).evaluated_version is None
 
 
 async def test_a_restart_evaluates_nothing_twice(run: Run, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def volume_missing(folder: Path) -> Iterator[None]:
 
 
 async def progress_step(run: Run) -> int:
-    return int((await run.progress()).get("step", 0))
+    return (await run.progress()).step or 0
 
 
 @pytest.mark.parametrize(("place", "write"), [("checkpoints", "checkpoint"), ("weights", "weights")])
@@ -176,7 +176,7 @@ async def test_what_redis_forgot_is_said_again(
 
         async def said() -> bool:
             newest = await run.newest_weights()
-            return newest is not None and newest.version == 1 and (await run.progress()).get("phase") == FINISHED
+            return newest is not None and newest.version == 1 and (await run.progress()).phase == FINISHED
 
         await until(said)
 
@@ -204,7 +204,7 @@ async def test_a_run_that_was_paused_stays_paused_over_a_restart(run: Run, tmp_p
     async with Learning(settings, run) as learning:
         assert learning.worker.status().phase == PAUSED
         await learning.worker.resume()
-        assert (await run.progress())["phase"] == learning.worker.status().phase != PAUSED
+        assert (await run.progress()).phase == learning.worker.status().phase != PAUSED
 
 
 async def refused_a_write(process: Process) -> bool:

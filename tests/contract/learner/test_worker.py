@@ -20,6 +20,7 @@ from services.learner.data.batch import Group
 from services.learner.trainer import StepReport, Trainer
 from shared.errors import PreconditionError
 from shared.streams.keys import Stream
+from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, PAUSED, Run
 from shared.tracking import records
 from shared.weights import published
@@ -64,7 +65,7 @@ async def test_it_trains_publishes_and_acknowledges_what_is_durable(
     assert newest.version == 2
     (path,) = published.verify(settings.run.weights_root, newest)
     assert path.name == "model.safetensors"
-    assert (await run.progress())["phase"] == FINISHED
+    assert (await run.progress()).phase == FINISHED
     assert [r["step"] for r in records.read(settings.run.path / records.LEARNER)] == [1, 2]
 
 
@@ -202,7 +203,7 @@ async def test_pause_checkpoint_and_resume(run: Run, tmp_path: Path, model: Path
         await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
         path = await asyncio.wait_for(learning.worker.checkpoint_now(), 10)
         checkpoint.verify(path)
-        assert (await run.progress())["phase"] == PAUSED
+        assert (await run.progress()).phase == PAUSED
         assert learning.trainer.step == 0
         await learning.worker.resume()
         await until(lambda: nothing_in_flight(run))
@@ -256,7 +257,7 @@ async def test_a_reward_that_collapses_pauses_the_learner_until_a_person_resumes
             return learning.worker.status().phase == PAUSED
 
         await until(paused)
-        assert (await run.progress())["phase"] == PAUSED
+        assert (await run.progress()).phase == PAUSED
         assert REGISTRY.get_sample_value("routershift_learner_reward_collapsed") == 1
         await learning.worker.resume()
         await put(run, Stream.SCORED, *(message(g, 9) for g in groups[6 : 6 + GROUPS]))
@@ -269,7 +270,7 @@ async def test_the_best_version_outlives_the_newest(run: Run, tmp_path: Path, mo
         tmp_path, model, steps=5, checkpoints__every=100, checkpoints__keep=1, checkpoints__keep_weights=1
     )
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"evaluate_every": 2})})
-    await run.report_progress(best_version=2, best_accuracy=0.5, evaluated_version=2)
+    await run.report_progress(Progress(best_version=2, best_accuracy=0.5, evaluated_version=2))
     async with Learning(settings, run) as learning:
         for step in range(5):
             batch = random_groups(load(model), GROUPS, SAMPLES, seed=step, version=step)

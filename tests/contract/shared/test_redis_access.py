@@ -21,6 +21,7 @@ from shared.streams.audit import audit
 from shared.streams.connection import connect
 from shared.streams.consumer import Consumer, End
 from shared.streams.keys import Stream
+from shared.streams.progress import Progress
 from shared.streams.run import Run
 from tests.support.certificates import Authority
 
@@ -148,13 +149,13 @@ async def test_a_run_from_prompt_to_weights_and_every_way_out(server: Server) ->
 
         await learner.return_tickets(["nobody/0"])
         await learner.announce(pb.WeightsManifest(version=1))
-        await learner.report_progress(version=1)
-        await curriculum.report_progress(evaluated_version=1)
+        await learner.report_progress(Progress(version=1))
+        await curriculum.report_progress(Progress(evaluated_version=1))
         for reader in (by["generation"].run, learner):
             assert (await reader.newest_weights() or pb.WeightsManifest()).version == 1
             assert [manifest.version for manifest in await reader.announced_weights()] == [1]
         for watcher in (curriculum, learner):
-            assert (await watcher.progress())["evaluated_version"] == "1"
+            assert (await watcher.progress()).evaluated_version == 1
             assert (await watcher.backlog())[Stream.SCORED].entries == 0
             assert (await watcher.ledger()).trained == 2
         assert await curriculum.dead_letters() == 3
@@ -164,7 +165,7 @@ async def test_a_run_from_prompt_to_weights_and_every_way_out(server: Server) ->
         first, second, third = await operator.run.dead.ids()
         await operator.run.dead.purge(first)
         await operator.run.dead.replay(second)
-        assert (await operator.run.dead.letter(third)).reason == "test"
+        assert (await operator.run.dead.get(third)).reason == "test"
         found = await audit(operator.redis, operator.run, None)
         assert found.problems == {}
         assert found.ledger.balanced
@@ -191,7 +192,7 @@ FORBIDDEN: dict[str, Attempt] = {
     "generation announces weights": lambda by: by["generation"].run.announce(pb.WeightsManifest(version=9)),
     "generation writes weights": lambda by: by["generation"].redis.xadd("{no}:weights", {"p": b""}),
     "generation rewrites weights": lambda by: by["generation"].redis.xtrim("{no}:weights", 0),
-    "generation says how far the run is": lambda by: by["generation"].run.report_progress(version=9),
+    "generation says how far the run is": lambda by: by["generation"].run.report_progress(Progress(version=9)),
     "generation writes a reward": lambda by: by["generation"].redis.xadd("{no}:scored", {"p": b""}),
     "generation reads rewards": lambda by: by["generation"].redis.xrange("{no}:scored"),
     "generation admits": lambda by: by["generation"].run.admit(0, prompt(0), 1),

@@ -40,7 +40,7 @@ async def test_a_large_payload_goes_in_chunks_and_leaves_nothing_behind(
     assert entry.payload == scored(0, 10_000).SerializeToString()
     await reader.bury(entry, "bad", "for the test")
     (letter_id,) = await run.dead.ids()
-    assert (await run.dead.letter(letter_id)).payload == entry.payload
+    assert (await run.dead.get(letter_id)).payload == entry.payload
     await run.dead.replay(letter_id)
     (entry,) = await reader.read(1)
     assert len(await redis.keys("{test-large}:blob:*")) == 1

@@ -17,6 +17,7 @@ from shared.streams.audit import audit
 from shared.streams.connection import Client, connect
 from shared.streams.consumer import Consumer, End, Entry
 from shared.streams.keys import Stream
+from shared.streams.progress import Progress
 from shared.streams.run import Run
 from shared.streams.scripts import source
 from tests.support.redis_link import Link, link
@@ -43,7 +44,7 @@ async def test_a_lost_answer_is_asked_for_again_and_nothing_happens_twice(
     redis: Redis, run: Run, stream_settings: StreamSettings, cut: tuple[Client, Link]
 ) -> None:
     client, between = cut
-    for name in ("admit.lua", "settle.lua", "announce.lua"):  # so that it is not the answer NOSCRIPT that is lost
+    for name in ("admit", "settle", "announce"):  # so that it is not the answer NOSCRIPT that is lost
         await redis.script_load(source(name))
     far = Run(client, run.keys.run, stream_settings)
     between.lose_answer_to(b"EVALSHA")
@@ -104,7 +105,7 @@ async def test_a_full_redis_is_waited_for_and_those_who_empty_it_go_on(redis: Re
     try:
         admitting = asyncio.create_task(run.admit(2, prompt(2), 10))
         handing = asyncio.create_task(reader.hand_over(first, Stream.ROLLOUTS, large))
-        reporting = asyncio.create_task(run.report_progress(step=1))
+        reporting = asyncio.create_task(run.report_progress(Progress(step=1)))
         assert await reader.end(second, End.dropped("test"))
         done, waiting = await asyncio.wait({admitting, handing, reporting}, timeout=0.3)
         assert not done
@@ -243,7 +244,7 @@ async def test_a_redis_that_stays_away_is_a_typed_error(server: Server, stream_s
     run = Run(redis, "away", stream_settings)
     await run.open()
     server.kill()
-    calls: list[Any] = [run.ledger(), run.consumer(Stream.PROMPTS).read(1), run.report_progress(step=1)]
+    calls: list[Any] = [run.ledger(), run.consumer(Stream.PROMPTS).read(1), run.report_progress(Progress(step=1))]
     for call in calls:
         with pytest.raises(UnavailableError, match=r"redis\.outage_seconds"):
             await call

@@ -150,7 +150,7 @@ class Lives(RuleBasedStateMachine):
     @rule(pick=PICK)
     def replay(self, pick: int) -> None:
         letter_id = sorted(self.letters)[pick % len(self.letters)]
-        letter = self.do(self.run.dead.letter(letter_id))
+        letter = self.do(self.run.dead.get(letter_id))
         assert letter.group == self.letters.pop(letter_id)
         self.do(self.run.dead.replay(letter_id))
         self.ended[f"dead:{letter.reason}"] -= GROUP
@@ -212,7 +212,7 @@ class Lives(RuleBasedStateMachine):
 
     def _find_buried(self) -> None:
         for letter_id in self.do(self.run.dead.ids()):
-            if letter_id not in self.letters and (letter := self.do(self.run.dead.letter(letter_id))):
+            if letter_id not in self.letters and (letter := self.do(self.run.dead.get(letter_id))):
                 assert self.where[letter.group] == letter.stream
                 self.letters[letter_id] = letter.group
                 self.settled.add((Stream(letter.stream), letter.entry_id))

@@ -12,6 +12,7 @@ from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.consumer import Consumer, End, Entry, parse
 from shared.streams.keys import STAGES, Stream
+from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
 
 GROUP = 4
@@ -62,7 +63,7 @@ async def test_prompts_that_redis_has_forgotten_are_admitted_again(redis: Redis,
 
 async def test_nothing_is_admitted_once_the_learner_has_finished(run: Run) -> None:
     assert await admit(run, 1) == ["ok"]
-    await run.report_progress(phase=FINISHED)
+    await run.report_progress(Progress(phase=FINISHED))
     assert await run.admit(1, prompt(1), tickets=100) == "finished"
     assert (await run.ledger()).prompted == GROUP
 

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError, NotFoundError
+from shared.streams.progress import Progress
 from shared.weights import published
 
 
@@ -41,11 +42,11 @@ def test_protected_versions_stay_too(tmp_path: Path) -> None:
 
 
 def test_what_was_evaluated_is_being_or_may_come_to_be_is_protected() -> None:
-    progress = {"best_version": "20", "evaluated_version": "60", "evaluating_version": "80", "step": "107"}
+    progress = Progress(best_version=20, evaluated_version=60, evaluating_version=80, step=107)
     assert published.protected_versions(progress, 107, 20) == {20, 60, 80, 100}
     assert published.protected_versions(progress, 107, 0) == {20, 60, 80}
-    assert published.protected_versions({}, 20, 20) == {20}
-    assert published.protected_versions({}, 7, 0) == set()
+    assert published.protected_versions(Progress(), 20, 20) == {20}
+    assert published.protected_versions(Progress(), 7, 0) == set()
 
 
 def test_publishing_again_replaces(tmp_path: Path) -> None:

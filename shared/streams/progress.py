@@ -1,0 +1,42 @@
+"""How far a run has come: the one home of the names of these fields in Redis."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Written by the learner and the curriculum, each its own part; None for what nobody has reported yet.
+
+    admit.lua knows `prompts` and `phase`.
+    """
+
+    # The learner's.
+    step: int | None = None  # optimizer steps done
+    version: int | None = None  # of the weights published last
+    total_steps: int | None = None
+    phase: str | None = None  # TRAINING, PAUSED or FINISHED of `shared.streams.run`
+    # The curriculum's.
+    prompts: int | None = None  # index of the prompt to admit next
+    evaluating_version: int | None = None
+    evaluated_version: int | None = None
+    accuracy: float | None = None  # of that version, sampled
+    greedy_accuracy: float | None = None
+    best_version: int | None = None
+    best_accuracy: float | None = None
+    final_evaluation: int | None = None  # version after whose evaluation nothing more comes
+
+    @classmethod
+    def of(cls, fields: Mapping[str, str]) -> "Progress":
+        """From the hash in Redis."""
+        return cls(**{name: _TYPES[name](value) for name, value in fields.items() if name in _TYPES})
+
+    def as_record(self) -> dict[str, Any]:
+        """The fields that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+_TYPES: dict[str, Any] = dict.fromkeys(Progress.__dataclass_fields__, int) | {
+    "phase": str, "accuracy": float, "greedy_accuracy": float, "best_accuracy": float,
+}  # fmt: skip
