@@ -11,10 +11,19 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shared.errors import InvalidInputError, NotFoundError
 
@@ -32,7 +41,9 @@ class Table(BaseModel):
 class ServerSettings(Table):
     """Where a service listens. Loopback unless told otherwise."""
 
-    host: str = Field("127.0.0.1", description="address of the gRPC server and of the metrics server")
+    host: Annotated[str, AfterValidator(lambda host: host.strip("[]"))] = Field(
+        "127.0.0.1", description="IPv4 or IPv6 address, or name, where gRPC and metrics are served; 0.0.0.0 or ::: all"
+    )
     port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     drain_seconds: float = Field(20.0, gt=0, description="how long SIGTERM waits for work in progress")

@@ -1,7 +1,6 @@
 """A whole recipe: the tables of every service at once, for the commands that need to know all of them."""
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
 from shared.errors import InvalidInputError, NotFoundError
-from shared.rpc.server import check_port
+from shared.rpc.address import check_port, held_port
 from shared.settings import SERVICES, ServerSettings
 from shared.trajectory import RouterExport
 
@@ -52,8 +51,7 @@ def preflight(recipe: Recipe) -> None:
 def free_ports(recipe: Recipe) -> Iterator[dict[str, int]]:
     """A free port for every setting that asks for one with 0, by the setting's name.
 
-    They are bound, without listening, for as long as the block lasts: the kernel then gives them to no connection and
-    to nobody who asks for any free port, while a service that names its port may listen there, also after a restart.
+    They are held for as long as the block lasts, for services to listen there, also after a restart.
     """
     with contextlib.ExitStack() as held:
         ports = {}
@@ -61,10 +59,8 @@ def free_ports(recipe: Recipe) -> Iterator[dict[str, int]]:
             server = recipe.server(service)
             for key in ("port", "metrics_port"):
                 if getattr(server, key) == 0:
-                    probe = held.enter_context(socket.socket())
-                    probe.bind((server.host, 0))
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    ports[f"{service}.{key}"] = int(probe.getsockname()[1])
+                    name = f"{service}.{key}"
+                    ports[name] = held.enter_context(held_port(server.host, name))
         yield ports
 
 

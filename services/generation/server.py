@@ -1,10 +1,11 @@
 """The gRPC methods of generation."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
+from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
 from services.generation.admission import admit
 from services.generation.engines.base import Engine, EngineSampling
@@ -14,6 +15,7 @@ from services.generation.settings import GenerationSettings
 from services.generation.weights.loader import WeightsLoader
 from shared import wire
 from shared.errors import InvalidInputError, PreconditionError, UnavailableError
+from shared.rpc.server import begin
 from shared.rpc.status import MAX_MESSAGE_BYTES
 from shared.trajectory import Completion, RouterExport
 
@@ -36,14 +38,15 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
         engine, requests, _ = self._parts()
         with metrics.counted("Generate"):
             prompt, sampling = await self._accept(request)
+            await begin(context)
             completions = [
                 _routed(completion, request.return_router) for completion in await engine.generate(prompt, sampling)
             ]
-            _require_fits(completions)
+            scores = self._settings.router_scores
+            encoded = [wire.encode_completion(replace(c, text=requests.text(c)), scores) for c in completions]
+            _require_fits(encoded)
             metrics.count_tokens(prompt, completions)
-        scores = self._settings.router_scores
-        encoded = [wire.encode_completion(replace(c, text=requests.text(c)), scores) for c in completions]
-        metrics.count_router_bytes(encoded)
+            metrics.count_router_bytes(encoded)
         return gen.GenerateResponse(completions=encoded, prompt_tokens=len(prompt))
 
     async def GenerateStream(
@@ -57,15 +60,16 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
         latency = metrics.Latency()
         with metrics.counted("GenerateStream"):
             prompt, sampling = await self._accept(request.request)
+            await begin(context)
             metrics.count_tokens(prompt, [])
             async for each in engine.stream(prompt, sampling):
                 piece = _routed(each, request.request.return_router)
-                _require_fits([piece])
                 metrics.count_tokens([], [piece])
                 latency.observe(piece.index, piece.token_ids.size)
                 decoder = texts.setdefault(piece.index, requests.text_stream())
                 text = decoder.add(piece.token_ids.tolist(), last=piece.finish_reason is not None)
                 delta = wire.encode_completion(replace(piece, text=text), scores)
+                _require_fits([delta])
                 metrics.count_router_bytes([delta])
                 yield gen.GenerateStreamResponse(delta=delta)
 
@@ -89,6 +93,7 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
     async def UpdateWeights(self, request: gen.UpdateWeightsRequest, context: object) -> gen.UpdateWeightsResponse:
         _, _, loader = self._parts()
         with metrics.counted("UpdateWeights"):
+            await begin(context)
             seconds = await loader.load(request.manifest)
         return gen.UpdateWeightsResponse(version=request.manifest.version, seconds=seconds)
 
@@ -114,19 +119,11 @@ def _routed(completion: Completion, return_router: bool) -> Completion:
     return completion if return_router else replace(completion, router_trace=None)
 
 
-def _require_fits(completions: list[Completion]) -> None:
-    """gRPC itself would refuse a larger message as an overload, and the caller would try again."""
-    size = sum(_nbytes(completion) for completion in completions)
+def _require_fits(encoded: Sequence[pb.Completion]) -> None:
+    """Raises InvalidInputError, with what to change, before the guard would refuse the message in general terms."""
+    size = sum(completion.ByteSize() for completion in encoded)
     if size > MAX_MESSAGE_BYTES:
         raise InvalidInputError(
-            f"sampling.n and sampling.max_tokens make an answer of {size >> 20} MiB; allowed: "
-            f"{MAX_MESSAGE_BYTES >> 20} in one message: ask for fewer samples, for no router, or for a stream"
+            f"sampling.n and sampling.max_tokens make an answer of {size} bytes; allowed: {MAX_MESSAGE_BYTES} in one "
+            "message: ask for fewer samples, for no router, or for a stream"
         )
-
-
-def _nbytes(completion: Completion) -> int:
-    """Bytes of its arrays."""
-    top, trace = completion.top_logprobs, completion.router_trace
-    size = completion.token_ids.nbytes + completion.logprobs.nbytes
-    size += top.token_ids.nbytes + top.logprobs.nbytes if top else 0
-    return size + (trace.nbytes if trace else 0)

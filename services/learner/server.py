@@ -4,6 +4,7 @@ from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
 from services.learner.worker import LearnerWorker
 from shared.errors import UnavailableError
+from shared.rpc.server import begin
 from shared.streams.run import FINISHED, PAUSED, TRAINING
 
 _PHASES = {
@@ -38,11 +39,14 @@ class LearnerServicer(lrn_grpc.LearnerServiceServicer):
 
     async def Checkpoint(self, request: lrn.CheckpointRequest, context: object) -> lrn.CheckpointResponse:
         worker = self._opened()
+        await begin(context)
         path = await worker.checkpoint_now()
         return lrn.CheckpointResponse(step=worker.status().step, path=str(path))
 
     async def Pause(self, request: lrn.PauseRequest, context: object) -> lrn.PauseResponse:
-        return lrn.PauseResponse(step=await self._opened().pause())
+        worker = self._opened()
+        await begin(context)
+        return lrn.PauseResponse(step=await worker.pause())
 
     async def Resume(self, request: lrn.ResumeRequest, context: object) -> lrn.ResumeResponse:
         return lrn.ResumeResponse(step=await self._opened().resume())

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from services.reward import metrics
 from services.reward.outcomes import Outcome, Scored
@@ -51,8 +51,13 @@ class Scorer:
             if isinstance(verifier := self.verifiers[name], Verifier):
                 await self._pool(name, verifier)
 
-    async def score(self, verifier: str, items: Sequence[Item]) -> list[Scored]:
+    async def score(
+        self, verifier: str, items: Sequence[Item], *, admitted: Callable[[], Awaitable[None]] | None = None
+    ) -> list[Scored]:
         """One result an item, in order.
+
+        Args:
+            admitted: called once there is room for the items, before they are judged.
 
         Raises:
             NotFoundError: no verifier of that name.
@@ -73,6 +78,8 @@ class Scorer:
         self._queued += len(items)
         metrics.QUEUED.set(self._queued)
         try:
+            if admitted is not None:
+                await admitted()
             scored = await self._judge(verifier, items)
         finally:
             self._queued -= len(items)

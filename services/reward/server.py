@@ -1,9 +1,12 @@
 """The gRPC methods of reward."""
 
+from functools import partial
+
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.reward.messages import decode_item, encode_score
 from services.reward.scoring import Scorer
+from shared.rpc.server import begin
 
 
 class RewardServicer(rew_grpc.RewardServiceServicer):
@@ -12,7 +15,7 @@ class RewardServicer(rew_grpc.RewardServiceServicer):
 
     async def Score(self, request: rew.ScoreRequest, context: object) -> rew.ScoreResponse:
         items = [decode_item(item.prompt, item.response, item.reference) for item in request.items]
-        scored = await self._scorer.score(request.verifier, items)
+        scored = await self._scorer.score(request.verifier, items, admitted=partial(begin, context))
         return rew.ScoreResponse(scores=[encode_score(s) for s in scored])
 
     async def ListVerifiers(self, request: rew.ListVerifiersRequest, context: object) -> rew.ListVerifiersResponse:

@@ -29,7 +29,8 @@ from shared.errors import (
 from shared.process import logs
 from shared.process.ownership import locked
 from shared.process.watchdog import Watchdog
-from shared.rpc.server import Server, check_port
+from shared.rpc.address import check_port, join
+from shared.rpc.server import Server
 from shared.settings import BaseSettings, ServerSettings
 from shared.streams.connection import connect
 from shared.streams.run import Run
@@ -109,7 +110,7 @@ async def _serve(service: Service, settings: BaseSettings, server_settings: Serv
             os._exit(0)
         watchdog.done()
         await server.serving()
-        log.info("%s serves gRPC on %s:%d", service.name, server_settings.host, port)
+        log.info("%s serves gRPC on %s", service.name, join(server_settings.host, port))
         working = asyncio.create_task(service.work(stop))
         await _first(working, stop, keeping)
         await server.drain()

@@ -3,7 +3,6 @@
 Files are as a Secret is mounted, and are read again when they change.
 """
 
-import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from shared.errors import InvalidInputError, NotFoundError, RouterShiftError
+from shared.rpc.address import is_loopback
 from shared.settings import AccessSettings
 
 log = logging.getLogger(__name__)
@@ -136,20 +136,6 @@ class Bearer:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """For a call; empty where there is no token."""
         return (("authorization", SCHEME + self._token.value),) if self._token else ()
-
-
-def is_loopback(target: str) -> bool:
-    """Whether a gRPC target or a host stays on this machine."""
-    if target.startswith("unix:"):
-        return True
-    host = target.removeprefix("dns:").rsplit("/", 1)[-1].removeprefix("ipv4:").removeprefix("ipv6:")
-    if host.count(":") == 1 or "]" in host:
-        host = host.rpartition(":")[0] if not host.endswith("]") else host
-    host = host.strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def require_privacy(access: AccessSettings, target: str, encrypted: bool) -> None:

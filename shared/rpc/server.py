@@ -1,7 +1,6 @@
 """gRPC servers: health, reflection, access, and errors as status codes."""
 
 import logging
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -11,26 +10,38 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shared import errors
-from shared.rpc import credentials
+from shared.rpc import credentials, status
 from shared.rpc.access import HEALTH, AccessControl
+from shared.rpc.address import check_port, join
 from shared.rpc.status import MAX_MESSAGE_BYTES, PUSHBACK, status_of
 from shared.settings import AccessSettings, ServerSettings
 
 log = logging.getLogger(__name__)
 
 _MAX_CONCURRENT_STREAMS = 1024
+# A client sends a small message again where gRPC itself refuses it, and one above 256 KiB never: see `Guard`.
+_SLACK_BYTES = 1 << 20
+
+
+async def begin(context: Any) -> None:
+    """Tells the client that work has begun, so that its channel does not send the call again if the connection is lost.
+
+    A method calls it once it has admitted a request, and before what costs time: until then UNAVAILABLE and
+    RESOURCE_EXHAUSTED are tried again. gRPC's word for it: response headers commit a call.
+    """
+    await context.send_initial_metadata(())
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Lets in whom access control admits; turns the errors of `shared.errors` into status codes, and all others into
-    INTERNAL without their text.
+    """Admits calls; answers errors of `shared.errors` as their status codes, all others as INTERNAL without their text.
 
-    Bytes that are no message of the method's type are an INVALID_ARGUMENT, and an overload says when to come back.
-    Health is for everybody.
+    A request that is too large or no message of the method's type, and an answer that is too large, are an
+    INVALID_ARGUMENT. An overload says when to come back. Health is for everybody.
     """
 
-    def __init__(self, access: AccessControl) -> None:
+    def __init__(self, access: AccessControl, max_request_bytes: int) -> None:
         self._access = access
+        self._max_request_bytes = max_request_bytes
 
     async def intercept_service(
         self,
@@ -41,36 +52,65 @@ class Guard(grpc.aio.ServerInterceptor):
         method = getattr(handler_call_details, "method", "")
         if handler is None or method.startswith(HEALTH):
             return handler
-        parse, write = _lenient(handler.request_deserializer), handler.response_serializer
+        # Messages are read and written within the guard: gRPC answers UNKNOWN or INTERNAL where a serializer raises.
         if handler.unary_unary:
-            guarded = _guard_unary(handler.unary_unary, method, self._access)
-            return grpc.unary_unary_rpc_method_handler(guarded, parse, write)
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler, method))
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method, self._access), parse, write
-            )
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, handler, method))
         stream: Any = handler.stream_stream  # reflection alone: no service of ours reads a stream
         return grpc.stream_stream_rpc_method_handler(
-            _guard_stream(stream, method, self._access), handler.request_deserializer, write
+            self._stream(stream, handler, method), handler.request_deserializer
         )
 
+    def _unary(self, handler: Any, method: str) -> Callable[..., Any]:
+        async def guarded(request: bytes, context: Any) -> Any:
+            try:
+                with self._access.admit(method, context.invocation_metadata() or ()):
+                    response = await handler.unary_unary(self._read(handler, request), context)
+                    return _write(handler, response)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                return await _abort(context, error, method)
 
-def _lenient(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """gRPC answers UNKNOWN where parsing raises, so the error goes on as the request, for the guard to raise."""
+        return guarded
 
-    def parsed(data: bytes) -> Any:
+    def _stream(self, call: Callable[..., Any], handler: Any, method: str) -> Callable[..., Any]:
+        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                with self._access.admit(method, context.invocation_metadata() or ()):
+                    async for piece in call(self._read(handler, request), context):
+                        yield _write(handler, piece)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _abort(context, error, method)
+
+        return guarded
+
+    def _read(self, handler: Any, request: Any) -> Any:
+        """The message of one request; a stream of requests, which gRPC has parsed, as it is."""
+        if not isinstance(request, bytes):
+            return request
+        if len(request) > self._max_request_bytes:
+            raise errors.InvalidInputError(
+                f"request is {len(request)} bytes long; allowed: max_request_bytes = {self._max_request_bytes}"
+            )
         try:
-            return parse(data) if parse else data
+            return handler.request_deserializer(request)
         except DecodeError as error:
-            return errors.InvalidInputError(f"request of {len(data)} bytes is no message of this method: {error}")
+            raise errors.InvalidInputError(
+                f"request of {len(request)} bytes is no message of this method: {error}"
+            ) from None
 
-    return parsed
 
-
-def _readable(request: Any) -> Any:
-    if isinstance(request, errors.InvalidInputError):
-        raise request
-    return request
+def _write(handler: Any, response: Any) -> bytes:
+    data = bytes(handler.response_serializer(response))
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise errors.InvalidInputError(
+            f"the answer is {len(data)} bytes long; allowed: {MAX_MESSAGE_BYTES} in one message; ask for less at once"
+        )
+    return data
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:
@@ -81,33 +121,6 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
         await context.abort(status_of(error), str(error))
     log.exception("%s failed", method)
     await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__} in {method}; see the service's log")
-
-
-def _guard_unary(call: Callable[..., Any], method: str, access: AccessControl) -> Callable[..., Any]:
-    async def guarded(request: Any, context: Any) -> Any:
-        try:
-            with access.admit(method, context.invocation_metadata() or ()):
-                return await call(_readable(request), context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            return await _abort(context, error, method)
-
-    return guarded
-
-
-def _guard_stream(call: Callable[..., Any], method: str, access: AccessControl) -> Callable[..., Any]:
-    async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            with access.admit(method, context.invocation_metadata() or ()):
-                async for piece in call(_readable(request), context):
-                    yield piece
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await _abort(context, error, method)
-
-    return guarded
 
 
 class Server:
@@ -121,10 +134,17 @@ class Server:
         """
         self._access, self._settings = access or AccessSettings(), settings or ServerSettings()
         self._server = grpc.aio.server(
-            interceptors=[Guard(AccessControl(self._access, self._settings))],
+            interceptors=[Guard(AccessControl(self._access, self._settings), self._settings.max_request_bytes)],
             options=[
-                ("grpc.max_receive_message_length", self._settings.max_request_bytes),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                # Beyond its own limit gRPC refuses a message unread, but as RESOURCE_EXHAUSTED, which is tried again.
+                (
+                    "grpc.max_receive_message_length",
+                    min(2 * self._settings.max_request_bytes + _SLACK_BYTES, 2**31 - 1),
+                ),
+                ("grpc.max_send_message_length", -1),  # the guard refuses what clients do not take
+                ("grpc.keepalive_time_ms", round(1000 * status.KEEPALIVE_SECONDS)),
+                ("grpc.http2.min_ping_interval_without_data_ms", round(500 * status.KEEPALIVE_SECONDS)),
+                ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.max_concurrent_streams", _MAX_CONCURRENT_STREAMS),
                 ("grpc.so_reuseport", 0),  # else a second server on the same port would go unnoticed
             ],
@@ -154,13 +174,13 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         secrets = credentials.server_credentials(self._access)
         credentials.require_privacy(self._access, host, secrets is not None)
-        bound = _bind(self._server, f"{host}:{port}", secrets)
+        bound = _bind(self._server, join(host, port), secrets)
         await self._server.start()
         if self._settings.health_port is not None:
             check_port(host, self._settings.health_port, "health_port")
             self._probes = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
-            self.health_port = self._probes.add_insecure_port(f"{host}:{self._settings.health_port}")
+            self.health_port = self._probes.add_insecure_port(join(host, self._settings.health_port))
             await self._probes.start()
         return bound
 
@@ -192,16 +212,3 @@ def _bind(server: grpc.aio.Server, address: str, secrets: grpc.ServerCredentials
             f"access.certificate, access.key and access.authority make no TLS server on {address}; expected PEM files, "
             "and the key of the certificate"
         ) from None
-
-
-def check_port(host: str, port: int, setting: str) -> None:
-    """Raises PreconditionError, naming the setting, where the port cannot be bound."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise errors.PreconditionError(
-                f"{setting} = {port} on {host} cannot be bound ({(error.strerror or str(error)).lower()}); "
-                f"stop what holds it or set {setting} = 0 for a free one"
-            ) from None

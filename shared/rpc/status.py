@@ -20,6 +20,10 @@ STATUS: list[tuple[type[errors.RouterShiftError], grpc.StatusCode]] = [
     (errors.MissingDependencyError, grpc.StatusCode.UNIMPLEMENTED),
 ]
 
+# How often either end pings a silent connection. A server must allow what its clients do: with gRPC's own floor of
+# 300 s it ends the connection after a few such pings (GOAWAY, too_many_pings), and every call on it.
+KEEPALIVE_SECONDS = 60.0
+
 # A standard of gRPC's retries: the server says when to come back, and the client's policy waits that long.
 PUSHBACK = "grpc-retry-pushback-ms"
 

@@ -18,6 +18,7 @@ from services.cli.recipe import Recipe, free_ports, preflight
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.process import logs
 from shared.process import service as life
+from shared.rpc.address import join, local
 from shared.rpc.channel import open_channel
 from shared.settings import SERVICES, AccessSettings, load
 from shared.streams.connection import connect
@@ -132,9 +133,9 @@ def _write_endpoints(running: Services, shown_redis: str) -> None:
     servers = {
         service: {
             "grpc": running.address(service),
-            "metrics": f"http://{running.recipe.server(service).host}:{running.recipe.server(service).metrics_port}/metrics",
+            "metrics": f"http://{join(local(server.host), server.metrics_port)}/metrics",
         }
-        for service in SERVICES
+        for service, server in ((service, running.recipe.server(service)) for service in SERVICES)
     }
     endpoints = {"run": running.recipe.run.id, "redis": shown_redis, "services": servers}
     (running.recipe.run.path / ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
@@ -142,7 +143,7 @@ def _write_endpoints(running: Services, shown_redis: str) -> None:
 
 def _address(recipe: Recipe, service: str) -> str:
     server = recipe.server(service)
-    return f"{server.host}:{server.port}"
+    return join(local(server.host), server.port)
 
 
 def exit_code(error: RouterShiftError) -> int:

@@ -14,8 +14,8 @@ from routershift.v1 import trajectory_pb2 as pb
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
 from shared.rpc.access import ROLES, Role
+from shared.rpc.address import is_loopback
 from shared.rpc.channel import open_channel
-from shared.rpc.credentials import is_loopback
 from shared.rpc.server import Server
 from shared.settings import AccessSettings, ServerSettings
 from tests.support.access import CODE, OPERATOR, REQUESTS, SAMPLER, SCORER, STRANGER, bearer, code_of, serving, showing

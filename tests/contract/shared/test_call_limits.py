@@ -14,18 +14,6 @@ from shared.settings import AccessSettings, ServerSettings
 from tests.support.access import CODE, SAMPLER, SCORER, STRANGER, bearer, code_of, serving
 
 
-async def test_a_message_above_the_limit_is_refused_unread() -> None:
-    once = [("grpc.enable_retries", 0)]
-    limits = ServerSettings(max_request_bytes=1 << 10)
-    async with serving(limits=limits) as (address, _), open_channel(address, None, once) as channel:
-        generate = gen_grpc.GenerationServiceStub(channel).Generate
-        await generate(gen.GenerateRequest(text="x" * 900), timeout=10)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await generate(gen.GenerateRequest(text="x" * 2000), timeout=10)
-    assert caught.value.code() is CODE.RESOURCE_EXHAUSTED
-    assert "larger than max" in str(caught.value.details())
-
-
 async def test_more_calls_at_once_than_the_limit_are_refused_and_told_when_to_come_back() -> None:
     async with serving(limits=ServerSettings(max_calls=2)) as (address, _), open_channel(address) as channel:
         stub = gen_grpc.GenerationServiceStub(channel)
