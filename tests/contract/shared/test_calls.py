@@ -157,7 +157,8 @@ class _Slow:
     async def score(self, verifier: str, items: Any, *, admitted: Callable[[], Awaitable[None]]) -> list[Any]:
         self.calls += 1
         await admitted()
-        return await self.pause()
+        await self.pause()
+        return []
 
     async def pause(self) -> Any:
         self.began.set()
