@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.errors import InvalidInputError
+from shared.errors import CorruptDataError, InvalidInputError
 
 # The score of a route that was not recorded. Scores are logarithms of probabilities, so never above 0.
 MISSING_LOG_SCORE = 1.0
@@ -94,6 +94,37 @@ class RouterTrace:
     def nbytes(self) -> int:
         """Of its arrays."""
         return sum(array.nbytes for array in (self.expert_ids, self.log_scores, self.logits) if array is not None)
+
+
+def check_trace(trace: RouterTrace) -> None:
+    """Raises CorruptDataError where recorded routes are none that a router can have made.
+
+    A route that is missing may hold any ids. A router activates K different experts, so an id that a token has twice
+    was not recorded: replaying it would weigh one expert twice and leave another out.
+    """
+    ids, experts = trace.expert_ids, trace.layout.num_experts
+    if ids.size == 0:
+        return
+    if (largest := int(ids.max())) >= experts:
+        raise CorruptDataError(f"router_trace.expert_ids holds {largest}; the layout has {experts} experts")
+    recorded = ~trace.missing
+    scores = trace.log_scores
+    if scores is not None and not np.isfinite(scores).all():
+        raise CorruptDataError("router_trace.log_scores is not finite, so no log-probability; expected finite and <= 0")
+    if scores is not None and (scores[recorded] > 0).any():
+        raise CorruptDataError("router_trace.log_scores holds a value that is no log-probability; expected <= 0")
+    if trace.layout.top_k > 1 and recorded.any() and not ids[recorded].any():
+        raise CorruptDataError(
+            "router_trace.expert_ids is all zero: K > 1 distinct experts were activated, so nothing was recorded"
+        )
+    ordered = np.sort(ids, axis=-1)
+    twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1) & recorded
+    if twice.any():
+        token, layer = np.argwhere(twice)[0].tolist()
+        raise CorruptDataError(
+            f"router_trace.expert_ids of token {token}, layer {layer} is {ids[token, layer].tolist()}; "
+            "a router activates K different experts"
+        )
 
 
 @dataclass(frozen=True, slots=True)

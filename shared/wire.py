@@ -26,6 +26,7 @@ from shared.trajectory import (
     ScoreFunction,
     TopLogprobs,
     VersionSpan,
+    check_trace,
 )
 
 _DTYPES: dict["pb.DType.ValueType", np.dtype[Any]] = {
@@ -137,9 +138,7 @@ def decode_trace(message: pb.RouterTrace, tokens: int) -> RouterTrace:
     """The trace of a response of `tokens` tokens, checked.
 
     Raises:
-        CorruptDataError: wrong checksum, dtype or shape; an expert id out of range; a score that is not the
-            logarithm of a probability; the same expert everywhere with K > 1, which is what a disconnected
-            recorder sends.
+        CorruptDataError: wrong checksum, dtype or shape; or routes that no router can have made, see `check_trace`.
     """
     layout = decode_layout(message.layout)
     if (found := _trace_checksum(message)) != message.crc32:
@@ -154,19 +153,7 @@ def decode_trace(message: pb.RouterTrace, tokens: int) -> RouterTrace:
     if message.HasField("logits"):
         logits = _routes(message.logits, "logits", "float16", (*layers, layout.num_experts))
     trace = RouterTrace(layout, ids, scores, logits)
-    if ids.size == 0:
-        return trace
-    if (largest := int(ids.max())) >= layout.num_experts:
-        raise CorruptDataError(f"router_trace.expert_ids holds {largest}; the layout has {layout.num_experts} experts")
-    recorded = ~trace.missing
-    if scores is not None and (not np.isfinite(scores).all() or (scores[recorded] > 0).any()):
-        raise CorruptDataError(
-            "router_trace.log_scores holds a value that is no log-probability; expected finite and <= 0"
-        )
-    if layout.top_k > 1 and recorded.any() and not ids[recorded].any():
-        raise CorruptDataError(
-            "router_trace.expert_ids is all zero: K > 1 distinct experts were activated, so nothing was recorded"
-        )
+    check_trace(trace)
     return trace
 
 

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import importlib
-import json
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from shared.errors import RouterShiftError
 from shared.process.service import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from shared.process.service import main as serve_service
 from shared.settings import SERVICES, load
+from shared.tracking import records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,14 +121,14 @@ def _run(parsed: argparse.Namespace) -> int:
 
     code = _interruptible(to_the_end())
     if code == 0:
-        print(json.dumps(summary))
+        print(records.dumps(summary))
     return code
 
 
 def _status(parsed: argparse.Namespace) -> int:
     from services.cli.commands.status import status
 
-    print(json.dumps(asyncio.run(status(parsed.run)), indent=2))
+    print(records.dumps(asyncio.run(status(parsed.run)), indent=2))
     return 0
 
 
@@ -136,7 +136,7 @@ def _audit(parsed: argparse.Namespace) -> int:
     from services.cli.commands.audit import audit
 
     found = asyncio.run(audit(parsed.run))
-    print(json.dumps(found, indent=2))
+    print(records.dumps(found, indent=2))
     return 0 if found["ok"] else 1
 
 
@@ -144,7 +144,7 @@ def _dead(parsed: argparse.Namespace) -> int:
     from services.cli.commands.dead import dead
 
     for letter in asyncio.run(dead(parsed.run, parsed.action, parsed.ids)):
-        print(json.dumps(letter))
+        print(records.dumps(letter))
     return 0
 
 
@@ -171,7 +171,7 @@ def _score(parsed: argparse.Namespace) -> int:
 
     async def all_lines() -> None:
         async for record in score(parsed.verifier, parsed.input, parsed.recipe, parsed.flags):
-            print(json.dumps(record), flush=True)
+            print(records.dumps(record), flush=True)
 
     return _interruptible(all_lines())
 

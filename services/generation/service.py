@@ -14,10 +14,12 @@ from services.generation.server import GenerationServicer
 from services.generation.settings import Settings
 from services.generation.watch import EngineWatch
 from services.generation.weights import presence
+from services.generation.weights.freshness import Freshness
 from services.generation.weights.loader import WeightsLoader
 from services.generation.worker import GenerationWorker
 from shared.process.service import Service, background
 from shared.rpc.server import Server
+from shared.streams.consumer import Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 
@@ -71,6 +73,9 @@ class GenerationService(Service):
         self._worker = GenerationWorker(
             self._consumer, engine, requests, settings.generation, settings.run.samples_per_group
         )
+        self._freshness = Freshness(
+            engine, run.newest_weights, settings.run.max_staleness, settings.generation.weights_wait_seconds
+        )
         self._watch = EngineWatch(engine, loader, settings.generation.stall_seconds)
 
     async def work(self, stop: asyncio.Event) -> None:
@@ -82,10 +87,14 @@ class GenerationService(Service):
         if self._over_network:
             tasks.append(presence.beat(self._run, self._name, self._engine))
         async with background(*tasks):
-            await self._consumer.each(self._worker.handle, self._room, stop)
+            await self._consumer.each(self._handle, self._room, stop)
 
     async def close(self) -> None:
         await self._engine.close()
+
+    async def _handle(self, entry: Entry) -> None:
+        await self._freshness.wait()
+        await self._worker.handle(entry)
 
     @property
     def _over_network(self) -> bool:

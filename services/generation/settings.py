@@ -30,6 +30,9 @@ class GenerationSettings(ServerSettings):
         0.9, gt=0, le=1, description="share of the KV cache in use above which no more prompts are taken"
     )
     attempts: int = Field(3, ge=1, description="times that a sample which the engine aborts is begun")
+    weights_wait_seconds: float = Field(
+        120.0, ge=0, description="how long a prompt waits for weights that run.max_staleness asks for"
+    )
     weights_poll_seconds: float = Field(0.1, gt=0, description="how often to look for published weights")
     stall_seconds: float = Field(
         30.0, gt=0, description="how long an engine that has sequences may sample nothing before the service ends"

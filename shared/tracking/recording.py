@@ -42,7 +42,7 @@ class Recording:
             OSError: the disk refused it; the trackers have it even so.
         """
         for tracker in self._trackers:
-            tracker.send(kind, record)
+            tracker.send(kind, records.strict(record))
         records.append(self._folder / _FILES[kind], record)
 
     def close(self) -> None:

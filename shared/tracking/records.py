@@ -1,6 +1,7 @@
 """What a run leaves for its report: one JSON object a line, in the run's folder."""
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from io import SEEK_END, FileIO
@@ -12,10 +13,24 @@ EVALUATIONS = "evaluations.jsonl"
 _LONGEST_BYTES = 1 << 20  # of a record
 
 
+def strict(value: Any) -> Any:
+    """The same value with null for numbers that JSON does not have: NaN and the infinities, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: strict(inner) for key, inner in value.items()}
+    return [strict(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Strict JSON (RFC 8259), which every reader takes; see `strict` for what it has no numbers for."""
+    return json.dumps(strict(value), indent=indent, allow_nan=False)
+
+
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a line, with the time (UTC, ISO 8601) in front; all of it, or nothing where it raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
+    line = dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
     data = f"{line}\n".encode()
     # Without a buffer, which would try to write what is left of the line before it lets the file be cut.
     with path.open("ab+", buffering=0) as file:

@@ -39,6 +39,16 @@ async def come_to_rest(endpoints: Path) -> None:
         await learner.checkpoint()
 
 
+def test_a_synchronous_run_drops_nothing_as_stale(start: Start, tmp_path: Path) -> None:
+    """Prompts that a trained batch makes room for wait for the weights that it made."""
+    flags = settings(run__steps=6, run__max_staleness=0, generation__engine="torch")
+    code, out, err = start("run", str(RECIPE), *flags).finish(timeout=240)
+    assert code == 0, err
+    summary = json.loads(out.splitlines()[-1])
+    assert set(summary["trajectories_dropped"]) <= {"zero_variance", "run_finished"}
+    assert summary["max_staleness_seen"] == 0
+
+
 @pytest.mark.parametrize("engine", ["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
 def test_a_run_goes_through_every_service_to_the_end(start: Start, tmp_path: Path, engine: str) -> None:
     invocation = start("run", str(RECIPE), *settings(run__steps=STEPS, generation__engine=engine))

@@ -9,7 +9,6 @@ import argparse
 import ast
 import importlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import NotFoundError, PreconditionError
+from shared.tracking import records
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -52,7 +52,7 @@ def bench(name: str | None, options: Sequence[str], repository: Path = REPOSITOR
     arguments = parser.parse_args(options)
     result = {**module.run(arguments), "machine": machine(repository)}
     if arguments.json:
-        print(json.dumps(result))
+        print(records.dumps(result))
     else:
         rows = list(_rows(result))
         width = max(len(key) for key, _ in rows)

@@ -52,7 +52,7 @@ def write(folder: Path) -> tuple[Path, Path]:
     page.write_text(
         _PAGE.format(
             run=html.escape(folder.name),
-            summary="".join(_row((key, json.dumps(value))) for key, value in summary.items()),
+            summary="".join(_row((key, records.dumps(value))) for key, value in summary.items()),
             image=base64.b64encode(plot.read_bytes()).decode("ascii"),
             evaluations="".join(_evaluation_rows(evaluations)),
             best=html.escape(_in_words(best(folder, evaluations))) if evaluations else "",
@@ -125,7 +125,7 @@ def _draw(path: Path, steps: Sequence[dict[str, Any]], evaluations: Sequence[dic
     for panel, (title, keys) in zip(panels, curves.items(), strict=False):
         panel.set_title(title)
         for key in keys:
-            _line(panel, [(r["step"], r[key]) for r in steps if r.get(key) is not None], key)
+            _line(panel, [(r["step"], r.get(key)) for r in steps], key)
     accuracy, queues, seconds = panels[1], panels[6], panels[7]
     for name in ("accuracy", "greedy_accuracy"):
         _line(accuracy, [(e["version"], e[name]) for e in evaluations], f"held out: {name}")
@@ -149,6 +149,7 @@ def _draw(path: Path, steps: Sequence[dict[str, Any]], evaluations: Sequence[dic
     figure.savefig(path, dpi=110)
 
 
-def _line(panel: Any, points: Sequence[tuple[float, float]], label: str) -> None:
-    if points:
-        panel.plot(*zip(*points, strict=True), ".-", label=label, linewidth=1.2, markersize=3)
+def _line(panel: Any, points: Sequence[tuple[float, float | None]], label: str) -> None:
+    """A curve; a record without the value, or with null for one that was not finite, has no point."""
+    if known := [(x, y) for x, y in points if y is not None]:
+        panel.plot(*zip(*known, strict=True), ".-", label=label, linewidth=1.2, markersize=3)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
         "restarts": dict(running.restarts),
         "peak_memory_bytes": memory.peak,
     }
-    (folder / "summary.json").write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(records.dumps(details, indent=2) + "\n", encoding="utf-8")
     plot, page = report.write(folder)
     _say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
     _say(f"checkpoint: {folder / 'checkpoints'}")
@@ -176,9 +176,14 @@ class _Shown:
         for record in steps:
             if record["step"] % 10 == 0 or record["step"] in (1, self._steps):
                 _say(
-                    f"step {record['step']:>4}/{self._steps}: reward {record['reward_mean']:.3f}, "
-                    f"staleness {record['staleness_max']}, gamma {record.get('gamma_mean', 1.0):.4f}"
+                    f"step {record['step']:>4}/{self._steps}: reward {_finite(record['reward_mean']):.3f}, "
+                    f"staleness {record['staleness_max']}, gamma {_finite(record.get('gamma_mean', 1.0)):.4f}"
                 )
+
+
+def _finite(value: float | None) -> float:
+    """A number of a record, where null stands for what is not finite."""
+    return math.nan if value is None else value
 
 
 def _summary(running: Services, ledger: Ledger, seconds: float) -> dict[str, Any]:

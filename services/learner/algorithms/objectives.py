@@ -16,7 +16,7 @@ from torch import Tensor
 from services.learner.algorithms.presets import Aggregation, Application, ObjectiveName
 
 # exp ends at 88.7 in float32, and infinity times a zero gradient is no number. No ratio of interest is above this.
-_MAX_EXPONENT = 80.0
+MAX_EXPONENT = 80.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def kl_terms(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tens
     """
     log_ratio = (reference_logprobs.detach() - logprobs).masked_fill(~mask, 0.0)
     # expm1: at a small distance, exp - 1 would lose all its digits.
-    return log_ratio.clamp(max=_MAX_EXPONENT).expm1() - log_ratio
+    return log_ratio.clamp(max=MAX_EXPONENT).expm1() - log_ratio
 
 
 def entropy_terms(entropy: Tensor, mask: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def _counted_logprobs(batch: PolicyBatch) -> Tensor:
 
 
 def _exp(exponent: Tensor) -> Tensor:
-    return exponent.clamp(max=_MAX_EXPONENT).exp()
+    return exponent.clamp(max=MAX_EXPONENT).exp()
 
 
 def _mean_over_tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 from services.learner.data.batch import Group, Sample
 from shared.errors import CorruptDataError, InvalidInputError
 from shared.models.routers import check_layout
-from shared.trajectory import Completion, RouterLayout
+from shared.trajectory import Completion, RouterLayout, check_trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,4 @@ def _check_trace(completion: Completion, layout: RouterLayout) -> None:
         raise CorruptDataError(
             f"router_trace has shapes {trace.expert_ids.shape} and {trace.scores.shape}; expected {shape}"
         )
-    if not np.isfinite(trace.scores).all():
-        raise CorruptDataError("router_trace.log_scores is not finite; the route cannot be weighed")
-    if trace.expert_ids.max() >= layout.num_experts:
-        raise CorruptDataError(
-            f"router_trace.expert_ids holds {trace.expert_ids.max()}; the model has {layout.num_experts} experts"
-        )
+    check_trace(trace)

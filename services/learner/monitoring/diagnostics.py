@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from services.learner.algorithms.objectives import MAX_EXPONENT
 from services.learner.data.collate import Batch
 from services.learner.loss import Forward, LossParts
 from services.learner.routing.expert_load import balance
@@ -68,7 +69,10 @@ class Diagnostics:
 
 
 def summarise(ranks: Sequence[Mapping[str, Tensor]], gamma_min: float) -> dict[str, float]:
-    """By name, over all ranks. gamma is before its floor.
+    """By name, over all ranks. gamma is before its lower bound. Ratios are bounded by exp(`MAX_EXPONENT`).
+
+    `loss` and `grad_norm` are means over the updates that were taken, absent where none was; `skipped_updates` counts
+    the others, whose loss or gradient was not finite.
 
     `gamma_at_lag_zero` is absent where no token has lag 0. It is gamma without the mismatch baseline: where the
     weights are the same, all that it differs from 1 by is what the two engines disagree on.
@@ -77,24 +81,29 @@ def summarise(ranks: Sequence[Mapping[str, Tensor]], gamma_min: float) -> dict[s
     parts = [part for part in ranks if "token/log_ratio" in part]
     names = [name.removeprefix("token/") for name in parts[0] if name.startswith("token/")]
     tokens = {name: torch.cat([part[f"token/{name}"] for part in parts]) for name in names}
-    log_ratio = tokens["log_ratio"]
+    # Log-probs may be anything finite; float64 and a bound on the exponent keep every number here finite as well.
+    log_ratio = tokens["log_ratio"].double().clamp(max=MAX_EXPONENT)
+    ratio = log_ratio.exp()
+    updates = torch.stack([ranks[0]["loss"], ranks[0]["grad_norm"]]).double()
+    taken = updates[:, updates.isfinite().all(dim=0)]
     numbers = {
-        "loss": ranks[0]["loss"].mean(),
-        "grad_norm": ranks[0]["grad_norm"].mean(),
+        "skipped_updates": torch.tensor(updates.shape[1] - taken.shape[1]),
         "tokens": torch.tensor(log_ratio.numel()),
         "clip_fraction": tokens["clipped"].mean(),
         "dropped_fraction": tokens["dropped"].mean(),
         "correction_weight_mean": tokens["weight"].mean(),
         "entropy": tokens["entropy"].mean(),
-        "ratio_mean": log_ratio.exp().mean(),
-        "ratio_max": log_ratio.exp().max(),
+        "ratio_mean": ratio.mean(),
+        "ratio_max": ratio.max(),
         # KL(pi_old || pi_theta), estimated without bias and never below 0 on samples of pi_old.
-        "kl": (log_ratio.exp() - 1 - log_ratio).mean(),
+        "kl": (ratio - 1 - log_ratio).mean(),
         "token_lag_mean": tokens["lag"].mean(),
         "token_lag_max": tokens["lag"].max(),
     }
+    if taken.numel():
+        numbers |= {"loss": taken[0].mean(), "grad_norm": taken[1].mean()}
     if "reference_kl" in tokens:
-        numbers["reference_kl"] = tokens["reference_kl"].mean()
+        numbers["reference_kl"] = tokens["reference_kl"].double().mean()
     if "gamma" in tokens:
         gamma = tokens["gamma"]
         numbers |= {

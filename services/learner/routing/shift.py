@@ -19,6 +19,7 @@ from shared.trajectory import ScoreFunction
 
 # What a new batch weighs in the running baseline; half of an old disagreement is forgotten after 6.6 batches.
 BASELINE_RATE = 0.1
+_LEAST_FACTOR = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ class ShiftMeter:
     A layer's shift s is that of `aggregation`:
         mean: s = d, the mean over experts of |difference of log-scores|, and gamma = exp(-mean over layers of s):
             equations 5 to 7 of the paper.
-        product: s = -log of the mean over experts of exp(-|difference|), and gamma = exp(-sum over layers of s): the
-            code of its authors.
+        product: s = -log of the mean over experts of exp(-|difference|), at most 87.3, and gamma = exp(-sum over layers
+            of s): the code of its authors.
     With a baseline b [L], max(s - b, 0) stands for s in gamma.
     """
 
@@ -112,9 +113,10 @@ class ShiftMeter:
         routes = self._routes
         live = log_scores(self._function, logits.index_select(0, routes.rows), routes.expert_ids[:, layer].long())
         distance = live.sub_(routes.log_scores[:, layer]).abs_()
-        shift = (
-            distance.mean(dim=1) if self._aggregation == "mean" else distance.neg_().exp_().mean(dim=1).log_().neg_()
-        )
+        if self._aggregation == "mean":
+            shift = distance.mean(dim=1)
+        else:  # bounded: scores very far apart would leave nothing of the mean, and no logarithm
+            shift = distance.neg_().exp_().mean(dim=1).clamp_(min=_LEAST_FACTOR).log_().neg_()
         self._layers[layer] = shift.masked_fill(routes.missing, 0.0).sum()
         self._measured -= shift
         if self._baseline is not None:

@@ -4,17 +4,26 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError
-from shared.trajectory import RouterLayout, ScoreFunction
+from shared.trajectory import MISSING_LOG_SCORE, RouterLayout, ScoreFunction
 from tests.support.models import EXPERTS, MAX_MODEL_LEN, TOP_K, VOCABULARY
 from tests.support.rollouts import layout
 from tests.support.training import filled, make, trace_of, with_completion, with_trace
+
+
+def twice(ids: NDArray[Any]) -> NDArray[Any]:
+    copy = ids.copy()
+    copy[0, 1] = 3
+    return copy
+
 
 FAULTS: dict[str, tuple[Callable[[Group], Group], type[Exception], str]] = {
     "token out of the vocabulary": (
@@ -77,10 +86,25 @@ FAULTS: dict[str, tuple[Callable[[Group], Group], type[Exception], str]] = {
         CorruptDataError,
         "log_scores is not finite",
     ),
+    "score that is no log-probability": (
+        lambda g: with_trace(g, log_scores=filled(trace_of(g).scores, 0.5)),
+        CorruptDataError,
+        "log_scores holds a value that is no log-probability",
+    ),
+    "one expert twice": (
+        lambda g: with_trace(g, expert_ids=twice(trace_of(g).expert_ids)),
+        CorruptDataError,
+        r"expert_ids of token 0, layer 1 is \[3, 3\]; a router activates K different experts",
+    ),
+    "nothing recorded": (
+        lambda g: with_trace(g, expert_ids=np.zeros_like(trace_of(g).expert_ids)),
+        CorruptDataError,
+        "expert_ids is all zero",
+    ),
     "expert out of range": (
         lambda g: with_trace(g, expert_ids=filled(trace_of(g).expert_ids, EXPERTS)),
         CorruptDataError,
-        f"holds {EXPERTS}; the model has {EXPERTS} experts",
+        f"holds {EXPERTS}; the layout has {EXPERTS} experts",
     ),
 }
 
@@ -97,3 +121,9 @@ def test_a_group_that_cannot_be_trained_on_is_refused_by_name(checker: Trainer, 
     spoil, error, named = FAULTS[fault]
     with pytest.raises(error, match=rf"^group group-0, sample \d: .*{named}"):
         checker.check(spoil(fresh[0]))
+
+
+def test_a_route_that_is_missing_may_hold_any_experts(checker: Trainer, fresh: list[Group]) -> None:
+    scores = trace_of(fresh[0]).scores.copy()
+    scores[0, 1] = MISSING_LOG_SCORE
+    checker.check(with_trace(fresh[0], expert_ids=twice(trace_of(fresh[0]).expert_ids), log_scores=scores))

@@ -34,6 +34,8 @@ LAYOUT = RouterLayout((1, 2, 4), num_experts=8, top_k=2, score_function=ScoreFun
 def completion(tokens: int = 5, layout: RouterLayout = LAYOUT, seed: int = 0) -> Completion:
     rng = np.random.default_rng(seed)
     shape = (tokens, len(layout.layer_ids), layout.top_k)
+    first, step = rng.integers(0, layout.num_experts, shape[:2]), rng.integers(1, layout.num_experts, shape[:2])
+    ids = np.stack([first, (first + step) % layout.num_experts], axis=-1)  # a router activates different experts
     return Completion(
         index=1,
         token_ids=rng.integers(0, 24, tokens).astype(np.int32),
@@ -42,7 +44,7 @@ def completion(tokens: int = 5, layout: RouterLayout = LAYOUT, seed: int = 0) ->
         finish_reason=FinishReason.STOP,
         router_trace=RouterTrace(
             layout,
-            rng.integers(0, layout.num_experts, shape).astype(layout.id_dtype),
+            ids.astype(layout.id_dtype),
             (-rng.random(shape)).astype(np.float16),
         ),
         text="1+2",

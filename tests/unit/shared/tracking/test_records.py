@@ -1,8 +1,12 @@
 """The files of records: whole lines only, whatever happens to their writers."""
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from shared.tracking import records
 
@@ -58,3 +62,22 @@ def test_half_a_line_of_a_killed_writer_does_not_spoil_the_next(tmp_path: Path) 
         file.write(b'{"step": 2, "half')
     records.append(path, {"step": 3})
     assert [record["step"] for record in records.read(path)] == [1, 3]
+
+
+def test_numbers_that_json_does_not_have_become_null_at_any_depth(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    path = tmp_path / "records.jsonl"
+    value = {
+        "kl": math.inf,
+        "by": {"layer": [-math.inf, 1.5, (math.nan,)]},
+        "loss": np.float64("nan"),
+        "n": 3,
+        "x": True,
+    }
+    records.append(path, value)
+    (line,) = path.read_text(encoding="utf-8").splitlines()
+    found = json.loads(line, parse_constant=refuse)
+    found.pop("time")
+    assert found == {"kl": None, "by": {"layer": [None, 1.5, [None]]}, "loss": None, "n": 3, "x": True}

@@ -1,0 +1,56 @@
+"""Prompts wait for weights that are new enough for what is sampled from them to be trained on."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.generation.engines.base import Engine
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.02
+
+
+class Freshness:
+    """Holds a prompt back while the engine serves a version more than `max_staleness` behind the newest announced.
+
+    The learner announces a version before it returns the tickets of the groups that it trained on, so the prompts that
+    take these tickets reach generation before the version does. Sampled at once they would be one version too old,
+    which a synchronous run (`run.max_staleness = 0`) would then drop.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        newest: Callable[[], Awaitable[pb.WeightsManifest | None]],
+        max_staleness: int,
+        timeout_seconds: float,
+    ) -> None:
+        """Args: newest: gives the version last announced, None before the first."""
+        self._engine = engine
+        self._newest = newest
+        self._max_staleness = max_staleness
+        self._timeout = timeout_seconds
+        self._late = -1  # the version that was waited for in vain
+
+    async def wait(self) -> None:
+        """Returns when the engine is fresh enough, or after `timeout_seconds`: sampling old tokens beats sampling none.
+
+        A version that did not come in that time, because it was refused for example, is not waited for again.
+        """
+        newest = await self._newest()
+        if newest is None:
+            return
+        needed = newest.version - self._max_staleness
+        deadline = time.monotonic() + self._timeout
+        while self._engine.version < needed and needed > self._late:
+            if time.monotonic() > deadline:
+                self._late = max(self._late, needed)
+                log.warning(
+                    "version %d is not served %g s after it was needed; version %d samples what the learner may drop "
+                    "as stale", needed, self._timeout, self._engine.version,
+                )  # fmt: skip
+                return
+            await asyncio.sleep(_POLL_SECONDS)

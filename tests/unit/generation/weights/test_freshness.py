@@ -1,0 +1,61 @@
+"""How long a prompt waits for new weights."""
+
+import asyncio
+import time
+from typing import cast
+
+import pytest
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.generation.engines.base import Engine
+from services.generation.weights.freshness import Freshness
+
+
+class Serving:
+    """Only what is asked of an engine here."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+
+def freshness(engine: Serving, newest: int | None, max_staleness: int, timeout: float = 60.0) -> Freshness:
+    async def announced() -> pb.WeightsManifest | None:
+        return None if newest is None else pb.WeightsManifest(version=newest)
+
+    return Freshness(cast(Engine, engine), announced, max_staleness, timeout)
+
+
+@pytest.mark.parametrize(
+    ("served", "newest", "max_staleness"), [(0, None, 0), (3, 3, 0), (4, 3, 0), (1, 3, 2), (2, 3, 1)]
+)
+async def test_what_is_fresh_enough_does_not_wait(served: int, newest: int | None, max_staleness: int) -> None:
+    async with asyncio.timeout(30):
+        await freshness(Serving(served), newest, max_staleness).wait()
+
+
+@pytest.mark.parametrize(("served", "max_staleness", "enough"), [(2, 0, 3), (0, 1, 2), (0, 2, 1)])
+async def test_a_prompt_waits_for_the_version_that_the_run_asks_for(
+    served: int, max_staleness: int, enough: int
+) -> None:
+    engine = Serving(served)
+    waiting = asyncio.create_task(freshness(engine, 3, max_staleness).wait())
+    for version in range(served, enough):
+        engine.version = version
+        done, _ = await asyncio.wait({waiting}, timeout=0.1)
+        assert not done
+    engine.version = enough
+    async with asyncio.timeout(30):
+        await waiting
+
+
+async def test_a_version_that_never_comes_is_waited_for_once(caplog: pytest.LogCaptureFixture) -> None:
+    """As when it was refused: what is sampled then is dropped with its reason, and the run says so."""
+    late = freshness(Serving(2), 3, 0, timeout=0.2)
+    began = time.monotonic()
+    async with asyncio.timeout(30):
+        await late.wait()
+        assert time.monotonic() - began >= 0.2
+        for _ in range(200):  # would take 40 s
+            await late.wait()
+    (line,) = caplog.messages
+    assert "version 3 is not served 0.2 s after it was needed" in line
