@@ -31,7 +31,7 @@ def completion() -> pb.Completion:
     routes = (TOKENS, 2, 2)
     trace = RouterTrace(
         LAYOUT,
-        rng.integers(0, 8, routes).astype(np.uint8),
+        rng.permuted(np.tile(np.arange(8, dtype=np.uint8), (TOKENS, 2, 1)), axis=-1)[..., :2].copy(),
         -rng.random(routes).astype(np.float16),
         rng.random((TOKENS, 2, 8)).astype(np.float16),
     )
