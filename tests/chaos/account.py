@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-# Where a group is in its life. Each step from one to the next is a write that Redis has acknowledged.
+# The stages of a group. Each step from one to the next is a write that Redis has acknowledged.
 STREAMS = ("prompts", "rollouts", "scored")
 _SHOWN = 10
 

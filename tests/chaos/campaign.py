@@ -35,7 +35,7 @@ class Campaign:
     wedges: int = 0
     recovery_seconds: dict[str, list[float]] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
-    _lives: dict[str, int] = field(default_factory=dict)
+    _incarnations: dict[str, int] = field(default_factory=dict)
 
     async def strike(self, *faults: Fault) -> list[str]:
         """All of them at once; returns when the run goes on, which is when every service serves and all marks have
@@ -118,12 +118,12 @@ class Campaign:
         """Notices services that have ended though no fault ends them."""
         for service in SERVICES:
             pid = (await self.stack.alive(service)).pid
-            if self._lives.get(service, pid) != pid and service not in expected:
+            if self._incarnations.get(service, pid) != pid and service not in expected:
                 why = [
                     line for line in said.splitlines() if line.startswith(("routershift", service)) and service in line
                 ]
                 self.unexpected.append(f"{names}: {service} ended: {' | '.join(why)[-1000:]}")
-            self._lives[service] = pid
+            self._incarnations[service] = pid
 
 
 def schedule(seed: int, engine: str, appendfsync: str) -> Iterator[Sequence[Fault]]:

@@ -123,7 +123,7 @@ def test_only_the_learner_and_the_curriculum_write_the_run(stack: Stack, setting
     assert {name: claim["spec"]["accessModes"] for name, claim in claims} == {"runs": modes, "models": modes}
 
 
-def test_with_tls_every_door_is_locked(stack: Stack, settings: dict[str, Recipe]) -> None:
+def test_with_tls_every_server_asks_for_certificates(stack: Stack, settings: dict[str, Recipe]) -> None:
     certificates = stack.of_kind("Certificate")
     for name, tables in settings.items():
         access, redis, pods = tables.access, tables.redis, stack.services_pods()[name]

@@ -78,7 +78,7 @@ class Process:
         return [record["step"] for record in records.read(self.folder / records.LEARNER)]
 
     def wait_for(self, lines: int) -> None:
-        """Until so many steps were recorded, over all lives."""
+        """Until so many steps were recorded, over all restarts."""
         assert self._process is not None
         deadline = time.monotonic() + 120
         while len(self.steps()) < lines:

@@ -112,7 +112,7 @@ async def test_workers_that_are_killed_cost_groups_a_retry_or_a_reason_and_never
         assert {(s.outcome, s.reward) for s in scores} == {(pb.OUTCOME_SCORED, 1.0)}
 
 
-async def test_a_verifier_that_does_not_start_leaves_its_group_to_the_next_life_of_the_service(run: Run) -> None:
+async def test_a_verifier_that_does_not_start_leaves_its_group_to_the_restarted_service(run: Run) -> None:
     """What the recipe names is started before the first group; of the rest nobody knows whether it is to blame."""
     broken = Scorer({"scripted": ScriptedVerifier(ScriptedSettings(starts="killed"))}, RewardSettings())
     with pytest.raises(UnavailableError, match=r"verifier scripted does not start: .*SIGKILL"):

@@ -36,7 +36,7 @@ async def test_mutual_tls_takes_its_own_and_nobody_else(authority: Authority, tm
                 await client.status()
 
 
-async def test_a_door_of_another_name_is_not_trusted(authority: Authority) -> None:
+async def test_a_server_of_another_name_is_not_trusted(authority: Authority) -> None:
     caller = AccessSettings(authority=authority.certificate)
     async with serving(locked(authority)) as (address, _):
         assert await code_of(address, caller) is CODE.OK

@@ -135,7 +135,7 @@ async def test_a_learner_that_dies_midway_leaves_the_old_weights_whole(
         ({"dtype": "BOOL"}, "model.norm.weight is of dtype 'BOOL'"),
     ],
 )
-async def test_what_does_not_fit_is_refused_by_name_before_anybody_meets(
+async def test_what_does_not_fit_is_refused_by_name_before_any_connection(
     engine: Engine, folders: dict[str, Path], change: dict[str, Any], named: str
 ) -> None:
     specs = specs_of([folders["B"] / "model.safetensors"])

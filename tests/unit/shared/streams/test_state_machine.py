@@ -36,7 +36,7 @@ PICK = integers(0, 1 << 16)
 SETTINGS = StreamSettings(block_seconds=0.001, idle_seconds=0.001, max_deliveries=4, max_entry_bytes=CHUNK)
 
 
-class Lives(RuleBasedStateMachine):
+class Transitions(RuleBasedStateMachine):
     """Groups by what the model knows of them: the stream they are on, or how they ended."""
 
     url = ""
@@ -44,10 +44,10 @@ class Lives(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        Lives.runs += 1
+        Transitions.runs += 1
         self.loop = asyncio.new_event_loop()
         self.redis = self.do(connect(RedisSettings(url=self.url)))
-        self.run = Run(self.redis, f"lives-{self.runs}", SETTINGS)
+        self.run = Run(self.redis, f"transitions-{self.runs}", SETTINGS)
         self.do(self.run.open())
         self.where: dict[str, Stream] = {}  # in flight
         self.tickets: set[str] = set()
@@ -220,9 +220,9 @@ class Lives(RuleBasedStateMachine):
 
 
 def test_every_history_keeps_the_account(redis_url: str) -> None:
-    Lives.url = redis_url
+    Transitions.url = redis_url
     run_state_machine_as_test(
-        Lives,
+        Transitions,
         settings=settings(
             max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
