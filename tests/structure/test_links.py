@@ -3,18 +3,9 @@
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-SKIPPED = {".venv", ".git", "build"}
+from tests.support.pages import ROOT, all_pages, prose
+
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s#]*)(?:#([^)\s]*))?\)")
-
-
-def pages() -> list[Path]:
-    return [page for page in sorted(ROOT.rglob("*.md")) if not SKIPPED & set(page.relative_to(ROOT).parts)]
-
-
-def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
-    return re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
 
 
 def anchors(page: Path) -> set[str]:
@@ -25,7 +16,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_every_link_leads_to_a_file_and_a_heading() -> None:
     broken = []
-    for page in pages():
+    for page in all_pages():
         for target, heading in LINK.findall(prose(page)):
             file = (page.parent / target).resolve() if target else page
             if not file.exists() or (heading and heading not in anchors(file)):
@@ -36,5 +27,5 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
 def test_every_page_of_docs_is_in_the_index() -> None:
     docs = ROOT / "docs"
     linked = {(docs / target).resolve() for target, _ in LINK.findall(prose(docs / "README.md"))}
-    missing = [page for page in pages() if page.is_relative_to(docs) and page.name != "README.md"]
+    missing = [page for page in all_pages() if page.is_relative_to(docs) and page.name != "README.md"]
     assert [str(page) for page in missing if page.resolve() not in linked] == []

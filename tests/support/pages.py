@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -70,3 +71,14 @@ def follow(page: Path, folder: Path, timeout: float = 120) -> None:
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         same = doctest.OutputChecker().check_output(expected, done.stdout, flags)
         assert same, f"{command}\n--- expected\n{expected}--- printed\n{done.stdout}"
+
+
+def all_pages() -> list[Path]:
+    """Every Markdown file of the repository."""
+    skipped = {".venv", ".git", "build"}
+    return [page for page in sorted(ROOT.rglob("*.md")) if not skipped & set(page.relative_to(ROOT).parts)]
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
