@@ -8,7 +8,7 @@ from typing import ClassVar
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
-from services.generation.engines.base import Engine, EngineOptions
+from services.generation.engines.registry import make_engine
 from services.generation.requests.validation import Requests
 from services.generation.server import GenerationServicer
 from services.generation.settings import Settings
@@ -24,27 +24,6 @@ from shared.streams.keys import Stream
 from shared.streams.run import Run
 
 log = logging.getLogger(__name__)
-
-
-def make_engine(settings: Settings) -> Engine:
-    """Imports only the engine that was chosen. Raises NotFoundError for a missing model folder."""
-    chosen, run = settings.generation, settings.run
-    model = run.require_model()
-    options = EngineOptions(
-        max_model_len=chosen.max_model_len,
-        max_num_seqs=chosen.max_num_seqs,
-        seed=run.seed,
-        threads=chosen.threads,
-        router_export=chosen.router_export,
-        update_policy=chosen.update_policy,
-    )
-    if chosen.engine == "vllm":
-        from services.generation.engines.vllm.engine import VllmEngine
-
-        return VllmEngine(model, options, chosen.vllm)
-    from services.generation.engines.torch.engine import TorchEngine
-
-    return TorchEngine(model, options, chosen.device)
 
 
 class GenerationService(Service):

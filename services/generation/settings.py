@@ -1,6 +1,6 @@
 """Settings of the generation service: the table [generation]."""
 
-from typing import Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -15,7 +15,8 @@ class GenerationSettings(ServerSettings):
 
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9101, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
-    engine: Literal["vllm", "torch"] = Field("vllm", description="what samples")
+    engine: str = Field("vllm", description="what samples: vllm, torch, or the name that another package gave its own")
+    engine_settings: dict[str, Any] = Field({}, description="what an engine of another package is told")
     max_model_len: int | None = Field(None, ge=2, description="prompt and response in tokens; default: the model's own")
     max_num_seqs: int = Field(128, ge=1, description="sequences that the engine samples at once")
     max_waiting: int = Field(1024, ge=0, description="sequences beyond these above which direct calls are refused")

@@ -1,12 +1,13 @@
-"""Where the routers of a model family sit in transformers and how they score: the one table for a new family.
+"""The routers of a model in transformers: where they are, what they chose, and what they would have given for others.
+
+Families differ in the table of `shared.models.families`.
 
 Needs torch and transformers, so only the learner and the torch engine import it.
 
 Shapes: N tokens of a forward pass, E experts, K experts activated per token.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,57 +15,34 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
 from shared.errors import InvalidInputError, PreconditionError
+from shared.models.families import Family, families, family_of
 from shared.trajectory import RouterLayout, ScoreFunction
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What a router makes of its logits.
-
-    Its forward gives (logits [N, E], combine weights [N, K], expert ids [N, K]). Whatever selects the ids, such as
-    groups of experts or a correction bias, has no part in the weights: these follow from the logits at the ids.
-    """
-
-    router: str  # path of the router inside a decoder layer; absent in dense layers
-    score_function: ScoreFunction
-    normalised: bool = False  # weights are divided by their sum; a router's own norm_topk_prob goes before
-    sparse: bool = False  # the forward gives (weights [N, E], 0 for experts that are not chosen; logits [N, E])
-
-    def read(self, router: Any, output: Any) -> tuple[Tensor, Tensor]:
-        """Logits [N, E] and the ids [N, K] of the chosen experts, from the output of the router's forward."""
-        if self.sparse:
-            weights, logits = output
-            return logits, weights.topk(router.top_k, dim=-1).indices
-        logits, _, expert_ids = output
-        return logits, expert_ids
-
-    def weights(self, router: Any, logits: Tensor, expert_ids: Tensor) -> Tensor:
-        """Combine weights [N, K] float32 of given experts [N, K] int64. Gradient flows to the logits."""
-        weights = log_scores(self.score_function, logits, expert_ids).exp()
-        if getattr(router, "norm_topk_prob", self.normalised):
-            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        return weights * getattr(router, "routed_scaling_factor", 1.0)
-
-    def reroute(self, router: Any, output: Any, expert_ids: Tensor) -> tuple[Tensor, ...]:
-        """The output of a router's forward had it chosen `expert_ids` [N, K] int64, all different for a token."""
-        logits, _ = self.read(router, output)
-        weights = self.weights(router, logits, expert_ids)
-        if self.sparse:
-            return weights.new_zeros(logits.shape).scatter(1, expert_ids, weights).to(output[0].dtype), logits
-        return logits, weights.to(output[1].dtype), expert_ids
+def read(family: Family, router: Any, output: Any) -> tuple[Tensor, Tensor]:
+    """Logits [N, E] and the ids [N, K] of the chosen experts, from the output of a router's forward."""
+    if family.sparse:
+        weights, logits = output
+        return logits, weights.topk(router.top_k, dim=-1).indices
+    logits, _, expert_ids = output
+    return logits, expert_ids
 
 
-# By `model_type` of the Hugging Face config.
-FAMILIES: Mapping[str, Family] = {
-    "deepseek_v3": Family("mlp.gate", ScoreFunction.SIGMOID),
-    "glm4_moe": Family("mlp.gate", ScoreFunction.SIGMOID),
-    "gpt_oss": Family("mlp.router", ScoreFunction.SOFTMAX_TOPK),
-    "llama4_text": Family("feed_forward.router", ScoreFunction.SIGMOID, sparse=True),
-    "mixtral": Family("mlp.gate", ScoreFunction.SOFTMAX, normalised=True),
-    "olmoe": Family("mlp.gate", ScoreFunction.SOFTMAX),
-    "qwen2_moe": Family("mlp.gate", ScoreFunction.SOFTMAX),
-    "qwen3_moe": Family("mlp.gate", ScoreFunction.SOFTMAX),
-}
+def combine_weights(family: Family, router: Any, logits: Tensor, expert_ids: Tensor) -> Tensor:
+    """Weights [N, K] float32 of given experts [N, K] int64. Gradient flows to the logits."""
+    weights = log_scores(family.score_function, logits, expert_ids).exp()
+    if getattr(router, "norm_topk_prob", family.normalised):
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+    return weights * getattr(router, "routed_scaling_factor", 1.0)
+
+
+def reroute(family: Family, router: Any, output: Any, expert_ids: Tensor) -> tuple[Tensor, ...]:
+    """The output of a router's forward had it chosen `expert_ids` [N, K] int64, all different for a token."""
+    logits, _ = read(family, router, output)
+    weights = combine_weights(family, router, logits, expert_ids)
+    if family.sparse:
+        return weights.new_zeros(logits.shape).scatter(1, expert_ids, weights).to(output[0].dtype), logits
+    return logits, weights.to(output[1].dtype), expert_ids
 
 
 def log_scores(function: ScoreFunction, logits: Tensor, expert_ids: Tensor) -> Tensor:
@@ -82,7 +60,7 @@ def log_scores(function: ScoreFunction, logits: Tensor, expert_ids: Tensor) -> T
 
 def routers_of(model: PreTrainedModel) -> dict[int, nn.Module]:
     """The routers by index of their decoder layer, ascending; empty for an unknown family or a dense model."""
-    family = FAMILIES.get(model.config.model_type)
+    family = family_of(model.config.model_type)
     if family is None:
         return {}
     layers: Any = model.get_submodule("model.layers")  # Llama-4 answers to no other name: it is its own base model
@@ -92,15 +70,15 @@ def routers_of(model: PreTrainedModel) -> dict[int, nn.Module]:
 
 def layout_of(model: PreTrainedModel) -> RouterLayout | None:
     """None for an unknown family or a dense model."""
-    routers = routers_of(model)
-    if not routers:
+    family, routers = family_of(model.config.model_type), routers_of(model)
+    if family is None or not routers:
         return None
     first: Any = next(iter(routers.values()))
     return RouterLayout(
         layer_ids=tuple(routers),
         num_experts=first.num_experts,
         top_k=first.top_k,
-        score_function=FAMILIES[model.config.model_type].score_function,
+        score_function=family.score_function,
     )
 
 
@@ -110,7 +88,7 @@ def require_layout(model: PreTrainedModel) -> RouterLayout:
         return layout
     raise PreconditionError(
         f"router shift and routing replay need a model with routers; {model.config.model_type!r} is dense or unknown. "
-        f"Known families: {', '.join(sorted(FAMILIES))}. Other models train with an algorithm without router "
+        f"Known families: {', '.join(sorted(families()))}. Other models train with an algorithm without router "
         "shift, such as gmpo, and without routing replay"
     )
 

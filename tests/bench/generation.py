@@ -21,9 +21,9 @@ from typing import Any
 
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from services.curriculum.tasks.countdown import Countdown
+from services.generation.engines.registry import make_engine
 from services.generation.requests.validation import Requests
 from services.generation.server import GenerationServicer
-from services.generation.service import make_engine
 from services.generation.settings import GenerationSettings, Settings
 from services.generation.weights.loader import WeightsLoader
 from shared.clients import GenerationClient

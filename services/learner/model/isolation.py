@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from shared.errors import PreconditionError
+from shared.models.families import Packing, family_of
 
 _FIRST, _OTHER, _SECOND = [1, 2, 3], [3, 1, 1], [2, 1, 3, 2]
 # Of the spread of the logits. The passes have the same shapes, so that even bfloat16 rounds them alike.
@@ -20,8 +21,9 @@ _TOLERANCE = 0.01
 
 def isolate(model: PreTrainedModel) -> None:
     """Hooks for the families that need help: forward passes without a cache then keep packed sequences apart."""
-    if help_of := _HELP.get(model.config.model_type):
-        model.get_submodule("model").register_forward_pre_hook(help_of, with_kwargs=True)
+    family = family_of(model.config.model_type)
+    if family is not None and family.packing in _HOOKS:
+        model.get_submodule("model").register_forward_pre_hook(_HOOKS[family.packing], with_kwargs=True)
 
 
 @torch.no_grad()
@@ -40,7 +42,7 @@ def check_isolation(model: PreTrainedModel) -> None:
         )
 
 
-def _mask_gpt_oss(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _own_mask(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The masks that the decoder would make itself, but for the position ids."""
     positions = kwargs["position_ids"]
     if kwargs.get("attention_mask") is not None or kwargs.get("past_key_values") is not None or positions is None:
@@ -59,7 +61,7 @@ def _mask_gpt_oss(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return args, kwargs | {"attention_mask": masks}
 
 
-def _refuse_wide_llama4(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_more_than_a_chunk(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Its attention chunks and temperatures count from the start of the row and not of the sequence.
 
     Raises:
@@ -76,4 +78,4 @@ def _refuse_wide_llama4(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, A
         )
 
 
-_HELP: dict[str, Any] = {"gpt_oss": _mask_gpt_oss, "llama4_text": _refuse_wide_llama4}
+_HOOKS: dict[Packing, Any] = {Packing.OWN_MASK: _own_mask, Packing.ONE_CHUNK: _refuse_more_than_a_chunk}

@@ -24,11 +24,9 @@ from transformers import PreTrainedModel
 
 from services.learner.settings import LoraSettings
 from shared.errors import PreconditionError
+from shared.models.families import ATTENTION, FEED_FORWARD, family_of
 
 _ADAPTER = "default"
-_LATENT = {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}  # DeepSeek's multi-head latent attention
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"} | _LATENT
-_FEED_FORWARD = {"gate_proj", "up_proj", "down_proj"}
 _STACKED = ("gate_up_proj", "down_proj")  # of all experts of a layer: [E, out, in], or [E, in, out] where transposed
 
 
@@ -87,10 +85,13 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
     Raises:
         PreconditionError: the model has none of the weights that `settings.targets` names.
     """
-    modules = _ATTENTION if settings.targets != "experts" else set()
+    family = family_of(model.config.model_type)
+    modules: set[str] = set()
+    if settings.targets != "experts":
+        modules |= set(family.lora_attention if family else ATTENTION)
     stacked: set[str] = set()
     if settings.targets != "attention":
-        modules = modules | _FEED_FORWARD
+        modules |= set(family.lora_feed_forward if family else FEED_FORWARD)
         stacked = {_leaf(name) for name, weight in model.named_parameters() if weight.ndim == 3} & set(_STACKED)
     linear = {_leaf(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)} & modules
     if not linear | stacked:

@@ -19,7 +19,8 @@ from services.learner.routing.expert_load import ExpertUse, UseMeter
 from services.learner.routing.shift import Baseline, Routes, Shift, ShiftMeter
 from services.learner.settings import LayerAggregation, MismatchBaseline, Replay
 from shared.errors import InvalidInputError
-from shared.models.routers import FAMILIES, Family, require_layout, routers_of
+from shared.models.families import Family, families
+from shared.models.routers import read, require_layout, reroute, routers_of
 from shared.trajectory import RouterLayout
 
 
@@ -51,15 +52,15 @@ class Observation:
 
     def see(self, layer: int, router: nn.Module, output: Any) -> Any:
         """A router's forward is over. Activation checkpointing runs it twice: replayed twice, measured once."""
-        logits, expert_ids = self._family.read(router, output)
+        logits, expert_ids = read(self._family, router, output)
         if self._meter is not None and self._use is not None and layer not in self._seen:
             self._seen.add(layer)
             self._meter.add(layer, logits)
             self._use.add(layer, expert_ids)
         if self._own is not None:
-            return self._family.reroute(router, output, self._own[:, layer].long())
+            return reroute(self._family, router, output, self._own[:, layer].long())
         if self._recorded is not None:
-            return self._family.reroute(router, output, _replaced(expert_ids, self._recorded, layer))
+            return reroute(self._family, router, output, _replaced(expert_ids, self._recorded, layer))
         return output
 
 
@@ -73,7 +74,7 @@ class Recording:
         self._layers: list[Tensor] = []  # each [N * W, K]
 
     def see(self, layer: int, router: nn.Module, output: Any) -> None:
-        self._layers.append(self._family.read(router, output)[1].to(self._dtype))
+        self._layers.append(read(self._family, router, output)[1].to(self._dtype))
 
     def expert_ids(self) -> Tensor:
         """[N * W, L, K] uint8 up to 256 experts, else int32: every position, prompts and padding too."""
@@ -105,7 +106,7 @@ class Routing:
     ) -> None:
         self.layout = require_layout(model)
         self.baseline = Baseline(len(self.layout.layer_ids))
-        self._family = FAMILIES[model.config.model_type]
+        self._family = families()[model.config.model_type]
         self._aggregation = aggregation
         self._replay = replay
         self._subtracts = mismatch_baseline == "subtract"

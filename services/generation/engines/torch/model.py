@@ -16,8 +16,9 @@ from services.generation.engines.base import Files, Weights
 from services.generation.engines.model_files import check_finite, check_specs, check_weights, weight_files
 from services.generation.engines.torch import attention
 from shared.errors import PreconditionError
+from shared.models.families import Family, families, family_of
 from shared.models.loading import LOADING
-from shared.models.routers import FAMILIES, Family, layout_of, log_scores, routers_of
+from shared.models.routers import layout_of, log_scores, read, routers_of
 from shared.trajectory import RouterExport, RouterLayout
 from shared.weights.broadcast import detached, receive
 
@@ -47,7 +48,7 @@ class RouterTap:
 
     def _hook(self, index: int) -> Any:
         def keep(router: torch.nn.Module, args: Any, output: Any) -> None:
-            self._logits[index], self._ids[index] = self._family.read(router, output)
+            self._logits[index], self._ids[index] = read(self._family, router, output)
 
         return keep
 
@@ -129,17 +130,18 @@ def _with_weights(like: Policy, tensors: dict[str, torch.Tensor]) -> Policy:
 def _policy(model: Any, device: str, export: RouterExport) -> Policy:
     model.to(device).eval()
     model.set_attn_implementation(attention.NAME)
-    family, layout = model.config.model_type, layout_of(model)
-    if layout is not None and not FAMILIES[family].sparse:
+    model_type, layout = model.config.model_type, layout_of(model)
+    family = family_of(model_type)
+    if layout is not None and family is not None and not family.sparse:
         model.set_experts_implementation(_EXPERTS)
     if export is RouterExport.NONE:
         return Policy(model, export, layout, None)
-    if family not in FAMILIES and any(getattr(model.config, name, None) for name in _EXPERT_COUNTS):
+    if family is None and any(getattr(model.config, name, None) for name in _EXPERT_COUNTS):
         raise PreconditionError(
-            f"model_type is {family!r}; the torch engine reads the routers of {sorted(FAMILIES)}. Set "
+            f"model_type is {model_type!r}; the torch engine reads the routers of {sorted(families())}. Set "
             "generation.router_export to none to sample without them"
         )
-    if layout is None:
+    if layout is None or family is None:
         return Policy(model, export, None, None)
-    tap = RouterTap(list(routers_of(model).values()), layout, FAMILIES[family], export)
+    tap = RouterTap(list(routers_of(model).values()), layout, family, export)
     return Policy(model, export, layout, tap)

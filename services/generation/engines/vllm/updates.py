@@ -20,13 +20,12 @@ from shared.errors import (
     RouterShiftError,
     UnavailableError,
 )
+from shared.models.families import family_of
 
 T = TypeVar("T")
 
 DEAD = "the process of vLLM has died; restart the generation service"
 
-# Families whose experts vLLM 0.32 leaves as they are in an update, without saying so.
-_NOT_UPDATABLE = {"gpt_oss"}
 _ARRIVAL_POLL_SECONDS = 0.02
 
 
@@ -87,10 +86,11 @@ class Updates:
             InvalidInputError: names or shapes differ, or a file holds NaN or infinity.
             PreconditionError: vLLM cannot update this family in place.
         """
-        family = self._child.llm.model_config.hf_text_config.model_type
-        if family in _NOT_UPDATABLE:
+        model_type = self._child.llm.model_config.hf_text_config.model_type
+        family = family_of(model_type)
+        if family is not None and not family.vllm_updates:
             raise PreconditionError(
-                f"model_type is {family!r}, which vLLM does not update in place; "
+                f"model_type is {model_type!r}, which vLLM does not update in place; "
                 "restart the generation service with the new weights as its model"
             )
         if isinstance(weights, Files):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from shared.errors import InvalidInputError, PreconditionError
-from shared.models.routers import FAMILIES, check_layout, layout_of, log_scores, require_layout, routers_of
+from shared.models.families import families
+from shared.models.routers import check_layout, layout_of, log_scores, read, require_layout, reroute, routers_of
 from shared.trajectory import RouterLayout, ScoreFunction
 from tests.support.models import EXPERTS, MOE_KINDS, TOP_K, save_model
 from tests.support.rollouts import layout, load, routing
@@ -45,17 +46,17 @@ def test_a_router_sent_to_its_own_choice_gives_its_own_output(
 ) -> None:
     """So the weights in the table are those of the model: normalised or not, scaled, in its own form."""
     model = load(save_model(tmp_path, kind, **changes))
-    family = FAMILIES[model.config.model_type]
+    family = families()[model.config.model_type]
     seen: list[tuple[Any, Any]] = []
     for module in routers_of(model).values():
         module.register_forward_hook(lambda router, _, output: seen.append((router, output)))
     with torch.no_grad(), routing(model) as passes:
         model(TOKENS)
     for layer, (router, output) in enumerate(seen):
-        logits, expert_ids = family.read(router, output)
+        logits, expert_ids = read(family, router, output)
         assert torch.equal(logits, passes[0].logits[:, layer])
         assert torch.equal(expert_ids.sort().values, passes[0].expert_ids[:, layer].sort().values)
-        for rerouted, original in zip(family.reroute(router, output, expert_ids), output, strict=True):
+        for rerouted, original in zip(reroute(family, router, output, expert_ids), output, strict=True):
             torch.testing.assert_close(rerouted, original, rtol=1e-6, atol=1e-7)
 
 

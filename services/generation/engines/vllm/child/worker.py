@@ -33,11 +33,10 @@ from vllm.v1.worker.gpu_worker import Worker
 from services.generation.engines.vllm.child.arrival import Arrival
 from services.generation.engines.vllm.child.runners import RunnerAdapter, V1Adapter, V2Adapter
 from services.generation.engines.vllm.child.taps import BufferTaps, EagerTaps, RowPacker, Taps
+from shared.models.families import family_of
 from shared.trajectory import RouterExport
 
 _PlatformWorker: Any = CPUWorker if current_platform.is_cpu() else Worker
-# What the routers of these families score with. vLLM knows it as a function of the model's own, or not at all.
-_OWN_FUNCTIONS = {"gpt_oss": "softmax_topk", "llama4_text": "sigmoid"}
 
 
 class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types for mypy here
@@ -72,11 +71,12 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
 
     def _score_function(self) -> str:
         """By `shared.trajectory.ScoreFunction`, or a name of vLLM's that is not in it."""
-        family = self.model_config.hf_text_config.model_type
-        if family in _OWN_FUNCTIONS:
-            return _OWN_FUNCTIONS[family]
+        model_type = self.model_config.hf_text_config.model_type
+        family = family_of(model_type)
+        if family is not None and not family.vllm_names_scores:
+            return family.score_function.value
         if getattr(self._first, "custom_routing_function", None) is not None:
-            return f"the function of {family}"
+            return f"the function of {model_type}"
         return str(self._first.scoring_func)
 
     def describe_routers(self) -> tuple[list[int], int, int, str] | None:
