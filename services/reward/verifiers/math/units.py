@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_LENGTH, _MASS, _TIME, _MONEY, _ANGLE, _DATA = range(6)
-Dimension = tuple[int, ...]  # exponents of the six
+_LENGTH, _MASS, _TIME, _ANGLE, _DATA, _DOLLAR, _EURO, _POUND, _YEN, _RUPEE, _CELSIUS, _FAHRENHEIT, _KELVIN = range(13)
+_KINDS = 13
+Dimension = tuple[int, ...]  # exponents of the thirteen
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,22 @@ def _table() -> dict[str, Unit]:
         (_TIME, 1, "3600", "h hr hour"),
         (_TIME, 1, "86400", "day"),
         (_TIME, 1, "604800", "week"),
-        (_MONEY, 1, "1", "dollar USD"),
-        (_MONEY, 1, "1/100", "cent"),
+        (_DOLLAR, 1, "1", "dollar USD"),
+        (_DOLLAR, 1, "1/100", "cent"),
+        (_EURO, 1, "1", "euro EUR"),
+        (_POUND, 1, "1", "GBP"),
+        (_YEN, 1, "1", "yen JPY"),
+        (_RUPEE, 1, "1", "rupee INR"),
         (_ANGLE, 1, "1", "degree deg"),
+        (_CELSIUS, 1, "1", "celsius"),  # temperatures have no common zero: they are not converted
+        (_FAHRENHEIT, 1, "1", "fahrenheit"),
+        (_KELVIN, 1, "1", "kelvin"),
         (_DATA, 1, "1", "byte"),
         (_DATA, 1, "1/8", "bit"),
     ]
     table = {}
     for base, exponent, factor, names in rows:
-        dimension = tuple(exponent if i == base else 0 for i in range(6))
+        dimension = tuple(exponent if i == base else 0 for i in range(_KINDS))
         for name in names.split():
             table[name] = Unit(dimension, Fraction(factor))
             if len(name) > 1:
@@ -64,7 +72,7 @@ def _product(a: Unit, b: Unit, exponent: int) -> Unit:
     return Unit(dimension, a.factor * b.factor**exponent)
 
 
-_NONE = Unit((0,) * 6, Fraction(1))
+_NONE = Unit((0,) * _KINDS, Fraction(1))
 _UNITS = _table()
 _SINGLE = frozenset(name for name in _UNITS if len(name) == 1)
 
@@ -80,8 +88,20 @@ _PLAIN = re.compile(
     re.DOTALL,
 )
 _WORDS = re.compile(r"[A-Za-z]{3,}(?:\s[A-Za-z]{3,})*")
+# Words that say something about the number before them: "3 is wrong", "3 or 4", "3 or more"
+_NO_UNIT = re.compile(
+    r"(?<![\^{-])\d|\b(?:and|or|nor|is|are|was|not?|but|if|maybe|perhaps|then|to|than|wrong|incorrect|false|either|neither|most|least|about|otherwise)\b",
+    re.IGNORECASE,
+)
 _DEGREES = re.compile(r"(?P<quantity>.*\S)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)\s*", re.DOTALL)
-_MONEY_SIGN = re.compile(r"\s*(?:\\\$|\$)\s*(?P<quantity>.*)", re.DOTALL)
+_TEMPERATURE = re.compile(
+    r"(?P<quantity>.*\S)\s?\^\s?\{?\s?\\circ\s?\}?\s?(?:\\(?:text|mathrm)\s?\{\s?)?(?P<scale>[CFK])(?:\s?\})?",
+    re.DOTALL,
+)
+_SCALES = {"C": "celsius", "F": "fahrenheit", "K": "kelvin"}
+_CURRENCIES = {"$": "dollar", "€": "euro", "£": "GBP", "¥": "yen", "₹": "rupee"}
+_SIGN_BEFORE = re.compile(r"(?P<minus>-?)\s?(?:\\?(?P<sign>[$€£¥₹])|USD\b)\s?(?P<quantity>.+)", re.DOTALL)
+_SIGN_BEHIND = re.compile(r"(?P<quantity>.+?)\s?\\?(?P<sign>[$€£¥₹])", re.DOTALL)
 _TOKEN = re.compile(rf"/|\bper\b|\\cdot|(?:(?P<prefix>square|cubic|sq|cu)\s+)?(?P<name>[A-Za-z]+)(?P<power>{_POWER})?")
 
 
@@ -92,20 +112,31 @@ def split(text: str, letters_are_units: bool) -> tuple[str, Unit | None]:
     known units, and single letters, which may be variables, only after a space. With `letters_are_units`, for
     where a plain number is expected, all bare words go.
     """
-    if match := _MONEY_SIGN.fullmatch(text):
-        return match["quantity"], _UNITS["dollar"]
+    if match := _SIGN_BEFORE.fullmatch(text):
+        return match["minus"] + match["quantity"], _UNITS[_CURRENCIES[match["sign"] or "$"]]
+    if match := _SIGN_BEHIND.fullmatch(text):
+        return match["quantity"], _UNITS[_CURRENCIES[match["sign"]]]
+    if match := _TEMPERATURE.fullmatch(text):
+        return match["quantity"], _UNITS[_SCALES[match["scale"]]]
     if match := _DEGREES.fullmatch(text):
         return match["quantity"], _UNITS["degree"]
     if match := _IN_TEXT.fullmatch(text):
         if "\\text" in match["quantity"] or "\\mathrm" in match["quantity"]:
             return text, None
+        if _NO_UNIT.search(match["unit"]):
+            return text, None
         bare = re.sub(r"\s*\}\s*\^", "^", _keep_powers(match["unit"]))
         return match["quantity"], _parse(re.sub(r"\\(?:[a-z]+\s*\{|[ ,;:!])|[{}~]", " ", bare))
     if match := _PLAIN.fullmatch(text):
         unit = _parse(_keep_powers(match["unit"]))
-        if unit and (letters_are_units or match["space"] or match["unit"] not in _SINGLE):
+        if unit and (match["space"] or match["unit"] not in _SINGLE):
             return match["quantity"], unit
-        if letters_are_units and match["space"] and _WORDS.fullmatch(match["unit"]):
+        if (
+            letters_are_units
+            and match["space"]
+            and _WORDS.fullmatch(match["unit"])
+            and not _NO_UNIT.search(match["unit"])
+        ):
             return match["quantity"], None
     return text, None
 

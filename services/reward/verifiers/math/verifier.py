@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from services.reward.verifiers import answers
+from services.reward.verifiers import answers, cpu
 from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
 from shared.errors import InvalidInputError
 
@@ -28,16 +28,16 @@ class MathSettings(VerifierSettings):
 class MathVerifier(Verifier):
     """Reference: {"answer": "\\\\frac{1}{2}"}: LaTeX or plain, a number, or a text with \\\\boxed{} or "#### 5" in it.
 
-    Accepts what math-verify finds equivalent: numbers, fractions, decimals, percentages, expressions, intervals,
-    sets, tuples, matrices, equations, inequalities, words. The last box counts, or the last boxes where only commas,
+    Accepts what is equal in value: numbers, fractions, decimals, percentages, expressions, intervals, sets, tuples,
+    matrices, equations, inequalities, words. The last box counts, or the last boxes where only commas,
     "and" or "or" stand between them; a box in unfinished thoughts or without its closing brace does not. Units:
     where both sides name one, both must agree after conversion; where one side does, it is ignored.
     Stricter than math-verify: the answer must be stated and not merely occur, computed, and relatively near.
     """
 
     name: ClassVar[str] = "math"
-    version: ClassVar[str] = "1"
-    description: ClassVar[str] = "a final answer equivalent to the reference, by math-verify"
+    version: ClassVar[str] = "2"
+    description: ClassVar[str] = "a final answer that is equal to the reference"
     Settings: ClassVar[type[VerifierSettings]] = MathSettings
     settings: MathSettings
 
@@ -48,12 +48,37 @@ class MathVerifier(Verifier):
     def verify(self, item: Item) -> Verdict:
         from services.reward.verifiers.math import equivalence
 
-        gold = equivalence.read_gold(_read_reference(item.reference))
+        reference = _read_reference(item.reference)
         answer = self._answer(item.response)
+        if answer == reference:
+            return _verdict(correct=True, valid=True)
         if answer is None or len(answer) > self.settings.max_answer_characters:
             return _verdict(correct=False, valid=False)
-        correct, valid = equivalence.judge(gold, answer, self.settings.decimals, self.settings.unevaluated)
-        return _verdict(correct, valid)
+        gold = self._gold(reference)
+        try:
+            with cpu.limited(self.settings.judging_seconds):
+                said = equivalence.read(answer)
+                if not self.settings.unevaluated and equivalence.is_left_to_compute(said, gold):
+                    return _verdict(correct=False, valid=True)
+                return _verdict(*equivalence.equal(gold, said, self.settings.decimals))
+        except (Exception, cpu.CpuTimeError):  # whatever sympy makes of it, it is the answer's fault
+            return _verdict(correct=False, valid=False)
+
+    def _gold(self, reference: str) -> Any:
+        from services.reward.verifiers.math import equivalence
+
+        try:
+            with cpu.limited(self.settings.judging_seconds):
+                gold = equivalence.read(reference)
+                equivalence.parse(gold)
+        except cpu.CpuTimeError:
+            raise InvalidInputError(
+                f"reference of math is {reference[:200]!r}, which takes more than judging_seconds = "
+                f"{self.settings.judging_seconds} to read"
+            ) from None
+        if not gold.text:
+            raise InvalidInputError(f"reference of math is {reference[:200]!r}, which says nothing")
+        return gold
 
     def _answer(self, response: str) -> str | None:
         if self.settings.answer == "boxed":
