@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from services.cli.local.redis import local_redis
 from services.cli.local.services import ENDPOINTS
-from services.cli.local.supervisor import SupervisorSettings
 from services.cli.recipe import run_folder
+from services.cli.settings import SupervisorSettings
 from shared.errors import NotFoundError, PreconditionError, UnavailableError
 from shared.settings import RedisSettings, StreamSettings, redis_of
 from shared.streams.connection import connect

@@ -20,7 +20,7 @@ from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared.errors import RouterShiftError
 from shared.process import logs
-from shared.process.service import exit_code
+from shared.process.exits import exit_code
 from shared.settings import RunSettings
 
 log = logging.getLogger(__name__)

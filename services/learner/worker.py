@@ -54,6 +54,7 @@ class LearnerWorker:
         self._batch: list[Scored] = []
         self._doubles: list[EntryRef] = []  # other entries of groups in the batch
         self._paused = False
+        self._activity = "waiting"  # or "training", from the start of a step to its end
         self._skipped = 0  # batches in a row
         self._watch = _watch_of(settings)
         self._diagnostics: Mapping[str, float] = {}
@@ -192,7 +193,8 @@ class LearnerWorker:
 
     async def _step(self, stop: asyncio.Event) -> None:
         self._recorder.lap("wait")
-        self._recorder.show("training")
+        self._activity = "training"
+        await self._report_progress()
         batch, self._batch = self._batch, []
         doubles, self._doubles = self._doubles, []
         staleness = [self._staleness(scored) for scored in batch]
@@ -200,6 +202,7 @@ class LearnerWorker:
         self._recorder.lap("train")
         if report.skipped:
             await self._skip(batch, doubles, report.skipped)
+            self._activity = "waiting"
             await self._report_progress()
             return
         self._skipped = 0
@@ -216,6 +219,7 @@ class LearnerWorker:
         await self._recorder.step(batch, staleness, report)
         if self._phase == FINISHED:
             log.info("finished after %d steps", self._trainer.step)
+        self._activity = "waiting"
         await self._report_progress()
 
     async def _skip(self, batch: Sequence[Scored], doubles: Sequence[EntryRef], reason: str) -> None:
@@ -255,10 +259,18 @@ class LearnerWorker:
         )
 
     async def _report_progress(self) -> None:
-        self._recorder.show("waiting" if self._phase == TRAINING else self._phase)
+        """Also what `routershift run` goes by: whether a step is being computed, and how full the next batch is."""
+        self._recorder.show(self._activity if self._phase == TRAINING else self._phase)
         step = self._trainer.step
         await self._run.report_progress(
-            Progress(step=step, version=step, total_steps=self._settings.run.steps, phase=self._phase)
+            Progress(
+                step=step,
+                version=step,
+                total_steps=self._settings.run.steps,
+                phase=self._phase,
+                activity=self._activity,
+                collected=len(self._batch),
+            )
         )
 
     def _staleness(self, scored: Scored) -> int:

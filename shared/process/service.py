@@ -17,16 +17,9 @@ import setproctitle
 from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
-from shared.errors import (
-    CorruptDataError,
-    DeadlineError,
-    InvalidInputError,
-    MissingDependencyError,
-    NotFoundError,
-    PreconditionError,
-    RouterShiftError,
-)
+from shared.errors import DeadlineError, RouterShiftError
 from shared.process import logs
+from shared.process.exits import EXIT_INTERRUPTED, exit_code
 from shared.process.ownership import locked
 from shared.process.watchdog import Watchdog
 from shared.rpc.address import check_port, join
@@ -36,15 +29,6 @@ from shared.streams.connection import connect
 from shared.streams.run import Run
 
 log = logging.getLogger(__name__)
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
-_FOR_THE_USER = (InvalidInputError, NotFoundError, PreconditionError, CorruptDataError, MissingDependencyError)
-
-
-def exit_code(error: RouterShiftError) -> int:
-    """2 for what only the user can mend, so that a restart would not help; 1 for what may pass."""
-    return EXIT_BAD_INPUT if isinstance(error, _FOR_THE_USER) else 1
 
 
 class Service(ABC):

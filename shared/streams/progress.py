@@ -17,9 +17,12 @@ class Progress:
     version: int | None = None  # of the weights published last
     total_steps: int | None = None
     phase: str | None = None  # TRAINING, PAUSED or FINISHED of `shared.streams.run`
+    activity: str | None = None  # "training" while a step is being computed, else "waiting"
+    collected: int | None = None  # groups that the learner has for its next step
     # The curriculum's.
     prompts: int | None = None  # index of the prompt to admit next
     evaluating_version: int | None = None
+    evaluated_problems: int | None = None  # of the evaluation in progress
     evaluated_version: int | None = None
     accuracy: float | None = None  # of that version, sampled
     greedy_accuracy: float | None = None
@@ -38,5 +41,5 @@ class Progress:
 
 
 _TYPES: dict[str, Any] = dict.fromkeys(Progress.__dataclass_fields__, int) | {
-    "phase": str, "accuracy": float, "greedy_accuracy": float, "best_accuracy": float,
+    "phase": str, "activity": str, "accuracy": float, "greedy_accuracy": float, "best_accuracy": float,
 }  # fmt: skip

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.cli.local.supervisor import SupervisorSettings
 from services.cli.recipe import Recipe
+from services.cli.settings import SupervisorSettings
 from shared.settings import ENV_PREFIX, load
 from tests.support.containers import ROOT, compose_command
 from tests.support.dockerfile import stages

@@ -1,11 +1,27 @@
-"""`routershift audit`: whether every trajectory is accounted for, and none was trained on twice."""
+"""Whether every trajectory of a run is accounted for, and none was trained on twice."""
 
+import argparse
+import asyncio
 from functools import partial
 from typing import Any
 
+from services.cli.arguments import add_run
 from services.cli.attached import attached
 from services.learner.checkpointing.checkpoint import trained_groups
+from shared.process.exits import EXIT_FAILURE, EXIT_OK
 from shared.streams import audit as streams
+from shared.tracking import records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """EXIT_FAILURE where something is wrong; the problems are in what it prints."""
+    found = asyncio.run(audit(arguments.name))
+    print(records.dumps(found, indent=2))
+    return EXIT_OK if found["ok"] else EXIT_FAILURE
 
 
 async def audit(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`routershift bench`: how fast the parts are on this machine, measured; nothing is judged by a time.
+"""How fast a part is on this machine, measured; without NAME, what can be measured.
 
 A bench is a module of tests/bench with two functions: `add_arguments(parser)` and `run(arguments)`, which gives what
 it measured as a dictionary fit for JSON, and `QUICK`: the defaults that --quick changes. It tells on stderr how far it
@@ -18,9 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import NotFoundError, PreconditionError
+from shared.process.exits import EXIT_OK
 from shared.tracking import records
 
 REPOSITORY = Path(__file__).parents[3]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bench", nargs="?", metavar="NAME")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="--json and those of the bench")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    bench(arguments.bench, arguments.options)
+    return EXIT_OK
 
 
 def bench(name: str | None, options: Sequence[str], repository: Path = REPOSITORY) -> None:

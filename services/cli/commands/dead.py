@@ -1,5 +1,7 @@
-"""`routershift dead`: the dead letters of a run, listed, shown, replayed or purged."""
+"""The dead letters of a run, with their reasons: list, show, replay or purge them."""
 
+import argparse
+import asyncio
 import base64
 from collections.abc import Sequence
 from typing import Any
@@ -8,25 +10,42 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from routershift.v1 import trajectory_pb2 as pb
+from services.cli.arguments import add_run
 from services.cli.attached import attached
 from shared.errors import InvalidInputError, UnavailableError
+from shared.process.exits import EXIT_OK
 from shared.streams.dead import DeadLetters
 from shared.streams.keys import Stream
+from shared.tracking import records
+
+ACTIONS = ("list", "show", "replay", "purge")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("ids", nargs="*", metavar="ID", help="dead letters to show, replay or purge; all for every one")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for letter in asyncio.run(dead(arguments.name, arguments.action, arguments.ids)):
+        print(records.dumps(letter))
+    return EXIT_OK
 
 
 async def dead(name: str, action: str, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """What the letters are, or what was done to them.
+    """What the dead letters are, or what was done to them.
 
     Args:
         name: a run's folder or id. With REDIS_URL set, any run of that Redis by its id.
         action: list, show, replay or purge.
-        ids: letters; `all` for every one of them. `list` takes none.
+        ids: of dead letters; `all` for every one of them. `list` takes none.
 
     Raises:
-        InvalidInputError: no id where one is needed, or a letter that cannot be replayed.
-        NotFoundError: no such run, or no such letter; those before it are done.
+        InvalidInputError: no id where one is needed, or a dead letter that cannot be replayed.
+        NotFoundError: no such run, or no such dead letter; those before it are done.
         UnavailableError: a change is asked of a run that has ended.
-        OverloadedError, PreconditionError: a letter that cannot be replayed now.
+        OverloadedError, PreconditionError: a dead letter that cannot be replayed now.
     """
     if bool(ids) == (action == "list"):
         raise InvalidInputError(f"dead {action} takes {'no id' if ids else 'ids, or all'}; got {list(ids)}")

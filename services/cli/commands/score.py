@@ -1,21 +1,56 @@
-"""`routershift score`: tries a verifier on the lines of a file, by the code that the service runs."""
+"""A verifier on the lines of a file, by the code that the service runs."""
 
+import argparse
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from services.reward.outcomes import Scored
+from services.cli.arguments import add_recipe, add_settings
+from services.cli.signals import interruptible
+from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
 from services.reward.settings import Settings
 from services.reward.verifiers.base import Item
 from services.reward.verifiers.registry import make_verifiers
 from shared.errors import InvalidInputError, NotFoundError
+from shared.process.exits import EXIT_FAILURE, EXIT_OK
 from shared.settings import load
+from shared.tracking import records
 
 _AT_ONCE = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verifier", required=True, metavar="NAME")
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help="JSON lines: prompt, response, reference"
+    )
+    add_recipe(parser)
+    add_settings(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """EXIT_FAILURE where there were lines and none could be scored."""
+    lines = scored = 0
+
+    async def all_lines() -> None:
+        nonlocal lines, scored
+        async for record in score(arguments.verifier, arguments.input, arguments.recipe, arguments.flags):
+            lines += 1
+            scored += record["outcome"] == Outcome.SCORED
+            print(records.dumps(record), flush=True)
+
+    code = interruptible(all_lines())
+    if code != EXIT_OK:
+        return code
+    if lines and not scored:
+        print(f'routershift: none of {lines} lines could be scored; each says why in "error"', file=sys.stderr)
+        return EXIT_FAILURE
+    return EXIT_OK
 
 
 async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[str]) -> AsyncIterator[dict[str, Any]]:

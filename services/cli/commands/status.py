@@ -1,8 +1,22 @@
-"""`routershift status`: where a run stands, from Redis alone."""
+"""Where a run stands: its progress, streams and ledger."""
 
+import argparse
+import asyncio
 from typing import Any
 
+from services.cli.arguments import add_run
 from services.cli.attached import attached
+from shared.process.exits import EXIT_OK
+from shared.tracking import records
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    print(records.dumps(asyncio.run(status(arguments.name)), indent=2))
+    return EXIT_OK
 
 
 async def status(name: str) -> dict[str, Any]:
@@ -17,15 +31,15 @@ async def status(name: str) -> dict[str, Any]:
         UnavailableError: its Redis does not answer and left nothing.
     """
     async with attached(name) as found:
-        run = found.run
-        ledger = await run.ledger()
+        ledger = await found.run.ledger()
+        backlog = await found.run.backlog()
         return {
-            "run": run.keys.run,
+            "run": found.run.keys.run,
             "live": found.live,
-            **(await run.progress()).as_record(),
-            "tickets_held": await run.tickets_held(),
-            "streams": {s: {"entries": b.entries, "bytes": b.bytes} for s, b in (await run.backlog()).items()},
-            "dead_letters": await run.dead_letters(),
+            **(await found.run.progress()).as_record(),
+            "tickets_held": await found.run.tickets_held(),
+            "streams": {s: {"entries": b.entries, "bytes": b.bytes} for s, b in backlog.items()},
+            "dead_letters": await found.run.dead_letters(),
             "ledger": {
                 "prompted": ledger.prompted,
                 "trained": ledger.trained,

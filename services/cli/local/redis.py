@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-from services.cli.local.supervisor import Keeper, SupervisorSettings, until_serving
+from services.cli.local.supervisor import SupervisedProcess, until_serving
+from services.cli.settings import SupervisorSettings
 from shared.errors import MissingDependencyError
 from shared.process import logs
 from shared.process.ownership import locked
 
-_START_SECONDS = 60.0  # of which most would go into loading its data
 _STOP_SECONDS = 10.0
 _LOCK_SECONDS = 5.0
 _MAX_MEMORY = "2gb"
@@ -37,8 +37,8 @@ def find_server() -> str:
 
 
 @contextlib.asynccontextmanager
-async def local_redis(data: Path, settings: SupervisorSettings) -> AsyncIterator[tuple[str, Keeper]]:
-    """The URL and the keeper of a Redis that has its append-only file in `data`, and is stopped after the block.
+async def local_redis(data: Path, settings: SupervisorSettings) -> AsyncIterator[tuple[str, SupervisedProcess]]:
+    """The URL and the process of a Redis that has its append-only file in `data`, and is stopped after the block.
 
     It comes back with its data and its address when it dies: what it has answered is in the file, as the kernel has
     it, whatever becomes of the process. Its socket lies in a temporary folder, because the path of a Unix socket has at
@@ -69,17 +69,25 @@ async def local_redis(data: Path, settings: SupervisorSettings) -> AsyncIterator
             "--maxmemory-policy": "noeviction",
         }
         command = [find_server(), *(part for pair in arguments.items() for part in pair)]
-        keeper = Keeper("redis", command, partial(_ping, path), partial(logs.last_line, log), settings, _START_SECONDS)
-        keeper.start()
+        server = SupervisedProcess(
+            "redis",
+            command,
+            partial(_ping, path),
+            partial(logs.last_line, log),
+            settings,
+            settings.redis_start_seconds,
+            "supervisor.redis_start_seconds",
+        )
+        server.start()
         try:
-            await until_serving([keeper], _START_SECONDS)
-            yield f"unix://{path}?db=0", keeper
+            await until_serving([server], settings.redis_start_seconds)
+            yield f"unix://{path}?db=0", server
         finally:
-            await keeper.stop(_STOP_SECONDS)
+            await server.stop(_STOP_SECONDS)
 
 
 async def _ping(path: Path, timeout: float) -> bool | None:
-    """What a `Keeper` asks. A server opens its socket before it has loaded its data, and says so until it has."""
+    """Probes the server. It opens its socket before it has loaded its data, and says so until it has."""
     try:
         async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_unix_connection(str(path))

@@ -12,18 +12,18 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.cli import ports
+from services.cli.errors import ServiceEndedError
 from services.cli.local.redis import local_redis
-from services.cli.local.supervisor import Keeper, ServiceEndedError, first_ended, until_serving
-from services.cli.recipe import Recipe, free_ports, preflight
-from shared.errors import PreconditionError, RouterShiftError, UnavailableError
+from services.cli.local.supervisor import SupervisedProcess, first_ended, until_serving
+from services.cli.preflight import preflight
+from services.cli.recipe import Recipe
+from shared.errors import PreconditionError, UnavailableError
 from shared.process import logs
-from shared.process import service as life
 from shared.rpc.address import join, local
 from shared.rpc.channel import open_channel
 from shared.settings import SERVICES, AccessSettings, load
 from shared.streams.connection import connect
-
-__all__ = ["ENDPOINTS", "ServiceEndedError", "Services", "exit_code", "services"]
 
 ENDPOINTS = "endpoints.json"
 _KILL_SECONDS = 5.0  # beyond a service's own drain time
@@ -32,10 +32,10 @@ _KILL_SECONDS = 5.0  # beyond a service's own drain time
 class Services:
     """The running services of a recipe, and the Redis among them if it is ours."""
 
-    def __init__(self, recipe: Recipe, redis_url: str, keepers: Sequence[Keeper]) -> None:
+    def __init__(self, recipe: Recipe, redis_url: str, processes: Sequence[SupervisedProcess]) -> None:
         self.recipe = recipe
         self.redis_url = redis_url
-        self._keepers = keepers
+        self._processes = processes
 
     def address(self, service: str) -> str:
         return _address(self.recipe, service)
@@ -43,11 +43,11 @@ class Services:
     @property
     def restarts(self) -> Mapping[str, int]:
         """How often each was started again."""
-        return {keeper.name: keeper.restarts for keeper in self._keepers}
+        return {process.name: process.restarts for process in self._processes}
 
     async def ended(self) -> ServiceEndedError:
         """Waits until one of them has ended and is not started again."""
-        return await first_ended(self._keepers)
+        return await first_ended(self._processes)
 
 
 @contextlib.asynccontextmanager
@@ -61,52 +61,58 @@ async def services(recipe_file: Path | None, flags: Sequence[str], log_level: st
     preflight(recipe)
     async with contextlib.AsyncExitStack() as stack:
         # The run's name may come from the clock: settle it once, for all processes.
-        ports = stack.enter_context(free_ports(recipe))
-        settled = [*flags, f"run.id={recipe.run.id}", *(f"{name}={port}" for name, port in ports.items())]
+        wanted = ports.plan(recipe)
+        found = stack.enter_context(ports.reserved(recipe, wanted))
+        if line := wanted.in_words(found):
+            sys.stderr.write(f"{line}\n")
+        settled = [*flags, f"run.id={recipe.run.id}", *(f"{name}={port}" for name, port in found.items())]
         recipe = load(Recipe, recipe_file, os.environ, settled)
         for service in ("generation", "reward"):
             settled.append(f"curriculum.{service}_address={_address(recipe, service)}")
         logs.configure("supervisor", recipe.run.path / "logs", log_level)
-        keepers: list[Keeper] = []
-        if "url" in recipe.redis.model_fields_set:
+        processes: list[SupervisedProcess] = []
+        if recipe.names_redis:
             url = recipe.redis.url.get_secret_value()
             await _must_answer(recipe)
             shown = "REDIS_URL"
         else:
             url, redis = await stack.enter_async_context(local_redis(recipe.run.path / "redis", recipe.supervisor))
             shown = url
-            keepers.append(redis)
+            processes.append(redis)
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
-        own: list[Keeper] = []
+        own: list[SupervisedProcess] = []
         for service in SERVICES:
             command = [sys.executable, "-m", "services.cli.main", "serve", service, "--log-level", log_level]
             command += ["--recipe", str(recipe_file)] if recipe_file else []
             command += [part for flag in settled for part in ("--set", flag)]
-            own.append(_keeper(recipe, service, command, environment))
+            own.append(_supervised(recipe, service, command, environment))
         stack.push_async_callback(_stop_all, recipe, own)
-        for keeper in own:
-            keeper.start()
-        running = Services(recipe, url, [*keepers, *own])
+        for process in own:
+            process.start()
+        running = Services(recipe, url, [*processes, *own])
         _write_endpoints(running, shown)
         # A start that fails once in a way that may pass has the time of a second one.
-        await until_serving([*keepers, *own], 2 * max(recipe.server(service).start_seconds for service in SERVICES))
+        await until_serving([*processes, *own], 2 * max(recipe.server(service).start_seconds for service in SERVICES))
         yield running
 
 
-def _keeper(recipe: Recipe, service: str, command: Sequence[str], environment: Mapping[str, str]) -> Keeper:
-    return Keeper(
+def _supervised(
+    recipe: Recipe, service: str, command: Sequence[str], environment: Mapping[str, str]
+) -> SupervisedProcess:
+    return SupervisedProcess(
         service,
         command,
-        partial(_ask_health, _address(recipe, service), recipe.access),
+        partial(_probe_health, _address(recipe, service), recipe.access),
         partial(logs.last_line, logs.path(recipe.run.path / "logs", service)),
         recipe.supervisor,
         recipe.server(service).start_seconds,
+        f"{service}.start_seconds",
         environment,
     )
 
 
-async def _ask_health(address: str, access: AccessSettings, timeout: float) -> bool | None:
-    """What a `Keeper` asks. A channel of its own each time: one that lost its server waits ever longer to reconnect."""
+async def _probe_health(address: str, access: AccessSettings, timeout: float) -> bool | None:
+    """Probes a service by a channel of its own each time: one that lost its server waits ever longer to reconnect."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
     async with open_channel(address, access, options) as channel:
         try:
@@ -124,8 +130,10 @@ async def _must_answer(recipe: Recipe) -> None:
         raise PreconditionError(str(error)) from None
 
 
-async def _stop_all(recipe: Recipe, keepers: Sequence[Keeper]) -> None:
-    await asyncio.gather(*(keeper.stop(recipe.server(keeper.name).drain_seconds + _KILL_SECONDS) for keeper in keepers))
+async def _stop_all(recipe: Recipe, processes: Sequence[SupervisedProcess]) -> None:
+    await asyncio.gather(
+        *(process.stop(recipe.server(process.name).drain_seconds + _KILL_SECONDS) for process in processes)
+    )
 
 
 def _write_endpoints(running: Services, shown_redis: str) -> None:
@@ -144,10 +152,3 @@ def _write_endpoints(running: Services, shown_redis: str) -> None:
 def _address(recipe: Recipe, service: str) -> str:
     server = recipe.server(service)
     return join(local(server.host), server.port)
-
-
-def exit_code(error: RouterShiftError) -> int:
-    """2 for what the user can mend, whichever process found it, else 1."""
-    if isinstance(error, ServiceEndedError):
-        return life.EXIT_BAD_INPUT if error.code == life.EXIT_BAD_INPUT else 1
-    return life.exit_code(error)

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from services.cli.local.redis import local_redis
-from services.cli.local.supervisor import Keeper, SupervisorSettings, until_serving
+from services.cli.local.supervisor import SupervisedProcess, until_serving
+from services.cli.settings import SupervisorSettings
 from shared.errors import DeadlineError
 from shared.process import logs
 from shared.settings import RedisSettings
@@ -42,16 +43,22 @@ async def nothing(_: float) -> None:
     return None
 
 
-def keeper(
+def supervised(
     script: str, settings: SupervisorSettings = QUICK, serves: bool = True, start_seconds: float = 60.0
-) -> Keeper:
-    return Keeper(
-        "one", [sys.executable, "-c", script], yes if serves else nothing, lambda: "why", settings, start_seconds
+) -> SupervisedProcess:
+    return SupervisedProcess(
+        "one",
+        [sys.executable, "-c", script],
+        yes if serves else nothing,
+        lambda: "why",
+        settings,
+        start_seconds,
+        "start_seconds",
     )
 
 
 async def test_what_the_user_has_to_mend_is_not_tried_again() -> None:
-    one = keeper("raise SystemExit(2)")
+    one = supervised("raise SystemExit(2)")
     one.start()
     ended = await one.ended()
     assert (ended.code, one.restarts) == (2, 0)
@@ -62,7 +69,9 @@ async def test_it_is_given_up_with_the_reason(tmp_path: Path) -> None:
     log = tmp_path / "one.jsonl"
     line = '{"message": "no luck", "traceback": "Traceback\\\\n  somewhere\\\\nValueError: 13"}'
     command = f"open({str(log)!r}, 'a').write('{line}\\n'); raise SystemExit(7)"
-    one = Keeper("one", [sys.executable, "-c", command], nothing, lambda: logs.last_line(log), QUICK, 60.0)
+    one = SupervisedProcess(
+        "one", [sys.executable, "-c", command], nothing, lambda: logs.last_line(log), QUICK, 60.0, "one.start_seconds"
+    )
     one.start()
     ended = await one.ended()
     assert (ended.code, one.restarts) == (7, 2)
@@ -72,7 +81,7 @@ async def test_it_is_given_up_with_the_reason(tmp_path: Path) -> None:
 
 
 async def test_what_never_answers_is_killed() -> None:
-    one = keeper("import time; time.sleep(1000)", SupervisorSettings(max_deaths=1), serves=False, start_seconds=0.3)
+    one = supervised("import time; time.sleep(1000)", SupervisorSettings(max_deaths=1), serves=False, start_seconds=0.3)
     one.start()
     with pytest.raises(DeadlineError, match=r"one did not serve within 0\.01 s"):
         await until_serving([one], 0.01)
@@ -84,7 +93,7 @@ async def test_what_never_answers_is_killed() -> None:
 async def test_a_stop_during_the_wait_for_a_restart_starts_nothing(tmp_path: Path, children: Children) -> None:
     lived = tmp_path / "lived"
     settings = SupervisorSettings(backoff_seconds=1000, max_backoff_seconds=1000)
-    one = keeper(f"open({str(lived)!r}, 'w'); raise SystemExit(1)", settings)
+    one = supervised(f"open({str(lived)!r}, 'w'); raise SystemExit(1)", settings)
     one.start()
     await until(lambda: lived.exists() and not children())
     await one.stop(1.0)
@@ -94,7 +103,7 @@ async def test_a_stop_during_the_wait_for_a_restart_starts_nothing(tmp_path: Pat
 
 async def test_what_the_dead_left_behind_is_gone_before_the_restart(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    one = keeper(
+    one = supervised(
         "import subprocess, pathlib; child = subprocess.Popen(['sleep', '1000'])\n"
         f"pathlib.Path({str(pid)!r}).write_text(str(child.pid)); raise SystemExit(1)",
         SupervisorSettings(max_deaths=1),
@@ -106,7 +115,7 @@ async def test_what_the_dead_left_behind_is_gone_before_the_restart(tmp_path: Pa
 
 
 async def test_a_supervisor_that_stood_still_itself_kills_nobody() -> None:
-    one = keeper("import time; time.sleep(1000)", SupervisorSettings(liveness_seconds=0.3))
+    one = supervised("import time; time.sleep(1000)", SupervisorSettings(liveness_seconds=0.3))
     one.start()
     await until_serving([one], 60.0)
     time.sleep(1.0)  # noqa: ASYNC251  # as a stopped process or a sleeping machine does

@@ -1,0 +1,28 @@
+"""One service in this process."""
+
+import argparse
+import importlib
+import os
+
+from services.cli.arguments import add_log_level, add_recipe, add_settings
+from shared.process import service as process
+from shared.settings import SERVICES, load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("service", choices=SERVICES)
+    add_recipe(parser)
+    add_settings(parser)
+    add_log_level(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    name = arguments.service
+    tables = importlib.import_module(f"services.{name}.settings").Settings
+    settings = load(tables, arguments.recipe, os.environ, arguments.flags)
+    if name == "learner" and int(os.environ.get("RANK", "0")) > 0:  # torchrun's; rank 0 alone is the service
+        from services.learner.follower import follow
+
+        return follow(settings.learner, settings.run, arguments.log_level)
+    service = getattr(importlib.import_module(f"services.{name}.service"), f"{name.capitalize()}Service")
+    return process.main(service(settings), settings, getattr(settings, name), arguments.log_level)

@@ -1,0 +1,112 @@
+"""What can be known to fail before anything is started."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from services.cli import ports
+from services.cli.recipe import Recipe
+from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from shared.trajectory import RouterExport
+
+
+def preflight(recipe: Recipe) -> None:
+    """Makes every check; the first that fails raises.
+
+    Raises:
+        NotFoundError: the model folder, the task or a verifier is missing.
+        InvalidInputError: settings that contradict each other or the model.
+        MissingDependencyError: the engine is not installed.
+        PreconditionError: ports that were given explicitly are taken; names all of them.
+    """
+    for check in CHECKS.values():
+        check(recipe)
+
+
+def _model(recipe: Recipe) -> str:
+    folder = recipe.run.require_model()
+    config = _config(recipe)
+    length, source = _longest(recipe, config)
+    if length is not None and recipe.run.max_tokens >= length:
+        raise InvalidInputError(
+            f"run.max_tokens is {recipe.run.max_tokens}, and {source} leaves room for {length} tokens of prompt and "
+            f"response together; set run.max_tokens below {length}"
+        )
+    return f"{config.get('model_type')} in {folder}"
+
+
+def _config(recipe: Recipe) -> Mapping[str, Any]:
+    path = recipe.run.model / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"run.model: {path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InvalidInputError(f"run.model: {path} holds no JSON object; expected a Hugging Face model folder")
+    return config
+
+
+def _longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Tokens of prompt and response that fit, and what says so; None where only the engine can tell."""
+    if recipe.generation.max_model_len is not None:
+        return recipe.generation.max_model_len, "generation.max_model_len"
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert isinstance(text, Mapping)  # noqa: S101  # for the type checker
+    positions = text.get("max_position_embeddings")
+    # Scaled rotary embeddings reach further, and each engine knows how far.
+    if isinstance(positions, int) and not text.get("rope_scaling"):
+        return positions, "the model's max_position_embeddings"
+    return None, ""
+
+
+def _engine(recipe: Recipe) -> str:
+    engine = recipe.generation.engine
+    if importlib.util.find_spec(engine) is None:
+        fix = {"vllm": "make install ENGINE=vllm, or --set generation.engine=torch", "torch": "make install"}[engine]
+        raise MissingDependencyError(f"generation.engine is {engine!r}, and {engine} is not installed; {fix}")
+    return engine
+
+
+def _routers(recipe: Recipe) -> str:
+    export = recipe.generation.router_export
+    if recipe.learner.uses_traces and export not in (RouterExport.TOPK, RouterExport.FULL):
+        raise InvalidInputError(
+            f"generation.router_export is {str(export)!r}; learner.algorithm {recipe.learner.algorithm!r} needs router "
+            "scores with every token: set topk"
+        )
+    return f"{recipe.learner.algorithm}, router export {export}"
+
+
+def _task(recipe: Recipe) -> str:
+    from services.curriculum.tasks.registry import tasks
+    from services.reward.verifiers.registry import make_verifiers
+
+    known, name = tasks(), recipe.run.task
+    if name not in known:
+        raise NotFoundError(f"run.task is {name!r}; known: {', '.join(known)}")
+    verifiers = make_verifiers(recipe.reward.verifiers)
+    if known[name].verifier not in verifiers:
+        raise NotFoundError(
+            f"run.task {name!r} wants the verifier {known[name].verifier!r}; add a table [reward.verifiers."
+            f"{known[name].verifier}]"
+        )
+    return f"{name}, judged by {known[name].verifier}"
+
+
+def _ports(recipe: Recipe) -> str:
+    moved = ports.plan(recipe).moved
+    if not moved:
+        return "free"
+    taken = ", ".join(f"{setting} {port}" for setting, port in moved.items())
+    return f"taken, so that run and up would take free ones instead: {taken}"
+
+
+# By what they look at. Each gives what it found, in words.
+CHECKS: Mapping[str, Callable[[Recipe], str]] = {
+    "model": _model,
+    "engine": _engine,
+    "algorithm": _routers,
+    "task": _task,
+    "ports": _ports,
+}
