@@ -11,11 +11,15 @@ from shared.errors import InvalidInputError, MissingDependencyError, NotFoundErr
 from shared.trajectory import RouterExport
 
 
+# How to install the package that an engine is named after.
+_INSTALL = {"vllm": "make install ENGINE=vllm, or --set generation.engine=torch", "torch": "make install"}
+
+
 def preflight(recipe: Recipe) -> None:
     """Makes every check; the first that fails raises.
 
     Raises:
-        NotFoundError: the model folder, the task or a verifier is missing.
+        NotFoundError: the model folder, the engine, the task or a verifier is missing.
         InvalidInputError: settings that contradict each other or the model.
         MissingDependencyError: the engine is not installed.
         PreconditionError: ports that were given explicitly are taken; names all of them.
@@ -61,11 +65,14 @@ def _longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str
 
 
 def _engine(recipe: Recipe) -> str:
-    engine = recipe.generation.engine
-    if importlib.util.find_spec(engine) is None:
-        fix = {"vllm": "make install ENGINE=vllm, or --set generation.engine=torch", "torch": "make install"}[engine]
-        raise MissingDependencyError(f"generation.engine is {engine!r}, and {engine} is not installed; {fix}")
-    return engine
+    from services.generation.engines.registry import engines
+
+    name, known = recipe.generation.engine, engines()
+    if name not in known:
+        raise NotFoundError(f"generation.engine is {name!r}; known: {', '.join(known)}")
+    if name in _INSTALL and importlib.util.find_spec(name) is None:
+        raise MissingDependencyError(f"generation.engine is {name!r}, and {name} is not installed; {_INSTALL[name]}")
+    return name
 
 
 def _routers(recipe: Recipe) -> str:
