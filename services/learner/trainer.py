@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from services.learner.algorithms.advantages import drop_reason
 from services.learner.algorithms.objectives import Totals
 from services.learner.checkpointing import state
+from services.learner.checkpointing.identity import check_identity, identity
 from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
 from services.learner.data.collate import Batch, Update, decode, encode
@@ -27,27 +27,16 @@ from services.learner.data.plan import Planner
 from services.learner.distributed import fsdp
 from services.learner.distributed.ranks import Ranks
 from services.learner.loss import Forward, Loss
-from services.learner.model.optimizer import factor
+from services.learner.model.optimizer import make_optimizer, set_learning_rate
 from services.learner.model.policy import Policy, Reference
 from services.learner.monitoring.diagnostics import Diagnostics, summarise
+from services.learner.monitoring.report import NON_FINITE, StepReport
 from services.learner.routing.hooks import Observation, Routing
 from services.learner.settings import LearnerSettings
-from shared.errors import InvalidInputError
 from shared.settings import RunSettings
 from shared.trajectory import RouterLayout
 
-NON_FINITE = "non_finite"
 _BASELINE = "mismatch_baseline"
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What a batch did."""
-
-    step: int  # batches done, this one included unless it was skipped
-    skipped: str | None  # why nothing was learnt from it
-    diagnostics: Mapping[str, float]
-    flops: float  # that the updates need, recomputation and attention left out; all ranks together
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +62,8 @@ class Trainer:
         self.step = 0
         self._settings = settings
         self._run = run
-        self._seed = run.seed
         self._ranks = ranks or Ranks.open(settings.device)
+        self._identity = identity(settings, run) if self._ranks.rank == 0 else {}
         self._policy = Policy(settings, run, self._ranks)
         self.layout = self._policy.layout
         self._uses_traces = settings.uses_traces
@@ -87,18 +76,13 @@ class Trainer:
                 settings.router_shift.mismatch_baseline,
             )
             self.layout = self._routing.layout
+        layers = len(self.layout.layer_ids) if self.layout else 0
+        self._unused = {_BASELINE: torch.full((layers,), torch.nan)} if layers else {}
         self._reference = Reference(self._policy, settings, run, self._ranks) if settings.kl_coefficient else None
         self._policy.place(settings)
         self._parameters = self._policy.parameters
         self._flops_per_token = self._policy.flops_per_token
-        self._optimizer = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=settings.optimizer.learning_rate,
-            betas=(settings.optimizer.beta1, settings.optimizer.beta2),
-            weight_decay=settings.optimizer.weight_decay,
-            fused=settings.optimizer.fused,
-        )
-        self._schedule = LambdaLR(self._optimizer, lambda step: factor(step, settings.optimizer, run.steps))
+        self._optimizer = make_optimizer(self._parameters.values(), settings.optimizer)
         self._loss = Loss(settings)
         self._planner = Planner(settings, run, self._ranks.size, self._uses_traces)
         self._limits = Limits(
@@ -121,7 +105,7 @@ class Trainer:
         An update whose loss or gradient is not finite is left out. A batch with no other update is skipped: `step`,
         weights and optimizer are then as before.
         """
-        shares = self._planner.plan(groups, self._seed, self.step)
+        shares = self._planner.plan(groups, self._run.seed, self.step)
         tokens = self._settings.epochs * sum(sample.input_tokens for group in groups for sample in group.samples)
         if self._ranks.size > 1:
             self._tell("train")
@@ -142,8 +126,9 @@ class Trainer:
         """Goes on from what `save` wrote, on however many ranks, and returns its `meta`.
 
         Raises:
-            InvalidInputError: the checkpoint is of another model.
+            InvalidInputError: the checkpoint is of another model, or of a run that differs in what `identity` names.
         """
+        check_identity(self._identity, state.about(folder)["identity"], folder)
         self._tell("load", str(folder))
         return self._load(folder)
 
@@ -168,14 +153,13 @@ class Trainer:
         self._ranks.command(json.dumps(command).encode())
 
     def _train(self, updates: Sequence[Update]) -> StepReport:
+        set_learning_rate(self._optimizer, self._settings.optimizer, self.step, self._run.steps)
         before = [[self._look(batch) for batch in update.batches] for update in updates]
         diagnostics = Diagnostics(self.step)
         taken = 0
         for update, known in zip(updates, before, strict=True):
             taken += self._update(update, known, diagnostics, is_unmoved=taken == 0)
         self.step += taken > 0
-        if taken:
-            self._schedule.step()
         if self._routing:
             self._routing.baseline.close_batch(self._ranks.sum)
         parts = [decode_tensors(part) for part in self._ranks.gather(encode_tensors(diagnostics.tensors()))]
@@ -239,32 +223,20 @@ class Trainer:
         return self._routing.observing(routes, before.routes if before else None)
 
     def _save(self, folder: Path, meta: Mapping[str, Any]) -> None:
-        about = {
-            "step": self.step,
-            "seed": self._seed,
-            "schedule": self._schedule.state_dict(),
-            "lora": self._settings.lora.model_dump(),
-            "meta": dict(meta),
-        }
+        about = {"step": self.step, "identity": self._identity, "meta": dict(meta)}
         state.save(folder, self._ranks, self._parameters, self._optimizer, self._baseline(), about)
 
     def _load(self, folder: Path) -> dict[str, Any]:
         baseline = self._baseline()
         about = state.load(folder, self._ranks, self._parameters, self._optimizer, baseline)
-        if about["lora"] != self._settings.lora.model_dump():
-            raise InvalidInputError(
-                f"learner.lora is {self._settings.lora.model_dump()}; checkpoint {folder} was made with "
-                f"{about['lora']}. Use the same or another run id"
-            )
-        if self._routing:
+        if self._routing is None:
+            self._unused = baseline
+        else:
             self._routing.baseline.medians = baseline[_BASELINE]
         self.step = int(about["step"])
-        self._seed = int(about["seed"])
-        self._schedule.load_state_dict(about["schedule"])
-        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
         meta: dict[str, Any] = about["meta"]
         return meta
 
     def _baseline(self) -> dict[str, Tensor]:
-        return {_BASELINE: self._routing.baseline.medians} if self._routing else {}
+        """In every checkpoint of a model with routers, so that a run may go on with router shift or without."""
+        return self._unused if self._routing is None else {_BASELINE: self._routing.baseline.medians}

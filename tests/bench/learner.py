@@ -19,8 +19,9 @@ import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
+from services.learner.monitoring.report import StepReport
 from services.learner.settings import LearnerSettings
-from services.learner.trainer import StepReport, Trainer
+from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RunSettings
 from tests.bench.memory import peak_bytes

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.torch.engine import TorchEngine
 from services.learner.data.batch import Group
+from services.learner.monitoring.report import StepReport
 from services.learner.settings import LearnerSettings
-from services.learner.trainer import StepReport, Trainer
+from services.learner.trainer import Trainer
 from shared.settings import RunSettings
 from tests.support.engines import publish
 from tests.support.models import save_model

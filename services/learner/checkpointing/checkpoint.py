@@ -22,13 +22,17 @@ _ASIDE = "torn-"
 
 
 class Checkpointable(Protocol):
-    step: int
+    """What a checkpoint is of."""
+
+    step: int  # batches done
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Every process that holds a part of the state has written it into `folder` when this returns."""
         ...
 
-    def load(self, folder: Path) -> dict[str, Any]: ...
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Goes on from what `save` wrote; gives its `meta`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

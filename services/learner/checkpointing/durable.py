@@ -9,14 +9,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
 from services.learner.checkpointing import checkpoint
 from services.learner.checkpointing.announcer import Announcer
 from services.learner.settings import Settings
-from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, DeadlineError, NotFoundError, PreconditionError, UnavailableError
 from shared.files import refusal
 from shared.streams.consumer import Consumer, End, Entry, EntryRef
@@ -34,9 +33,19 @@ _LONGEST_PAUSE_SECONDS = 15.0
 _STEP_SECONDS = 600.0
 
 
+class Publishable(checkpoint.Checkpointable, Protocol):
+    """What is published as well: a trainer, as far as its durability goes."""
+
+    def export_weights(self, folder: Path) -> None:
+        """Writes safetensors with the tensor names and the dtype of the model folder."""
+        ...
+
+
 class Durable:
+    """Publishes and checkpoints what a trainer has learnt, and settles the entries that it learnt from."""
+
     def __init__(
-        self, settings: Settings, trainer: Trainer, run: Run, consumer: Consumer, trained: Mapping[str, int]
+        self, settings: Settings, trainer: Publishable, run: Run, consumer: Consumer, trained: Mapping[str, int]
     ) -> None:
         """Args: trained: the groups that the state of the trainer contains, each with its step."""
         self._settings = settings

@@ -100,6 +100,11 @@ def load(
         }
     )
     ranks.gather(b"")  # rank 0 goes on when all have loaded
+    return about(folder)
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """The `meta` of what `save` wrote, without loading anything."""
     meta: dict[str, Any] = json.loads((folder / _META).read_text())
     return meta
 

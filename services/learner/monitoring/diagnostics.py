@@ -71,8 +71,8 @@ class Diagnostics:
 def summarise(ranks: Sequence[Mapping[str, Tensor]], gamma_min: float) -> dict[str, float]:
     """By name, over all ranks. gamma is before its lower bound. Ratios are bounded by exp(`MAX_EXPONENT`).
 
-    `loss` and `grad_norm` are means over the updates that were taken, absent where none was; `skipped_updates` counts
-    the others, whose loss or gradient was not finite.
+    `loss` and `grad_norm` are means over the updates that were taken, not finite where none was; `skipped_updates`
+    counts the others.
 
     `gamma_at_lag_zero` is absent where no token has lag 0. It is gamma without the mismatch baseline: where the
     weights are the same, all that it differs from 1 by is what the two engines disagree on.
@@ -86,7 +86,10 @@ def summarise(ranks: Sequence[Mapping[str, Tensor]], gamma_min: float) -> dict[s
     ratio = log_ratio.exp()
     updates = torch.stack([ranks[0]["loss"], ranks[0]["grad_norm"]]).double()
     taken = updates[:, updates.isfinite().all(dim=0)]
+    loss, grad_norm = (taken if taken.numel() else updates).mean(dim=1)
     numbers = {
+        "loss": loss,
+        "grad_norm": grad_norm,
         "skipped_updates": torch.tensor(updates.shape[1] - taken.shape[1]),
         "tokens": torch.tensor(log_ratio.numel()),
         "clip_fraction": tokens["clipped"].mean(),
@@ -100,8 +103,6 @@ def summarise(ranks: Sequence[Mapping[str, Tensor]], gamma_min: float) -> dict[s
         "token_lag_mean": tokens["lag"].mean(),
         "token_lag_max": tokens["lag"].max(),
     }
-    if taken.numel():
-        numbers |= {"loss": taken[0].mean(), "grad_norm": taken[1].mean()}
     if "reference_kl" in tokens:
         numbers["reference_kl"] = tokens["reference_kl"].double().mean()
     if "gamma" in tokens:

@@ -12,8 +12,8 @@ import numpy as np
 
 from services.learner import metrics
 from services.learner.data.messages import Scored
+from services.learner.monitoring.report import StepReport
 from services.learner.settings import Settings
-from services.learner.trainer import StepReport
 from shared.streams.run import Run
 from shared.tracking.recording import Recording
 

@@ -17,7 +17,8 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
 from services.learner.checkpointing import checkpoint
 from services.learner.data.batch import Group
-from services.learner.trainer import StepReport, Trainer
+from services.learner.monitoring.report import StepReport
+from services.learner.trainer import Trainer
 from shared.errors import PreconditionError
 from shared.streams.keys import Stream
 from shared.streams.progress import Progress

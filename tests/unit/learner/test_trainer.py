@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from services.learner.data.batch import Group, Sample
-from services.learner.trainer import NON_FINITE
+from services.learner.monitoring.report import NON_FINITE
 from shared.errors import PreconditionError
 from tests.support.models import save_model
 from tests.support.rollouts import load, random_groups
