@@ -5,16 +5,14 @@ import subprocess
 from pathlib import Path
 
 from tests.support.command import settings
-from tests.support.pages import follow, install
+from tests.support.pages import ROOT, follow
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorials" / "train-your-own.md"
 
 
 def test_train_your_own(tmp_path: Path) -> None:
-    follow(PAGE, tmp_path)
-    environment = install(PAGE, tmp_path)
-    few = settings(run__steps=2, run__model=ROOT / "deploy/recipes/countdown/model", run__groups_per_step=16)
+    environment = follow(PAGE, tmp_path)
+    few = settings(run__steps=2, run__groups_per_step=16)
     command = ["routershift", "run", "no-products.toml", *few]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240

@@ -35,12 +35,12 @@ def install(page: Path, folder: Path) -> dict[str, str]:
     """Writes the files of a page, and installs the package that they make beside them.
 
     Returns:
-        The environment of a reader who has done so.
+        The environment of a reader who has done so, from the root of the repository as well: `deploy` is there.
     """
     for _, title, text in blocks(page):
         if title:
-            (folder / title).parent.mkdir(parents=True, exist_ok=True)
             (folder / title).write_text(text)
+    (folder / "deploy").symlink_to(ROOT / "deploy")  # what pages read from the root of the repository
     site = folder / "site-packages"
     if (folder / "pyproject.toml").exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
@@ -52,8 +52,12 @@ def install(page: Path, folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(site), "PATH": path}
 
 
-def follow(page: Path, folder: Path, timeout: float = 120) -> None:
-    """Does what the page says, in an empty folder; what is printed must be what the page shows."""
+def follow(page: Path, folder: Path, timeout: float = 120) -> dict[str, str]:
+    """Does what the page says, in an empty folder; what is printed must be what the page shows.
+
+    Returns:
+        The environment of the reader.
+    """
     environment = install(page, folder)
     shown = list(commands(page))
     assert shown, f"{page} has no command"
@@ -71,6 +75,7 @@ def follow(page: Path, folder: Path, timeout: float = 120) -> None:
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         same = doctest.OutputChecker().check_output(expected, done.stdout, flags)
         assert same, f"{command}\n--- expected\n{expected}--- printed\n{done.stdout}"
+    return environment
 
 
 def all_pages() -> list[Path]:
