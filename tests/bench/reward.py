@@ -3,7 +3,8 @@
 `ratio` is ours over the library in the same process and thread, median of paired rounds; for countdown the library is
 the verifier itself, for math it is math-verify. `ratio_own` is ours over our own verifier, called directly. A
 batch of countdown takes a few milliseconds, so several are in flight, as groups are in the service; `ratio_alone` has a
-single one, and is the time of a message there and back more than it is throughput. Math has one batch at a time.
+single one, and is the time of a message there and back more than it is throughput. Math has one batch at a time; its
+rounds repeat the same answers, whose readings it keeps, as it does for the answers of a group that are alike.
 `code_median_ms` is the time of one program, one after the other, cases and tests in turn.
 """
 
