@@ -46,9 +46,11 @@ _UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # In config.json where queries have a part that is rotated and one that is not (DeepSeek): of such, the kernel for CPU
 # rotates three-dimensional ones wrongly.
 _ROTATED_PART = "qk_rope_head_dim"
-# In config.json of models with latent attention (DeepSeek). On CPU, vLLM picks its kernels by the processor: AMX_MLA,
-# where there is AMX, takes bfloat16 alone; CPU_MLA takes every dtype, on every processor.
-_LATENT, _EXACT_LATENT = "kv_lora_rank", "CPU_MLA"
+# In config.json of models with latent attention (DeepSeek).
+_LATENT = "kv_lora_rank"
+# The attention kernels to ask for on CPU. For latent attention vLLM itself prefers AMX_MLA where the processor has AMX,
+# but that takes bfloat16 alone, and an update of weights kills it.
+_CPU_ATTENTION, _CPU_LATENT_ATTENTION = "CPU_ATTN", "CPU_MLA"
 # It would override the size of the KV cache that the settings name.
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
 
@@ -99,11 +101,8 @@ def launch(
             # vLLM would look at the class in a process of its own, which takes 10 s where no cache is at hand.
             ModelRegistry.register_model(architecture, known.load_model_cls())
     kv_cache_bytes = settings.kv_cache_bytes if settings.gpu_memory_utilization is None else None
-    attention: str | None = settings.attention_backend
-    if attention == "auto":
-        attention = _EXACT_LATENT if on_cpu and config.get(_LATENT) else None
     chosen = {
-        "attention_backend": attention,
+        "attention_backend": _attention(settings.attention_backend, config, on_cpu),
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
     }
@@ -146,6 +145,23 @@ def launch(
         raise PreconditionError(f"vLLM cannot serve model folder {model}: {error}") from error
     finally:
         EngineCoreProc.run_engine_core = staticmethod(entry)
+
+
+def _attention(backend: str, config: Mapping[str, Any], on_cpu: bool) -> str | None:
+    """The kernels to ask vLLM for; None leaves it to vLLM, which chooses on CPU by the processor.
+
+    Raises:
+        PreconditionError: others on CPU. vLLM would take its own choice in silence, or die of new weights.
+    """
+    if not on_cpu:
+        return None if backend == "auto" else backend
+    exact = _CPU_LATENT_ATTENTION if config.get(_LATENT) else _CPU_ATTENTION
+    if backend not in ("auto", exact):
+        raise PreconditionError(
+            f"generation.vllm.attention_backend is {backend!r}; set it to auto: of what vLLM has on CPU, only {exact} "
+            "computes this model exactly and takes new weights"
+        )
+    return exact
 
 
 def run_child(*args: Any, **kwargs: Any) -> None:

@@ -1,10 +1,12 @@
 """Settings of the vLLM engine: the table [generation.vllm]."""
 
+import platform
 from typing import Literal
 
 from pydantic import Field
 
 from shared.errors import PreconditionError
+from shared.processor import processor
 from shared.settings import Table
 
 
@@ -33,8 +35,8 @@ class VllmSettings(Table):
     moe_backend: str = Field("auto", description="vLLM's name of the kernels of experts; one that routes is refused")
     attention_backend: str = Field(
         "auto",
-        description="vLLM's name of the attention kernels; auto is vLLM's choice, but on CPU CPU_MLA for latent "
-        "attention, which is exact in every dtype",
+        description="vLLM's name of the attention kernels; auto takes vLLM's choice, on CPU those that are exact in "
+        "every dtype on every processor",
     )
     model_runner: Literal["v1", "v2"] = Field("v1", description="vLLM's own; v2 is for GPUs, and has never run here")
     tensor_parallel_size: int = Field(1, ge=1, description="processes, or GPUs, that share each layer")
@@ -46,11 +48,15 @@ class VllmSettings(Table):
     )
 
     def refuse_inexact(self, *, on_cpu: bool) -> None:
-        """Refuses what the capture of router scores does not follow exactly.
+        """Refuses what the capture of router scores does not follow exactly, and what this processor cannot compute.
 
         Raises:
             PreconditionError: names the setting, its value and what to set instead.
         """
+        if on_cpu and platform.machine() == "x86_64" and "AVX2" not in (found := processor()).instructions:
+            raise PreconditionError(
+                f"generation.engine is 'vllm', whose kernels need AVX2, and this machine has {found}; set it to 'torch'"
+            )
         if self.data_parallel_size > 1:
             raise PreconditionError(
                 f"generation.vllm.data_parallel_size is {self.data_parallel_size}; set it to 1 and start as many "

@@ -43,6 +43,7 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
     """The platform's worker with router taps, and with weight updates that leave nothing stale."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
+        self._allow_amx()
         super().load_model(*args, **kwargs)
         runner = self.model_runner
         routed = {
@@ -58,6 +59,16 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         if self._routers and export is not RouterExport.NONE:
             packer = RowPacker(self._tap(export), export, self._score_function(), self._first.global_num_experts)
             self._adapter = (V2Adapter if self.use_v2_model_runner else V1Adapter)(runner, packer)
+
+    def _allow_amx(self) -> None:
+        """Asks Linux for AMX, which vLLM uses for 16-bit numbers without asking: it would die of its first instruction.
+
+        Raises:
+            RuntimeError: Linux refuses.
+        """
+        narrow = self.model_config.dtype.itemsize < 4
+        if current_platform.is_cpu() and narrow and torch.cpu._is_amx_tile_supported() and not torch.cpu._init_amx():
+            raise RuntimeError("Linux refuses AMX to this process; set generation.vllm.dtype to float32")
 
     @property
     def _first(self) -> Any:
