@@ -19,6 +19,7 @@ from services.generation.weights.loader import WeightsLoader
 from services.generation.worker import GenerationWorker
 from shared.process.service import Service, background
 from shared.rpc.server import Server
+from shared.streams.capacity import check_step_fits, trajectory_bytes
 from shared.streams.consumer import Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -43,6 +44,9 @@ class GenerationService(Service):
     async def start(self, run: Run) -> None:
         engine, settings = self._engine, self._settings
         await engine.start()
+        chosen = settings.generation
+        longest = trajectory_bytes(settings.run, engine.info.router_layout, chosen.router_export, chosen.router_scores)
+        check_step_fits(settings.run, settings.streams, longest)
         requests = Requests(settings.run.model, engine.info, settings.generation.max_tokens)
         self._run = run
         self._loader = loader = WeightsLoader(engine, settings.run.weights_root, self._name)

@@ -117,18 +117,23 @@ class LearnerWorker:
                 await asyncio.sleep(self._settings.streams.block_seconds)
                 await self._remind()
                 continue
-            missing = self._settings.run.groups_per_step - len(self._batch)
-            # What was trained on only waits to be settled, however often a learner was killed since.
-            entries = await self._consumer.read(missing, spared=self._durable.contains)
-            for entry in entries:
-                await self._accept(entry)
+            is_idle = not await self._collect()
             if len(self._batch) >= self._settings.run.groups_per_step:
                 await self._step(stop)
-            elif not entries and not await self._durable.make_room(stop):
+            elif is_idle and not await self._durable.make_room(stop):
                 await self._remind()
                 await self._check_stuck()
         if self._durable.is_behind:
             await self._durable.checkpoint(stop)
+
+    async def _collect(self) -> int:
+        """Reads what a batch still lacks; gives the number of entries. They are let go on return, but for the batch."""
+        missing = self._settings.run.groups_per_step - len(self._batch)
+        # What was trained on only waits to be settled, however often a learner was killed since.
+        entries = await self._consumer.read(missing, spared=self._durable.contains)
+        for entry in entries:
+            await self._accept(entry)
+        return len(entries)
 
     async def _remind(self) -> None:
         """Says again what a Redis that came back from a crash may have forgotten."""

@@ -8,6 +8,7 @@ from google.protobuf import json_format
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
+from services.reward.groups import RawGroup
 from services.reward.messages import encode_score
 from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
@@ -20,7 +21,7 @@ from shared.errors import (
     PreconditionError,
     UnavailableError,
 )
-from shared.streams.consumer import Consumer, End, Entry, parse
+from shared.streams.consumer import Consumer, End, Entry
 from shared.streams.keys import Stream
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class RewardWorker:
     async def handle(self, entry: Entry) -> None:
         """Hands the group over scored; drops it, counted, where a sample has no verdict after all attempts."""
         try:
-            group = parse(pb.TrajectoryGroup, entry)
-            failed = await self._score(group)
+            group = RawGroup(entry.payload)
+            scores, failed = await self._score(group)
         except (CorruptDataError, InvalidInputError, NotFoundError) as error:
             await self._consumer.bury(entry, "bad_group", str(error))
             return
@@ -51,29 +52,26 @@ class RewardWorker:
                 metrics.DROPPED.labels(reason).inc(entry.trajectories)
                 log.warning("dropped group %s: %s: %s", entry.group, reason, failed.error)
             return
-        group.scored_at.GetCurrentTime()
-        await self._consumer.hand_over(entry, Stream.SCORED, group)
+        await self._consumer.hand_over(entry, Stream.SCORED, group.scored(scores))
 
-    async def _score(self, group: pb.TrajectoryGroup) -> Scored | None:
-        """Fills in the scores. Gives the result of a sample that could not be scored, if there is one.
+    async def _score(self, group: RawGroup) -> tuple[list[pb.Score], Scored | None]:
+        """The score of each sample, and the result of one that could not be scored, if there is one.
 
         A refusal is final: the same item would be refused again.
         """
         prompt = group.prompt
         reference = json_format.MessageToDict(prompt.reference)
-        missing = list(group.trajectories)
+        results: dict[int, Scored] = {}
         for _ in range(self._attempts):
-            items = [Item(prompt.text, t.completion.text, reference) for t in missing]
-            scored = await self._ask(prompt.verifier, items)
-            for trajectory, result in zip(missing, scored, strict=True):
-                trajectory.score.CopyFrom(encode_score(result))
-            failures = [(t, r) for t, r in zip(missing, scored, strict=True) if r.verdict is None]
+            missing = [i for i in range(len(group.texts)) if i not in results or results[i].verdict is None]
+            scored = await self._ask(prompt.verifier, [Item(prompt.text, group.texts[i], reference) for i in missing])
+            results |= dict(zip(missing, scored, strict=True))
+            failures = [result for result in scored if result.verdict is None]
             if not failures:
-                return None
-            if refused := [r for _, r in failures if r.outcome is Outcome.REFUSED]:
-                return refused[0]
-            missing = [t for t, _ in failures]
-        return failures[0][1]
+                return [encode_score(results[i]) for i in range(len(group.texts))], None
+            if refused := [result for result in failures if result.outcome is Outcome.REFUSED]:
+                return [], refused[0]
+        return [], failures[0]
 
     async def _ask(self, verifier: str, items: Sequence[Item]) -> list[Scored]:
         """Waits for room: a group that was taken from the stream is not given up because of others.

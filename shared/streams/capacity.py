@@ -1,0 +1,79 @@
+"""Whether the groups of a step fit into a stream, known before anything is sampled."""
+
+import logging
+
+import numpy as np
+
+from routershift.v1 import trajectory_pb2 as pb
+from shared import wire
+from shared.errors import InvalidInputError
+from shared.settings import RunSettings, StreamSettings
+from shared.trajectory import Completion, FinishReason, RouterExport, RouterLayout, RouterTrace, ScoreDtype, VersionSpan
+
+log = logging.getLogger(__name__)
+
+_TEXT_BYTES = 4  # of a token, as byte-level vocabularies have it for English
+
+
+def trajectory_bytes(run: RunSettings, layout: RouterLayout | None, export: RouterExport, scores: ScoreDtype) -> int:
+    """Bytes on a stream of a scored trajectory of `run.max_tokens` tokens.
+
+    Args:
+        layout: of the model's routers; None for a dense model.
+        export: what of them is exported.
+        scores: how their scores travel.
+    """
+    tokens, trace = run.max_tokens, None
+    if layout is not None and export is not RouterExport.NONE:
+        shape = (tokens, len(layout.layer_ids))
+        trace = RouterTrace(
+            layout=layout,
+            expert_ids=np.zeros((*shape, layout.top_k), layout.id_dtype),
+            log_scores=None if export is RouterExport.IDS else np.zeros((*shape, layout.top_k), np.float16),
+            logits=np.zeros((*shape, layout.num_experts), np.float16) if export is RouterExport.FULL else None,
+        )
+    completion = Completion(
+        index=0,
+        token_ids=np.zeros(tokens, np.int32),
+        logprobs=np.zeros(tokens, np.float32),
+        versions=(VersionSpan(run.steps, tokens),),
+        finish_reason=FinishReason.LENGTH,
+        router_trace=trace,
+        text="x" * (_TEXT_BYTES * tokens),
+    )
+    message = pb.Trajectory(
+        id=pb.TrajectoryId(run_id=run.id, prompt_id=f"{run.steps:08d}"),
+        completion=wire.encode_completion(completion, scores),
+        score=pb.Score(outcome=pb.OUTCOME_SCORED, reward=1.0, parts={"correct": 1.0}, verifier=run.task, seconds=1.0),
+    )
+    return int(message.ByteSize())
+
+
+def check_step_fits(run: RunSettings, streams: StreamSettings, trajectory: int) -> None:
+    """Refuses a run whose steps may never fill: the learner needs all groups of a step on one stream.
+
+    Less room than all tickets need is no error. Producers then wait for the learner, and checkpoints come early.
+
+    Args:
+        trajectory: bytes of the longest; see `trajectory_bytes`. Prompts are not counted.
+
+    Raises:
+        InvalidInputError: names the settings and their numbers.
+    """
+    group = run.samples_per_group * trajectory
+    step, tickets = run.groups_per_step * group, run.tickets * group
+    sum_ = (
+        f"a step takes run.groups_per_step {run.groups_per_step} x run.samples_per_group {run.samples_per_group} x "
+        f"{trajectory} bytes (a response of run.max_tokens {run.max_tokens}) = {step} bytes, all {run.tickets} tickets "
+        f"in flight {tickets}"
+    )
+    if step > streams.max_bytes:
+        raise InvalidInputError(
+            f"streams.max_bytes is {streams.max_bytes}, and {sum_}: set it to at least {step}, better {tickets}"
+        )
+    if tickets > streams.max_bytes:
+        log.warning(
+            "streams.max_bytes is %d, and %s: where responses are that long, producers wait and checkpoints come early",
+            streams.max_bytes,
+            sum_,
+        )

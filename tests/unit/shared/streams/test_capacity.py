@@ -1,0 +1,86 @@
+"""Whether a step fits into a stream: the arithmetic of recipes, and of what generation really sends."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.cli.recipe import Recipe
+from shared import wire
+from shared.errors import InvalidInputError
+from shared.settings import RunSettings, StreamSettings, load
+from shared.streams.capacity import check_step_fits, trajectory_bytes
+from shared.trajectory import (
+    Completion,
+    FinishReason,
+    RouterExport,
+    RouterLayout,
+    RouterTrace,
+    ScoreDtype,
+    ScoreFunction,
+    VersionSpan,
+)
+
+
+def layout(layers: int, experts: int, top_k: int) -> RouterLayout:
+    return RouterLayout(tuple(range(layers)), experts, top_k, ScoreFunction.SOFTMAX)
+
+
+OLMOE, QWEN3_30B, DEMO = layout(16, 64, 8), layout(48, 128, 8), layout(3, 16, 2)
+RECIPES = {
+    "recipes/countdown.toml": DEMO,
+    "k8s/overlays/dev/recipe.toml": DEMO,
+    "k8s/overlays/gpu/recipe.toml": OLMOE,
+    "k8s/overlays/multinode/recipe.toml": QWEN3_30B,
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_room_for_all_its_tickets_at_full_length(recipe: str, repository: Path) -> None:
+    tables = load(Recipe, repository / "deploy" / recipe, {})
+    run, generation = tables.run, tables.generation
+    longest = trajectory_bytes(run, RECIPES[recipe], generation.router_export, generation.router_scores)
+    check_step_fits(run, tables.streams, longest)
+    assert run.tickets * run.samples_per_group * longest <= tables.streams.max_bytes
+
+
+def test_no_recipe_is_left_out(repository: Path) -> None:
+    deploy = repository / "deploy"
+    found = {*deploy.glob("k8s/overlays/*/recipe.toml"), *deploy.glob("recipes/*.toml")}
+    assert {str(path.relative_to(deploy)) for path in found} == RECIPES.keys()
+
+
+@pytest.mark.parametrize("scores", ScoreDtype)
+@pytest.mark.parametrize("export", RouterExport)
+def test_it_is_what_such_a_response_takes(export: RouterExport, scores: ScoreDtype) -> None:
+    run, tokens, random = RunSettings(model=Path(), max_tokens=37), 37, np.random.default_rng(0)
+    shape = (tokens, 3, 2)
+    trace = RouterTrace(
+        DEMO,
+        random.integers(0, 16, shape, np.uint8),
+        None if export is RouterExport.IDS else -random.random(shape).astype(np.float16),
+        random.random((tokens, 3, 16)).astype(np.float16) if export is RouterExport.FULL else None,
+    )
+    completion = Completion(
+        3, random.integers(0, 99, tokens, np.int32), -random.random(tokens, np.float32), (VersionSpan(7, tokens),),
+        FinishReason.LENGTH, None if export is RouterExport.NONE else trace, "word" * tokens,
+    )  # fmt: skip
+    sent = pb.Trajectory(completion=wire.encode_completion(completion, scores)).ByteSize()
+    assert sent <= trajectory_bytes(run, DEMO, export, scores) <= sent + 256
+
+
+def test_a_step_that_cannot_fit_is_refused_with_its_numbers() -> None:
+    run = RunSettings(model=Path(), groups_per_step=32, samples_per_group=8, max_tokens=16, max_staleness=2)
+    check_step_fits(run, StreamSettings(max_bytes=256_000), 1000)
+    with pytest.raises(InvalidInputError) as caught:
+        check_step_fits(run, StreamSettings(max_bytes=255_999), 1000)
+    for part in (
+        "streams.max_bytes is 255999",
+        "groups_per_step 32 x run.samples_per_group 8 x 1000",
+        "256000",
+        "96",
+        "768000",
+    ):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
