@@ -254,4 +254,6 @@ def _typed(error: Exception, command: str) -> Exception:
     """The error itself where the caller expects it, else one that a user can read."""
     if isinstance(error, NoScriptError) or str(error).startswith(("BUSYGROUP", "NOGROUP")):
         return error
+    if "FENCED" in str(error):  # see fence.lua
+        return PreconditionError(f"{str(error).partition('FENCED ')[2]}; this one ends")
     return PreconditionError(f"Redis refuses {command}: {error}; check its user's rights, and that it is 6.2 or later")

@@ -24,7 +24,7 @@ from shared.streams.connection import losses
 from shared.streams.entries import End, Entry, EntryRef, parse
 from shared.streams.keys import READERS, Keys, Stream
 from shared.streams.payloads import Payloads
-from shared.streams.scripts import Script
+from shared.streams.scripts import Fence, Script
 from shared.streams.settling import Settling
 
 __all__ = ["Consumer", "End", "Entry", "EntryRef", "parse"]
@@ -42,14 +42,22 @@ class Consumer:
     A Redis that is away, failing over or full is waited for in every method (see `connection.Client`).
     """
 
-    def __init__(self, redis: Redis, keys: Keys, stream: Stream, settings: StreamSettings) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        keys: Keys,
+        stream: Stream,
+        settings: StreamSettings,
+        fence: Callable[[], Fence] | None = None,
+    ) -> None:
+        """Args: fence: what this process holds, where it reads for a role of the run."""
         self._redis = redis
         self._keys = keys
         self._stream = stream
         self._settings = settings
         self._group = READERS[stream]
         self._name = settings.consumer or socket.gethostname()
-        self._settling = Settling(redis, keys, stream, settings, self._name)
+        self._settling = Settling(redis, keys, stream, settings, self._name, fence)
         self._hold = Script(redis, "hold")
         self._retire = Script(redis, "retire")
         self._payloads = Payloads(redis, keys, settings)

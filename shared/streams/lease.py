@@ -3,7 +3,6 @@
 import asyncio
 import math
 import secrets
-from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
@@ -11,17 +10,9 @@ from redis.asyncio import Redis
 from shared.errors import PreconditionError
 from shared.process.ownership import Holder, taken
 from shared.streams.keys import Keys
-from shared.streams.scripts import Script
+from shared.streams.scripts import Fence, Script
 
 _RENEWALS = 3  # in the time after which a silent holder loses it
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """What a script that writes for a role is shown: a number that grows with every holder."""
-
-    role: str
-    number: int
 
 
 class Lease:
@@ -29,7 +20,7 @@ class Lease:
 
     def __init__(self, redis: Redis, keys: Keys, seconds: float) -> None:
         """Args: seconds: silence after which another process may take the role over."""
-        self.fence = Fence("", 0)  # before `acquire`: of a process that writes for no role
+        self.fence = Fence(keys.fences, "", 0)  # before `acquire`: of a process that writes for no role
         self._keys = keys
         self._seconds = seconds
         # Two holders in one process, as in tests, are two holders.
@@ -45,12 +36,12 @@ class Lease:
         Raises:
             PreconditionError: another process holds it and lives.
         """
-        self.fence = Fence(role, 0)
+        self.fence = Fence(self._keys.fences, role, 0)
         gone, least = b"", math.inf
         while True:
             number, other, left = await self._call("acquire", gone)
             if number:
-                self.fence = Fence(role, number)
+                self.fence = Fence(self._keys.fences, role, number)
                 return
             holder = Holder.decode(other.decode().partition("\n")[0])
             if holder.is_gone:
@@ -62,24 +53,28 @@ class Lease:
                 await asyncio.sleep(self._seconds / (2 * _RENEWALS))
 
     async def keep(self) -> None:
-        """Renews the lease for ever.
+        """Renews the lease for ever. Raises as `confirm` does."""
+        while True:
+            await asyncio.sleep(self._seconds / _RENEWALS)
+            await self.confirm()
+
+    async def confirm(self) -> None:
+        """Renews the lease. For a writer of files, which no script can fence, right before it writes.
 
         Raises:
             PreconditionError: another process has taken the role over; whatever this one still writes is refused.
         """
-        while True:
-            await asyncio.sleep(self._seconds / _RENEWALS)
-            if not await self._call("renew", self.fence.number):
-                raise PreconditionError(
-                    f"another process has become the {self.fence.role} of run {self._keys.run}: "
-                    f"this one was silent for streams.lease_seconds = {self._seconds:g} s and ends"
-                )
+        if self.fence.role and not await self._call("renew", self.fence.number):
+            raise PreconditionError(
+                f"another process has become the {self.fence.role} of run {self._keys.run}: "
+                f"this one was silent for streams.lease_seconds = {self._seconds:g} s and ends"
+            )
 
     async def release(self) -> None:
         """Lets another process have it at once."""
         await self._call("release", self.fence.number)
 
     async def _call(self, action: str, last: bytes | int) -> Any:
-        keys = [self._keys(f"lease:{self.fence.role}"), self._keys.fences]
+        keys = [self._keys(f"lease:{self.fence.role}"), self.fence.key]
         milliseconds = round(1000 * self._seconds)
         return await self._script(keys=keys, args=[action, self.fence.role, self._me, milliseconds, last])

@@ -91,14 +91,15 @@ class Run:
         self._redis = redis
         self.keys = Keys(run_id)
         self._settings = settings
-        self._admit = Script(redis, "admit")
-        self._announce = Script(redis, "announce")
+        self.lease = Lease(redis, self.keys, settings.lease_seconds)
+        self._admit, self._announce, self._report, self._release = (
+            Script(redis, name, lambda: self.lease.fence) for name in ("admit", "announce", "report", "release")
+        )
         self._account = Script(redis, "account")
         self._backlog = Script(redis, "backlog")
         self._newest = Script(redis, "newest")
         self._replicas = Script(redis, "replicas")
         self._payloads = Payloads(redis, self.keys, settings)
-        self.lease = Lease(redis, self.keys, settings.lease_seconds)
         self._newest_id, self._newest_weights = b"", pb.WeightsManifest()
 
     async def open(self) -> None:
@@ -113,7 +114,7 @@ class Run:
 
     def consumer(self, stream: Stream) -> Consumer:
         """A reader of this stream."""
-        return Consumer(self._redis, self.keys, stream, self._settings)
+        return Consumer(self._redis, self.keys, stream, self._settings, lambda: self.lease.fence)
 
     @property
     def dead(self) -> DeadLetters:
@@ -145,7 +146,7 @@ class Run:
     async def return_tickets(self, groups: list[str]) -> None:
         """Trained-on groups make room for new prompts before their checkpoint is durable."""
         if groups:
-            await self._redis.srem(self.keys.tickets, *groups)
+            await self._release(keys=[self.keys.tickets], args=groups)
 
     async def ledger(self) -> Ledger:
         """The counts of the account."""
@@ -225,12 +226,17 @@ class Run:
 
     async def report_progress(self, changes: Progress) -> None:
         """Writes the fields that are not None."""
-        mapping: dict[Any, Any] = changes.as_record()
-        await self._redis.hset(self.keys.progress, mapping=mapping)
+        fields = [part for pair in changes.as_record().items() for part in pair]
+        await self._report(keys=[self.keys.progress], args=fields)
 
     async def has_waiting_producer(self, stream: Stream) -> bool:
         """Whether a producer waits for room on this stream."""
         return await self._redis.get(self.keys.waiting(stream)) is not None
+
+    async def holders(self) -> dict[str, int]:
+        """How many processes have held each role of the run, one after the other."""
+        raw: Any = await self._redis.hgetall(self.keys.fences)
+        return {role.decode(): int(number) for role, number in raw.items()}
 
     async def memory(self) -> Memory:
         """Memory of the Redis that holds the run."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from itertools import count
 
 from google.protobuf.message import Message
@@ -14,7 +15,7 @@ from shared.settings import StreamSettings
 from shared.streams.entries import End, Entry, EntryRef
 from shared.streams.keys import READERS, STAGES, Keys, Stream
 from shared.streams.payloads import Payloads, Placed
-from shared.streams.scripts import Script
+from shared.streams.scripts import Fence, Script
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +33,25 @@ class Settling:
     answered before.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, stream: Stream, settings: StreamSettings, name: str) -> None:
-        """Args: name: of the consumer, for the dead letters."""
+    def __init__(
+        self,
+        redis: Redis,
+        keys: Keys,
+        stream: Stream,
+        settings: StreamSettings,
+        name: str,
+        fence: Callable[[], Fence] | None = None,
+    ) -> None:
+        """
+        Args:
+            name: of the consumer, for the dead letters.
+            fence: what this process holds, where it settles for a role of the run.
+        """
         self._keys = keys
         self._stream = stream
         self._settings = settings
         self._name = name
-        self._settle = Script(redis, "settle")
+        self._settle = Script(redis, "settle", fence)
         self._has_room = Script(redis, "room")
         self._payloads = Payloads(redis, keys, settings)
         self._process = uuid.uuid4().hex

@@ -40,6 +40,7 @@ async def audit(name: str) -> dict[str, Any]:
         if checkpoints is not None and not checkpoints.is_dir():
             checkpoints = None
         found = await streams.audit(at.redis, at.run, partial(trained_groups, checkpoints) if checkpoints else None)
+        holders = await at.run.holders()
     ledger = found.ledger
     return {
         "run": at.run.keys.run,
@@ -55,5 +56,6 @@ async def audit(name: str) -> dict[str, Any]:
             "balanced": ledger.balanced,
         },
         "groups": dict(found.groups),
+        "holders": holders,
         "problems": found.problems,
     }

@@ -209,11 +209,14 @@ class Durable:
         """Its result, when the disk has taken it; the last attempt is the first one after `stop`.
 
         Raises:
+            PreconditionError: another process has become the learner of this run.
             UnavailableError: not within `disk_seconds`. What was durable before still is.
         """
         deadline = time.monotonic() + self._settings.learner.checkpoints.disk_seconds
         pause, attempts = _FIRST_PAUSE_SECONDS, 1
         while True:
+            # No script can fence a file: a process that was replaced while it stood still must learn of it before.
+            await self._run.lease.confirm()
             try:
                 result = await asyncio.to_thread(write)
             except Exception as error:

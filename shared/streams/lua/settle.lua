@@ -12,7 +12,7 @@ local function remove()
   call('XACK', source, reader, entry)
   call('XDEL', source, entry)
   call('UNLINK', entry_blob)
-  call('HINCRBY', bytes, source_name, -entry_size)
+  call('HINCRBY', bytes, source_name, 0 - entry_size)
 end
 local pending = redis.pcall('XPENDING', source, reader, entry, entry, 1)
 if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then return pending end
