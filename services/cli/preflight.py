@@ -10,7 +10,6 @@ from services.cli.recipe import Recipe
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError
 from shared.trajectory import RouterExport
 
-
 # How to install the package that an engine is named after.
 _INSTALL = {"vllm": "make install ENGINE=vllm, or --set generation.engine=torch", "torch": "make install"}
 

@@ -86,9 +86,7 @@ def test_the_last_of_two_texts_counts() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_group_is_refused(payload: bytes) -> None:
-    with pytest.raises(
-        CorruptDataError, match=rf"payload of {len(payload)} bytes is no .*TrajectoryGroup: "
-    ):
+    with pytest.raises(CorruptDataError, match=rf"payload of {len(payload)} bytes is no .*TrajectoryGroup: "):
         RawGroup(payload)
 
 
