@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := deploy/locks
 FLAGS ?=
 
-.PHONY: help demo test test-deploy lint format install generated proto dashboards rules baseline locks image-locks clean
+.PHONY: help demo test test-deploy lint format install generated proto dashboards rules reference baseline locks image-locks clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -59,7 +59,7 @@ $(VENV)/.dev: $(VENV)/.torch $(LOCKS)/dev.txt
 	$(PIP) install --quiet --no-deps -r $(LOCKS)/dev.txt
 	touch $@
 
-generated: proto dashboards rules locks  ## Every committed file that is made from another; a test holds them current.
+generated: proto dashboards rules reference locks  ## Every committed file that is made from another; a test holds them current.
 
 proto: $(VENV)/.dev  ## Generates the Python of the schema.
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
@@ -73,6 +73,10 @@ dashboards: $(VENV)/.dev  ## Generates the dashboards of Grafana.
 
 rules: $(VENV)/.dev  ## Generates the rules of the Prometheus operator from those of Prometheus.
 	$(BIN)/python -m deploy.k8s.rules
+
+reference: $(VENV)/.dev  ## Generates the pages of docs/reference that follow from the code.
+	{ printf '# Settings\n\nMade by `make reference` from the code: `routershift settings --markdown`.\n\n'; \
+		$(BIN)/python -m services.cli.main settings --markdown; } > docs/reference/settings.md
 
 baseline: $(VENV)/.dev  ## Makes today's schema the one that later changes must not break.
 	$(BIN)/buf build proto -o proto/baseline.binpb

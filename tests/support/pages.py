@@ -39,6 +39,7 @@ def install(page: Path, folder: Path) -> dict[str, str]:
     """
     for _, title, text in blocks(page):
         if title:
+            (folder / title).parent.mkdir(parents=True, exist_ok=True)
             (folder / title).write_text(text)
     (folder / "deploy").symlink_to(ROOT / "deploy")  # what pages read from the root of the repository
     site = folder / "site-packages"
