@@ -11,7 +11,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, lower-case hexadecimal."""
+    """The SHA-256 of a file's content, lower-case hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -4,6 +4,8 @@ A recipe has one table per component, with tables in it by topic. Each component
 it configures; this module has the tables that every service reads, and the loader. In a recipe `optimizer.beta1 = 0.8`
 under `[learner]`, in the environment `ROUTERSHIFT_LEARNER__OPTIMIZER__BETA1=0.8` and as a flag
 `--set learner.optimizer.beta1=0.8` mean the same.
+
+Long because it holds the tables that every service reads beside the one loader that reads them.
 """
 
 import difflib

@@ -92,7 +92,7 @@ class RouterTrace:
 
     @property
     def nbytes(self) -> int:
-        """Of its arrays."""
+        """Bytes of its arrays."""
         return sum(array.nbytes for array in (self.expert_ids, self.log_scores, self.logits) if array is not None)
 
 

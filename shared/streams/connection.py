@@ -175,7 +175,7 @@ class _PasswordFile(CredentialProvider):
 
 
 def _secrets(settings: RedisSettings) -> dict[str, Any]:
-    """Of a connection, beside its URL. Raises NotFoundError where a file is missing."""
+    """User, password and certificates of a connection, beside its URL. Raises NotFoundError where a file is missing."""
     named = (settings.password_file, settings.authority, settings.certificate, settings.key)
     for file in named:
         if file is not None and not os.access(file, os.R_OK):

@@ -1,4 +1,4 @@
-"""The layout keeps its rules: who imports whom, and how long a file is."""
+"""The layout keeps its rules: who imports whom, how long a file is, and how a docstring begins."""
 
 import ast
 import re
@@ -84,3 +84,15 @@ def test_a_long_file_says_why() -> None:
     long = {path: lines for path, text in SOURCES.items() if (lines := text.count("\n")) > LINES}
     silent = [path for path in long if REASON not in (ast.get_docstring(TREES[path]) or "")]
     assert silent == [], f"split them, or add a sentence to their docstring that begins with {REASON!r}"
+
+
+def test_the_first_line_of_a_docstring_stands_alone() -> None:
+    """One that begins with "Of" can only be read as the end of a name."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [
+        f"{path}: {doc}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and (doc := ast.get_docstring(node)) and re.match(r"of\b", doc, re.IGNORECASE)
+    ]
+    assert found == []

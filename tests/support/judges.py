@@ -1,8 +1,9 @@
 """An answer to judge, and verifiers whose verdicts are fixed."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from services.reward.verifiers.base import Item, Verdict
+from services.reward.verifiers.base import Item, Verdict, Verifier
 
 ITEM = Item("2+2?", "4", {"answer": "4"})
 GOOD = {"reward": 0.75, "parts": {"correct": 1, "style": 0.5}}
@@ -21,3 +22,7 @@ class Fixed:
         if isinstance(verdict, Exception):
             raise verdict
         return [verdict for _ in items]
+
+
+def judge(verifier: Verifier, response: str, reference: dict[str, Any]) -> Verdict:
+    return verifier.verify(Item("", response, reference))

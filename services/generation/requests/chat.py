@@ -9,7 +9,10 @@ from shared.errors import InvalidInputError, PreconditionError
 
 
 class ChatTemplate:
-    """Of a model folder. transformers is imported, and the tokenizer loaded, by the first conversation."""
+    """The chat template of a model folder.
+
+    The first conversation imports transformers and loads the tokenizer.
+    """
 
     def __init__(self, model: Path) -> None:
         self._model = model

@@ -46,7 +46,7 @@ class ObjectiveResult:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Of the whole minibatch: all micro-batches of all ranks, dropped tokens included."""
+    """Sizes of the whole minibatch: all micro-batches of all ranks, dropped tokens included."""
 
     responses: int
     tokens: int

@@ -101,11 +101,11 @@ class Records:
             array[slots, tokens] = new
 
     def logprobs(self, slot: int, first: int, end: int) -> NDArray[np.float32]:
-        """Of tokens [first, end)."""
+        """Log-probs of tokens [first, end) of a sequence, float32."""
         return self._arrays["logprobs"][slot, first:end].copy()
 
     def trace(self, slot: int, tokens: int) -> RouterTrace | None:
-        """Of the first `tokens` tokens; None where nothing of the routers is exported."""
+        """The router trace of the first `tokens` tokens; None where nothing of the routers is exported."""
         if self._layout is None:
             return None
         rows = {name: array[slot, :tokens].copy() for name, array in self._arrays.items() if name != "logprobs"}

@@ -30,7 +30,7 @@ _LOWEST = np.finfo(np.float32).min
 
 
 def to_layout(model: Path, described: tuple[list[int], int, int, str] | None) -> RouterLayout | None:
-    """Of what the worker says of its routers: layer ids, experts, experts per token and score function.
+    """The layout in what the worker says of its routers: layer ids, experts, experts per token and score function.
 
     Raises:
         PreconditionError: nobody here knows how these routers score.

@@ -16,7 +16,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program. Its processes may together take `processes * memory_mb`, and /tmp on top."""
+    """What one program may take. Its processes may together take `processes * memory_mb`, and /tmp on top."""
 
     memory_mb: int
     processes: int

@@ -31,7 +31,7 @@ class Region:
 
     @classmethod
     def of_inequality(cls, left: Any, operator: str, right: Any) -> Self | None:
-        """Of one that is linear in one variable, else None."""
+        """The region of an inequality that is linear in one variable; None for any other."""
         names = opaque(left) | opaque(right)
         if len(names) != 1:
             return None

@@ -97,7 +97,7 @@ class UpdatePolicies:
         return reset
 
     def last_outputs(self, aborted: list[Any]) -> EngineCoreOutputs:
-        """Of requests that were ended all at once, with their router rows."""
+        """Outputs of requests that were ended all at once, with their router rows."""
         rows, self._rows_of_aborted = self._rows_of_aborted, {}
         names = [request.request_id for request in aborted]
         outputs = [
