@@ -1,13 +1,30 @@
 """What a verifier is: from a response and its reference to a reward made of named parts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import Field
 
+from shared.errors import MissingDependencyError
 from shared.settings import Table
+
+
+@contextmanager
+def needs(verifier: str) -> Iterator[None]:
+    """For the imports that a verifier makes when it starts.
+
+    Raises:
+        MissingDependencyError: a package is not installed; names the extra that has it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"verifier {verifier} needs the package {error.name}: pip install 'routershift[reward]'"
+        ) from None
 
 
 class Item(NamedTuple):

@@ -3,23 +3,16 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from fractions import Fraction
+from functools import cached_property
 from typing import Any, ClassVar
 
-import jsonschema
-import referencing
-from jsonschema.exceptions import SchemaError, ValidationError
-from referencing.exceptions import Unresolvable
-
 from services.reward.verifiers import answers, cpu
-from services.reward.verifiers.base import Item, Verdict, Verifier
+from services.reward.verifiers.base import Item, Verdict, Verifier, needs
 from shared.errors import InvalidInputError
 
 # Fences as in CommonMark, and the one-line form ```json {...}``` that it takes for code within a line.
 _OPENING = re.compile(r"[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>\w*)(?P<rest>.*)")
 _MAX_DIGITS = 20_000  # of an integer; Python's own limit is 4,300, and time grows with the square
-_NOWHERE: referencing.Registry[Any] = referencing.Registry()  # a $ref is never fetched
 
 
 class JsonSchemaVerifier(Verifier):
@@ -35,44 +28,31 @@ class JsonSchemaVerifier(Verifier):
     version: ClassVar[str] = "2"
     description: ClassVar[str] = "JSON that satisfies the schema of the reference"
 
+    def start(self) -> None:
+        """Imports jsonschema."""
+        _ = self._schemas
+
+    @cached_property
+    def _schemas(self) -> Any:
+        with needs(self.name):
+            from services.reward.verifiers import schemas
+        return schemas
+
     def verify(self, item: Item) -> Verdict:
-        validator = _validator(item.reference)
+        validator = self._schemas.validator(item.reference)
         correct = valid = False
         try:
             with cpu.limited(self.settings.judging_seconds):
                 value = _read(item.response)
                 valid = True
                 correct = validator.is_valid(value)
-        except Unresolvable as error:
+        except self._schemas.Unresolvable as error:
             raise InvalidInputError(f"reference of json_schema: {error}; a $ref must point into the schema") from None
         except re.error as error:
             raise InvalidInputError(f"reference of json_schema: pattern {error.pattern!r:.100}: {error}") from None
         except (ValueError, ArithmeticError, RecursionError, cpu.CpuTimeError):
             correct = False
         return Verdict(float(correct), {"correct": float(correct), "valid": float(valid)})
-
-
-def _validator(reference: Mapping[str, Any]) -> Any:
-    schema = reference.get("schema")
-    if not isinstance(schema, dict):
-        raise InvalidInputError(f"reference of json_schema has schema = {str(schema)[:200]}; expected an object")
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except SchemaError as error:
-        raise InvalidInputError(f"reference of json_schema: {error.json_path}: {error.message[:200]}") from None
-    extended: Any = jsonschema.validators.extend(kind, {"multipleOf": _multiple_of})  # type: ignore[no-untyped-call]
-    return extended(schema, registry=_NOWHERE)
-
-
-def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    """By decimal digits: 0.07 is a multiple of 0.01, which it is not as a double, and 10^400 is one too."""
-    if validator.is_type(instance, "number") and _exact(instance) % _exact(divisor):
-        yield ValidationError("not a multiple")
-
-
-def _exact(number: float) -> Fraction:
-    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
 
 
 def _read(response: str) -> Any:

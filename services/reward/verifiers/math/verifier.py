@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from services.reward.verifiers import answers, cpu
-from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
+from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings, needs
 from shared.errors import InvalidInputError
 
 _MAX_GOLD_CHARACTERS = 4000
@@ -43,6 +43,8 @@ class MathVerifier(Verifier):
 
     def start(self) -> None:
         """Imports sympy and fills the parser's caches, which takes a second."""
+        with needs(self.name):
+            from services.reward.verifiers.math import equivalence  # noqa: F401  # here, to name what is missing
         self.verify(Item("", r"\boxed{\sqrt{12}}", {"answer": r"2\sqrt{3}"}))
 
     def verify(self, item: Item) -> Verdict:

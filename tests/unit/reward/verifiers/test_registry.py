@@ -1,6 +1,7 @@
 """Kinds by name, from this package and from others; verifiers from the tables of a recipe."""
 
 import asyncio
+import importlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from services.reward.settings import RewardSettings
 from services.reward.verifiers.base import Item
 from services.reward.verifiers.math.verifier import MathVerifier
 from services.reward.verifiers.registry import GROUP, kinds, make_verifiers
-from shared.errors import InvalidInputError, NotFoundError, PreconditionError
+from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
 from tests.support.entry_points import Site
 
 PACKAGE = """
@@ -133,6 +134,20 @@ def test_the_registry_loads_neither_sympy_nor_torch() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "services.reward.verifiers.math.verifier" in loaded
     assert not {"sympy", "torch", "transformers"} & set(loaded)
+
+
+@pytest.mark.parametrize(("name", "package"), [("json_schema", "jsonschema"), ("math", "latex2sympy2_extended")])
+def test_a_package_that_is_missing_is_named_with_its_extra_and_stops_no_other_verifier(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [m for m in sys.modules if m.startswith((package, "services.reward.verifiers"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    registry = importlib.import_module("services.reward.verifiers.registry")
+    made = registry.make_verifiers({})
+    made["countdown"].start()
+    with pytest.raises(MissingDependencyError, match=rf"verifier {name} needs .*{package}.*routershift\[reward\]"):
+        made[name].start()
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
