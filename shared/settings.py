@@ -9,6 +9,7 @@ Long because it holds the tables that every service reads beside the one loader 
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from shared import redis_url
 from shared.errors import InvalidInputError, NotFoundError
 
 ENV_PREFIX = "ROUTERSHIFT_"
@@ -132,11 +134,17 @@ class RunSettings(Table):
 
     def require_model(self) -> Path:
         """The model folder. Raises NotFoundError where it is none."""
-        if not (self.model / "config.json").is_file():
-            raise NotFoundError(
-                f"run.model is {self.model}; no config.json there: expected a Hugging Face model folder"
+        if (self.model / "config.json").is_file():
+            return self.model
+        what = "no config.json there" if self.model.is_dir() else "no such folder"
+        hint = ""
+        if not self.model.parent.is_dir() and (name := _hub_name(self.model)):
+            folder = f"models/{name.rpartition('/')[2]}"
+            hint = (
+                f". Models are not downloaded by name: if {name} is one of the Hugging Face Hub, run "
+                f"`hf download {name} --local-dir {folder}` and set run.model to {folder}"
             )
-        return self.model
+        raise NotFoundError(f"run.model is {self.model}; {what}: expected a Hugging Face model folder{hint}")
 
     @property
     def weights_root(self) -> Path:
@@ -168,6 +176,8 @@ class RedisSettings(Table):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if wrong := redis_url.problem(self.url.get_secret_value()):
+            raise ValueError(f"redis.url, or REDIS_URL, {wrong}")
         url = urlsplit(self.url.get_secret_value())
         if (self.authority or self.certificate) and url.scheme != "rediss":
             raise ValueError("authority and certificate are for a URL that begins with rediss://")
@@ -208,6 +218,12 @@ class BaseSettings(Table):
     access: AccessSettings = AccessSettings()
 
 
+def _hub_name(folder: Path) -> str:
+    """The end of a path that is no folder, as OWNER/NAME, where it could be a name on the Hugging Face Hub; else ""."""
+    name = "/".join(folder.parts[-2:])
+    return name if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w.-]+", name, re.ASCII) else ""
+
+
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
@@ -227,7 +243,7 @@ def load(
         InvalidInputError: not TOML, an unknown table or key (names the nearest), or a value out of range.
     """
     data = _read(recipe) if recipe else {}
-    for source, path, value in (*_from_environment(environment), *_from_flags(flags)):
+    for source, path, value in (*_from_environment(environment), *_from_flags(flags, model)):
         table = data
         for depth, name in enumerate(path[:-1], 1):
             table = table.setdefault(name, {})
@@ -258,6 +274,10 @@ def redis_of(environment: Mapping[str, str], **changes: Any) -> RedisSettings:
 
 
 def _read(recipe: Path) -> dict[str, Any]:
+    if recipe.is_dir():
+        inside = sorted(file.name for file in recipe.glob("*.toml"))
+        hint = f"did you mean {recipe / inside[0]}?" if inside else "recipes are TOML files, see deploy/recipes"
+        raise InvalidInputError(f"recipe {recipe} is a folder; {hint}")
     if not recipe.is_file():
         raise NotFoundError(f"recipe {recipe} does not exist; recipes are TOML files, see deploy/recipes")
     try:
@@ -281,13 +301,27 @@ def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[str, lis
         yield "REDIS_URL", ["redis", "url"], url
 
 
-def _from_flags(flags: Iterable[str]) -> Iterable[tuple[str, list[str], str]]:
+def _from_flags(flags: Iterable[str], model: type[BaseModel]) -> Iterable[tuple[str, list[str], str]]:
     for flag in flags:
         name, equals, value = flag.partition("=")
         path = name.split(".")
-        if not equals or len(path) < 2 or not all(path):
+        if not equals:
             raise InvalidInputError(f"--set {flag!r} is not an assignment; expected --set table.key=value")
+        if len(path) < 2:
+            raise InvalidInputError(f"--set {flag!r} names no table; {_in_its_table(name, value, model)}")
+        if not all(path):
+            raise InvalidInputError(f"--set {flag!r} has a part without a name; expected --set table.key=value")
         yield f"--set {name}", path, value
+
+
+def _in_its_table(name: str, value: str, model: type[BaseModel]) -> str:
+    """How to write an assignment that names a key alone."""
+    keys = _keys(model)
+    if name in keys:
+        inside = next(key for key in keys if key.startswith(f"{name}."))
+        return f"{name} is a table; set one of its keys, as --set {inside}=..."
+    found = [key for key in keys if key.rpartition(".")[2] == name] or [_nearest(name, model)]
+    return f"did you mean {' or '.join(f'--set {key}={value}' for key in found[:3])}?"
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -300,6 +334,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if fault["type"] == "model_type":
         inside = [key for key in _keys(model) if key.startswith(f"{name}.")]
         return f"setting {name!r} is {fault['input']!r}: it is a table; set one of its keys, as {inside[0]!r}{more}"
+    if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):  # raised by a table as a whole
+        return f"{f'setting {name!r}' if name else 'settings'}: {fault['ctx']['error']}{more}"
     # A whole table would be long, and may hold a secret.
     value = "" if fault["type"] == "missing" or isinstance(fault["input"], Mapping) else f" is {fault['input']!r}:"
     return f"setting {name!r}{value} {fault['msg'].lower()}{more}"

@@ -29,7 +29,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.errors import NotFoundError, PreconditionError, RouterShiftError, UnavailableError
+from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError, UnavailableError
 from shared.settings import RedisSettings
 from shared.streams import metrics
 
@@ -190,31 +190,55 @@ def _secrets(settings: RedisSettings) -> dict[str, Any]:
     return options
 
 
+def _client(settings: RedisSettings) -> Client:
+    """Raises InvalidInputError for a URL that redis-py refuses: its own message might repeat a secret."""
+    secrets = _secrets(settings)
+    try:
+        client: Client = Client.from_url(  # type: ignore[assignment]  # it is typed as the base class
+            settings.url.get_secret_value(),
+            protocol=2,
+            socket_timeout=settings.timeout_seconds,
+            socket_connect_timeout=settings.connect_seconds,
+            max_connections=_MOST_CONNECTIONS,
+            retry=Retry(NoBackoff(), 0),
+            **secrets,
+        )
+    except (ValueError, TypeError):
+        raise InvalidInputError("redis.url, or REDIS_URL, has an option after its ? with a wrong value") from None
+    return client
+
+
 async def connect(settings: RedisSettings) -> Client:
     """A client that has heard from its server.
 
     Raises:
         UnavailableError: no answer, or the wrong password. The URL is not repeated: it may hold a secret.
+        InvalidInputError, PreconditionError: a URL with an unknown option, or a database that is not there.
         NotFoundError: a file with a password or a certificate is missing.
     """
-    client: Client = Client.from_url(  # type: ignore[assignment]  # it is typed as the base class
-        settings.url.get_secret_value(),
-        protocol=2,
-        socket_timeout=settings.timeout_seconds,
-        socket_connect_timeout=settings.connect_seconds,
-        max_connections=_MOST_CONNECTIONS,
-        retry=Retry(NoBackoff(), 0),
-        **_secrets(settings),
-    )
+    client = _client(settings)
     client.outage_seconds = settings.connect_seconds
     try:
         await client.echo("routershift")  # PING is refused, as a write is, by a server whose disk is full
     except (RouterShiftError, ValueError) as error:
         await client.aclose()
-        hint = "start it or set REDIS_URL" + (", or check redis.authority" if settings.authority else "")
+        if "DB index" in str(error):
+            raise PreconditionError(
+                "redis.url names a database that this Redis does not have; take one below its `databases`, by default "
+                "0 to 15"
+            ) from None
         if isinstance(error, PreconditionError):
             hint = "check the user and the password"
+        elif "url" in settings.model_fields_set:
+            hint = "start it or set REDIS_URL" + (", or check redis.authority" if settings.authority else "")
+        else:
+            hint = (
+                "none is named, and 127.0.0.1:6379 is the default: start one with `redis-server`, or set REDIS_URL; "
+                "`routershift up` and `run` start one themselves"
+            )
         raise UnavailableError(f"redis.url: no Redis answers there ({type(error).__name__}); {hint}") from None
+    except TypeError:  # redis-py hands what it does not know on to its connections
+        raise InvalidInputError("redis.url, or REDIS_URL, has an option after its ? that redis-py has not") from None
     client.outage_seconds = settings.outage_seconds
     client.heard = True
     return client
