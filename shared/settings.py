@@ -177,7 +177,7 @@ class RedisSettings(Table):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if wrong := redis_url.problem(self.url.get_secret_value()):
-            raise ValueError(f"redis.url, or REDIS_URL, {wrong}")
+            raise ValueError(f"url, which REDIS_URL sets, {wrong}")
         url = urlsplit(self.url.get_secret_value())
         if (self.authority or self.certificate) and url.scheme != "rediss":
             raise ValueError("authority and certificate are for a URL that begins with rediss://")
@@ -270,7 +270,7 @@ def redis_of(environment: Mapping[str, str], **changes: Any) -> RedisSettings:
     try:
         return RedisSettings.model_validate(named | changes)
     except ValidationError as error:
-        raise InvalidInputError(_explain(error, RedisSettings)) from None
+        raise InvalidInputError(f"table 'redis': {_explain(error, RedisSettings)}") from None
 
 
 def _read(recipe: Path) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         inside = [key for key in _keys(model) if key.startswith(f"{name}.")]
         return f"setting {name!r} is {fault['input']!r}: it is a table; set one of its keys, as {inside[0]!r}{more}"
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):  # raised by a table as a whole
-        return f"{f'setting {name!r}' if name else 'settings'}: {fault['ctx']['error']}{more}"
+        return f"setting {name!r}: {fault['ctx']['error']}{more}" if name else f"{fault['ctx']['error']}{more}"
     # A whole table would be long, and may hold a secret.
     value = "" if fault["type"] == "missing" or isinstance(fault["input"], Mapping) else f" is {fault['input']!r}:"
     return f"setting {name!r}{value} {fault['msg'].lower()}{more}"

@@ -86,17 +86,14 @@ def _routers(recipe: Recipe) -> str:
 
 def _task(recipe: Recipe) -> str:
     from services.curriculum.tasks.registry import tasks
-    from services.reward.verifiers.registry import make_verifiers
+    from services.reward.verifiers.registry import make_verifiers, unknown_in_words
 
     known, name = tasks(), recipe.run.task
     if name not in known:
         raise NotFoundError(f"run.task is {name!r}; known: {', '.join(known)}")
     verifiers = make_verifiers(recipe.reward.verifiers)
     if known[name].verifier not in verifiers:
-        raise NotFoundError(
-            f"run.task {name!r} wants the verifier {known[name].verifier!r}; add a table [reward.verifiers."
-            f"{known[name].verifier}]"
-        )
+        raise NotFoundError(f"run.task is {name!r}: {unknown_in_words(known[name].verifier, verifiers)}")
     return f"{name}, judged by {known[name].verifier}"
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import comb
 from statistics import fmean
@@ -18,7 +18,6 @@ from shared.clients import GenerationClient, RewardClient
 from shared.errors import UnavailableError
 from shared.trajectory import Completion
 
-_TIMEOUT_SECONDS = 120.0
 _GREEDY = 0.0  # temperature at which generation takes the likeliest token
 
 
@@ -42,7 +41,16 @@ class Evaluation:
         return asdict(self)
 
 
-async def evaluate(problems: Sequence[Problem], verifier: str, version: int, tables: Settings) -> Evaluation:
+async def _unheard(answered: int) -> None: ...
+
+
+async def evaluate(
+    problems: Sequence[Problem],
+    verifier: str,
+    version: int,
+    tables: Settings,
+    report: Callable[[int], Awaitable[None]] = _unheard,
+) -> Evaluation:
     """Answers and scores every problem. The same seeds each time, so that two versions see the same draws.
 
     Args:
@@ -50,6 +58,7 @@ async def evaluate(problems: Sequence[Problem], verifier: str, version: int, tab
         verifier: the name of the one that judges them.
         version: the one that the evaluation is of, which generation serves.
         tables: settings.
+        report: is told how many problems are answered and scored, after each.
 
     Raises:
         UnavailableError, DeadlineError, OverloadedError: a service gave no answer, or could not score a response; a
@@ -57,15 +66,17 @@ async def evaluate(problems: Sequence[Problem], verifier: str, version: int, tab
     """
     began = time.perf_counter()
     run, settings = tables.run, tables.curriculum
+    patience, done = settings.evaluation.answer_seconds, 0
     n, ks = settings.evaluation.samples, settings.evaluation.pass_at
     limit = asyncio.Semaphore(settings.evaluation.concurrency)
     async with (
-        GenerationClient(settings.generation_address, _TIMEOUT_SECONDS, tables.access) as generation,
-        RewardClient(settings.reward_address, _TIMEOUT_SECONDS, tables.access) as reward,
+        GenerationClient(settings.generation_address, patience, tables.access) as generation,
+        RewardClient(settings.reward_address, patience, tables.access) as reward,
     ):
 
         async def answer(index: int, problem: Problem) -> tuple[list[Completion], list[pb.Score]]:
             """n sampled ones, and after them the greedy one."""
+            nonlocal done
             prompt, longest = problem.prompt, run.max_tokens
             async with limit:
                 sampled, greedy = await asyncio.gather(
@@ -74,7 +85,10 @@ async def evaluate(problems: Sequence[Problem], verifier: str, version: int, tab
                 )
                 completions = [*sampled, *greedy]
                 texts = [completion.text for completion in completions]
-                return completions, await reward.score(verifier, prompt, texts, wire.encode_struct(problem.reference))
+                scores = await reward.score(verifier, prompt, texts, wire.encode_struct(problem.reference))
+            done += 1
+            await report(done)
+            return completions, scores
 
         answers = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(problems)))
     scores = [score for _, each in answers for score in each]

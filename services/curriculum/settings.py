@@ -16,8 +16,11 @@ class EvaluationSettings(Table):
         None, description="each k of pass@k, at most samples, as in 2,4; default: the powers of two from 2"
     )
     concurrency: int = Field(32, ge=1, description="held-out problems in flight")
+    answer_seconds: float = Field(
+        600.0, gt=0, description="how long generation, and then reward, may take for all responses to one problem"
+    )
     patience_seconds: float = Field(
-        120.0, ge=0, description="how long an evaluation waits for generation and reward, as while they are restarted"
+        600.0, ge=0, description="how long an evaluation waits for generation and reward, as while they are restarted"
     )
 
     @property

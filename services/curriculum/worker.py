@@ -20,6 +20,7 @@ from shared.tracking.recording import Recording
 log = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 _STATUS_SECONDS = 10.0
 _LINE_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 5.0
@@ -31,6 +32,7 @@ class CurriculumWorker:
         self._task = task
         self._run = run
         self._recording = Recording(settings.run)
+        self._reported = 0.0  # when the progress of an evaluation was
         self._poll = settings.curriculum.poll_seconds
         self._held_out: Sequence[Problem] = task.held_out(settings.curriculum.evaluation.problems)
         # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
@@ -75,11 +77,12 @@ class CurriculumWorker:
         """Evaluates every multiple of `run.evaluate_every`, and the last version.
 
         These are the versions that the learner keeps. A multiple that is published while another is evaluated is passed
-        over: by the time it had its turn, later versions would answer for it.
+        over: by the time it had its turn, later versions would answer for it. One that was due when the run was stopped
+        has its turn when the run goes on: its record says which versions answered.
         """
         every = self._settings.run.evaluate_every
         progress = await self._run.progress()
-        evaluated, passed = progress.evaluated_version or 0, progress.version or 0
+        evaluated = passed = progress.evaluated_version or 0
         while True:
             progress = await self._run.progress()
             version, finished = progress.version or 0, progress.phase == FINISHED
@@ -139,7 +142,7 @@ class CurriculumWorker:
 
     async def _evaluate(self, version: int) -> None:
         """Evaluates what generation serves now, in the name of `version`, and publishes the result."""
-        result = await evaluate(self._held_out, self._task.verifier, version, self._settings)
+        result = await evaluate(self._held_out, self._task.verifier, version, self._settings, self._report_answered)
         earlier = await self._run.progress()
         best_version = version if earlier.best_version is None else earlier.best_version
         best_accuracy = earlier.best_accuracy or 0.0
@@ -164,9 +167,17 @@ class CurriculumWorker:
         metrics.BEST_VERSION.set(best_version)
         metrics.BEST_ACCURACY.set(best_accuracy)
         log.info(
-            "version %d: held-out accuracy %.3f, greedy %.3f (%.1f s)",
-            version, result.accuracy, result.greedy_accuracy, result.seconds,
+            "version %d: held-out accuracy %.3f, greedy %.3f, sampled by versions %d to %d (%.1f s)",
+            version, result.accuracy, result.greedy_accuracy, result.oldest_version, result.newest_version,
+            result.seconds,
         )  # fmt: skip
+
+    async def _report_answered(self, problems: int) -> None:
+        """So that a long evaluation can be told from one that stands still."""
+        now = time.monotonic()
+        if now - self._reported > _REPORT_SECONDS:
+            self._reported = now
+            await self._run.report_progress(Progress(evaluated_problems=problems))
 
     async def _evaluate_patiently(self, version: int) -> None:
         """Evaluates as soon as generation serves this version; services that are being restarted are waited for.
@@ -191,7 +202,10 @@ class CurriculumWorker:
             now = time.monotonic()
             failed = failed or now
             if now - failed > patience:
-                raise DeadlineError(f"version {version} is not evaluated after {now - began:.0f} s: {reason}")
+                raise DeadlineError(
+                    f"version {version} is not evaluated after {now - began:.0f} s: {reason} "
+                    "(curriculum.evaluation.patience_seconds)"
+                )
             if now - said > _LINE_SECONDS:
                 said = now
                 log.info("the evaluation of version %d has waited for %.0f s: %s", version, now - began, reason)

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from services.reward import metrics
-from services.reward.outcomes import Outcome, Scored
+from services.reward.outcomes import Outcome, Scored, described
 from services.reward.pool.pool import Pool
 from services.reward.settings import RewardSettings
 from services.reward.verifiers.base import AsyncVerifier, Item, Parts, Verdict, Verifier
+from services.reward.verifiers.registry import unknown_in_words
 from shared.errors import InvalidInputError, NotFoundError, OverloadedError
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Scorer:
             RouterShiftError: the verifier cannot judge here; see its `start`.
         """
         if verifier not in self.verifiers:
-            raise NotFoundError(f"verifier is {verifier!r}; known: {', '.join(self.verifiers)}")
+            raise NotFoundError(unknown_in_words(verifier, self.verifiers))
         limit = self._settings.max_queued
         if len(items) > limit:
             raise InvalidInputError(f"{len(items)} items at once; reward.max_queued = {limit}; send fewer at once")
@@ -156,7 +157,7 @@ class Scorer:
             except InvalidInputError as failure:
                 outcome, error = Outcome.REFUSED, str(failure)
             except Exception as failure:  # whatever a verifier raises is its outcome, and never ends the service
-                outcome, error = Outcome.FAILED, f"{type(failure).__name__}: {failure}"
+                outcome, error = Outcome.FAILED, described(failure, verifier)
             return Scored(outcome, verdict, name, verifier.version, time.monotonic() - began, error)
 
 

@@ -57,7 +57,8 @@ async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[
     """One record a line of the file, in order: outcome, reward (None without a verdict), parts, seconds, error.
 
     Args:
-        file: JSON lines {"prompt", "response", "reference"}; prompt and reference may be left out.
+        file: JSON lines {"prompt", "response", "reference"}; prompt and reference may be left out, and a reference that
+            is no object is the one value of the verifier's references, where they have one.
         recipe: settings, of which only the table [reward] matters; so it may be None.
 
     Raises:
@@ -67,7 +68,8 @@ async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[
     model = [] if recipe else ["run.model=none"]  # every recipe must name one, and nothing here loads it
     settings = load(Settings, recipe, os.environ, [*model, *flags]).reward
     scorer = Scorer(make_verifiers(settings.verifiers), settings)
-    items = _read(file)
+    judge = scorer.verifiers.get(verifier)
+    items = _read(file, judge.reference_key if judge else "")
     try:
         while chunk := list(islice(items, min(_AT_ONCE, settings.max_queued))):
             for scored in await scorer.score(verifier, chunk):
@@ -87,24 +89,28 @@ def _record(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> Iterator[Item]:
+def _read(file: Path, reference_key: str) -> Iterator[Item]:
     if not file.is_file():
         raise NotFoundError(f"--input {file} does not exist; expected a file of JSON lines")
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _item(line, f"{file}, line {number}")
+                yield _item(line, reference_key, f"{file}, line {number}")
 
 
-def _item(line: str, where: str) -> Item:
+def _item(line: bytes, reference_key: str, where: str) -> Item:
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        text = line.decode("utf-8")
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{where} is not JSON: {error}") from None
+    if reference_key and isinstance(row, dict) and not isinstance(row.get("reference", {}), dict):
+        row["reference"] = {reference_key: row["reference"]}
     expected = {"prompt": str, "response": str, "reference": dict}
     values = {"prompt": "", "reference": {}, **row} if isinstance(row, dict) else {}
     if values.keys() != expected.keys() or not all(isinstance(values[key], kind) for key, kind in expected.items()):
         raise InvalidInputError(
-            f'{where} is {line.strip()[:100]}; expected {{"prompt": text, "response": text, "reference": object}}'
+            f'{where} is {text.strip()[:100]}; expected {{"prompt": text, "response": text, "reference": object}}'
+            + (f", or a reference that is the {reference_key} alone" if reference_key else "")
         )
     return Item(**values)

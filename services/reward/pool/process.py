@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import setproctitle
 
+from services.reward.outcomes import described
 from services.reward.pool.progress import Progress
 from services.reward.verifiers.base import BatchVerifier, Item, Verdict, Verifier
 from shared.errors import InvalidInputError, RouterShiftError
@@ -75,7 +76,7 @@ class _Judge:
             except InvalidInputError as error:
                 verdict = f"refused: {error}"
             except Exception as error:  # whatever a verifier raises is its outcome, and never ends the process
-                verdict = f"failed: {type(error).__name__}: {error}"
+                verdict = f"failed: {described(error, self._verifier)}"
             now = time.monotonic()
             report.add(verdict, now - began)
             if now - reported > _REPORT_SECONDS:

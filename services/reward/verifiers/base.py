@@ -65,6 +65,7 @@ class Verifier(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     description: ClassVar[str]
+    reference_key: ClassVar[str] = ""  # where the one value of a reference stands; "" where it is not one value
     Settings: ClassVar[type[VerifierSettings]] = VerifierSettings
 
     def __init__(self, settings: VerifierSettings) -> None:
@@ -118,6 +119,7 @@ class AsyncVerifier(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     description: ClassVar[str]
+    reference_key: ClassVar[str] = ""  # where the one value of a reference stands; "" where it is not one value
     Settings: ClassVar[type[VerifierSettings]] = VerifierSettings
 
     def __init__(self, settings: VerifierSettings) -> None:

@@ -32,6 +32,7 @@ class ChoiceVerifier(Verifier):
     name: ClassVar[str] = "choice"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "the letter, or the letters, of a multiple-choice answer"
+    reference_key: ClassVar[str] = "answer"
 
     def verify(self, item: Item) -> Verdict:
         wanted, choices = _read_reference(item.reference)

@@ -27,6 +27,7 @@ class ExactVerifier(Verifier):
     name: ClassVar[str] = "exact"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "the text of the reference, character by character"
+    reference_key: ClassVar[str] = "answer"
     Settings: ClassVar[type[VerifierSettings]] = ExactSettings
     settings: ExactSettings
 

@@ -35,6 +35,7 @@ class RegexVerifier(Verifier):
     name: ClassVar[str] = "regex"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "a regular expression of the reference or of the settings"
+    reference_key: ClassVar[str] = "pattern"
     Settings: ClassVar[type[VerifierSettings]] = RegexSettings
     settings: RegexSettings
 

@@ -68,6 +68,18 @@ def make_verifiers(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyVeri
     return made
 
 
+def unknown_in_words(name: str, made: Iterable[str]) -> str:
+    """Why no verifier has this name: a kind that needs a table of settings, or nothing known."""
+    if (kind := kinds().get(name)) is not None:
+        needed = ", ".join(_required(kind.Settings))
+        return (
+            f"verifier is {name!r}, which needs a table [reward.verifiers.{name}] with {needed}: put it into the "
+            f"recipe, or --set reward.verifiers.{name}.{_required(kind.Settings)[0]}=...; "
+            f"`routershift settings reward.verifiers.{name}` lists its keys"
+        )
+    return f"verifier is {name!r}; known: {', '.join(made)}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name that is most like this one, for a message."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]

@@ -38,6 +38,7 @@ class MathVerifier(Verifier):
     name: ClassVar[str] = "math"
     version: ClassVar[str] = "2"
     description: ClassVar[str] = "a final answer that is equal to the reference"
+    reference_key: ClassVar[str] = "answer"
     Settings: ClassVar[type[VerifierSettings]] = MathSettings
     settings: MathSettings
 
