@@ -7,7 +7,8 @@ from typing import Any
 
 from services.cli import ports
 from services.cli.recipe import Recipe
-from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
+from shared.models.families import family_of, no_routers_in_words
 from shared.trajectory import RouterExport
 
 # How to install the package that an engine is named after.
@@ -21,7 +22,8 @@ def preflight(recipe: Recipe) -> None:
         NotFoundError: the model folder, the engine, the task or a verifier is missing.
         InvalidInputError: settings that contradict each other or the model.
         MissingDependencyError: the engine is not installed.
-        PreconditionError: ports that were given explicitly are taken; names all of them.
+        PreconditionError: a dense model for an algorithm that needs routers; or ports that were given explicitly are
+            taken: names all of them.
     """
     for check in CHECKS.values():
         check(recipe)
@@ -30,7 +32,11 @@ def preflight(recipe: Recipe) -> None:
 def _model(recipe: Recipe) -> str:
     folder = recipe.run.require_model()
     config = _config(recipe)
-    length, source = _longest(recipe, config)
+    text = _text_part(config)
+    kinds = [str(part.get("model_type")) for part in (config, text)]
+    if recipe.learner.uses_traces and not any(map(family_of, kinds)):
+        raise PreconditionError(f"run.model is {folder}: {no_routers_in_words(kinds[0])}")
+    length, source = _longest(recipe, text)
     if length is not None and recipe.run.max_tokens >= length:
         raise InvalidInputError(
             f"run.max_tokens is {recipe.run.max_tokens}, and {source} leaves room for {length} tokens of prompt and "
@@ -50,15 +56,19 @@ def _config(recipe: Recipe) -> Mapping[str, Any]:
     return config
 
 
+def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of the language model, where others stand beside it."""
+    part = config.get("text_config")
+    return part if isinstance(part, dict) else config
+
+
 def _longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]:
     """Tokens of prompt and response that fit, and what says so; None where only the engine can tell."""
     if recipe.generation.max_model_len is not None:
         return recipe.generation.max_model_len, "generation.max_model_len"
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert isinstance(text, Mapping)  # noqa: S101  # for the type checker
-    positions = text.get("max_position_embeddings")
+    positions = config.get("max_position_embeddings")
     # Scaled rotary embeddings reach further, and each engine knows how far.
-    if isinstance(positions, int) and not text.get("rope_scaling"):
+    if isinstance(positions, int) and not config.get("rope_scaling"):
         return positions, "the model's max_position_embeddings"
     return None, ""
 

@@ -88,5 +88,14 @@ def family_of(model_type: str) -> Family | None:
     return families().get(model_type)
 
 
+def no_routers_in_words(model_type: str) -> str:
+    """Why a model of this type cannot be trained with what needs routers."""
+    return (
+        f"router shift and routing replay need a model with routers; {model_type!r} is dense or unknown. "
+        f"Known families: {', '.join(sorted(families()))}. Other models train with an algorithm without router "
+        "shift, such as gmpo, and without routing replay"
+    )
+
+
 def _is_family(loaded: object) -> TypeGuard[Family]:
     return isinstance(loaded, Family)

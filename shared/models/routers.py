@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
 from shared.errors import InvalidInputError, PreconditionError
-from shared.models.families import Family, families, family_of
+from shared.models.families import Family, family_of, no_routers_in_words
 from shared.trajectory import RouterLayout, ScoreFunction
 
 
@@ -86,11 +86,7 @@ def require_layout(model: PreTrainedModel) -> RouterLayout:
     """Raises PreconditionError for an unknown family or a dense model."""
     if (layout := layout_of(model)) is not None:
         return layout
-    raise PreconditionError(
-        f"router shift and routing replay need a model with routers; {model.config.model_type!r} is dense or unknown. "
-        f"Known families: {', '.join(sorted(families()))}. Other models train with an algorithm without router "
-        "shift, such as gmpo, and without routing replay"
-    )
+    raise PreconditionError(no_routers_in_words(model.config.model_type))
 
 
 def check_layout(found: RouterLayout, expected: RouterLayout) -> None:

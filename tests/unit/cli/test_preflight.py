@@ -1,0 +1,150 @@
+"""What is refused before any service starts, and what `routershift doctor` makes of the same checks."""
+
+import importlib.util
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.cli.main import main
+from services.cli.preflight import preflight
+from services.cli.recipe import Recipe
+from shared.errors import RouterShiftError
+from shared.settings import SERVICES, load
+
+CONFIG = {"model_type": "qwen3_moe", "max_position_embeddings": 64}
+FREE = [f"{service}.{key}=0" for service in SERVICES for key in ("port", "metrics_port")]
+
+
+def model(folder: Path, **config: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    return folder
+
+
+def check(*flags: object) -> None:
+    preflight(load(Recipe, None, {}, [*FREE, "generation.engine=torch", *map(str, flags)]))
+
+
+def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
+    check(f"run.model={model(tmp_path)}", "run.max_tokens=63")
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "said"),
+    [
+        ({}, ["run.max_tokens=64"], "run.max_tokens is 64, and the model's max_position_embeddings leaves room for 64"),
+        ({}, ["run.max_tokens=32", "generation.max_model_len=32"], "generation.max_model_len leaves room for 32"),
+        ({"text_config": {"max_position_embeddings": 24}}, [], "leaves room for 24"),
+        ({}, ["run.task=sodoku"], "run.task is 'sodoku'; known: countdown"),
+        ({}, ["generation.engine=tensorrt"], "generation.engine is 'tensorrt'; known: vllm, torch"),
+        ({}, ["reward.verifiers.mine.kind=regx"], "did you mean 'regex'?"),
+        ({}, ["generation.router_export=none"], "generation.router_export is 'none'"),
+        ({"model_type": "qwen3"}, [], "'qwen3' is dense or unknown"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(
+    tmp_path: Path, config: dict[str, Any], flags: list[str], said: str
+) -> None:
+    with pytest.raises(RouterShiftError) as refused:
+        check(f"run.model={model(tmp_path, **config)}", *flags)
+    assert said in str(refused.value)
+
+
+def test_scaled_positions_are_left_to_the_engine(tmp_path: Path) -> None:
+    check(f"run.model={model(tmp_path, rope_scaling={'factor': 4})}", "run.max_tokens=200")
+
+
+def test_a_dense_model_trains_without_routers(tmp_path: Path) -> None:
+    check(f"run.model={model(tmp_path, model_type='qwen3')}", "learner.algorithm=gmpo")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Qwen/Qwen3-30B-A3B", "hf download Qwen/Qwen3-30B-A3B --local-dir models/Qwen3-30B-A3B"),
+        ("nowhere", ""),
+        (".", "no config.json there"),
+    ],
+)
+def test_a_model_that_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RouterShiftError) as refused:
+        check(f"run.model={name}")
+    assert str(refused.value).startswith(f"run.model is {name}; ")
+    assert hint in str(refused.value)
+    assert ("hf download" in str(refused.value)) == ("download" in hint)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\0"])
+def test_a_config_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(RouterShiftError, match=r"config\.json"):
+        check(f"run.model={tmp_path}")
+
+
+def rows(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict[str, tuple[str, str]]]:
+    code = main(["doctor", *map(str, arguments)])
+    lines = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    return code, {name: (mark, text) for mark, name, text in lines}
+
+
+def flags(*values: object) -> list[str]:
+    return [part for value in (*FREE, *values) for part in ("--set", str(value))]
+
+
+def test_doctor_without_a_recipe_looks_at_the_settings_it_is_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    code, found = rows(capsys, *flags("generation.engine=torch"))
+    assert code == 0, found
+    assert "model" not in found
+    assert found["engine"] == ("ok", "torch")
+    code, found = rows(capsys, *flags("generation.engine=torch", "run.model=/nope"))
+    assert code == 2
+    assert found["model"][0] == "FAIL"
+    assert found["model"][1].startswith("run.model is /nope")
+
+
+def test_doctor_asks_for_the_engine_that_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "vllm" else find(name, *more))
+    code, found = rows(capsys, *flags("generation.engine=torch"))
+    assert code == 0, found
+    code, found = rows(capsys, *flags())
+    assert code == 2
+    assert found["engine"][0] == "FAIL"
+    assert "vllm is not installed" in found["engine"][1]
+
+
+def test_doctor_sees_ports_disk_and_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    torch = "generation.engine=torch"
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        code, found = rows(capsys, *flags(torch, f"reward.port={port}"))
+    assert code == 2
+    assert f"reward.port = {port}" in found["ports"][1]
+    file = tmp_path / "file"
+    file.touch()
+    code, found = rows(capsys, *flags(torch, "run.folder=/proc/1/nothing"))
+    assert code == 2
+    assert found["disk"][0] == "FAIL"
+    code, found = rows(capsys, *flags("learner.optimiser.learning_rate=1"))
+    assert code == 2
+    assert "did you mean 'learner.optimizer" in found["settings"][1]
+
+
+def test_doctor_reads_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[run]\nmodel = "{model(tmp_path / "model")}"\n[generation]\nengine = "torch"\n')
+    assert rows(capsys, "--recipe", recipe, *flags())[0] == 0
+    code, found = rows(capsys, "--recipe", recipe, *flags("run.max_tokens=64"))
+    assert code == 2
+    assert "run.max_tokens is 64" in found["model"][1]
