@@ -4,18 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from services.learner.algorithms.aggregation import Totals, token_weights
+from services.learner.algorithms.choices import CORRECTION_HIGH
 from services.learner.algorithms.corrections import Correction, Rule, correct
-from services.learner.algorithms.objectives import (
-    OBJECTIVES,
-    Clipping,
-    ObjectiveResult,
-    PolicyBatch,
-    Totals,
-    entropy_terms,
-    kl_terms,
-    token_weights,
-)
-from services.learner.algorithms.presets import CORRECTION_HIGH
+from services.learner.algorithms.objectives.base import Clipping, ObjectiveResult, PolicyBatch
+from services.learner.algorithms.regularizers import entropy_terms, kl_terms
 from services.learner.data.collate import Batch
 from services.learner.routing.expert_load import ExpertUse
 from services.learner.routing.shift import Shift, clip_log_gamma
@@ -48,15 +41,15 @@ class Loss:
     def __init__(self, settings: LearnerSettings) -> None:
         preset = settings.preset
         self._settings = settings
-        self._objective = OBJECTIVES[preset.objective]
+        self._objective = preset.objective
         self._clipping = Clipping(*settings.clip_range, settings.router_shift.apply)
         self._aggregation = settings.aggregation or preset.aggregation
         self._rule = Rule(
             kind=settings.correction.kind,
             low=settings.correction.low,
             high=settings.correction.high or CORRECTION_HIGH[settings.correction.kind],
-            weighs=preset.weighs_by_rho(settings.proximal),
-            by_sequence=preset.is_sequence_level,
+            weighs=preset.objective.weighs_by_rho(settings.proximal),
+            by_sequence=preset.objective.is_sequence_level,
         )
 
     def __call__(self, batch: Batch, forward: Forward, totals: Totals) -> LossParts:

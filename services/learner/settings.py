@@ -4,17 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.learner.algorithms.presets import (
-    ALGORITHMS,
-    AdvantageKind,
-    Aggregation,
-    Algorithm,
-    Application,
-    CorrectionKind,
-    Preset,
-    Proximal,
-    refusals,
-)
+from services.learner.algorithms.choices import AdvantageKind, Aggregation, Application, CorrectionKind, Proximal
+from services.learner.algorithms.presets import Preset, preset_of, refusals
 from shared.settings import BaseSettings, ServerSettings, Table
 
 LayerAggregation = Literal["mean", "product"]
@@ -120,8 +111,10 @@ class LearnerSettings(ServerSettings):
     port: int = Field(50053, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9103, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
 
-    algorithm: Algorithm = Field(
-        "rspo", description="preset of objective, advantage, aggregation, clipping and router shift"
+    algorithm: str = Field(
+        "rspo",
+        description="preset of objective, advantage, aggregation, clipping and router shift: rspo, gmpo, grpo, dapo, "
+        "dr_grpo, gspo, cispo, reinforce, or an objective that a package adds",
     )
     advantage: AdvantageKind | None = Field(None, description="how rewards become advantages; default: the algorithm's")
     aggregation: Aggregation | None = Field(
@@ -172,7 +165,7 @@ class LearnerSettings(ServerSettings):
 
     @property
     def preset(self) -> Preset:
-        return ALGORITHMS[self.algorithm]
+        return preset_of(self.algorithm)
 
     @property
     def uses_router_shift(self) -> bool:

@@ -17,7 +17,7 @@ from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
 from services.learner.algorithms.advantages import drop_reason
-from services.learner.algorithms.objectives import Totals
+from services.learner.algorithms.aggregation import Totals
 from services.learner.checkpointing import state
 from services.learner.checkpointing.identity import check_identity, identity
 from services.learner.data.batch import Group

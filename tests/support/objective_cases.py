@@ -1,16 +1,17 @@
 """Random batches for tests of objectives, and an objective run on one of them."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.learner.algorithms.choices import Application, CorrectionKind, Proximal
 from services.learner.algorithms.corrections import Correction, Rule, correct
-from services.learner.algorithms.objectives import OBJECTIVES, Clipping, ObjectiveResult, PolicyBatch
-from services.learner.algorithms.presets import ALGORITHMS, Application, CorrectionKind, ObjectiveName, Proximal
+from services.learner.algorithms.objectives.base import Clipping, ObjectiveResult, PolicyBatch
+from services.learner.algorithms.objectives.registry import objectives
 from tests.support.objective_reference import Recipe, Response
 
 RESPONSES, LONGEST = 12, 11
@@ -28,10 +29,10 @@ class Case:
     advantages: Tensor
 
     def correction(self, recipe: Recipe) -> Correction:
-        preset = replace(ALGORITHMS["grpo"], objective=recipe.objective)
+        objective = objectives()[recipe.objective]()
         over = self.proximal if recipe.proximal == "recompute" else self.live
-        weighs = preset.weighs_by_rho(recipe.proximal)
-        rule = Rule(recipe.correction, recipe.rho_low, recipe.rho_high, weighs, preset.is_sequence_level)
+        weighs = objective.weighs_by_rho(recipe.proximal)
+        rule = Rule(recipe.correction, recipe.rho_low, recipe.rho_high, weighs, objective.is_sequence_level)
         return correct(over - self.behaviour, self.mask, rule)
 
     def batch(self, recipe: Recipe, kept: Tensor | None = None) -> PolicyBatch:
@@ -88,7 +89,7 @@ def draw(seed: int, shifted: bool = True, spread: float = 0.5, padding: float = 
 
 
 def recipe(
-    objective: ObjectiveName,
+    objective: str,
     proximal: Proximal = "behaviour",
     correction: CorrectionKind = "none",
     apply: Application = "before_clip",
@@ -102,7 +103,7 @@ def run(case: Case, chosen: Recipe) -> tuple[PolicyBatch, ObjectiveResult, Corre
     correction = case.correction(chosen)
     batch = case.batch(chosen, correction.kept)
     clipping = Clipping(chosen.low, chosen.high, chosen.apply)
-    return batch, OBJECTIVES[chosen.objective](batch, clipping), correction
+    return batch, objectives()[chosen.objective]()(batch, clipping), correction
 
 
 def gradient_of(loss: Tensor, batch: PolicyBatch) -> Tensor:

@@ -7,7 +7,7 @@ are central differences. What a formula puts under stop-gradient is read from `f
 import math
 from dataclasses import dataclass, replace
 
-from services.learner.algorithms.presets import Application, CorrectionKind, ObjectiveName, Proximal
+from services.learner.algorithms.choices import Application, CorrectionKind, Proximal
 
 NUDGE = 1e-5
 
@@ -26,7 +26,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Recipe:
-    objective: ObjectiveName
+    objective: str
     low: float
     high: float
     apply: Application

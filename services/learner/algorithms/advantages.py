@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from services.learner.algorithms.presets import AdvantageKind
+from services.learner.algorithms.choices import AdvantageKind
 
 ZERO_VARIANCE = "zero_variance"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from services.learner.algorithms.presets import CorrectionKind
+from services.learner.algorithms.choices import CorrectionKind
 
 
 @dataclass(frozen=True, slots=True)

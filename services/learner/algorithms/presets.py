@@ -1,61 +1,63 @@
-"""The algorithms by name: each is an objective and what goes with it. Settings may replace any part."""
+"""The algorithms by name: each objective with the choices of its paper, and variants. Settings may replace any part."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import cache
 
-Algorithm = Literal["grpo", "dapo", "dr_grpo", "gspo", "gmpo", "rspo", "cispo", "reinforce"]
-ObjectiveName = Literal["grpo", "gspo", "gmpo", "cispo", "reinforce"]
-AdvantageKind = Literal["z_score", "mean", "leave_one_out"]
-Aggregation = Literal["response_mean", "token_mean", "fixed_length"]
-Application = Literal["before_clip", "after_clip"]
-Proximal = Literal["behaviour", "recompute"]
-CorrectionKind = Literal["none", "truncate", "mask", "sequence_mask"]
-
-# Above it rho is truncated, or its token or response dropped.
-CORRECTION_HIGH: dict[CorrectionKind, float] = {"none": math.inf, "truncate": 2.0, "mask": 5.0, "sequence_mask": 5.0}
+from services.learner.algorithms.choices import AdvantageKind, Aggregation, CorrectionKind, Proximal
+from services.learner.algorithms.objectives.base import Objective
+from services.learner.algorithms.objectives.registry import GROUP, objectives
+from shared.errors import NotFoundError, PreconditionError
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
     """An algorithm in parts. The ratio, or its logarithm in gmpo, may fall by `clip_low` and rise by `clip_high`."""
 
-    objective: ObjectiveName
+    objective: Objective
     advantage: AdvantageKind
     aggregation: Aggregation
     clip_low: float
     clip_high: float
     router_shift: bool = False
 
-    @property
-    def has_ratio(self) -> bool:
-        """Whether the objective itself weighs tokens by pi_theta / pi_old."""
-        return self.objective != "reinforce"
-
-    @property
-    def is_sequence_level(self) -> bool:
-        """Whether the tokens of a response share one ratio."""
-        return self.objective in ("gspo", "gmpo")
-
-    def weighs_by_rho(self, proximal: Proximal) -> bool:
-        """Whether a correction weighs what it keeps by rho: where rho is not in the objective's ratio already."""
-        return proximal == "recompute" or not self.has_ratio
+    @classmethod
+    def of(cls, objective: Objective) -> "Preset":
+        """The objective as its paper has it."""
+        return cls(objective, objective.advantage, objective.aggregation, objective.clip_low, objective.clip_high)
 
 
-ALGORITHMS: dict[Algorithm, Preset] = {
-    "grpo": Preset("grpo", "z_score", "response_mean", 0.2, 0.2),  # arXiv 2402.03300
-    "dapo": Preset("grpo", "z_score", "token_mean", 0.2, 0.28),  # arXiv 2503.14476
-    "dr_grpo": Preset("grpo", "mean", "fixed_length", 0.2, 0.2),  # arXiv 2503.20783
-    "gspo": Preset("gspo", "z_score", "response_mean", 3e-4, 4e-4),  # arXiv 2507.18071
-    "gmpo": Preset("gmpo", "z_score", "response_mean", 0.4, 0.4),  # arXiv 2507.20673
-    "rspo": Preset("gmpo", "z_score", "response_mean", 0.4, 0.4, router_shift=True),  # arXiv 2510.23027
-    "cispo": Preset("cispo", "z_score", "response_mean", 1.0, 4.0),  # arXiv 2506.13585, 2510.13786
-    "reinforce": Preset("reinforce", "leave_one_out", "token_mean", math.inf, math.inf),  # arXiv 2402.14740
-}
+def algorithms() -> dict[str, Preset]:
+    """Every algorithm by name: the objectives, and variants of them.
+
+    Raises:
+        PreconditionError: an entry point of an objective that cannot be used.
+    """
+    known = {name: Preset.of(objective()) for name, objective in objectives().items()}
+    grpo, gmpo = known["grpo"], known["gmpo"]
+    variants = {
+        "dapo": replace(grpo, aggregation="token_mean", clip_high=0.28),  # arXiv 2503.14476
+        "dr_grpo": replace(grpo, advantage="mean", aggregation="fixed_length"),  # arXiv 2503.20783
+        "rspo": replace(gmpo, router_shift=True),  # arXiv 2510.23027
+    }
+    if taken := known.keys() & variants.keys():
+        raise PreconditionError(f"an entry point of {GROUP} is named {min(taken)!r}, which is an algorithm; rename it")
+    return known | variants
+
+
+@cache  # installed packages stay as they are while a process runs
+def preset_of(algorithm: str) -> Preset:
+    """Raises NotFoundError for an unknown name, PreconditionError for an entry point that cannot be used."""
+    known = algorithms()
+    if algorithm not in known:
+        raise NotFoundError(
+            f"learner.algorithm is {algorithm!r}; known: {', '.join(known)}. A package adds an objective by the entry "
+            f"point {GROUP}"
+        )
+    return known[algorithm]
 
 
 def refusals(
-    algorithm: Algorithm,
+    algorithm: str,
     *,
     clip_low: float | None,
     clip_high: float | None,
@@ -65,23 +67,19 @@ def refusals(
     replays_own_routes: bool,
 ) -> list[str]:
     """Why a combination of settings makes no sense, each with its fix; None is the algorithm's own choice."""
-    preset = ALGORITHMS[algorithm]
+    preset = preset_of(algorithm)
+    objective = preset.objective
     found = []
     if preset.router_shift and router_shift is False:
         found.append(f"router_shift.enabled is false; {algorithm} is gmpo with router shift; use gmpo")
-    if not preset.has_ratio and (clip_low is not None or clip_high is not None):
-        found.append(f"clip_low and clip_high mean nothing to {algorithm}, which has no ratio; leave them out")
-    if preset.objective in ("grpo", "gspo") and clip_low is not None and clip_low >= 1:
-        found.append(f"clip_low is {clip_low}; in {algorithm} it must be below 1, as a ratio is positive")
-    if preset.objective == "cispo" and clip_low is not None and clip_low > 1:
-        found.append(f"clip_low is {clip_low}; in cispo 1 is already no lower bound, as a ratio is positive")
-    if correction == "truncate" and not preset.weighs_by_rho(proximal):
+    found += objective.refusals(algorithm, clip_low, clip_high)
+    if correction == "truncate" and not objective.weighs_by_rho(proximal):
         found.append(
             f"correction truncate with proximal {proximal} would weigh by the ratio twice, {algorithm} has it already; "
             "use proximal recompute, or correction mask"
         )
     if replays_own_routes and proximal != "recompute":
         found.append("routing_replay r2 replays the routes of the recomputed proximal policy; use proximal recompute")
-    if proximal == "recompute" and not preset.has_ratio and correction == "none" and not replays_own_routes:
+    if proximal == "recompute" and not objective.has_ratio and correction == "none" and not replays_own_routes:
         found.append(f"proximal recompute is a pass that {algorithm} does not read; use proximal behaviour")
     return found

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.learner.algorithms.objectives import MAX_EXPONENT
+from services.learner.algorithms.objectives.base import MAX_EXPONENT
 from services.learner.data.collate import Batch
 from services.learner.loss import Forward, LossParts
 from services.learner.routing.expert_load import balance

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.learner.algorithms.advantages import ZERO_VARIANCE, drop_reason, group_advantages, overlong_penalty
-from services.learner.algorithms.presets import AdvantageKind
+from services.learner.algorithms.choices import AdvantageKind
 
 REWARDS = [0.0, 1.0, 0.1, 0.1, 1.0]
 

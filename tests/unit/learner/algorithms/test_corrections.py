@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.learner.algorithms.choices import CORRECTION_HIGH, CorrectionKind
 from services.learner.algorithms.corrections import Correction, Rule, correct
-from services.learner.algorithms.objectives import OBJECTIVES, Clipping, PolicyBatch
-from services.learner.algorithms.presets import CORRECTION_HIGH, CorrectionKind, ObjectiveName
+from services.learner.algorithms.objectives.base import Clipping, PolicyBatch
+from services.learner.algorithms.objectives.registry import objectives
 
 RHO = [[0.4, 1.0, 2.5, 9.0], [0.5, 5.0, math.nan, math.nan]]
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])
@@ -77,8 +78,8 @@ def test_far_rho_gives_finite_weights(kind: CorrectionKind, log_rho: float) -> N
 
 
 @pytest.mark.parametrize("kind", ["mask", "sequence_mask"])
-@pytest.mark.parametrize("objective", list(OBJECTIVES))
-def test_responses_that_are_dropped_whole_teach_nothing(objective: ObjectiveName, kind: CorrectionKind) -> None:
+@pytest.mark.parametrize("objective", list(objectives()))
+def test_responses_that_are_dropped_whole_teach_nothing(objective: str, kind: CorrectionKind) -> None:
     logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, 7.0, 7.0]]).requires_grad_()
     old = torch.tensor([[-9.0, -9.0, -9.0], [-9.0, -7.0, -7.0]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
@@ -86,7 +87,7 @@ def test_responses_that_are_dropped_whole_teach_nothing(objective: ObjectiveName
     correction = correct(logprobs - old, mask, rule)
     assert not correction.kept.any()
     batch = PolicyBatch(logprobs, old, torch.tensor([1.0, -1.0]), mask, kept=correction.kept)
-    result = OBJECTIVES[objective](batch, Clipping(0.2, 0.2, "before_clip"))
+    result = objectives()[objective]()(batch, Clipping(0.2, 0.2, "before_clip"))
     loss = (correction.weights * result.terms).sum()
     (gradient,) = torch.autograd.grad(loss, logprobs)
     assert torch.isfinite(loss)

@@ -11,27 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.learner.algorithms.objectives import (
-    OBJECTIVES,
-    Clipping,
-    PolicyBatch,
-    Totals,
-    entropy_terms,
-    gmpo,
-    kl_terms,
-    token_weights,
-)
-from services.learner.algorithms.presets import Aggregation, Application, CorrectionKind, ObjectiveName, Proximal
+from services.learner.algorithms.aggregation import Totals, token_weights
+from services.learner.algorithms.choices import Aggregation, Application, CorrectionKind, Proximal
+from services.learner.algorithms.objectives.base import Clipping, PolicyBatch
+from services.learner.algorithms.objectives.gmpo import Gmpo
+from services.learner.algorithms.objectives.registry import objectives
+from services.learner.algorithms.regularizers import entropy_terms, kl_terms
 from tests.support import objective_reference as reference
 from tests.support.objective_cases import LONGEST, RESPONSES, draw, gradient_of, recipe, run
 from tests.support.objective_reference import Response
 
-EVERY: tuple[ObjectiveName, ...] = ("grpo", "gspo", "gmpo", "cispo", "reinforce")
+EVERY: tuple[str, ...] = ("grpo", "gspo", "gmpo", "cispo", "reinforce")
 WITH_RATIO = EVERY[:4]
 AGGREGATIONS: tuple[Aggregation, ...] = ("response_mean", "token_mean", "fixed_length")
 CORRECTIONS: tuple[CorrectionKind, ...] = ("none", "truncate", "mask", "sequence_mask")
 # All but what is refused: truncation beside a ratio that holds rho already.
-CORRECTED: list[tuple[ObjectiveName, Proximal, CorrectionKind]] = [
+CORRECTED: list[tuple[str, Proximal, CorrectionKind]] = [
     (objective, proximal, correction)
     for objective in EVERY
     for proximal in get_args(Proximal)
@@ -47,7 +42,7 @@ def assert_close(found: Tensor, expected: Sequence[float], tolerance: float = 1e
 @pytest.mark.parametrize(("objective", "proximal", "correction"), CORRECTED)
 @pytest.mark.parametrize(("shifted", "apply"), [(False, "before_clip"), (True, "before_clip"), (True, "after_clip")])
 def test_loss_and_gradient_equal_the_definition(
-    objective: ObjectiveName, proximal: Proximal, correction: CorrectionKind, shifted: bool, apply: Application
+    objective: str, proximal: Proximal, correction: CorrectionKind, shifted: bool, apply: Application
 ) -> None:
     case, chosen = draw(1, shifted), recipe(objective, proximal, correction, apply)
     batch, result, corrected = run(case, chosen)
@@ -63,7 +58,7 @@ def test_loss_and_gradient_equal_the_definition(
 
 
 @pytest.mark.parametrize("objective", WITH_RATIO)
-def test_the_case_reaches_both_sides_of_every_bound(objective: ObjectiveName) -> None:
+def test_the_case_reaches_both_sides_of_every_bound(objective: str) -> None:
     case = draw(1)
     batch, result, _ = run(case, recipe(objective))
     gradient = gradient_of(result.terms.sum(), batch)
@@ -75,7 +70,7 @@ def test_the_case_reaches_both_sides_of_every_bound(objective: ObjectiveName) ->
 
 
 @pytest.mark.parametrize("objective", ["grpo", "gspo", "gmpo"])
-def test_clipped_tokens_are_those_without_gradient(objective: ObjectiveName) -> None:
+def test_clipped_tokens_are_those_without_gradient(objective: str) -> None:
     case = draw(2)
     batch, result, _ = run(case, recipe(objective))
     gradient = gradient_of(result.terms.sum(), batch)
@@ -97,9 +92,7 @@ def test_cispo_limits_weights_and_takes_no_gradient_away() -> None:
 
 @pytest.mark.parametrize("correction", ["mask", "sequence_mask"])
 @pytest.mark.parametrize("objective", EVERY)
-def test_dropped_tokens_are_neither_clipped_nor_learnt_from(
-    objective: ObjectiveName, correction: CorrectionKind
-) -> None:
+def test_dropped_tokens_are_neither_clipped_nor_learnt_from(objective: str, correction: CorrectionKind) -> None:
     case = draw(3)
     batch, result, corrected = run(case, recipe(objective, correction=correction))
     gradient = gradient_of((corrected.weights * result.terms).sum(), batch)
@@ -109,7 +102,7 @@ def test_dropped_tokens_are_neither_clipped_nor_learnt_from(
 
 
 @pytest.mark.parametrize("objective", WITH_RATIO)
-def test_gamma_changes_what_is_clipped_only_before_the_clip(objective: ObjectiveName) -> None:
+def test_gamma_changes_what_is_clipped_only_before_the_clip(objective: str) -> None:
     _, plain, _ = run(draw(7, shifted=False), recipe(objective))
     _, before, _ = run(draw(7, shifted=True), recipe(objective))
     _, after, _ = run(draw(7, shifted=True), recipe(objective, apply="after_clip"))
@@ -119,7 +112,7 @@ def test_gamma_changes_what_is_clipped_only_before_the_clip(objective: Objective
 
 @pytest.mark.parametrize("padding", [5.0, -60.0, math.inf, math.nan])
 @pytest.mark.parametrize("objective", EVERY)
-def test_padding_has_no_say(objective: ObjectiveName, padding: float) -> None:
+def test_padding_has_no_say(objective: str, padding: float) -> None:
     found = []
     for garbage in (0.0, padding):
         chosen = recipe(objective, "recompute", "mask")
@@ -133,7 +126,7 @@ def test_padding_has_no_say(objective: ObjectiveName, padding: float) -> None:
 
 @pytest.mark.parametrize("apply", ["before_clip", "after_clip"])
 @pytest.mark.parametrize("objective", EVERY)
-def test_gradient_flows_through_the_live_logprobs_alone(objective: ObjectiveName, apply: Application) -> None:
+def test_gradient_flows_through_the_live_logprobs_alone(objective: str, apply: Application) -> None:
     case = draw(5, padding=0.0)
     assert case.log_gamma is not None
     constants = [case.log_gamma, case.behaviour, case.proximal]
@@ -148,9 +141,7 @@ def test_gradient_flows_through_the_live_logprobs_alone(objective: ObjectiveName
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("objective", EVERY)
-def test_on_policy_every_objective_is_the_plain_policy_gradient(
-    objective: ObjectiveName, aggregation: Aggregation
-) -> None:
+def test_on_policy_every_objective_is_the_plain_policy_gradient(objective: str, aggregation: Aggregation) -> None:
     """At w = 1 and without router shift the gradient of each is minus its weight times A, on every token."""
     case = draw(5, shifted=False, spread=0.0)
     batch, result, _ = run(case, recipe(objective))
@@ -162,7 +153,7 @@ def test_on_policy_every_objective_is_the_plain_policy_gradient(
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("objective", EVERY)
-def test_one_big_batch_is_the_sum_of_its_micro_batches(objective: ObjectiveName, aggregation: Aggregation) -> None:
+def test_one_big_batch_is_the_sum_of_its_micro_batches(objective: str, aggregation: Aggregation) -> None:
     case, chosen = draw(6), recipe(objective, "recompute", "mask")
     totals = totals_of(case.mask)
     batch, result, corrected = run(case, chosen)
@@ -198,7 +189,7 @@ def test_token_weights_are_those_of_the_papers() -> None:
 
 @pytest.mark.parametrize("apply", ["before_clip", "after_clip"])
 @pytest.mark.parametrize("objective", EVERY)
-def test_far_ratios_neither_overflow_nor_become_no_number(objective: ObjectiveName, apply: Application) -> None:
+def test_far_ratios_neither_overflow_nor_become_no_number(objective: str, apply: Application) -> None:
     """One token a response: exact up to |log w| = 60, finite beyond it."""
     log_w = (-200.0, -60.0, 60.0, 200.0)
     drawn = list(product(log_w, (-1.5, 0.0, 1.5)))
@@ -207,7 +198,7 @@ def test_far_ratios_neither_overflow_nor_become_no_number(objective: ObjectiveNa
     old, mask, log_gamma = torch.zeros(12, 1), torch.ones(12, 1, dtype=torch.bool), torch.full((12, 1), math.log(0.9))
     batch = PolicyBatch(logprobs, old, advantages, mask, log_gamma)
     chosen = recipe(objective, apply=apply)
-    result = OBJECTIVES[objective](batch, Clipping(chosen.low, chosen.high, apply))
+    result = objectives()[objective]()(batch, Clipping(chosen.low, chosen.high, apply))
     gradient = gradient_of(result.terms.sum(), batch)
     assert torch.isfinite(result.terms).all()
     assert torch.isfinite(gradient).all()
@@ -222,7 +213,7 @@ def test_far_ratios_neither_overflow_nor_become_no_number(objective: ObjectiveNa
 def test_one_clip_range_of_gmpo_is_that_of_the_paper() -> None:
     """arXiv 2507.20673 clips sgn(A) log w."""
     case = draw(6, shifted=False)
-    terms = gmpo(case.batch(recipe("gmpo")), Clipping(0.4, 0.4, "before_clip")).terms
+    terms = Gmpo()(case.batch(recipe("gmpo")), Clipping(0.4, 0.4, "before_clip")).terms
     for i, (row, advantage) in enumerate(zip(case.mask, case.advantages.tolist(), strict=True)):
         signed = np.sign(advantage) * (case.live - case.behaviour)[i, row].double().numpy()
         logs = np.sign(advantage) * np.minimum(signed, np.clip(signed, -0.4, 0.4))
