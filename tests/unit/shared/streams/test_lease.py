@@ -22,7 +22,7 @@ def keys() -> Keys:
 
 
 def lease(redis: Redis, keys: Keys, seconds: float = 60.0, **changes: object) -> Lease:
-    """Of this process, or of one with other properties."""
+    """The lease of this process, or of one with other properties."""
     made = Lease(redis, keys, seconds)
     made._me = f"{replace(Holder.current(), **changes).encode()}\n{next(_names)}"  # type: ignore[arg-type]  # any field
     return made
