@@ -15,7 +15,7 @@ PART = "what is judged: all of the response, what follows </think>, or the final
 THINK = "think"
 
 # The tags of DeepSeek-R1 and Qwen, of older reasoning data, of Magistral, and of Kimi.
-_THOUGHTS = (
+THOUGHTS = (
     *((f"<{tag}>", f"</{tag}>") for tag in (THINK, "thinking", "thought", "reasoning")),
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
@@ -49,7 +49,7 @@ def after_thoughts(response: str, tag: str = THINK) -> str:
     Thoughts run from an opening tag to the first closing one, and from the start where the prompt has opened them. A
     tag in quotes, as in `print("</think>")`, is text.
     """
-    pairs = _THOUGHTS if tag == THINK else ((f"<{tag}>", f"</{tag}>"),)
+    pairs = THOUGHTS if tag == THINK else ((f"<{tag}>", f"</{tag}>"),)
     for opening, closing in pairs:
         if opening in response or closing in response:
             response = _without(response, opening, closing)

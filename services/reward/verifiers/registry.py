@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from services.reward.verifiers.base import AsyncVerifier, Verifier
 from services.reward.verifiers.choice import ChoiceVerifier
-from services.reward.verifiers.code import CodeVerifier
+from services.reward.verifiers.code.verifier import CodeVerifier
 from services.reward.verifiers.composite import CompositeVerifier
 from services.reward.verifiers.countdown import CountdownVerifier
 from services.reward.verifiers.exact import ExactVerifier

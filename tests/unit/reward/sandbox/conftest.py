@@ -1,23 +1,23 @@
-"""Cells for a whole module, whole again after each attack."""
+"""Sandboxes for a whole module, whole again after each attack."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from services.reward.sandbox.cells import Cells, CellSettings
+from services.reward.sandbox.sandbox import Sandboxes, SandboxSettings
 from shared.errors import PreconditionError
-from tests.support.cells import LIMITS, WAITING, processes, run
+from tests.support.sandboxes import LIMITS, WAITING, processes, run
 
 
 @pytest.fixture(scope="module")
-def cells() -> Iterator[Cells]:
+def sandboxes() -> Iterator[Sandboxes]:
     before = processes()
     try:
-        cells = Cells(CellSettings(LIMITS), WAITING)
+        sandboxes = Sandboxes(SandboxSettings(LIMITS), WAITING)
     except PreconditionError as error:
         pytest.skip(str(error))
-    yield cells
-    cells.close()
+    yield sandboxes
+    sandboxes.close()
     assert processes() == before
 
 
@@ -25,5 +25,5 @@ def cells() -> Iterator[Cells]:
 def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
     """After every attack the next program runs as if nothing had been."""
     yield
-    if "cells" in request.fixturenames:
-        assert run(request.getfixturevalue("cells"), "print(int(input()) + 1)", "41\n") == ("42\n", "exit", 0)
+    if "sandboxes" in request.fixturenames:
+        assert run(request.getfixturevalue("sandboxes"), "print(int(input()) + 1)", "41\n") == ("42\n", "exit", 0)

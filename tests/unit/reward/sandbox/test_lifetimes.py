@@ -1,4 +1,4 @@
-"""Cells and their owner: one job each, gone with it, and what is left where there is no isolation."""
+"""Sandboxes and their owner: one job each, gone with it, replaced when lost; and what is left without isolation."""
 
 import os
 import shutil
@@ -10,30 +10,51 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.reward.sandbox.cells import CellLostError, Cells, CellSettings
-from tests.support.cells import LIMITS, run
+from services.reward.sandbox.sandbox import Sandboxes, SandboxLostError, SandboxSettings
+from tests.support.sandboxes import LIMITS, answers, run
 
 
-def test_a_cell_takes_one_job_and_is_gone(cells: Cells) -> None:
-    with cells.take() as cell:
-        cell.give(["programs", "print(1)", "main.py", [], [""]])
-        cell.take()
-        with pytest.raises(CellLostError):
-            cell.take()
-    assert cell.gone(5)
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_lost_fork_server_is_replaced(sandboxes: Sandboxes, isolated: bool) -> None:
+    own = Sandboxes(SandboxSettings(LIMITS, isolated), 1)
+    try:
+        for _ in range(3):
+            own._server.kill()
+            own._server.wait()
+            assert run(own, "print(1)") == ("1\n", "exit", 0)
+        with own.take() as sandbox:
+            sandbox.give(["programs", "import time\ntime.sleep(60)", "main.py", [], False])
+            own._server.kill()
+            own._server.wait()
+            with pytest.raises(SandboxLostError):
+                sandbox.take(sandbox.clock())
+        assert not own.alive
+        assert run(own, "print(1)") == ("1\n", "exit", 0)
+    finally:
+        own.close()
 
 
-def test_it_dies_with_its_owner(cells: Cells) -> None:
+def test_a_sandbox_takes_one_job_and_is_gone(sandboxes: Sandboxes) -> None:
+    with sandboxes.take() as sandbox:
+        answers(sandbox, "print(1)", "")
+        with pytest.raises(SandboxLostError):
+            answers(sandbox, "print(2)", "")
+    assert sandbox.gone(5)
+
+
+def test_it_dies_with_its_owner(sandboxes: Sandboxes) -> None:
     """However the owner dies, and whatever the program does then."""
     script = (
-        "import psutil\nfrom services.reward.sandbox.cell.limits import Limits\n"
-        "from services.reward.sandbox.cells import Cells, CellSettings\n"
-        "cells = Cells(CellSettings(Limits(160, 8, 4, 64, 60.0)), 1)\n"
-        "cell = cells.take()\n"
-        "cell.give(['programs', 'import os, time\\nos.fork()\\nos.fork()\\ntime.sleep(60)', 'main.py', [], ['']])\n"
-        "cells._cells[0].wait()\n"
+        "import psutil\nfrom services.reward.sandbox.inside.limits import Limits\n"
+        "from services.reward.sandbox.sandbox import Sandboxes, SandboxSettings\n"
+        "sandboxes = Sandboxes(SandboxSettings(Limits(160, 8, 4, 64, 60.0)), 1)\n"
+        "sandbox = sandboxes.take()\n"
+        "program = 'import os, time\\nos.fork()\\nos.fork()\\ntime.sleep(60)'\n"
+        "sandbox.give(['programs', program, 'main.py', [], False])\n"
+        "sandbox.give([''])\n"
+        "sandboxes._waiting[0].wait()\n"
         "me = psutil.Process()\n"
-        "while len(me.children(recursive=True)) < 9: pass\n"  # the nursery, two in each cell, four of the program
+        "while len(me.children(recursive=True)) < 9: pass\n"  # the server, two in each sandbox, four of the program
         "print(*(p.pid for p in me.children(recursive=True)), flush=True)\n"
         "import time; time.sleep(60)"
     )
@@ -47,15 +68,16 @@ def test_it_dies_with_its_owner(cells: Cells) -> None:
 
 
 def test_without_isolation_processes_are_still_killed_and_the_scratch_goes() -> None:
-    open_cells = Cells(CellSettings(LIMITS, isolated=False), 1)
+    open_sandboxes = Sandboxes(SandboxSettings(LIMITS, isolated=False), 1)
     try:
-        output, end, code = run(open_cells, "import os, time\nprint(os.getcwd())\nif not os.fork(): time.sleep(60)")
-        with open_cells.take() as cell:
-            cell.give(["programs", "import time\nprint(1, flush=True)\ntime.sleep(60)", "main.py", [], [""]])
-            nursery = psutil.Process(open_cells._nursery.pid)
-            running = [nursery, *nursery.children(recursive=True)]
+        output, end, code = run(open_sandboxes, "import os, time\nprint(os.getcwd())\nif not os.fork(): time.sleep(60)")
+        with open_sandboxes.take() as sandbox:
+            sandbox.give(["programs", "import time\nprint(1, flush=True)\ntime.sleep(60)", "main.py", [], False])
+            sandbox.give([""])
+            server = psutil.Process(open_sandboxes._server.pid)
+            running = [server, *server.children(recursive=True)]
     finally:
-        open_cells.close()
+        open_sandboxes.close()
     assert (end, code) == ("exit", 0)
     assert not Path(output.strip()).exists()
     assert not any(process.is_running() for process in running)
@@ -63,11 +85,11 @@ def test_without_isolation_processes_are_still_killed_and_the_scratch_goes() -> 
 
 def test_where_namespaces_are_refused_there_is_no_sandbox() -> None:
     script = (
-        "from services.reward.sandbox.cell import limits\n"
-        "from services.reward.sandbox.cells import Cells, CellSettings\n"
+        "from services.reward.sandbox.inside import limits, seccomp\n"
+        "from services.reward.sandbox.sandbox import Sandboxes, SandboxSettings\n"
         "from shared.errors import PreconditionError\n"
-        "limits.drop_privileges()\nlimits._forbid_system_calls()\n"  # unshare is among them
-        "try:\n    Cells(CellSettings(limits.Limits(160, 8, 4, 64, 1.0)), 1)\n"
+        "limits.drop_privileges()\nseccomp.forbid()\n"  # unshare is among them
+        "try:\n    Sandboxes(SandboxSettings(limits.Limits(160, 8, 4, 64, 1.0)), 1)\n"
         "except PreconditionError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -81,13 +103,16 @@ def test_an_ordinary_user_has_it_too(repository: Path) -> None:
     if not (shutil.which("setpriv") and shutil.which("unshare")):
         pytest.skip("no setpriv or unshare on this machine")
     script = (
-        "import os\nfrom services.reward.sandbox.cell.limits import Limits\n"
-        "from services.reward.sandbox.cells import Cells, CellSettings\n"
-        "cells = Cells(CellSettings(Limits(160, 8, 4, 64, 5.0)), 1)\n"
-        "with cells.take() as cell:\n"
-        "    cell.give(['programs', 'import os\\nif os.fork(): os.wait()\\nprint(os.getuid())', 'main.py', [], ['']])\n"
-        "    print(os.getuid(), cell.take())\n"
-        "cells.close()"
+        "import os\nfrom services.reward.sandbox.inside.limits import Limits\n"
+        "from services.reward.sandbox.sandbox import Sandboxes, SandboxSettings\n"
+        "sandboxes = Sandboxes(SandboxSettings(Limits(160, 8, 4, 64, 5.0)), 1)\n"
+        "with sandboxes.take() as sandbox:\n"
+        "    clock = sandbox.clock()\n"
+        "    program = 'import os\\nif os.fork(): os.wait()\\nprint(os.getuid())'\n"
+        "    sandbox.give(['programs', program, 'main.py', [], False])\n"
+        "    sandbox.give([''])\n"
+        "    print(os.getuid(), sandbox.take(clock))\n"
+        "sandboxes.close()"
     )
     shell = (
         "mount -t tmpfs none /mnt && mkdir /mnt/python /mnt/code && mount --bind $0 /mnt/python && "

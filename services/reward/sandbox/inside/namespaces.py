@@ -1,7 +1,7 @@
 """Leaves the machine behind: own user, processes, mounts, network, IPC and host name. Linux 5.14 and up.
 
 From a process in its initial state to process 1 of a new PID namespace, whose root is a read-only tmpfs with the
-folders that programs need, a writable /tmp, five devices, and no /proc. 5.14 is where RLIMIT_NPROC began to count
+folders that programs need, a writable /tmp, a few devices, and no /proc. 5.14 is where RLIMIT_NPROC began to count
 per user namespace.
 """
 
@@ -29,6 +29,10 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 SCRATCH = "/tmp"  # noqa: S108  # a tmpfs of the sandbox
+STDOUT = "/dev/stdout"  # a pipe with a name, so that programs can open it again
+STDIN = "stdin"  # a file in the folder that `enter` gives, which programs see as /dev/stdin
+_STANDARD = "/dev/std"
+MAX_INPUT_MB = 64
 
 _USER = 1000  # inside
 _NOBODY = 65534  # who that is outside, where we are root: root's limits would not bind
@@ -43,12 +47,15 @@ class _MountAttributes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def enter(folders: Iterable[str], scratch_mb: int, parent: int) -> None:
+def enter(folders: Iterable[str], scratch_mb: int, parent: int) -> int:
     """Returns in process 1 of the new namespaces; its parent waits for it, and all of it dies with `parent`.
 
     Args:
         folders: what programs may read beside the system's folders.
         scratch_mb: size of /tmp.
+
+    Returns:
+        A descriptor of the folder for stdin. Through it files can be written, which programs can only read.
 
     Raises:
         OSError: the platform does not allow it; the text names the step.
@@ -71,13 +78,30 @@ def enter(folders: Iterable[str], scratch_mb: int, parent: int) -> None:
     for path, target in links.items():
         Path(path.lstrip("/")).symlink_to(target)
     Path("dev/shm").symlink_to(SCRATCH)
+    standard = _standard_files()
     _check(_libc.pivot_root(b".", b"."), "pivot_root")  # puts the old root on top of the new one
     _check(_libc.umount2(b".", _MNT_DETACH), "umount2 of the old root")
     os.chdir("/")
-    _set_attributes(_AT_FDCWD, "/", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, 0)
+    for path in ("/", _STANDARD):
+        _set_attributes(_AT_FDCWD, path, _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, 0)
     os.chdir(SCRATCH)
     socket.sethostname("sandbox")
     _become_first()
+    return standard
+
+
+def _standard_files() -> int:
+    """What /proc/self/fd would be there for: /dev/stdin, /dev/stdout, /dev/stderr and /dev/fd. Gives the folder."""
+    folder = Path(_STANDARD.lstrip("/"))
+    folder.mkdir()
+    _mount("tmpfs", str(folder), "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={MAX_INPUT_MB + 1}m,nr_inodes=8,mode=755")
+    os.mkfifo(STDOUT.lstrip("/"))
+    Path("dev/fd").mkdir()
+    for number, target in enumerate((f"{_STANDARD}/{STDIN}", STDOUT, "/dev/null")):
+        Path(f"dev/fd/{number}").symlink_to(target)
+    Path("dev/stdin").symlink_to(f"{_STANDARD}/{STDIN}")
+    Path("dev/stderr").symlink_to("/dev/null")
+    return _tree(str(folder), _ATTR_NOSUID | _ATTR_NODEV)
 
 
 def _outermost(folders: Iterable[str]) -> list[str]:

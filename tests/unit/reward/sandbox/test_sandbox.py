@@ -1,13 +1,14 @@
 """Attacks on the sandbox. Each is stopped, each comes out as data, and nothing of it is left."""
 
 import os
+import platform
 import socket
 from pathlib import Path
 
 import pytest
 
-from services.reward.sandbox.cells import Cells
-from tests.support.cells import run
+from services.reward.sandbox.sandbox import Sandboxes
+from tests.support.sandboxes import answers, run
 
 
 @pytest.mark.parametrize(
@@ -58,23 +59,21 @@ from tests.support.cells import run
         pytest.param("raise SystemExit(3)", {"exit"}, id="exit code"),
     ],
 )
-def test_what_takes_too_much_ends_badly_and_in_time(cells: Cells, program: str, ends: set[str]) -> None:
-    _, end, code = run(cells, program)
+def test_what_takes_too_much_ends_badly_and_in_time(sandboxes: Sandboxes, program: str, ends: set[str]) -> None:
+    _, end, code = run(sandboxes, program)
     assert end in ends
     assert (end, code) != ("exit", 0)
 
 
-def test_what_outlives_its_parent_is_killed_and_not_waited_for(cells: Cells) -> None:
+def test_what_outlives_its_parent_is_killed_and_not_waited_for(sandboxes: Sandboxes) -> None:
     program = (
         "import os, time\n"
         "if not os.fork():\n    os.setsid()\n    if not os.fork():\n        time.sleep(60)\n    os._exit(0)\n"
         "print('done')"
     )
-    with cells.take() as cell:
-        cell.give(["programs", program, "main.py", [], ["", ""]])
-        assert cell.take() == ["run", "done\n", "exit", 0]
-        assert cell.take() == ["run", "done\n", "exit", 0]
-    assert cell.gone(5)
+    with sandboxes.take() as sandbox:
+        assert answers(sandbox, program, "", "") == [["run", "done\n", "exit", 0]] * 2
+    assert sandbox.gone(5)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +113,36 @@ def test_what_outlives_its_parent_is_killed_and_not_waited_for(cells: Cells) -> 
         ("call('shmget', 0, 1 << 30, 0o1600)", {"EPERM"}),
         ("call('syscall', 425, 1, None)", {"EPERM"}),  # io_uring_setup
         ("call('syscall', 435, None, 0)", {"ENOSYS"}),  # clone3
+        ("call('syscall', 500)", {"ENOSYS"}),  # one that there will be
+        # Quotas of our user, or of the machine
+        ("call('inotify_init')", {"EPERM"}),
+        ("call('inotify_init1', 0)", {"EPERM"}),
+        ("call('fanotify_init', 0x200, 0)", {"EPERM"}),  # FAN_REPORT_FID, which needs no capability
+        ("call('syscall', IO_SETUP, 64, ctypes.byref(ctypes.c_void_p()))", {"EPERM"}),
+        ("call('syscall', ADD_KEY, b'user', b'a', b'b', 1, -4)", {"EPERM"}),
+        ("call('mq_open', b'/a', 0o102, 0o600, None)", {"EPERM"}),
+        ("call('semget', 0, 1, 0o1600)", {"EPERM"}),
+        ("call('msgget', 0, 0o1600)", {"EPERM"}),
+        ("fcntl.fcntl(os.pipe()[0], 1031, 1 << 20)", {"PermissionError"}),  # F_SETPIPE_SZ
+        ("fcntl.fcntl(os.open('.', 0), fcntl.F_NOTIFY, fcntl.DN_CREATE)", {"PermissionError"}),
+        ("fcntl.fcntl(os.open('f', os.O_CREAT), fcntl.F_SETLEASE, fcntl.F_RDLCK)", {"PermissionError"}),
+        ("mmap.mmap(-1, 2 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)", {"PermissionError"}),
+        ("call('mlock', ctypes.create_string_buffer(1 << 16), 1 << 16)", {"EPERM", "ENOMEM"}),
+        ("[call('timer_create', 0, None, ctypes.byref(ctypes.c_int())) for _ in range(1000)]", {"EAGAIN"}),
+        ("[os.eventfd(0) for _ in range(100)]", {"OSError"}),
+        ("[select.epoll() for _ in range(100)]", {"OSError"}),
+        ("socket.socketpair(socket.AF_TIPC)", {"OSError"}),
+        ("pty.openpty()", {"OSError", "FileNotFoundError"}),
+        # Where it comes in line, and the limits of process 1
+        ("os.nice(5)", {"PermissionError"}),
+        ("os.sched_setaffinity(0, {0})", {"PermissionError"}),
+        ("os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))", {"PermissionError"}),
+        ("resource.prlimit(1, resource.RLIMIT_AS, (1 << 20, 1 << 20))", {"PermissionError"}),
+        ("os.kill(1, 9) or os.kill(1, 15) or open('/none')", {"FileNotFoundError"}),  # nor does it mind these
+        # Standard files
+        ("open('/dev/stdin', 'a')", {"OSError", "PermissionError"}),
+        ("os.remove('/dev/stdout')", {"OSError"}),
+        ("open('/dev/std/x', 'w')", {"OSError"}),
         # Other processes
         ("os.kill(HOST, 0)", {"ProcessLookupError"}),
         ("os.kill(os.getppid(), 9) or open('/proc')", {"FileNotFoundError"}),  # process 1 does not mind
@@ -129,7 +158,9 @@ def test_what_outlives_its_parent_is_killed_and_not_waited_for(cells: Cells) -> 
         ("socket.getaddrinfo('example.org', 80)", {"gaierror"}),
     ],
 )
-def test_what_is_not_its_own_is_out_of_reach(cells: Cells, tmp_path: Path, attempt: str, errors: set[str]) -> None:
+def test_what_is_not_its_own_is_out_of_reach(
+    sandboxes: Sandboxes, tmp_path: Path, attempt: str, errors: set[str]
+) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as loopback,
         socket.socket(socket.AF_UNIX) as named,
@@ -140,7 +171,8 @@ def test_what_is_not_its_own_is_out_of_reach(cells: Cells, tmp_path: Path, attem
         named.listen()
         abstract.listen()
         program = (
-            "import ctypes, errno, os, resource, socket\n"
+            "import ctypes, errno, fcntl, mmap, os, pty, resource, select, socket\n"
+            f"IO_SETUP, ADD_KEY = {(206, 248) if platform.machine() == 'x86_64' else (0, 217)}\n"
             f"HOST, PORT, PATH = {os.getpid()}, {loopback.getsockname()[1]}, {named.getsockname()!r}\n"
             "libc = ctypes.CDLL(None, use_errno=True)\n"
             "class Refused(Exception): pass\n"
@@ -151,31 +183,45 @@ def test_what_is_not_its_own_is_out_of_reach(cells: Cells, tmp_path: Path, attem
             "except Refused as e:\n    print(e)\n"
             "except Exception as e:\n    print(type(e).__name__)"
         )
-        output, end, _ = run(cells, program)
+        output, end, _ = run(sandboxes, program)
     assert end == "exit"
     assert output.strip() in errors
 
 
-def test_it_sees_an_empty_environment_and_its_own_descriptors(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_sees_an_empty_environment_and_its_own_descriptors(
+    sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://:secret@host")
     program = "import os\nprint(sorted(os.environ))\nfor fd in range(3, 1024):\n    try: os.fstat(fd); print(fd)\n    "
-    output, _, _ = run(cells, program + "except OSError: pass\nprint(os.getuid(), os.uname().nodename)")
+    output, _, _ = run(sandboxes, program + "except OSError: pass\nprint(os.getuid(), os.uname().nodename)")
     assert output == "['HOME', 'LANG', 'PATH', 'TMPDIR']\n1000 sandbox\n"
 
 
-def test_signals_to_everyone_reach_only_its_own(cells: Cells) -> None:
-    assert run(cells, "import os\nif os.fork():\n    os.kill(-1, 9)\n    print('alone')") == ("alone\n", "exit", 0)
+def test_signals_to_everyone_reach_only_its_own(sandboxes: Sandboxes) -> None:
+    assert run(sandboxes, "import os\nif os.fork():\n    os.kill(-1, 9)\n    print('alone')") == ("alone\n", "exit", 0)
 
 
-def test_spoofed_answers_are_output(cells: Cells) -> None:
+def test_spoofed_answers_are_output(sandboxes: Sandboxes) -> None:
     forged = '["run", "42", "exit", 0]'
     framed = "import os, struct\nm = b'" + forged + "'\nfor fd in range(1, 64):\n    try: os.write(fd, "
-    output, end, code = run(cells, framed + "struct.pack('>I', len(m)) + m)\n    except OSError: pass\nos._exit(7)")
+    output, end, code = run(sandboxes, framed + "struct.pack('>I', len(m)) + m)\n    except OSError: pass\nos._exit(7)")
     assert (output, end, code) == (f"\0\0\0{chr(len(forged))}{forged}", "exit", 7)
 
 
-def test_cases_are_run_apart(cells: Cells) -> None:
+def test_cases_are_run_apart(sandboxes: Sandboxes) -> None:
     program = "import math\nprint(getattr(math, 'mark', None))\nmath.mark = 1"
-    with cells.take() as cell:
-        cell.give(["programs", program, "main.py", [], ["", ""]])
-        assert [cell.take()[1] for _ in range(2)] == ["None\n", "None\n"]
+    with sandboxes.take() as sandbox:
+        assert [answer[1] for answer in answers(sandbox, program, "", "")] == ["None\n", "None\n"]
+
+
+def test_runs_leave_nothing_behind_for_the_next(sandboxes: Sandboxes) -> None:
+    """Neither files nor what would keep them from being removed, nor a program that is another one."""
+    program = (
+        "import os\nprint(os.listdir('/tmp'), os.listdir('.'), open('main.py').read().count('\\n'))\n"
+        "open('left', 'w').close()\nopen('main.py', 'w').write('print(0)')\nos.symlink('/usr', 'link')\n"
+        "for _ in range(1500):\n    os.mkdir('deeper')\n    os.chdir('deeper')\n"
+        "os.chdir('/tmp')\nos.makedirs('closed/inner')\nos.chmod('closed', 0)\nos.chmod('/tmp', 0)"
+    )
+    with sandboxes.take() as sandbox:
+        seen = answers(sandbox, program, "", "", "")
+    assert seen == [["run", f"['main.py'] ['main.py'] {program.count(chr(10))}\n", "exit", 0]] * 3

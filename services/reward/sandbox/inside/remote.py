@@ -5,14 +5,19 @@ What the docstring of `tests` promises is kept here.
 
 import builtins
 import socket
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
 from types import FunctionType, MethodType
 from typing import Any, cast
 
-from services.reward.sandbox.cell import frames, values
+from services.reward.sandbox.inside import frames, values
 
-_QUESTIONS = {"startswith", "endswith", "count", "index", "find"} | {
-    name for kind in (str, bytes, int, float, set) for name in dir(kind) if name.startswith("is")
-}
+_PLAIN = (
+    str, bytes, bytearray, int, float, complex, list, tuple, dict, set, frozenset, range, Decimal, Fraction
+)  # fmt: skip
+_PLAIN_METHODS = {name for kind in _PLAIN for name in dir(kind) if callable(getattr(kind, name))}
+_QUESTIONS = {name for name in _PLAIN_METHODS if name.startswith("is")}
 
 
 class ProgramEndedError(BaseException):
@@ -24,23 +29,34 @@ class UnfitTestError(BaseException):
 
 
 class Program:
-    """The other end."""
+    """The other end. `uses` counts what tests had it do; `unfit` says what a test did that cannot be judged."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._remotes: dict[int, Remote] = {}
         self._callbacks: list[Any] = []
         self.alive = True
+        self.uses = 0
+        self.unfit = ""
 
-    def start(self, names: list[str]) -> dict[str, Any]:
-        """Waits until the program is imported; gives what it has under these names."""
+    def start(self) -> None:
+        """Waits until the program is imported. Raises what it raised."""
         self._answer()
+
+    def names(self, names: Sequence[str] | None) -> dict[str, Any]:
+        """What the program has under these names; None: under all that are public."""
         found = self._ask(["names", names])[0]
-        if not isinstance(found, dict):
+        if not (isinstance(found, dict) and all(isinstance(name, str) for name in found)):
             raise self._gone("names")
-        return {name: value for name, value in found.items() if name in names}
+        found = {name: value for name, value in found.items() if names is None or name in names}
+        for name, value in found.items():
+            self.uses += not isinstance(value, Remote)
+            if isinstance(value, Remote) and name.lstrip("_")[:1].isupper():
+                object.__setattr__(value, "_role", _CLASS)
+        return found
 
     def call(self, target: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.uses += 1
         result, after = self._ask(["call", target, self._encode(args), self._encode(kwargs)])
         if isinstance(after, tuple) and len(after) == len(args):
             for argument, changed in zip(args, after, strict=True):
@@ -48,6 +64,7 @@ class Program:
         return result
 
     def do(self, operation: str, target: int, *args: Any) -> Any:
+        self.uses += 1
         return self._ask(["do", operation, target, self._encode(args)])[0]
 
     def _ask(self, request: Any) -> tuple[Any, Any]:
@@ -97,7 +114,8 @@ class Program:
         if isinstance(value, FunctionType | MethodType | type(len)):
             self._callbacks.append(value)
             return {"callback": len(self._callbacks) - 1}
-        raise UnfitTestError(f"it passes a {type(value).__name__} to the program; data and functions can be passed")
+        self.unfit = f"it passes a {type(value).__name__} to the program; data and functions can be passed"
+        raise UnfitTestError(self.unfit)
 
     def _decode(self, value: Any) -> Any:
         return values.decode(value, self._resolve)
@@ -132,20 +150,41 @@ def _exception(classes: Any, text: Any) -> BaseException:
     return ProgramEndedError(str(text))
 
 
+_CLASS, _INSTANCE, _METHOD = "class", "instance", "method"
+
+
 class Remote:
-    """What the program holds. It has no operator that would show the program what it is compared with."""
+    """What the program holds. It has no operator that would show the program what it is compared with.
+
+    A test that makes an object of a class of the program's, by a name with a capital, asks that object as it likes.
+    What else the program returns where a test may expect plain data is no string and no set: it has the methods of
+    plain types only where they are called without arguments, and none that ask yes or no.
+    """
 
     def __init__(self, program: Program, number: int) -> None:
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_role", "")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _program(self).call(_number(self), args, kwargs)
+        role = object.__getattribute__(self, "_role")
+        if role == _METHOD and (args or kwargs):
+            raise TypeError("it is no plain data, and is not told what to agree with")
+        made = _program(self).call(_number(self), args, kwargs)
+        if role == _CLASS and isinstance(made, Remote) and not object.__getattribute__(made, "_role"):
+            object.__setattr__(made, "_role", _INSTANCE)
+        return made
 
     def __getattr__(self, name: str) -> Any:
-        if name in _QUESTIONS:
+        known = object.__getattribute__(self, "_role") in (_CLASS, _INSTANCE)
+        if not known and name in _QUESTIONS:
             raise AttributeError(name)
-        return _do(self, "getattr", name)
+        value = _do(self, "getattr", name)
+        if not known and name in _PLAIN_METHODS and isinstance(value, Remote):
+            method = Remote(_program(self), _number(value))
+            object.__setattr__(method, "_role", _METHOD)
+            return method
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         _do(self, "setattr", name, value)
@@ -171,6 +210,11 @@ class Remote:
     def __repr__(self) -> str:
         return str(_do(self, "repr"))
 
+    def __contains__(self, item: Any) -> bool:
+        if isinstance(item, Remote) or object.__getattribute__(self, "_role") == _INSTANCE:
+            return bool(_do(self, "contains", item))
+        return any(item is each or item == each for each in self)
+
     def __iter__(self) -> Any:
         return _do(self, "iter")
 
@@ -190,9 +234,8 @@ class Remote:
         return int(_do(self, "hash"))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Remote):
-            return NotImplemented
-        return self is other or bool(_do(self, "eq", other))
+        # False and not NotImplemented, which is true where a test asks for __eq__ by name
+        return isinstance(other, Remote) and (self is other or bool(_do(self, "eq", other)))
 
     def __lt__(self, other: Any) -> Any:
         return _between(self, "lt", other)
@@ -238,5 +281,7 @@ def _do(remote: Remote, operation: str, *args: Any) -> Any:
 
 
 def _between(remote: Remote, operation: str, other: Any) -> Any:
-    """An operator of two things of the program; with data, Python says that there is none."""
-    return _do(remote, operation, other) if isinstance(other, Remote) else NotImplemented
+    """An operator of two things of the program; with data, there is none."""
+    if not isinstance(other, Remote):
+        raise TypeError(f"unsupported operand for {operation}: {type(other).__name__} and an object of the program's")
+    return _do(remote, operation, other)

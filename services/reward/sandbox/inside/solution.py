@@ -1,22 +1,23 @@
 """The program's end of a run of tests: its module, and what it holds, on request.
 
 This process runs the program's own code, so that nothing it says is trusted. It is asked:
-    ["names", [name, ...]]             what the module has under these names
+    ["names", [name, ...]]             what the module has under these names; null: under all that are public
     ["call", object, args, kwargs]     answered with the result, and with the arguments as they are then
     ["do", operation, object, args]    attributes, items and operators of what it returned
 Each is answered by ["value", value, args] or ["error", [class names], text]; before that, it may ask back
 ["callback", function, args, kwargs], and reads ["value", value] or ["error", ...].
 """
 
-import importlib
 import operator
 import socket
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from services.reward.sandbox.cell import frames, values
+from services.reward.sandbox.inside import frames, values
 
 MODULE = "solution"
 
@@ -26,7 +27,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "enter": lambda x: x.__enter__(), "exit": lambda x, *_: x.__exit__(None, None, None),
     "eq": operator.eq, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "truediv": operator.truediv,
-    "neg": operator.neg, "and": operator.and_, "or": operator.or_, "hash": hash,
+    "neg": operator.neg, "and": operator.and_, "or": operator.or_, "hash": hash, "contains": operator.contains,
 }  # fmt: skip
 
 
@@ -34,8 +35,11 @@ def serve(link: socket.socket, folder: str) -> None:
     """Imports the module from `folder` and answers until the other end closes."""
     sys.path.insert(0, folder)
     solution = _Solution(link)
+    path = str(_path(folder))
+    module = sys.modules[MODULE] = ModuleType(MODULE)
+    vars(module).update(__file__=path)
     try:
-        module = importlib.import_module(MODULE)
+        SourceFileLoader(MODULE, path).exec_module(module)
     except BaseException as error:
         frames.send(link, _error(error))
         return
@@ -44,7 +48,11 @@ def serve(link: socket.socket, folder: str) -> None:
 
 
 def write(folder: str, source: str) -> None:
-    Path(folder, f"{MODULE}.py").write_text(source, encoding="utf-8", errors="replace")
+    _path(folder).write_text(source, encoding="utf-8", errors="replace")
+
+
+def _path(folder: str) -> Path:
+    return Path(folder, f"{MODULE}.py")
 
 
 class _Callback:
@@ -76,7 +84,8 @@ class _Solution:
         try:
             kind, *rest = request
             if kind == "names":
-                found = {name: names[name] for name in rest[0] if name in names}
+                asked = names.get("__all__", [n for n in names if n[0] != "_"]) if rest[0] is None else rest[0]
+                found = {name: names[name] for name in asked if name in names}
                 return ["value", self._encode(found), []]
             if kind == "call":
                 target, args, kwargs = rest

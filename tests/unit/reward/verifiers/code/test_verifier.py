@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from services.reward.verifiers.base import Item
-from services.reward.verifiers.code import CodeSettings, CodeVerifier, extract
+from services.reward.verifiers.code.extraction import extract
+from services.reward.verifiers.code.verifier import CodeSettings, CodeVerifier
 from shared.errors import InvalidInputError, PreconditionError
 
 
