@@ -17,7 +17,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may take, with all its processes. They may together take `processes * memory_mb`, and /tmp on top."""
+    """What a program may take with all its processes: together `processes * memory_mb` of memory, and /tmp on top."""
 
     memory_mb: int
     processes: int

@@ -203,7 +203,7 @@ _TOGETHER = {
 
 
 def _arguments(value: Any) -> list[Any]:
-    """Of one call: a list, or a text with a line of JSON for each."""
+    """The arguments of one call: a list, or a text with a line of JSON for each."""
     if isinstance(value, str):
         value = [json.loads(line) for line in value.split("\n") if line.strip()]
     _expect(isinstance(value, list), f"arguments are {repr(value)[:50]}; expected a list")
