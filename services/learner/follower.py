@@ -61,7 +61,11 @@ class Followers:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(settings.parallel.processes)}
+        rendezvous = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(settings.parallel.processes),
+        }
         order = json.dumps(
             {
                 "learner": settings.model_dump(mode="json"),
@@ -70,7 +74,7 @@ class Followers:
             }
         )
         # torch looks for the others where torchrun would say that they are: in the environment.
-        os.environ.update(meeting, RANK="0", LOCAL_RANK="0")
+        os.environ.update(rendezvous, RANK="0", LOCAL_RANK="0")
         for rank in range(1, settings.parallel.processes):
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "services.learner.follower"),

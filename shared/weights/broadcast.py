@@ -2,8 +2,8 @@
 
 The group lives for one version: workers come and go between two of them, and one that fails takes nothing with it but
 this version. Over NCCL where the learner sends from a GPU, over gloo otherwise. Nobody joins the group before all have
-come to the meeting, for a group cannot be left while it forms. Tensors travel in buckets of bytes, so that ten thousand
-small ones cost as little as a few large ones. A receiver hands over all or nothing.
+come to the rendezvous, for a group cannot be left while it forms. Tensors travel in buckets of bytes, so that ten
+thousand small ones cost as little as a few large ones. A receiver hands over all or nothing.
 
 The way over NCCL was written from torch's interface and has never been run: it takes two GPUs.
 """
@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shared.errors import CorruptDataError, UnavailableError
-from shared.weights.rendezvous import Meeting, TensorSpec
+from shared.weights.rendezvous import Rendezvous, TensorSpec
 
 T = TypeVar("T")
 
@@ -35,8 +35,8 @@ _LOOK_SECONDS = 0.02
 # To connect, once all have come. gloo does not notice the end of one of them meanwhile.
 _JOIN_SECONDS = 20.0
 
-# What stands in the store of a meeting: who has come, and then how they go on (the backend and the bytes of a bucket),
-# or that they do not.
+# What stands in the store of a rendezvous: who has come, and then how they go on (the backend and the bytes of a
+# bucket), or that they do not.
 _HERE, _WAY = "here/{}", "way"
 _GLOO, _NCCL, _OFF = "gloo", "nccl", "off"
 
@@ -71,7 +71,7 @@ def specs_of(files: Sequence[Path]) -> list[TensorSpec]:
 
 
 class Sender:
-    """The learner's side: opens the meeting, so that its port is known before anybody is told of it."""
+    """The learner's side: opens the rendezvous, so that its port is known before anybody is told of it."""
 
     def __init__(self, host: str, receivers: int, seconds: float, device: torch.device) -> None:
         """Listens on a free port.
@@ -88,29 +88,31 @@ class Sender:
         try:
             self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_deadline(seconds))  # type: ignore[attr-defined]  # documented, but not exported
         except RuntimeError as error:
-            raise UnavailableError(f"no meeting can be opened at {host}: {error}") from error
+            raise UnavailableError(f"no rendezvous can be opened at {host}: {error}") from error
         self._device = device
         self._called_off = threading.Event()
-        self.meeting = Meeting(host, self._store.port, receivers + 1, seconds)
+        self.rendezvous = Rendezvous(host, self._store.port, receivers + 1, seconds)
 
     def send(self, files: Sequence[Path]) -> None:
         """Returns when every receiver has everything.
 
         Raises:
-            UnavailableError: a receiver did not come, or left; or the meeting was called off.
+            UnavailableError: a receiver did not come, or left; or the rendezvous was called off.
             CorruptDataError: a dtype that does not travel.
             OSError, SafetensorError: a file is not there, or not whole.
         """
         try:
             self._gather()
-            group = _join(self._store, 0, self.meeting, self._device)
+            group = _join(self._store, 0, self.rendezvous, self._device)
             tensors = _tensors(files)
             for bucket in _buckets(specs_of(files), _BUCKET_BYTES):
                 parts = [tensor.view(-1).view(torch.uint8) for tensor in islice(tensors, len(bucket))]
-                _broadcast(group, torch.cat(parts).to(self._device), self.meeting)
-            _part(group, self.meeting)
+                _broadcast(group, torch.cat(parts).to(self._device), self.rendezvous)
+            _part(group, self.rendezvous)
         except RuntimeError as error:
-            raise UnavailableError(f"weights were not sent to all {self.meeting.size - 1} workers: {error}") from error
+            raise UnavailableError(
+                f"weights were not sent to all {self.rendezvous.size - 1} workers: {error}"
+            ) from error
 
     def call_off(self) -> None:
         """Sends everybody home if not all have come. A transfer that has begun goes on."""
@@ -118,21 +120,21 @@ class Sender:
 
     def _gather(self) -> None:
         """Returns when all have come, and has told them how to go on."""
-        deadline = time.monotonic() + self.meeting.seconds
-        expected = {_HERE.format(rank) for rank in range(1, self.meeting.size)}
+        deadline = time.monotonic() + self.rendezvous.seconds
+        expected = {_HERE.format(rank) for rank in range(1, self.rendezvous.size)}
         while expected := {key for key in expected if not self._store.check([key])}:
             if self._called_off.wait(_LOOK_SECONDS) or time.monotonic() > deadline:
                 self._store.set(_WAY, _OFF)
-                why = "called off" if self._called_off.is_set() else f"over after {self.meeting.seconds:g} s"
+                why = "called off" if self._called_off.is_set() else f"over after {self.rendezvous.seconds:g} s"
                 raise UnavailableError(
-                    f"weights were not sent to all {self.meeting.size - 1} workers: the meeting was {why} while "
+                    f"weights were not sent to all {self.rendezvous.size - 1} workers: the rendezvous was {why} while "
                     f"{len(expected)} had not come"
                 )
         backend = _NCCL if self._device.type == "cuda" else _GLOO
         self._store.set(_WAY, f"{backend} {_BUCKET_BYTES}")
 
 
-def receive(meeting: Meeting, rank: int, specs: Sequence[TensorSpec], device: torch.device) -> dict[str, Tensor]:
+def receive(rendezvous: Rendezvous, rank: int, specs: Sequence[TensorSpec], device: torch.device) -> dict[str, Tensor]:
     """All tensors of a version, on the CPU.
 
     Args:
@@ -142,30 +144,32 @@ def receive(meeting: Meeting, rank: int, specs: Sequence[TensorSpec], device: to
     Raises:
         UnavailableError: the learner or another worker did not come, or left; nothing was handed over.
     """
-    deadline = _deadline(meeting.seconds)
+    deadline = _deadline(rendezvous.seconds)
     tensors: dict[str, Tensor] = {}
-    _knock(meeting)
+    _knock(rendezvous)
     try:
-        store = dist.TCPStore(meeting.host, meeting.port, is_master=False, timeout=deadline)  # type: ignore[attr-defined]  # documented, but not exported
+        store = dist.TCPStore(rendezvous.host, rendezvous.port, is_master=False, timeout=deadline)  # type: ignore[attr-defined]  # documented, but not exported
         store.set(_HERE.format(rank), "")
         backend, _, bucket_bytes = store.get(_WAY).decode().partition(" ")
         if backend == _OFF:
-            raise UnavailableError(f"the meeting at {meeting.host}:{meeting.port} was called off: not all had come")
+            raise UnavailableError(
+                f"the rendezvous at {rendezvous.host}:{rendezvous.port} was called off: not all had come"
+            )
         if backend == _GLOO:
             device = torch.device("cpu")
-        group = _join(store, rank, meeting, device)
+        group = _join(store, rank, rendezvous, device)
         for bucket in _buckets(specs, int(bucket_bytes)):
             packed = torch.empty(sum(map(_nbytes, bucket)), dtype=torch.uint8, device=device)
-            _broadcast(group, packed, meeting)
+            _broadcast(group, packed, rendezvous)
             arrived, begin = packed.cpu(), 0
             for spec in bucket:
                 part = arrived[begin : begin + _nbytes(spec)]
                 # A copy is aligned for its dtype, and lets the bucket go.
                 tensors[spec.name] = part.clone().view(DTYPES[spec.dtype]).view(spec.shape)
                 begin += part.numel()
-        _part(group, meeting)
+        _part(group, rendezvous)
     except RuntimeError as error:
-        raise UnavailableError(f"weights did not arrive from {meeting.host}:{meeting.port}: {error}") from error
+        raise UnavailableError(f"weights did not arrive from {rendezvous.host}:{rendezvous.port}: {error}") from error
     return tensors
 
 
@@ -195,35 +199,35 @@ def _deadline(seconds: float) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def _knock(meeting: Meeting) -> None:
-    """Raises UnavailableError where the meeting is over. A store would go on asking for it until the deadline."""
+def _knock(rendezvous: Rendezvous) -> None:
+    """Raises UnavailableError where the rendezvous is over. A store would go on asking for it until the deadline."""
     try:
-        socket.create_connection((meeting.host, meeting.port), meeting.seconds).close()
+        socket.create_connection((rendezvous.host, rendezvous.port), rendezvous.seconds).close()
     except OSError as error:
-        raise UnavailableError(f"the meeting at {meeting.host}:{meeting.port} is over: {error}") from error
+        raise UnavailableError(f"the rendezvous at {rendezvous.host}:{rendezvous.port} is over: {error}") from error
 
 
-def _join(store: Any, rank: int, meeting: Meeting, device: torch.device) -> Any:
+def _join(store: Any, rank: int, rendezvous: Rendezvous, device: torch.device) -> Any:
     """A group beside those of torchrun and of vLLM, which belong to others; collectives have deadlines of their own."""
     if device.type == "cuda":
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = _deadline(meeting.seconds)
-        return dist.ProcessGroupNCCL(store, rank, meeting.size, options)
-    return dist.ProcessGroupGloo(store, rank, meeting.size, _deadline(min(_JOIN_SECONDS, meeting.seconds)))
+        options._timeout = _deadline(rendezvous.seconds)
+        return dist.ProcessGroupNCCL(store, rank, rendezvous.size, options)
+    return dist.ProcessGroupGloo(store, rank, rendezvous.size, _deadline(min(_JOIN_SECONDS, rendezvous.seconds)))
 
 
-def _broadcast(group: Any, packed: Tensor, meeting: Meeting) -> None:
+def _broadcast(group: Any, packed: Tensor, rendezvous: Rendezvous) -> None:
     options = dist.BroadcastOptions()
-    options.rootRank, options.timeout = 0, _deadline(meeting.seconds)
+    options.rootRank, options.timeout = 0, _deadline(rendezvous.seconds)
     group.broadcast([packed], options).wait(options.timeout)
     if packed.is_cuda:
         torch.cuda.current_stream(packed.device).synchronize()
 
 
-def _part(group: Any, meeting: Meeting) -> None:
+def _part(group: Any, rendezvous: Rendezvous) -> None:
     """Nobody leaves before everybody has everything."""
     options = dist.BarrierOptions()
-    options.timeout = _deadline(meeting.seconds)
+    options.timeout = _deadline(rendezvous.seconds)
     group.barrier(options).wait(options.timeout)
 
 

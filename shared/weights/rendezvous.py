@@ -16,7 +16,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class Rendezvous:
     """Where the group of one version meets. The learner is rank 0."""
 
     host: str
@@ -25,19 +25,19 @@ class Meeting:
     seconds: float  # for all to come, and for each bucket
 
 
-def encode(meeting: Meeting, first_ranks: Mapping[str, int], specs: Sequence[TensorSpec]) -> pb.WeightsBroadcast:
+def encode(rendezvous: Rendezvous, first_ranks: Mapping[str, int], specs: Sequence[TensorSpec]) -> pb.WeightsBroadcast:
     """Args: first_ranks: by the name of a replica of generation, the rank of its first worker."""
     return pb.WeightsBroadcast(
-        host=meeting.host,
-        port=meeting.port,
-        size=meeting.size,
-        seconds=meeting.seconds,
+        host=rendezvous.host,
+        port=rendezvous.port,
+        size=rendezvous.size,
+        seconds=rendezvous.seconds,
         first_ranks=first_ranks,
         tensors=[pb.WeightsTensor(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in specs],
     )
 
 
-def decode(broadcast: pb.WeightsBroadcast) -> tuple[Meeting, list[TensorSpec]]:
+def decode(broadcast: pb.WeightsBroadcast) -> tuple[Rendezvous, list[TensorSpec]]:
     """What `encode` was given, the ranks left out."""
-    meeting = Meeting(broadcast.host, broadcast.port, broadcast.size, broadcast.seconds)
-    return meeting, [TensorSpec(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in broadcast.tensors]
+    rendezvous = Rendezvous(broadcast.host, broadcast.port, broadcast.size, broadcast.seconds)
+    return rendezvous, [TensorSpec(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in broadcast.tensors]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.trajectory import Completion, RouterExport, RouterLayout
-from shared.weights.rendezvous import Meeting, TensorSpec
+from shared.weights.rendezvous import Rendezvous, TensorSpec
 
 
 class UpdatePolicy(StrEnum):
@@ -84,7 +84,7 @@ class Files:
 class Arriving:
     """Weights that the learner broadcasts: see `shared.weights.broadcast`."""
 
-    meeting: Meeting
+    rendezvous: Rendezvous
     first_rank: int  # of the engine's first worker; its others follow
     specs: Sequence[TensorSpec]
 

@@ -92,7 +92,7 @@ class Announcer:
             self._transfer = asyncio.create_task(self._send(sender, manifest.version, files))
 
     async def _open(self, manifest: pb.WeightsManifest, files: list[Path], replicas: Mapping[str, Replica]) -> Sender:
-        """Adds the meeting to the manifest."""
+        """Adds the rendezvous to the manifest."""
         learner, transfer = self._settings.learner, self._settings.learner.transfer
         device = torch.device(learner.device if transfer.backend == "nccl" else "cpu")
         first_ranks, size = {}, 1
@@ -101,7 +101,7 @@ class Announcer:
             size += replica.workers
         specs = await asyncio.to_thread(specs_of, files)
         sender = await detached(lambda: Sender(transfer.host, size - 1, transfer.timeout_seconds, device))
-        manifest.broadcast.CopyFrom(rendezvous.encode(sender.meeting, first_ranks, specs))
+        manifest.broadcast.CopyFrom(rendezvous.encode(sender.rendezvous, first_ranks, specs))
         return sender
 
     async def _send(self, sender: Sender, version: int, files: list[Path]) -> None:

@@ -128,10 +128,10 @@ async def test_a_replica_that_is_dead_delays_nobody_for_longer_than_a_version(
         await learner.publish(1)
         await run.remove_replica("dead")
         async with asyncio.timeout(60):
-            await learner.publish(2)  # which calls the first meeting off
+            await learner.publish(2)  # which calls the first rendezvous off
         await serves(alive, 2)
     assert transfers("failed") == failed + 1
-    assert refused("notfound") - missing in (0, 1)  # of version 1, where it had come to that meeting
+    assert refused("notfound") - missing in (0, 1)  # of version 1, where it had come to that rendezvous
 
 
 async def test_a_transfer_that_failed_is_made_up_for_while_nothing_else_is_to_do(

@@ -110,7 +110,7 @@ async def prepare(like: Policy, shapes: dict[str, tuple[int, ...]], weights: Wei
         tensors = await asyncio.to_thread(_checked, shapes, weights.paths)
     else:
         check_specs(shapes, weights.specs)
-        tensors = await detached(lambda: receive(weights.meeting, weights.first_rank, weights.specs, like.device))
+        tensors = await detached(lambda: receive(weights.rendezvous, weights.first_rank, weights.specs, like.device))
         await asyncio.to_thread(check_finite, tensors.items())
     return await asyncio.to_thread(_with_weights, like, tensors)
 

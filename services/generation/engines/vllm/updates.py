@@ -117,7 +117,7 @@ class Updates:
         keep them from sampling.
         """
         specs = [[spec.name, spec.dtype, list(spec.shape)] for spec in weights.specs]
-        await self._child.rpc("begin_arrival", list(astuple(weights.meeting)), weights.first_rank, specs)
+        await self._child.rpc("begin_arrival", list(astuple(weights.rendezvous)), weights.first_rank, specs)
         while True:
             answers = await self._child.rpc("arrival")
             if None not in answers:

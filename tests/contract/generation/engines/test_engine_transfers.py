@@ -18,7 +18,7 @@ from services.generation.engines.base import Arriving, Engine, EngineSampling
 from shared.errors import InvalidInputError, UnavailableError
 from shared.trajectory import Completion
 from shared.weights.broadcast import specs_of
-from shared.weights.rendezvous import Meeting
+from shared.weights.rendezvous import Rendezvous
 from tests.support.engines import publish
 from tests.support.models import MAX_MODEL_LEN
 from tests.support.reference import Reference, check
@@ -37,7 +37,7 @@ from shared.weights import broadcast as transfer
 _, folder, stands_still, seconds = sys.argv
 transfer._BUCKET_BYTES = 1 << 12
 sender = transfer.Sender("127.0.0.1", 1, float(seconds), torch.device("cpu"))
-print(sender.meeting.port, flush=True)
+print(sender.rendezvous.port, flush=True)
 broadcast, sent = transfer._broadcast, []
 def one_at_a_time(*arguments):
     sent.append(broadcast(*arguments))
@@ -56,8 +56,8 @@ def sending(folder: Path, *, stands_still: bool = False) -> Iterator[tuple[subpr
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
-        meeting = Meeting("127.0.0.1", int(process.stdout.readline()), 2, SECONDS)
-        yield process, Arriving(meeting, 1, specs_of([folder / "model.safetensors"]))
+        rendezvous = Rendezvous("127.0.0.1", int(process.stdout.readline()), 2, SECONDS)
+        yield process, Arriving(rendezvous, 1, specs_of([folder / "model.safetensors"]))
     finally:
         process.kill()
         process.wait()
@@ -141,7 +141,7 @@ async def test_what_does_not_fit_is_refused_by_name_before_any_connection(
     specs = specs_of([folders["B"] / "model.safetensors"])
     at = next(i for i, spec in enumerate(specs) if spec.name == "model.norm.weight")
     specs[at] = replace(specs[at], **change)
-    nobody = Arriving(Meeting("127.0.0.1", 1, 2, SECONDS), 1, specs)
+    nobody = Arriving(Rendezvous("127.0.0.1", 1, 2, SECONDS), 1, specs)
     with pytest.raises(InvalidInputError, match=re.escape(named)):
         await engine.update_weights(engine.version + 1, nobody)
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 from shared.weights import broadcast as transfer
 _, port, out, rank, size, source = sys.argv
-meeting = transfer.Meeting("127.0.0.1", int(port), int(size), 20.0)
+rendezvous = transfer.Rendezvous("127.0.0.1", int(port), int(size), 20.0)
 specs = transfer.specs_of(sorted(Path(source).glob("*.safetensors")))
-save_file(transfer.receive(meeting, int(rank), specs, torch.device("cpu")), out)
+save_file(transfer.receive(rendezvous, int(rank), specs, torch.device("cpu")), out)
 """
 
 
@@ -48,7 +48,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def start(sender: Sender, files: list[Path], rank: int, out: Path) -> subprocess.Popen[str]:
-    arguments = [str(part) for part in (sender.meeting.port, out, rank, sender.meeting.size, files[0].parent)]
+    arguments = [str(part) for part in (sender.rendezvous.port, out, rank, sender.rendezvous.size, files[0].parent)]
     command = [sys.executable, "-c", RECEIVER, *arguments]
     return subprocess.Popen(command, text=True, stderr=subprocess.PIPE)
 
@@ -74,9 +74,9 @@ def test_a_worker_that_does_not_come_is_an_error_at_the_deadline(files: list[Pat
 
 def test_a_learner_that_stands_still_is_an_error_for_the_worker(files: list[Path]) -> None:
     sender = Sender("127.0.0.1", 1, 1.0, CPU)  # which does not send
-    meeting = sender.meeting
+    rendezvous = sender.rendezvous
     with pytest.raises(UnavailableError, match="did not arrive"):
-        receive(meeting, 1, specs_of(files), CPU)
+        receive(rendezvous, 1, specs_of(files), CPU)
 
 
 def test_a_worker_that_dies_on_the_way_is_an_error_for_the_learner(files: list[Path], tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_worker_that_dies_while_all_connect_is_noticed_soon(
     sender = Sender("127.0.0.1", 1, 600.0, CPU)
 
     def come_and_go() -> None:
-        store = dist.TCPStore("127.0.0.1", sender.meeting.port, is_master=False)  # type: ignore[attr-defined]
+        store = dist.TCPStore("127.0.0.1", sender.rendezvous.port, is_master=False)  # type: ignore[attr-defined]
         store.set(transfer._HERE.format(1), "")
         store.get(transfer._WAY)
 
@@ -120,7 +120,7 @@ def test_what_is_slow_to_arrive_may_take_longer_than_connecting(
 
     monkeypatch.setattr(transfer, "_broadcast", slowly)
     with ThreadPoolExecutor(1) as threads:
-        arrived = threads.submit(receive, sender.meeting, 1, specs, CPU)
+        arrived = threads.submit(receive, sender.rendezvous, 1, specs, CPU)
         sender.send(files)
         assert arrived.result(20).keys() == {spec.name for spec in specs}
 
@@ -143,7 +143,7 @@ def test_a_meeting_that_is_called_off_sends_those_home_who_have_come(files: list
 
     caller = threading.Thread(target=call_off)
     caller.start()
-    with pytest.raises(UnavailableError, match="the meeting was called off while 1 had not come"):
+    with pytest.raises(UnavailableError, match="the rendezvous was called off while 1 had not come"):
         sender.send(files)
     caller.join()
     assert early.wait(20) != 0
@@ -152,11 +152,11 @@ def test_a_meeting_that_is_called_off_sends_those_home_who_have_come(files: list
 
 
 def test_who_comes_too_late_is_told_at_once(files: list[Path]) -> None:
-    meeting = Sender("127.0.0.1", 1, 600.0, CPU).meeting  # nobody holds the sender
+    rendezvous = Sender("127.0.0.1", 1, 600.0, CPU).rendezvous  # nobody holds the sender
     with pytest.raises(UnavailableError, match="is over"):
-        receive(meeting, 1, specs_of(files), CPU)
+        receive(rendezvous, 1, specs_of(files), CPU)
 
 
 def test_a_host_that_is_not_this_machine_is_an_error() -> None:
-    with pytest.raises(UnavailableError, match=r"no meeting can be opened at 192\.0\.2\.1"):
+    with pytest.raises(UnavailableError, match=r"no rendezvous can be opened at 192\.0\.2\.1"):
         Sender("192.0.2.1", 1, 0.5, CPU)

@@ -8,17 +8,17 @@ import torch
 from services.generation.engines.model_files import check_finite
 from shared.errors import InvalidInputError, UnavailableError
 from shared.weights.broadcast import receive
-from shared.weights.rendezvous import Meeting, TensorSpec
+from shared.weights.rendezvous import Rendezvous, TensorSpec
 
 
 class Arrival:
     """Receives in a thread of its own, which does not keep the worker alive."""
 
-    def __init__(self, meeting: list[Any], rank: int, specs: list[list[Any]], device: torch.device) -> None:
-        """Begins. Args: meeting, specs: the fields of the dataclasses, for they travelled; rank: of this worker."""
+    def __init__(self, rendezvous: list[Any], rank: int, specs: list[list[Any]], device: torch.device) -> None:
+        """Begins. Args: rendezvous, specs: the fields of the dataclasses, for they travelled; rank: of this worker."""
         self.tensors: dict[str, torch.Tensor] = {}
         self._answer: tuple[str, str] | None = None
-        arguments = (Meeting(*meeting), rank, [TensorSpec(n, d, tuple(shape)) for n, d, shape in specs], device)
+        arguments = (Rendezvous(*rendezvous), rank, [TensorSpec(n, d, tuple(shape)) for n, d, shape in specs], device)
         threading.Thread(target=self._receive, args=arguments, name="arrival", daemon=True).start()
 
     @property
@@ -26,9 +26,9 @@ class Arrival:
         """None while they arrive; then the name and the message of the error, or two empty strings."""
         return self._answer
 
-    def _receive(self, meeting: Meeting, rank: int, specs: list[TensorSpec], device: torch.device) -> None:
+    def _receive(self, rendezvous: Rendezvous, rank: int, specs: list[TensorSpec], device: torch.device) -> None:
         try:
-            tensors = receive(meeting, rank, specs, device)
+            tensors = receive(rendezvous, rank, specs, device)
             check_finite(tensors.items())
         except (InvalidInputError, UnavailableError) as error:
             self._answer = type(error).__name__, str(error)

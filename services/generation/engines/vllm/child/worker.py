@@ -101,9 +101,9 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         output = super().sample_tokens(grammar_output)
         return output if self._adapter is None else self._adapter.attach(output)
 
-    def begin_arrival(self, meeting: list[Any], first_rank: int, specs: list[list[Any]]) -> None:
+    def begin_arrival(self, rendezvous: list[Any], first_rank: int, specs: list[list[Any]]) -> None:
         """Begins to take weights over the network into this process's memory; see `vllm_arrival.Arrival`."""
-        self._arrival = Arrival(meeting, first_rank + self.rank, specs, torch.device(self.device))
+        self._arrival = Arrival(rendezvous, first_rank + self.rank, specs, torch.device(self.device))
 
     def arrival(self) -> tuple[str, str] | None:
         """How that went; None while it goes on."""
