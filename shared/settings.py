@@ -195,7 +195,7 @@ class StreamSettings(Table):
 
     max_bytes: int = Field(256 << 20, ge=1 << 16, description="bytes in one stream at which its producers wait")
     inline_bytes: int = Field(
-        16 << 10, ge=1 << 8, description="payload above which it lies beside its stream, under a key of its own"
+        32 << 10, ge=1 << 8, description="payload above which it lies beside its stream, under a key of its own"
     )
     max_entry_bytes: int = Field(
         16 << 20, ge=1 << 10, le=256 << 20, description="payload above which it goes in chunks of this size"

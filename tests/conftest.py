@@ -7,19 +7,31 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from services.cli.local.redis import find_server
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.run import Run
-from tests.support.redis_server import Server
+from tests.support.redis_server import Server, binaries, version
 
 _names = count()
 
 
+def pytest_report_header() -> str:
+    """Which server the tests use; those of the data path use all that are there."""
+    return f"redis-server: {version(find_server())}; data path: {', '.join(binaries())}"
+
+
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_binary() -> str:
+    """The server that tests start."""
+    return find_server()
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of our own on a Unix socket, for the whole session."""
     folder = tmp_path_factory.mktemp("redis")
-    with Server(folder, folder / "redis.sock", appendonly=False) as server:
+    with Server(folder, folder / "redis.sock", appendonly=False, binary=redis_binary) as server:
         yield server.url
 
 

@@ -76,8 +76,10 @@ class Client(Redis):
         command = super().execute_command
         return await self._persist(str(args[0]), lambda: command(*args, **options))  # type: ignore[no-untyped-call]  # it has no types
 
-    async def execute_transaction(self, commands: Sequence[Sequence[Any]], wait_for_memory: bool) -> list[Any]:
-        """The answers of commands in one MULTI.
+    async def execute_together(
+        self, commands: Sequence[Sequence[Any]], transaction: bool, wait_for_memory: bool
+    ) -> list[Any]:
+        """The answers of commands that are sent at once, in one MULTI if `transaction`.
 
         Raises:
             UnavailableError, PreconditionError: as for one command.
@@ -85,7 +87,7 @@ class Client(Redis):
         """
 
         async def attempt() -> Any:
-            async with self.pipeline(transaction=True) as pipe:
+            async with self.pipeline(transaction=transaction) as pipe:
                 for command in commands:
                     pipe.execute_command(*command)
                 answers = await pipe.execute(raise_on_error=False)
@@ -244,14 +246,21 @@ async def connect(settings: RedisSettings) -> Client:
     return client
 
 
-async def transaction(redis: Redis, *commands: Sequence[Any], wait_for_memory: bool = True) -> list[Any]:
-    """The answers of commands that are carried out in one transaction, or not at all where Redis refuses one at once.
-
-    See `Client.execute_transaction` for what is raised.
-    """
+async def together(
+    redis: Redis, *commands: Sequence[Any], transaction: bool, wait_for_memory: bool = True
+) -> list[Any]:
+    """The answers of commands that are sent at once; see `Client.execute_together`."""
     if not isinstance(redis, Client):
         raise TypeError(f"{type(redis).__name__} is no client of `connect`")
-    return await redis.execute_transaction(commands, wait_for_memory)
+    return await redis.execute_together(commands, transaction, wait_for_memory)
+
+
+async def server_name(redis: Redis) -> str:
+    """The server and its version, as in `Redis 7.0.15` or `Valkey 9.1.0`."""
+    info: dict[str, Any] = await redis.info("server")
+    if name := info.get("server_name"):  # of Valkey, which calls itself a Redis for the sake of clients
+        return f"{str(name).capitalize()} {info[f'{name}_version']}"
+    return f"Redis {info['redis_version']}"
 
 
 def losses(redis: Redis) -> int:

@@ -185,11 +185,11 @@ class Consumer:
     async def _read_own(self, count: int) -> list[Entry]:
         if self._own_cursor is None:
             return []
-        key = self._keys(self._stream)
+        key, held = self._keys(self._stream), frozenset(self._held)
         answer: Any = await self._redis.xreadgroup(self._group, self._name, {key: self._own_cursor}, count=count)
         raw = answer[0][1] if answer else []
         self._own_cursor = raw[-1][0].decode() if raw else None
-        return await self._entries(raw)
+        return await self._entries(raw, held)
 
     async def _read_lost(self, count: int) -> list[Entry]:
         """Entries that were delivered in an answer which did not come: pending here, and held by nobody.
@@ -198,10 +198,10 @@ class Consumer:
         """
         if self._losses == (now := losses(self._redis)):
             return []
-        key, entries = self._keys(self._stream), []
+        key, held, entries = self._keys(self._stream), frozenset(self._held), list[Entry]()
         pending: Any = await self._redis.xpending_range(key, self._group, "-", "+", _MOST_PENDING, self._name)
         for one in pending:
-            if one["message_id"].decode() not in self._held:
+            if one["message_id"].decode() not in held:
                 found: Any = await self._redis.xrange(key, one["message_id"], one["message_id"])
                 for id_, fields in found:
                     entries.append(Entry.of(id_, fields, one["times_delivered"]))
@@ -214,6 +214,7 @@ class Consumer:
         now = asyncio.get_running_loop().time()
         if now < self._next_sweep:
             return []
+        held = frozenset(self._held)
         answer: Any = await self._redis.xautoclaim(
             self._keys(self._stream), self._group, self._name,
             min_idle_time=int(self._settings.idle_seconds * 1000), start_id=self._claim_cursor, count=count,
@@ -223,22 +224,27 @@ class Consumer:
             self._next_sweep = now + self._settings.idle_seconds / 2
             silent = int(1000 * _GONE_IDLES * self._settings.idle_seconds)
             await self._retire(keys=[self._keys(self._stream)], args=[self._group, self._name, silent])
-        return await self._entries(answer[1])
+        return await self._entries(answer[1], held)
 
     async def _read_new(self, count: int) -> list[Entry]:
+        held = frozenset(self._held)
         answer: Any = await self._redis.xreadgroup(
             self._group, self._name, {self._keys(self._stream): ">"},
             count=count, block=int(self._settings.block_seconds * 1000),
         )  # fmt: skip
         # Where the group was created again, or Redis lost what it had not yet written down, "new" may be one held here.
         raw = answer[0][1] if answer else []
-        return [Entry.of(id_, fields, 1) for id_, fields in raw if id_.decode() not in self._held]
+        return [Entry.of(id_, fields, 1) for id_, fields in raw if id_.decode() not in held]
 
-    async def _entries(self, raw: list[tuple[bytes, dict[bytes, bytes] | None]]) -> list[Entry]:
-        """Redelivered entries with their delivery counts; those deleted in the meantime have no fields."""
+    async def _entries(self, raw: list[tuple[bytes, dict[bytes, bytes] | None]], held: frozenset[str]) -> list[Entry]:
+        """Redelivered entries with their delivery counts; those deleted in the meantime have no fields.
+
+        Args:
+            held: what was held when they were asked for. One of these may have been settled since.
+        """
         entries = []
         for id_, fields in raw:
-            if fields and id_.decode() not in self._held:
+            if fields and id_.decode() not in held:
                 pending: Any = await self._redis.xpending_range(self._keys(self._stream), self._group, id_, id_, 1)
                 entries.append(Entry.of(id_, fields, pending[0]["times_delivered"] if pending else 1))
         metrics.REDELIVERIES.labels(self._stream).inc(len(entries))

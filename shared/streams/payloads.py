@@ -1,8 +1,9 @@
 """Payloads beside the streams: what is too large for a stream entry lies under a key that lives and dies with it.
 
 A large payload costs most where Redis copies it: into the arguments of a Lua script, and into the pages of a stream.
-So only small ones travel through scripts. A larger one is a string of its own (SET, GET), written in the transaction of
-the script that puts its entry on a stream. One too large for a single command is a hash of chunks, written before.
+So only small ones travel through scripts. A larger one is a string of its own (SET, MGET), sent together with the
+script that puts its entry on a stream: until that script has made it permanent, it expires. One too large for a single
+command is a hash of chunks, written before.
 """
 
 import uuid
@@ -14,7 +15,7 @@ from redis.asyncio import Redis
 
 from shared.errors import CorruptDataError
 from shared.settings import StreamSettings
-from shared.streams.connection import transaction
+from shared.streams.connection import together
 from shared.streams.keys import Keys
 from shared.streams.scripts import Script
 
@@ -81,16 +82,17 @@ class Payloads:
             key, pieces = self._keys.blob(blob.id), memoryview(payload)
             for i, start in enumerate(starts):
                 piece = pieces[start : start + self._chunk]
-                await transaction(self._redis, ("HSET", key, i, piece), ("EXPIRE", key, _UNCLAIMED_SECONDS))
+                commands = ("HSET", key, i, piece), ("EXPIRE", key, _UNCLAIMED_SECONDS)
+                await together(self._redis, *commands, transaction=True)
         return Placed(payload, blob)
 
     async def run(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Any], placed: Placed, wait: bool = True
     ) -> bytes:
-        """The answer of a script that puts the payload on a stream, in one transaction with the payload itself.
+        """The answer of a script that puts the payload on a stream. Both are sent together.
 
-        NX, because the transaction may be repeated when its answer was lost: a blob that a script has made permanent
-        stays permanent.
+        The script is the transaction: it does nothing where the payload is not there. NX, because both are sent again
+        when an answer was lost: what a script has made permanent stays permanent.
 
         Args:
             wait: for a Redis without memory.

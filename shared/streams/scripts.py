@@ -9,7 +9,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from shared.streams.connection import transaction
+from shared.streams.connection import together
 
 _LOADS = 20  # of a script, in one call: a server that dies between load and call has forgotten it again
 
@@ -49,13 +49,21 @@ class Script:
     async def after(
         self, command: Sequence[Any], keys: Sequence[str], args: Sequence[Any], wait_for_memory: bool = True
     ) -> Any:
-        """The answer of the script, carried out after another command in one transaction.
+        """The answer of the script, sent together with a command that goes before it.
 
-        The command is repeated where the script was not loaded, or the answer was lost; see `transaction`. Raises as a
-        plain call does.
+        Both are repeated where the script was not loaded or the answer was lost. They are no MULTI, which would cost
+        more: the script has to find out what the command has done. Where the command fails its error is raised, even
+        though the script was run.
+
+        Raises:
+            PreconditionError: as a plain call.
+            OutOfMemoryError: Redis has no memory, and `wait_for_memory` is False.
         """
         commands = (command, self._command(keys, args))
-        return (await self._loaded(lambda: transaction(self._redis, *commands, wait_for_memory=wait_for_memory)))[-1]
+        answers = await self._loaded(
+            lambda: together(self._redis, *commands, transaction=False, wait_for_memory=wait_for_memory)
+        )
+        return answers[-1]
 
     def _command(self, keys: Sequence[str], args: Sequence[Any]) -> tuple[Any, ...]:
         fence = self._fence() if self._fence else None

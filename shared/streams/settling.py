@@ -119,8 +119,8 @@ class Settling:
         try:
             return await self._attempt(entry, token, destination, placed, end, wait=False)
         except OutOfMemoryError:
-            # A transaction is refused before it begins, even one that frees more than it takes. The script alone is
-            # refused only where it takes more, so in this case the payload goes through it.
+            # A payload that is sent beside the script is refused even where its entry frees more than it takes. The
+            # script alone is refused only where it takes more, so in this case the payload goes through it.
             return await self._attempt(entry, token, destination, placed.inline, end, wait=True)
 
     async def _attempt(

@@ -35,8 +35,8 @@ _LOOK_SECONDS = 0.02
 # To connect, once all have come. gloo does not notice the end of one of them meanwhile.
 _JOIN_SECONDS = 20.0
 
-# What stands in the store of a rendezvous: who has come, and then how they go on (the backend and the bytes of a
-# bucket), or that they do not.
+# What the store of a rendezvous holds: who has come, and then how they go on (the backend and the bytes of a bucket),
+# or that they do not.
 _HERE, _WAY = "here/{}", "way"
 _GLOO, _NCCL, _OFF = "gloo", "nccl", "off"
 
@@ -121,17 +121,23 @@ class Sender:
     def _gather(self) -> None:
         """Returns when all have come, and has told them how to go on."""
         deadline = time.monotonic() + self.rendezvous.seconds
-        expected = {_HERE.format(rank) for rank in range(1, self.rendezvous.size)}
-        while expected := {key for key in expected if not self._store.check([key])}:
-            if self._called_off.wait(_LOOK_SECONDS) or time.monotonic() > deadline:
-                self._store.set(_WAY, _OFF)
-                why = "called off" if self._called_off.is_set() else f"over after {self.rendezvous.seconds:g} s"
-                raise UnavailableError(
-                    f"weights were not sent to all {self.rendezvous.size - 1} workers: the rendezvous was {why} while "
-                    f"{len(expected)} had not come"
-                )
+        while self._missing():
+            if not (self._called_off.wait(_LOOK_SECONDS) or time.monotonic() > deadline):
+                continue
+            if not (missing := self._missing()):
+                break  # the last of them has come meanwhile
+            self._store.set(_WAY, _OFF)
+            why = "called off" if self._called_off.is_set() else f"over after {self.rendezvous.seconds:g} s"
+            raise UnavailableError(
+                f"weights were not sent to all {self.rendezvous.size - 1} workers: the rendezvous was {why} while "
+                f"{missing} had not come"
+            )
         backend = _NCCL if self._device.type == "cuda" else _GLOO
         self._store.set(_WAY, f"{backend} {_BUCKET_BYTES}")
+
+    def _missing(self) -> int:
+        """Workers that have not come."""
+        return sum(not self._store.check([_HERE.format(rank)]) for rank in range(1, self.rendezvous.size))
 
 
 def receive(rendezvous: Rendezvous, rank: int, specs: Sequence[TensorSpec], device: torch.device) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared.settings import RedisSettings, StreamSettings
-from shared.streams.connection import connect
+from shared.streams.connection import connect, server_name
 from shared.streams.consumer import Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -42,17 +42,28 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory(prefix="routershift-") as folder:
         if arguments.redis:
-            return {"sizes": _sizes(arguments, arguments.redis)}
+            return _result(arguments, arguments.redis)
         with Server(Path(folder), Path(folder) / "r.sock", appendonly=False) as server:
-            return {"sizes": _sizes(arguments, server.url)}
+            return _result(arguments, server.url)
 
 
-def _sizes(arguments: argparse.Namespace, url: str) -> dict[str, Any]:
+def _result(arguments: argparse.Namespace, url: str) -> dict[str, Any]:
     loop = asyncio.new_event_loop()
     try:
-        return {str(size): _measure(loop, arguments, url, size) for size in SIZES}
+        return {
+            "server": loop.run_until_complete(_server(url)),
+            "sizes": {str(size): _measure(loop, arguments, url, size) for size in SIZES},
+        }
     finally:
         loop.close()
+
+
+async def _server(url: str) -> str:
+    redis = await connect(RedisSettings(url=url))
+    try:
+        return await server_name(redis)
+    finally:
+        await redis.aclose()
 
 
 def _measure(loop: asyncio.AbstractEventLoop, arguments: argparse.Namespace, url: str, size: int) -> dict[str, Any]:

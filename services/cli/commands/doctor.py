@@ -21,7 +21,7 @@ from services.cli.recipe import Recipe
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
 from shared.settings import load
-from shared.streams.connection import connect
+from shared.streams.connection import connect, server_name
 
 _FREE_DISK = 1 << 30
 _FREE_MEMORY = 3 << 30
@@ -120,9 +120,9 @@ async def _redis(recipe: Recipe) -> Row:
         client = await connect(recipe.redis)
     except RouterShiftError as error:
         return False, "redis", str(error)
-    version = (await client.info("server"))["redis_version"]
+    name = await server_name(client)
     await client.aclose()
-    return True, "redis", f"{version} at redis.url"
+    return True, "redis", f"{name} at redis.url"
 
 
 def _server_version(server: str) -> str:

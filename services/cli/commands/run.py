@@ -21,7 +21,7 @@ from services.cli.monitor import Monitor, say
 from services.cli.signals import interruptible
 from shared.errors import DeadlineError, UnavailableError
 from shared.process.exits import EXIT_OK
-from shared.streams.connection import connect
+from shared.streams.connection import connect, server_name
 from shared.streams.run import FINISHED, Ledger, Run
 from shared.tracking import records
 
@@ -145,6 +145,7 @@ async def _to_the_end(running: Services) -> _Followed:
     monitor = Monitor(recipe)
     redis = await connect(recipe.redis.model_copy(update={"url": SecretStr(running.redis_url)}))
     try:
+        say(f"streams are in {await server_name(redis)}")
         run = Run(redis, recipe.run.id, recipe.streams)
         started, before = datetime.now(UTC), await run.ledger()
         while True:

@@ -1,8 +1,8 @@
 """Tells generation of published versions, and sends them over the network where the run says so.
 
 The files are there in both cases: a resumed learner and a replica that comes late need them. A transfer goes on beside
-the training of the next step; one that fails is counted and not repeated at once, for the next version meets again
-with who is there. A learner that has nothing to do sends the newest version to replicas that it has not reached.
+the training of the next step; one that fails is counted and not repeated at once, for the next version is sent
+to whoever is there then. A learner that has nothing to do sends the newest version to replicas that it has not reached.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Announcer:
         self._transfer: asyncio.Task[None] | None = None
 
     def adopt(self, manifest: pb.WeightsManifest) -> None:
-        """A version that is on disk and was announced in an earlier life."""
+        """A version that is on disk and was announced by an earlier process."""
         self._newest, self._reached = pb.WeightsManifest(), set()
         self._newest.CopyFrom(manifest)
         self._newest.ClearField("broadcast")

@@ -172,8 +172,11 @@ async def test_settling_and_beating_survive_the_loss_of_the_consumer_group(
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory() as folder, Server(Path(folder), Path(folder) / "r.sock") as server:
+def server(redis_binary: str) -> Iterator[Server]:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server(Path(folder), Path(folder) / "r.sock", binary=redis_binary) as server,
+    ):
         yield server
 
 
@@ -209,12 +212,12 @@ async def test_a_redis_that_is_killed_and_comes_back_loses_nothing_it_acknowledg
 
 
 @pytest.fixture
-def diskless() -> Iterator[Server]:
+def diskless(redis_binary: str) -> Iterator[Server]:
     """A server whose folder is gone, so that no snapshot can be written there."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         data.mkdir()
-        with Server(data, Path(folder) / "r.sock", appendonly=False) as server:
+        with Server(data, Path(folder) / "r.sock", appendonly=False, binary=redis_binary) as server:
             data.rmdir()
             yield server
 

@@ -33,7 +33,9 @@ NEXT = {Stream.PROMPTS: Stream.ROLLOUTS, Stream.ROLLOUTS: Stream.SCORED}
 PICK = integers(0, 1 << 16)
 
 # Everything is idle at once: a reader takes over what others hold, and both settle it.
-SETTINGS = StreamSettings(block_seconds=0.001, idle_seconds=0.001, max_deliveries=4, max_entry_bytes=CHUNK)
+SETTINGS = StreamSettings(
+    block_seconds=0.001, idle_seconds=0.001, max_deliveries=4, inline_bytes=CHUNK // 2, max_entry_bytes=CHUNK
+)
 
 
 class Transitions(RuleBasedStateMachine):
@@ -109,7 +111,7 @@ class Transitions(RuleBasedStateMachine):
         self.redis.lost += 1
 
     @precondition(lambda self: self.held)
-    @rule(pick=PICK, size=sampled_from([10, CHUNK * 3 + 1]))
+    @rule(pick=PICK, size=sampled_from([10, CHUNK - 100, CHUNK * 3 + 1]))
     def hand_over(self, pick: int, size: int) -> None:
         reader, stream, entry = self.held[pick % len(self.held)]
         if stream in NEXT:

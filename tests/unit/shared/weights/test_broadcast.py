@@ -133,7 +133,10 @@ def test_specs_say_what_the_files_hold(files: list[Path], tmp_path: Path) -> Non
         specs_of([tmp_path / "x.safetensors"])
 
 
-def test_a_meeting_that_is_called_off_sends_those_home_who_have_come(files: list[Path], tmp_path: Path) -> None:
+def test_a_rendezvous_that_is_called_off_sends_those_home_who_have_come(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_LOOK_SECONDS", 60.0)  # it comes between two looks
     sender = Sender("127.0.0.1", 2, 60.0, CPU)
     early = start(sender, files, 1, tmp_path / "1")
 
