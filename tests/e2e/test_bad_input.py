@@ -40,6 +40,38 @@ def test_an_unknown_recipe_key(start: Start, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("flag", "texts"),
+    [
+        ("steps=3", ["names no table", "--set run.steps=3"]),
+        ("run.model=Qwen/Qwen3-30B-A3B", ["hf download Qwen/Qwen3-30B-A3B"]),
+        ("run.max_tokens=64", ["run.max_tokens is 64", "leaves room for 64"]),
+        ("generation.max_model_len=16", ["run.max_tokens is 16", "generation.max_model_len"]),
+        ("run.task=sodoku", ["run.task is 'sodoku'"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "up"])
+def test_run_and_up_refuse_alike_before_anything_starts(
+    start: Start, tmp_path: Path, command: str, flag: str, texts: list[str]
+) -> None:
+    recipe = [str(RECIPE)] if command == "run" else ["--recipe", str(RECIPE)]
+    fails_with(start(command, *recipe, *settings(), "--set", flag), *texts)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_for_a_recipe(start: Start) -> None:
+    fails_with(start("run", str(RECIPE.parent)), "is a folder", "countdown.toml")
+
+
+def test_a_service_without_redis_says_how_to_get_one(start: Start) -> None:
+    invocation = start("serve", "reward", "--recipe", str(RECIPE), *settings(), "--set", "redis.connect_seconds=0.5",
+                       environment={"REDIS_URL": "redis://127.0.0.1:1/0"})  # fmt: skip
+    code, _, err = invocation.finish(timeout=120)
+    assert code == 1
+    assert "no Redis answers there" in err
+    assert "start it or set REDIS_URL" in err
+
+
 def test_a_missing_recipe(start: Start) -> None:
     fails_with(start("run", "none.toml"), "recipe none.toml does not exist")
 

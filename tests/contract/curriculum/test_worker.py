@@ -8,12 +8,14 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
+from services.curriculum import worker as worker_module
 from services.curriculum.evaluation import evaluate
 from services.curriculum.worker import CurriculumWorker
 from shared.errors import DeadlineError, PreconditionError
 from shared.streams.keys import Stream
 from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
+from shared.tracking import records
 from shared.weights import published
 from tests.support.curriculum import EVERY, INDEX, PROBLEMS, SAMPLES, TASK, HandWritten, servers, training, until
 
@@ -96,6 +98,35 @@ async def test_a_multiple_that_training_has_left_behind_is_passed_over(run: Run,
         await all_of_it.publish(30)
         await all_of_it.until("evaluated_version", 30)
         assert all_of_it.evaluated == [0, 10, 30]
+
+
+async def test_a_multiple_that_was_due_when_the_run_was_stopped_has_its_turn(run: Run, tmp_path: Path) -> None:
+    """Ctrl-C comes during the evaluation of version 10; the run goes on from the checkpoint of version 13."""
+    reached, stands_still = asyncio.Event(), asyncio.Event()
+
+    async def stand_still() -> None:
+        if engine.version == 10:
+            reached.set()
+            await stands_still.wait()
+
+    engine = HandWritten(right=lambda version, index: 1, before=stand_still)
+    async with training(engine, run, tmp_path) as first:
+        await first.publish(10)
+        await asyncio.wait_for(reached.wait(), 30)
+    stands_still.set()
+    await run.report_progress(Progress(version=13))
+    engine.version = 13
+    async with training(engine, run, tmp_path) as second:
+        await second.until("evaluated_version", 10)
+        record = records.read(second.settings.run.path / records.EVALUATIONS)[-1]
+    assert (record["version"], record["oldest_version"], record["newest_version"]) == (10, 13, 13)
+
+
+async def test_a_long_evaluation_says_how_far_it_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_REPORT_SECONDS", 0.0)
+    async with training(HandWritten(right=lambda version, index: 1), run, tmp_path) as all_of_it:
+        assert all_of_it.evaluated == [0]
+    assert (await run.progress()).evaluated_problems == len(PROBLEMS)
 
 
 async def test_an_evaluation_that_fails_costs_only_itself(run: Run, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What `routershift run` makes of ledgers and records."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from services.cli.commands import report
+from services.cli.commands.run import rollouts_per_second
+from shared.streams.run import Ledger
+
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(seconds: float) -> str:
+    return (BEGAN + timedelta(seconds=seconds)).isoformat()
+
+
+def ledger(trained: int, dropped: int) -> Ledger:
+    return Ledger(trained + dropped, trained, {"stale": dropped}, {}, 0, {})
+
+
+def records_at(*seconds: float) -> list[dict[str, Any]]:
+    return [{"time": at(second)} for second in seconds]
+
+
+def test_a_pause_before_this_start_does_not_count() -> None:
+    """400 in the first 100 s, a night, then 600 in 60 s."""
+    steps, evaluations = records_at(50, 100, 40_030, 40_060), records_at(10, 100)
+    found = rollouts_per_second(
+        BEGAN + timedelta(seconds=40_000), ledger(300, 100), ledger(700, 300), steps, evaluations
+    )
+    assert found == 10.0
+
+
+def test_a_run_from_its_beginning_counts_from_its_first_evaluation() -> None:
+    found = rollouts_per_second(BEGAN, ledger(0, 0), ledger(300, 100), records_at(50, 110), records_at(10, 112))
+    assert found == 4.0
+
+
+def test_a_start_without_a_step_has_no_rate() -> None:
+    steps, evaluations = records_at(50, 100), records_at(10, 100)
+    assert rollouts_per_second(BEGAN + timedelta(hours=1), ledger(3, 1), ledger(3, 1), steps, evaluations) is None
+
+
+def test_the_best_says_who_sampled(tmp_path: Any) -> None:
+    alone = {"version": 10, "oldest_version": 10, "newest_version": 10, "accuracy": 0.5}
+    found = report.best(tmp_path, [alone, {**alone, "version": 20, "accuracy": 0.75, "newest_version": 23}])
+    assert found["sampled_by"] == "sampled by versions 10 to 23"
+    assert "sampled_by" not in report.best(tmp_path, [alone])
+    found = report.best(tmp_path, [{**alone, "oldest_version": 12, "newest_version": 12}])
+    assert found["sampled_by"] == "sampled by version 12"

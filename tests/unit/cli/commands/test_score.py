@@ -1,0 +1,109 @@
+"""`routershift score`: what it reads, what it says of a verifier that raises, and how it exits."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import cli
+
+RAISES = '''"""Raises in a helper of its own, below a library."""
+
+import json
+
+from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
+
+
+class Raises(Verifier):
+    name = "raises"
+    version = "1"
+    description = "for a test"
+    Settings = VerifierSettings
+
+    def verify(self, item: Item) -> Verdict:
+        json.loads("{")  # line 15
+        raise AssertionError
+'''
+
+
+def score(
+    folder: Path, *lines: dict[str, Any], verifier: str = "exact", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    (folder / "items.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return cli.run("score", "--verifier", verifier, "--input", "items.jsonl", cwd=folder, **options)
+
+
+def rewards(ran: subprocess.CompletedProcess[str]) -> list[float | None]:
+    return [json.loads(line)["reward"] for line in ran.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "response", "reference"),
+    [
+        ("exact", "Paris", "Paris"),
+        ("exact", "Paris", ["Paris", "Paris, France"]),
+        ("math", "\\boxed{0.5}", "1/2"),
+        ("math", "\\boxed{5}", 5),
+        ("choice", "Answer: B", "B"),
+        ("regex", "abc", "a.c"),
+    ],
+)
+def test_a_plain_reference_is_the_one_value_of_the_verifier(
+    tmp_path: Path, verifier: str, response: str, reference: Any
+) -> None:
+    ran = score(tmp_path, {"response": response, "reference": reference}, verifier=verifier)
+    assert ran.returncode == 0, ran.stderr
+    assert rewards(ran) == [1.0]
+
+
+def test_a_plain_reference_where_there_is_no_one_value(tmp_path: Path) -> None:
+    ran = score(tmp_path, {"response": "x", "reference": "x"}, verifier="countdown")
+    assert ran.returncode == 2
+    assert "items.jsonl, line 1 is" in ran.stderr
+
+
+def test_nothing_that_could_be_scored_is_exit_1(tmp_path: Path) -> None:
+    lines = [{"response": "x", "reference": {"answer": 7}}, {"response": "x", "reference": {}}]
+    ran = score(tmp_path, *lines)
+    assert ran.returncode == 1
+    assert rewards(ran) == [None, None]
+    assert "routershift: none of 2 lines could be scored" in ran.stderr
+    ran = score(tmp_path, *lines, {"response": "x", "reference": "y"})
+    assert (ran.returncode, rewards(ran)) == (0, [None, None, 0.0])
+    ran = score(tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "")
+
+
+def test_a_verifier_that_raises_names_the_line_in_its_own_file(tmp_path: Path) -> None:
+    (tmp_path / "raises.py").write_text(RAISES)
+    info = tmp_path / "raises-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: raises\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[routershift.verifiers]\nraises = raises:Raises\n")
+    ran = score(tmp_path, {"response": "x"}, verifier="raises", changes={"PYTHONPATH": str(tmp_path)})
+    assert ran.returncode == 1, ran.stderr
+    error = json.loads(ran.stdout)["error"]
+    assert error.startswith("JSONDecodeError: ")
+    assert error.endswith(f"({tmp_path / 'raises.py'}:15)")
+
+
+def test_a_verifier_that_needs_a_table_says_which(tmp_path: Path) -> None:
+    ran = score(tmp_path, {"response": "x"}, verifier="model")
+    assert ran.returncode == 2
+    assert "needs a table [reward.verifiers.model] with model" in ran.stderr
+    assert "--set reward.verifiers.model.model=..." in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "[" * 100_000, "[]", '"x"', '{"response": "\udc80"}'.encode("utf-8", "surrogatepass").decode("latin-1")],
+)
+def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "items.jsonl").write_bytes(line.encode("latin-1"))
+    ran = cli.run("score", "--verifier", "exact", "--input", "items.jsonl", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "items.jsonl, line 1" in ran.stderr
+    assert "Traceback" not in ran.stderr
