@@ -29,7 +29,7 @@ _LAST_SECONDS = 5.0  # of a process that has been told to end, or of the one tha
 
 
 def follow(settings: LearnerSettings, run: RunSettings, log_level: str) -> int:
-    """The life of a follower; gives its exit code."""
+    """Runs a follower until rank 0 closes or ends; gives the exit code of this process."""
     ranks = Ranks.open(settings.device)
     name = f"learner-{ranks.rank}"
     setproctitle.setproctitle(f"routershift follow {name}")
@@ -55,7 +55,7 @@ class Followers:
         self._processes: list[asyncio.subprocess.Process] = []
 
     async def start(self, settings: LearnerSettings, run: RunSettings) -> None:
-        """Makes this process rank 0. The ranks meet when each opens its `Ranks`."""
+        """Makes this process rank 0. The ranks find each other when each opens its `Ranks`."""
         if settings.parallel.processes == 1 or "WORLD_SIZE" in os.environ:
             return
         with socket.socket() as free:

@@ -138,7 +138,7 @@ class Trainer:
         self._ranks.close()
 
     def follow(self) -> None:
-        """The life of a rank other than 0: does its part of whatever rank 0 does, until that closes."""
+        """Runs a rank other than 0: does its part of each command of rank 0, until that closes."""
         parts: dict[str, Callable[..., object]] = {
             "train": lambda: self._train(decode(self._ranks.scatter())),
             "export": lambda folder: self._policy.export(Path(folder)),

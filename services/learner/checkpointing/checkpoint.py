@@ -124,7 +124,7 @@ def step_of(folder: Path) -> int:
 def load_latest(root: Path, trainer: Checkpointable) -> Resumed:
     """Restores the newest whole checkpoint, if there is one, and writes its list where a crash came before it.
 
-    Torn checkpoints are set aside, the newest of them for a person to look at; so are lists of what was never durable
+    Torn checkpoints are set aside, the newest of them kept for inspection; so are lists of what was never durable
     or is no more. A group in `trained` that is delivered again needs settling, not training.
 
     Raises:

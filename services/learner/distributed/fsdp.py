@@ -40,7 +40,7 @@ def shard(model: PreTrainedModel, ranks: Ranks, dtype: torch.dtype = torch.float
     layers: Any = model.get_submodule("model.layers")
     for module in (*layers, model):
         _receive(module, ranks)
-        # Also the root is dropped after its forward pass: weights that are loaded later must not meet a copy of it.
+        # Also the root is dropped after its forward pass: a copy of it would hide weights that are loaded later.
         sharded: Any = fully_shard(module, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo sums, and knows no scaled sum

@@ -48,8 +48,8 @@ class Policy:
     def flops_per_token(self) -> float:
         """Floating-point operations of a forward and a backward pass, attention left out (arXiv 2001.08361, table 1).
 
-        Two for each weight that a token meets, two more for the gradient of its input, and two for its own where it is
-        trained. A token meets K of E experts, and one row of the embeddings, which costs nothing.
+        Two for each weight that computes for a token, two more for the gradient of its input, and two for its own where
+        it is trained. A token takes K of E experts, and one row of the embeddings, which costs nothing.
         """
         experts = self.layout.top_k / self.layout.num_experts if self.layout else 1.0
         head = self.model.get_output_embeddings().weight

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """A disk that refuses what it writes stops nothing: nobody learns from it but people."""
+    """Records steps. Failed writes are logged and counted, and never stop training."""
 
     def __init__(self, settings: Settings, run: Run) -> None:
         self._settings = settings

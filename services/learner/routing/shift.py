@@ -35,7 +35,7 @@ class Routes:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """gamma before its floor, and the shift of each layer. Nothing here carries gradient."""
+    """gamma before its lower bound, and the shift of each layer. Nothing here carries gradient."""
 
     log_gamma: Tensor  # [R] float32, <= 0, less the mismatch baseline; exactly 0 where a route is missing
     measured: Tensor  # [R] float32: `log_gamma` with nothing subtracted; the same tensor where there is no baseline
