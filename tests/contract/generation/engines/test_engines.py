@@ -14,6 +14,8 @@ from tests.support.engines import PROMPT, PROMPTS, SLOTS, MakeEngine, busy, coll
 from tests.support.models import EOS, EXPERTS, LAYERS, MAX_MODEL_LEN, SYMBOLS, TOP_K, VOCABULARY
 from tests.support.reference import Reference, check
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 async def test_info_describes_the_model(engine: Engine) -> None:
     info = engine.info
