@@ -15,7 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
-from shared.errors import NotFoundError, PreconditionError, UnavailableError
+from shared.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.audit import audit
 from shared.streams.connection import connect
@@ -225,6 +225,15 @@ async def test_without_a_password_there_is_only_ping(server: Server) -> None:
     settings = server.settings("x", username=None, password_file=None)
     with pytest.raises(UnavailableError, match="check the user and the password"):
         await connect(settings)
+
+
+async def test_a_database_that_is_not_there_and_unknown_options_are_no_matter_of_passwords(redis_url: str) -> None:
+    with pytest.raises(PreconditionError, match="names a database that this Redis does not have"):
+        await connect(RedisSettings(url=redis_url.replace("db=0", "db=99")))
+    for option in ("secret=1", "socket_timeout=secret"):
+        with pytest.raises(InvalidInputError, match="has an option after its") as refused:
+            await connect(RedisSettings(url=f"{redis_url}&{option}"))
+        assert "secret" not in str(refused.value)
 
 
 async def test_a_wrong_password_and_a_missing_file_are_refused(server: Server, tmp_path: Path) -> None:
