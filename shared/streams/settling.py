@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 import uuid
 from collections.abc import Callable
 from itertools import count
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 _REMEMBERED_SECONDS = 300
 # A producer that waits says so before each pause. So many pauses later it is taken for gone.
 _WAITING_PAUSES = 4
+_REMIND_SECONDS = 60.0
 _NOTHING = Placed(b"", None)
 
 
@@ -56,6 +59,7 @@ class Settling:
         self._payloads = Payloads(redis, keys, settings)
         self._process = uuid.uuid4().hex
         self._settlements = count()
+        self._said_full = -math.inf
 
     async def hand_over(self, entry: Entry | EntryRef, destination: Stream, message: Message | bytes) -> bool:
         """Replaces the entry by `message` on the next stream, in one transaction.
@@ -105,12 +109,12 @@ class Settling:
     async def _room(self, destination: Stream, size: int) -> None:
         """Waits until the destination takes so many bytes, and lets its reader know that somebody waits."""
         keys = [self._keys.bytes, self._keys.waiting(destination)]
-        pause, said = self._settings.block_seconds, False
+        pause = self._settings.block_seconds
         milliseconds = int(1000 * _WAITING_PAUSES * pause)
         while not await self._has_room(keys=keys, args=[destination, size, self._settings.max_bytes, milliseconds]):
-            if not said:
+            if time.monotonic() > self._said_full + _REMIND_SECONDS:  # as many wait as work at once
                 log.warning("stream %s is full; waiting for its reader", destination)
-                said = True
+                self._said_full = time.monotonic()
             await asyncio.sleep(pause)
 
     async def _run(
