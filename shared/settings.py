@@ -30,6 +30,7 @@ from pydantic import (
 
 from shared import redis_url
 from shared.errors import InvalidInputError, NotFoundError
+from shared.models.folder import check_folder
 
 ENV_PREFIX = "ROUTERSHIFT_"
 SERVICES = ("curriculum", "generation", "reward", "learner")
@@ -111,7 +112,7 @@ class RunSettings(Table):
     groups_per_step: int = Field(32, ge=1, description="prompts in an optimizer batch")
     samples_per_group: int = Field(8, ge=2, description="responses to each prompt")
     max_tokens: int = Field(24, ge=1, description="longest response")
-    temperature: float = Field(1.0, gt=0, le=2, description="sampling temperature of rollouts and of evaluation")
+    temperature: float = Field(1.0, ge=0.01, le=2, description="sampling temperature of rollouts and of evaluation")
     max_staleness: int = Field(2, ge=0, description="versions that a trajectory may be behind when it is trained on")
     weights_transfer: Literal["files", "broadcast"] = Field(
         "files", description="how new weights reach generation: from a folder that both see, or over the network too"
@@ -133,8 +134,14 @@ class RunSettings(Table):
         return self.folder / self.id
 
     def require_model(self) -> Path:
-        """The model folder. Raises NotFoundError where it is none."""
+        """The model folder, after what can be told without loading it was checked.
+
+        Raises:
+            NotFoundError: it is none, or lacks a file.
+            CorruptDataError: a file in it is broken.
+        """
         if (self.model / "config.json").is_file():
+            check_folder(self.model)
             return self.model
         what = "no config.json there" if self.model.is_dir() else "no such folder"
         hint = ""

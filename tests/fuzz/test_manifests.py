@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.generation.engines.model_files import tensor_shapes
 from services.learner.checkpointing import checkpoint
 from shared.errors import CorruptDataError, NotFoundError
+from shared.models.folder import tensor_shapes
 from shared.weights import published
 
 FUZZ = settings(

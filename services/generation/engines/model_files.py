@@ -1,52 +1,18 @@
-"""What a model folder and published weights hold."""
+"""Whether weights that were published, or that arrive, fit the model that is served."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from shared.errors import CorruptDataError, InvalidInputError, NotFoundError
+from shared.errors import InvalidInputError
+from shared.models.folder import tensor_shapes
 from shared.weights.rendezvous import TensorSpec
 
 # torch is imported by the functions that need it: vLLM sets what torch reads from the environment when it is imported.
 if TYPE_CHECKING:
     import torch
-
-_INDEX = "model.safetensors.index.json"
-
-
-def weight_files(model: Path) -> list[Path]:
-    """The safetensors files of a model folder in the layout of Hugging Face.
-
-    Raises:
-        NotFoundError: config.json, the weights, or a file that the index names is missing.
-    """
-    if not (model / "config.json").is_file():
-        raise NotFoundError(f"model folder {model} has no config.json; expected a folder in Hugging Face layout")
-    names = {"model.safetensors"}
-    if (model / _INDEX).is_file():
-        names = set(json.loads((model / _INDEX).read_text())["weight_map"].values())
-    if missing := sorted(name for name in names if not (model / name).is_file()):
-        raise NotFoundError(f"model folder {model} has no {', '.join(missing)}; copy the whole folder")
-    return [model / name for name in sorted(names)]
-
-
-def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor by name, from the headers alone.
-
-    Raises:
-        CorruptDataError: a file is cut off, or is not safetensors.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="np") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise CorruptDataError(f"{file} is not a whole safetensors file: {error}") from error
-    return shapes
 
 
 def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

@@ -5,22 +5,15 @@ string. The string may span tokens, and may end within the last one. Needs no to
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from services.generation.tokenizer import special_ids
 from shared.errors import InvalidInputError
 
 _REPLACEMENT = "\ufffd"  # what bytes that are no whole character decode to
 # Tokens kept where no character ever becomes whole: a character has at most 4 bytes, and a token at least 1.
 _UNSETTLED = 8
-
-
-def read_tokenizer(model: Path) -> Tokenizer | None:
-    """From tokenizer.json of a model folder; None where there is none."""
-    path = model / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.is_file() else None
 
 
 class StopChecker:
@@ -47,7 +40,7 @@ class StopChecker:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._longest = max(map(len, stop), default=0)
-        self._special = _special_ids(tokenizer)
+        self._special = special_ids(tokenizer)
         self._tokens: list[int] = []  # of the whole response
         self._before = ""  # settled text: as much as the beginning of a stop string
         self._window: list[int] = []  # tokens of settled text, then those beyond it
@@ -81,8 +74,3 @@ class StopChecker:
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-@lru_cache(maxsize=4)
-def _special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    return frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)

@@ -1,36 +1,44 @@
 """Conversations, put to a model by the chat template of its own tokenizer."""
 
-from collections.abc import Sequence
-from functools import cached_property
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from shared.errors import InvalidInputError, PreconditionError
 
+# Lines of a template's code in one rendering. A long conversation takes a few thousand; these take about a second.
+_MAX_STEPS = 1_000_000
+_LONGEST_REASON = 300  # characters of a template's own error
+_TEMPLATE = "<template>"  # what Jinja names the code of a template that comes from no file
+
+
+class _EndlessError(Exception):
+    """A template that has taken too many steps."""
+
 
 class ChatTemplate:
-    """The chat template of a model folder.
+    """The chat template of one model."""
 
-    The first conversation imports transformers and loads the tokenizer.
-    """
-
-    def __init__(self, model: Path) -> None:
+    def __init__(self, tokenizer: Any, model: Path) -> None:
+        """Args: tokenizer: of transformers; model: its folder, for messages."""
+        self._tokenizer = tokenizer
         self._model = model
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
         """The text of a prompt for the next message of the assistant, special tokens included.
 
-        Slow the first time. Call it outside of an event loop.
+        It may take a second. Call it outside of an event loop.
 
         Args:
             messages: pairs of a role and a content, oldest first.
 
         Raises:
             PreconditionError: the model has no chat template.
-            InvalidInputError: the template refuses these messages.
+            InvalidInputError: the template refuses these messages, fails, or does not end.
         """
-        from jinja2 import TemplateError
-
         if self._tokenizer.chat_template is None:
             raise PreconditionError(
                 f"the tokenizer of model folder {self._model} has no chat_template; add one to its "
@@ -38,15 +46,41 @@ class ChatTemplate:
             )
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
-            return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
-            roles = ", ".join(role for role, _ in messages[:8])
-            raise InvalidInputError(
-                f"chat.messages of roles {roles} are refused by the chat template of the model: {error}"
-            ) from None
+            with _bounded():
+                return str(
+                    self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+                )
+        except _EndlessError:
+            reason = f"it has not ended after {_MAX_STEPS} steps"
+        except Exception as error:  # a template is a program: what it raises is its own choice
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+        roles = ", ".join(role for role, _ in messages[:8])
+        raise InvalidInputError(
+            f"chat.messages of roles {roles} are refused by the chat template of the model: {reason}"
+        )
 
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self._model, local_files_only=True)
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Raises _EndlessError in this thread once templates have run `_MAX_STEPS` lines within the block.
+
+    Jinja's sandbox bounds neither nested loops nor recursion through macros, and nothing can end a thread.
+    """
+    steps = 0
+
+    def step(frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
+        nonlocal steps
+        steps += 1
+        if steps > _MAX_STEPS:
+            raise _EndlessError
+        return step
+
+    def call(frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
+        return step if frame.f_code.co_filename == _TEMPLATE else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

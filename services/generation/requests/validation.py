@@ -3,14 +3,15 @@
 import asyncio
 from pathlib import Path
 
-from tokenizers import Tokenizer
+import numpy as np
 
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation.engines.base import EngineInfo, EngineSampling
 from services.generation.requests.chat import ChatTemplate
 from services.generation.requests.detokenizer import TextStream
-from shared.errors import InvalidInputError, NotFoundError
+from services.generation.tokenizer import backend, load_tokenizer
+from shared.errors import InvalidInputError
 from shared.trajectory import Completion
 
 # What vLLM takes: the service takes the same whatever engine samples.
@@ -31,12 +32,10 @@ class Requests:
     """Validates requests against one model, and puts text to its responses."""
 
     def __init__(self, model: Path, info: EngineInfo, default_max_tokens: int) -> None:
-        """Raises NotFoundError where the model folder has no tokenizer.json."""
-        path = model / "tokenizer.json"
-        if not path.is_file():
-            raise NotFoundError(f"{path} does not exist; run.model must hold a fast tokenizer beside the weights")
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._chat = ChatTemplate(model)
+        """Raises NotFoundError or CorruptDataError: see `load_tokenizer`."""
+        tokenizer = load_tokenizer(model)
+        self._tokenizer = backend(tokenizer)
+        self._chat = ChatTemplate(tokenizer, model)
         self._info = info
         self._default_max_tokens = default_max_tokens
 
@@ -55,7 +54,15 @@ class Requests:
             return await self.tokens(request.text)
         if kind == "token_ids":
             return list(request.token_ids.ids)
-        self._require_short("chat.messages", sum(len(message.content) for message in request.chat.messages))
+        length = sum(len(message.role) + len(message.content) for message in request.chat.messages)
+        self._require_short("chat.messages", length)
+        most = self._info.max_model_len
+        _require(
+            len(request.chat.messages) <= most,
+            "chat.messages",
+            f"{len(request.chat.messages)} long",
+            f"up to {most}, as each takes a token at least",
+        )
         messages = [(message.role, message.content) for message in request.chat.messages]
         _require(len(messages) > 0, "chat.messages", "empty", "at least one message")
         for i, (role, _) in enumerate(messages):
@@ -96,12 +103,12 @@ class Requests:
         room = info.max_model_len - len(prompt)
         sampling = EngineSampling(
             n=params.n if params.HasField("n") else 1,
-            temperature=params.temperature if params.HasField("temperature") else 1.0,
-            top_p=params.top_p if params.HasField("top_p") else 1.0,
+            temperature=_decimal(params.temperature) if params.HasField("temperature") else 1.0,
+            top_p=_decimal(params.top_p) if params.HasField("top_p") else 1.0,
             top_k=params.top_k,
             max_tokens=params.max_tokens if params.HasField("max_tokens") else min(room, self._default_max_tokens),
             seed=params.seed if params.HasField("seed") else None,
-            min_p=params.min_p,
+            min_p=_decimal(params.min_p),
             stop=tuple(params.stop),
             stop_token_ids=tuple(params.stop_token_ids),
             logprobs=params.logprobs,
@@ -148,6 +155,11 @@ class Requests:
     def text_stream(self) -> TextStream:
         """For the pieces of one sample."""
         return TextStream(self._tokenizer)
+
+
+def _decimal(value: float) -> float:
+    """The number that a caller wrote: float32 on the wire, where 0.01 becomes 0.009999999776482582."""
+    return float(str(np.float32(value)))
 
 
 def _require(condition: bool, field: str, value: object, allowed: str) -> None:

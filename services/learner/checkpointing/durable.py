@@ -18,6 +18,7 @@ from services.learner.checkpointing.announcer import Announcer
 from services.learner.settings import Settings
 from shared.errors import CorruptDataError, DeadlineError, NotFoundError, PreconditionError, UnavailableError
 from shared.files import refusal
+from shared.models.folder import copy_descriptions
 from shared.streams.consumer import Consumer, End, Entry, EntryRef
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -120,11 +121,16 @@ class Durable:
         )
 
         def write() -> pb.WeightsManifest:
-            return published.publish(root, self._trainer.step, self._trainer.export_weights, keep, protected)
+            return published.publish(root, self._trainer.step, self._export, keep, protected)
 
         manifest = await self._written("weights", root, write, stop)
         await self._announcer.announce(manifest)
         metrics.VERSION.set(manifest.version)
+
+    def _export(self, folder: Path) -> None:
+        """Fills a folder that transformers and vLLM load as they load the model that the run began with."""
+        self._trainer.export_weights(folder)
+        copy_descriptions(self._settings.run.model, folder)
 
     async def make_room(self, stop: asyncio.Event) -> bool:
         """Writes a checkpoint ahead of time where reward waits for room that trained groups take; tells whether.

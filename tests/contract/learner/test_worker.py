@@ -12,6 +12,7 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
@@ -27,7 +28,7 @@ from shared.tracking import records
 from shared.weights import published
 from tests.support.entries import SAMPLES, dead_letters, message, put, until
 from tests.support.learning import GROUPS, Learning, checkpoint_steps, no_tickets, nothing_in_flight, tables
-from tests.support.models import save_model
+from tests.support.models import EOS, save_model
 from tests.support.rollouts import load, random_groups
 
 
@@ -66,6 +67,9 @@ async def test_it_trains_publishes_and_acknowledges_what_is_durable(
     assert newest.version == 2
     (path,) = published.verify(settings.run.weights_root, newest)
     assert path.name == "model.safetensors"
+    ids = [AutoTokenizer.from_pretrained(folder).encode("3,7,5:26=") for folder in (model, path.parent)]
+    assert ids[0] == ids[1] != []
+    assert AutoModelForCausalLM.from_pretrained(path.parent).config.eos_token_id == EOS
     assert (await run.progress()).phase == FINISHED
     assert [r["step"] for r in records.read(settings.run.path / records.LEARNER)] == [1, 2]
 

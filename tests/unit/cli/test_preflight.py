@@ -6,7 +6,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from services.cli.main import main
 from services.cli.preflight import preflight
@@ -21,6 +23,7 @@ FREE = [f"{service}.{key}=0" for service in SERVICES for key in ("port", "metric
 def model(folder: Path, **config: Any) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    save_file({"weight": np.zeros(1, dtype=np.float32)}, folder / "model.safetensors")
     return folder
 
 

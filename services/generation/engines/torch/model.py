@@ -13,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from services.generation.engines.base import Files, Weights
-from services.generation.engines.model_files import check_finite, check_specs, check_weights, weight_files
+from services.generation.engines.model_files import check_finite, check_specs, check_weights
 from services.generation.engines.torch import attention
 from shared.errors import PreconditionError
 from shared.models.families import Family, families, family_of
+from shared.models.folder import weight_files
 from shared.models.loading import LOADING
 from shared.models.routers import layout_of, log_scores, read, routers_of
 from shared.trajectory import RouterExport, RouterLayout

@@ -16,14 +16,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
-from services.generation.engines.model_files import tensor_shapes, weight_files
-from services.generation.engines.stopping import StopChecker, read_tokenizer
+from services.generation.engines.stopping import StopChecker
 from services.generation.engines.vllm.launch import launch
 from services.generation.engines.vllm.output import plausible, to_completion, to_layout, to_params
 from services.generation.engines.vllm.settings import VllmSettings
 from services.generation.engines.vllm.stats import LoadStats, forget_metrics
 from services.generation.engines.vllm.updates import DEAD, Child, Updates
+from services.generation.tokenizer import read_tokenizer
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
+from shared.models.folder import tensor_shapes, weight_files
 from shared.trajectory import Completion
 
 # For the child to end by itself; one that stands still is killed then.
@@ -102,8 +103,6 @@ class VllmEngine:
         if eos is None:
             raise PreconditionError(f"{self._model}/config.json has no eos_token_id; add the id that ends a response")
         self._stop_ids = eos if isinstance(eos, list) else [eos]
-        self._tokenizer = await asyncio.to_thread(read_tokenizer, self._model)
-
         sockets = Path(self._held.enter_context(TemporaryDirectory(prefix="routershift-vllm-")))
 
         def launch_and_keep() -> None:
@@ -111,6 +110,8 @@ class VllmEngine:
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, launch_and_keep)
+            # It imports torch, which has to see the environment that `launch` sets.
+            self._tokenizer = await asyncio.to_thread(read_tokenizer, self._model)
             self._child = Child(self._llm, self._stats, self._settings.answer_seconds)
             await self._child.call(self._open())
         except UnavailableError as error:

@@ -9,8 +9,9 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from services.generation.engines.model_files import check_shapes, check_weights, tensor_shapes, weight_files
+from services.generation.engines.model_files import check_shapes, check_weights
 from shared.errors import CorruptDataError, InvalidInputError, NotFoundError
+from shared.models.folder import tensor_shapes, weight_files
 
 
 @pytest.fixture

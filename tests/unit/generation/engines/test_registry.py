@@ -11,6 +11,7 @@ from services.generation.settings import GenerationSettings, Settings
 from shared.errors import NotFoundError, PreconditionError
 from shared.settings import RunSettings
 from tests.support.entry_points import Site
+from tests.support.models import save_model
 
 PACKAGE = """
 class Scripted:
@@ -32,9 +33,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    return tmp_path / "model"
+    return save_model(tmp_path / "model")
 
 
 def settings(model: Path, engine: str, **engine_settings: Any) -> Settings:

@@ -19,9 +19,10 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.request import RequestStatus
 
-from services.generation.engines.stopping import StopChecker, read_tokenizer
+from services.generation.engines.stopping import StopChecker
 from services.generation.engines.vllm.child.runners import StepRows
 from services.generation.engines.vllm.output import STOP
+from services.generation.tokenizer import read_tokenizer
 
 
 class StopStrings:
