@@ -41,6 +41,7 @@ _MOST_CONNECTIONS = 1024  # opened as they are needed: one for each command unde
 
 # Redis 6.2 wraps an error inside a script into one of the script, so that the class is lost and only words remain.
 _FULL = re.compile(r"\b(OOM|MISCONF)\b")
+_NO_DATABASE = "DB index is out of range"  # of a connection error too: redis-py selects the database as it connects
 _FAILOVER = re.compile(r"\b(READONLY|LOADING|MASTERDOWN|TRYAGAIN|CLUSTERDOWN|NOREPLICAS|UNBLOCKED|BUSY)\b")
 
 
@@ -224,7 +225,7 @@ async def connect(settings: RedisSettings) -> Client:
         await client.echo("routershift")  # PING is refused, as a write is, by a server whose disk is full
     except (RouterShiftError, ValueError) as error:
         await client.aclose()
-        if "DB index" in str(error):
+        if _NO_DATABASE in str(error):
             raise PreconditionError(
                 "redis.url names a database that this Redis does not have; take one below its `databases`, by default "
                 "0 to 15"
@@ -270,7 +271,7 @@ def losses(redis: Redis) -> int:
 
 def _trouble(error: Exception) -> _Trouble | None:
     """What to wait for; None where waiting does not help."""
-    if isinstance(error, (AuthenticationError, AuthorizationError)):
+    if isinstance(error, (AuthenticationError, AuthorizationError)) or _NO_DATABASE in str(error):
         return None
     if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and _FULL.search(str(error))):
         return _Trouble.FULL
