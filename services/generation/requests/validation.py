@@ -54,8 +54,7 @@ class Requests:
             return await self.tokens(request.text)
         if kind == "token_ids":
             return list(request.token_ids.ids)
-        length = sum(len(message.role) + len(message.content) for message in request.chat.messages)
-        self._require_short("chat.messages", length)
+        self._require_short("chat.messages", sum(len(message.content) for message in request.chat.messages))
         most = self._info.max_model_len
         _require(
             len(request.chat.messages) <= most,
@@ -69,6 +68,7 @@ class Requests:
             _require(
                 role != "", f"chat.messages[{i}].role", "empty", "a role of the model, as system, user or assistant"
             )
+            self._require_short(f"chat.messages[{i}].role", len(role))
         # The template writes the special tokens itself.
         return await self.tokens(await asyncio.to_thread(self._chat.render, messages), add_special_tokens=False)
 
