@@ -54,7 +54,9 @@ class Requests:
             return await self.tokens(request.text)
         if kind == "token_ids":
             return list(request.token_ids.ids)
-        self._require_short("chat.messages", sum(len(message.content) for message in request.chat.messages))
+        # The template copies roles too, and one may be as long as a content.
+        parts = zip(*((len(message.role), len(message.content)) for message in request.chat.messages), strict=True)
+        self._require_short("chat.messages", max(map(sum, parts), default=0))
         most = self._info.max_model_len
         _require(
             len(request.chat.messages) <= most,
@@ -68,7 +70,6 @@ class Requests:
             _require(
                 role != "", f"chat.messages[{i}].role", "empty", "a role of the model, as system, user or assistant"
             )
-            self._require_short(f"chat.messages[{i}].role", len(role))
         # The template writes the special tokens itself.
         return await self.tokens(await asyncio.to_thread(self._chat.render, messages), add_special_tokens=False)
 
