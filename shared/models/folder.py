@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from shared.errors import CorruptDataError, NotFoundError
 from shared.files import sync
 
@@ -95,6 +93,8 @@ def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     Raises:
         CorruptDataError: a file is cut off, is a Git LFS pointer, or is not safetensors.
     """
+    from safetensors import SafetensorError, safe_open  # here: images without torch read settings too
+
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         _refuse_pointer(file)
