@@ -67,6 +67,8 @@ proto: $(VENV)/.dev  ## Generates the Python of the schema.
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
 		--grpc_python_out=proto --mypy_grpc_out=quiet:proto \
 		proto/routershift/v1/generation.proto proto/routershift/v1/reward.proto proto/routershift/v1/learner.proto
+	$(BIN)/python -m grpc_tools.protoc -I proto --include_source_info \
+		--descriptor_set_out=proto/routershift/v1/schema.binpb proto/routershift/v1/*.proto
 
 dashboards: $(VENV)/.dev  ## Generates the dashboards of Grafana.
 	$(BIN)/python -m deploy.grafana.write

@@ -10,7 +10,6 @@ from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 import numpy as np
-from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
 from routershift.v1 import generation_pb2 as gen
@@ -152,14 +151,22 @@ class RewardClient(_Client):
         self._stub = rew_grpc.RewardServiceStub(self._channel)
 
     async def score(
-        self, verifier: str, prompt: str, responses: Sequence[str], reference: struct_pb2.Struct
+        self, verifier: str, prompt: str, responses: Sequence[str], reference: Mapping[str, Any]
     ) -> list[pb.Score]:
         """One Score a response, in order. Look at `outcome` before `reward`.
 
+        Args:
+            reference: JSON values, in the form of the verifier's `reference_schema`.
+
         Raises:
             NotFoundError: no verifier of that name.
+            InvalidInputError: a reference that JSON does not have.
         """
-        items = [rew.ScoreItem(prompt=prompt, response=response, reference=reference) for response in responses]
+        try:
+            struct = wire.encode_struct(reference)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"reference is {str(reference)[:200]}; expected JSON values ({error})") from None
+        items = [rew.ScoreItem(prompt=prompt, response=response, reference=struct) for response in responses]
         answer = await self._call(self._stub.Score, rew.ScoreRequest(verifier=verifier, items=items))
         return list(answer.scores)
 
@@ -183,7 +190,11 @@ class LearnerClient(_Client):
         return response
 
     async def pause(self) -> int:
-        """Stops before the next step; gives the steps done."""
+        """No step begins after this; returns the steps done once the step in progress has ended.
+
+        Raises:
+            DeadlineError: the step takes longer than `timeout`; the learner is paused all the same.
+        """
         response = await self._call(self._stub.Pause, lrn.PauseRequest())
         return int(response.step)
 

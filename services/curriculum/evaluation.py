@@ -13,7 +13,6 @@ import numpy as np
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum.settings import Settings
 from services.curriculum.tasks.base import Problem
-from shared import wire
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import UnavailableError
 from shared.trajectory import Completion
@@ -85,7 +84,7 @@ async def evaluate(
                 )
                 completions = [*sampled, *greedy]
                 texts = [completion.text for completion in completions]
-                scores = await reward.score(verifier, prompt, texts, wire.encode_struct(problem.reference))
+                scores = await reward.score(verifier, prompt, texts, problem.reference)
             done += 1
             await report(done)
             return completions, scores

@@ -54,6 +54,8 @@ class LearnerWorker:
         self._batch: list[Scored] = []
         self._doubles: list[EntryRef] = []  # other entries of groups in the batch
         self._paused = False
+        self._between_steps = asyncio.Event()
+        self._between_steps.set()
         self._activity = "waiting"  # or "training", from the start of a step to its end
         self._skipped = 0  # batches in a row
         self._watch = _watch_of(settings)
@@ -73,9 +75,10 @@ class LearnerWorker:
         )
 
     async def pause(self) -> int:
-        """No step begins after this; gives the steps done."""
+        """No step begins after this; returns the steps done once the step in progress has ended."""
         self._paused = True
         await self._report_progress()
+        await self._between_steps.wait()
         return self._trainer.step
 
     async def resume(self) -> int:
@@ -197,6 +200,13 @@ class LearnerWorker:
             metrics.DROPPED.labels(reason).inc(entry.trajectories)
 
     async def _step(self, stop: asyncio.Event) -> None:
+        self._between_steps.clear()
+        try:
+            await self._train(stop)
+        finally:
+            self._between_steps.set()
+
+    async def _train(self, stop: asyncio.Event) -> None:
         self._recorder.lap("wait")
         self._activity = "training"
         await self._report_progress()

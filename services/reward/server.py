@@ -6,6 +6,8 @@ from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.reward.messages import decode_item, encode_score
 from services.reward.scoring import Scorer
+from services.reward.verifiers.base import parts_schema
+from shared import wire
 from shared.rpc.server import begin
 
 
@@ -21,7 +23,13 @@ class RewardServicer(rew_grpc.RewardServiceServicer):
     async def ListVerifiers(self, request: rew.ListVerifiersRequest, context: object) -> rew.ListVerifiersResponse:
         return rew.ListVerifiersResponse(
             verifiers=[
-                rew.Verifier(name=name, version=v.version, description=v.description)
+                rew.Verifier(
+                    name=name,
+                    version=v.version,
+                    description=v.description,
+                    reference_schema=wire.encode_struct(v.reference_schema),
+                    parts_schema=wire.encode_struct(parts_schema(v.part_names)),
+                )
                 for name, v in self._scorer.verifiers.items()
             ]
         )

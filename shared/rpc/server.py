@@ -13,6 +13,7 @@ from shared import errors
 from shared.rpc import credentials, status
 from shared.rpc.access import HEALTH, AccessControl
 from shared.rpc.address import check_port, join
+from shared.rpc.schema import CommentedPool
 from shared.rpc.status import MAX_MESSAGE_BYTES, PUSHBACK, status_of
 from shared.settings import AccessSettings, ServerSettings
 
@@ -170,7 +171,8 @@ class Server:
         self._services = services
         check_port(host, port, "port")  # gRPC would say the same on stderr, in its own words
         if self._settings.reflection:
-            reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+            told = [*services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(told, self._server, CommentedPool())
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         secrets = credentials.server_credentials(self._access)
         credentials.require_privacy(self._access, host, secrets is not None)

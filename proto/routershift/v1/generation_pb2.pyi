@@ -274,6 +274,7 @@ class UpdateWeightsResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    """The version that serves now, and how long it took to verify and take it."""
     seconds: _builtins.float
     def __init__(
         self,

@@ -36,6 +36,7 @@ class GenerationServiceStub:
     GenerateStream: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateStreamRequest, _generation_pb2.GenerateStreamResponse]
     """Streams tokens as they are sampled. The router trace of a response comes with its last piece."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GenerationServiceGetStatusRequest, _generation_pb2.GenerationServiceGetStatusResponse]
+    """What serves, and how busy it is."""
     UpdateWeights: _grpc.UnaryUnaryMultiCallable[_generation_pb2.UpdateWeightsRequest, _generation_pb2.UpdateWeightsResponse]
     """Loads a published version while requests run. A version at or below the serving one is refused."""
 
@@ -47,6 +48,7 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     GenerateStream: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateStreamRequest, _generation_pb2.GenerateStreamResponse]  # type: ignore[assignment]
     """Streams tokens as they are sampled. The router trace of a response comes with its last piece."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_generation_pb2.GenerationServiceGetStatusRequest, _generation_pb2.GenerationServiceGetStatusResponse]  # type: ignore[assignment]
+    """What serves, and how busy it is."""
     UpdateWeights: _aio.UnaryUnaryMultiCallable[_generation_pb2.UpdateWeightsRequest, _generation_pb2.UpdateWeightsResponse]  # type: ignore[assignment]
     """Loads a published version while requests run. A version at or below the serving one is refused."""
 
@@ -72,7 +74,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _generation_pb2.GenerationServiceGetStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_generation_pb2.GenerationServiceGetStatusResponse, _abc.Awaitable[_generation_pb2.GenerationServiceGetStatusResponse]]: ...
+    ) -> _typing.Union[_generation_pb2.GenerationServiceGetStatusResponse, _abc.Awaitable[_generation_pb2.GenerationServiceGetStatusResponse]]:
+        """What serves, and how busy it is."""
 
     @_abc_1.abstractmethod
     def UpdateWeights(

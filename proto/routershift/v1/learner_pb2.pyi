@@ -88,8 +88,10 @@ class LearnerServiceGetStatusResponse(_message.Message):
     algorithm: _builtins.str
     phase: Global___LearnerPhase.ValueType
     step: _builtins.int
+    """Optimizer steps done, of total_steps."""
     total_steps: _builtins.int
     version: _builtins.int
+    """The newest version of the weights."""
     @_builtins.property
     def diagnostics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The diagnostics of the last step, by the names of the metrics table."""
@@ -135,7 +137,9 @@ class CheckpointResponse(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """Steps that the checkpoint contains."""
     path: _builtins.str
+    """Its folder, on the learner's machine."""
     def __init__(
         self,
         *,
@@ -171,6 +175,7 @@ class PauseResponse(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """Steps that are done; the learner rests at this one."""
     def __init__(
         self,
         *,
@@ -205,6 +210,7 @@ class ResumeResponse(_message.Message):
 
     STEP_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """Steps that are done; the next one follows."""
     def __init__(
         self,
         *,

@@ -73,14 +73,16 @@ class LearnerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Stops after the step in progress; the services upstream come to rest by back-pressure.
+        """No step begins after this; the services upstream come to rest by back-pressure. Answers when the step in progress has
+        ended, which may be long: a call that reaches its deadline before that has paused the learner all the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Goes on after Pause, or after a pause of the learner's own.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

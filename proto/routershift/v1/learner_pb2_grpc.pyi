@@ -35,8 +35,11 @@ class LearnerServiceStub:
     Checkpoint: _grpc.UnaryUnaryMultiCallable[_learner_pb2.CheckpointRequest, _learner_pb2.CheckpointResponse]
     """Writes a checkpoint after the step in progress and answers when it is durable."""
     Pause: _grpc.UnaryUnaryMultiCallable[_learner_pb2.PauseRequest, _learner_pb2.PauseResponse]
-    """Stops after the step in progress; the services upstream come to rest by back-pressure."""
+    """No step begins after this; the services upstream come to rest by back-pressure. Answers when the step in progress has
+    ended, which may be long: a call that reaches its deadline before that has paused the learner all the same.
+    """
     Resume: _grpc.UnaryUnaryMultiCallable[_learner_pb2.ResumeRequest, _learner_pb2.ResumeResponse]
+    """Goes on after Pause, or after a pause of the learner's own."""
 
 @_typing.type_check_only
 class LearnerServiceAsyncStub(LearnerServiceStub):
@@ -45,8 +48,11 @@ class LearnerServiceAsyncStub(LearnerServiceStub):
     Checkpoint: _aio.UnaryUnaryMultiCallable[_learner_pb2.CheckpointRequest, _learner_pb2.CheckpointResponse]  # type: ignore[assignment]
     """Writes a checkpoint after the step in progress and answers when it is durable."""
     Pause: _aio.UnaryUnaryMultiCallable[_learner_pb2.PauseRequest, _learner_pb2.PauseResponse]  # type: ignore[assignment]
-    """Stops after the step in progress; the services upstream come to rest by back-pressure."""
+    """No step begins after this; the services upstream come to rest by back-pressure. Answers when the step in progress has
+    ended, which may be long: a call that reaches its deadline before that has paused the learner all the same.
+    """
     Resume: _aio.UnaryUnaryMultiCallable[_learner_pb2.ResumeRequest, _learner_pb2.ResumeResponse]  # type: ignore[assignment]
+    """Goes on after Pause, or after a pause of the learner's own."""
 
 class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -70,13 +76,16 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _learner_pb2.PauseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_learner_pb2.PauseResponse, _abc.Awaitable[_learner_pb2.PauseResponse]]:
-        """Stops after the step in progress; the services upstream come to rest by back-pressure."""
+        """No step begins after this; the services upstream come to rest by back-pressure. Answers when the step in progress has
+        ended, which may be long: a call that reaches its deadline before that has paused the learner all the same.
+        """
 
     @_abc_1.abstractmethod
     def Resume(
         self,
         request: _learner_pb2.ResumeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_learner_pb2.ResumeResponse, _abc.Awaitable[_learner_pb2.ResumeResponse]]: ...
+    ) -> _typing.Union[_learner_pb2.ResumeResponse, _abc.Awaitable[_learner_pb2.ResumeResponse]]:
+        """Goes on after Pause, or after a pause of the learner's own."""
 
 def add_LearnerServiceServicer_to_server(servicer: LearnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

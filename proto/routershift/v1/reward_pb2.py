@@ -26,13 +26,14 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from routershift.v1 import trajectory_pb2 as routershift_dot_v1_dot_trajectory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1broutershift/v1/reward.proto\x12\x0eroutershift.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1froutershift/v1/trajectory.proto\"Y\n\tScoreItem\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\x12*\n\treference\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"J\n\x0cScoreRequest\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12(\n\x05items\x18\x02 \x03(\x0b\x32\x19.routershift.v1.ScoreItem\"6\n\rScoreResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.routershift.v1.Score\"\x16\n\x14ListVerifiersRequest\"D\n\x15ListVerifiersResponse\x12+\n\tverifiers\x18\x01 \x03(\x0b\x32\x18.routershift.v1.Verifier\">\n\x08Verifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t2\xb3\x01\n\rRewardService\x12\x44\n\x05Score\x12\x1c.routershift.v1.ScoreRequest\x1a\x1d.routershift.v1.ScoreResponse\x12\\\n\rListVerifiers\x12$.routershift.v1.ListVerifiersRequest\x1a%.routershift.v1.ListVerifiersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1broutershift/v1/reward.proto\x12\x0eroutershift.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1froutershift/v1/trajectory.proto\"Y\n\tScoreItem\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\x12*\n\treference\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"J\n\x0cScoreRequest\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12(\n\x05items\x18\x02 \x03(\x0b\x32\x19.routershift.v1.ScoreItem\"6\n\rScoreResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.routershift.v1.Score\"\x16\n\x14ListVerifiersRequest\"D\n\x15ListVerifiersResponse\x12+\n\tverifiers\x18\x01 \x03(\x0b\x32\x18.routershift.v1.Verifier\"\xa0\x01\n\x08Verifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x31\n\x10reference_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12-\n\x0cparts_schema\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct2\xb3\x01\n\rRewardService\x12\x44\n\x05Score\x12\x1c.routershift.v1.ScoreRequest\x1a\x1d.routershift.v1.ScoreResponse\x12\\\n\rListVerifiers\x12$.routershift.v1.ListVerifiersRequest\x1a%.routershift.v1.ListVerifiersResponseBHZFgithub.com/routershift/routershift/gen/go/routershift/v1;routershiftv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'routershift.v1.reward_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'ZFgithub.com/routershift/routershift/gen/go/routershift/v1;routershiftv1'
   _globals['_SCOREITEM']._serialized_start=110
   _globals['_SCOREITEM']._serialized_end=199
   _globals['_SCOREREQUEST']._serialized_start=201
@@ -43,8 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTVERIFIERSREQUEST']._serialized_end=355
   _globals['_LISTVERIFIERSRESPONSE']._serialized_start=357
   _globals['_LISTVERIFIERSRESPONSE']._serialized_end=425
-  _globals['_VERIFIER']._serialized_start=427
-  _globals['_VERIFIER']._serialized_end=489
-  _globals['_REWARDSERVICE']._serialized_start=492
-  _globals['_REWARDSERVICE']._serialized_end=671
+  _globals['_VERIFIER']._serialized_start=428
+  _globals['_VERIFIER']._serialized_end=588
+  _globals['_REWARDSERVICE']._serialized_start=591
+  _globals['_REWARDSERVICE']._serialized_end=770
 # @@protoc_insertion_point(module_scope)

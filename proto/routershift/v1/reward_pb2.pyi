@@ -22,6 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ScoreItem(_message.Message):
+    """One response to judge."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROMPT_FIELD_NUMBER: _builtins.int
@@ -30,7 +32,9 @@ class ScoreItem(_message.Message):
     prompt: _builtins.str
     response: _builtins.str
     @_builtins.property
-    def reference(self) -> _struct_pb2.Struct: ...
+    def reference(self) -> _struct_pb2.Struct:
+        """What the task says of the right answer, in the form of `Verifier.reference_schema`."""
+
     def __init__(
         self,
         *,
@@ -53,6 +57,7 @@ class ScoreRequest(_message.Message):
     VERIFIER_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     verifier: _builtins.str
+    """A name of ListVerifiers."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]: ...
     def __init__(
@@ -133,19 +138,32 @@ class Verifier(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    REFERENCE_SCHEMA_FIELD_NUMBER: _builtins.int
+    PARTS_SCHEMA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.str
+    """Changes whenever a verdict could."""
     description: _builtins.str
+    @_builtins.property
+    def reference_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema (2020-12) of `ScoreItem.reference`; {"type": "object"} where the verifier does not say."""
+
+    @_builtins.property
+    def parts_schema(self) -> _struct_pb2.Struct:
+        """JSON Schema (2020-12) of `Score.parts`."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.str = ...,
         description: _builtins.str = ...,
+        reference_schema: _struct_pb2.Struct | None = ...,
+        parts_schema: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parts_schema", b"parts_schema", "reference_schema", b"reference_schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parts_schema", b"parts_schema", "reference_schema", b"reference_schema", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

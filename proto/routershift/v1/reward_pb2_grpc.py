@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RewardServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Scores responses. Verifiers that are not in the recipe start with their first call.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,7 +48,8 @@ class RewardServiceStub:
 
 
 class RewardServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Scores responses. Verifiers that are not in the recipe start with their first call.
+    """
 
     def Score(self, request, context):
         """Scores every item with one verifier. An item that cannot be scored has a typed outcome, never a reward of 0.
@@ -57,7 +59,8 @@ class RewardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVerifiers(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The verifiers by name, with the form of what each reads and gives.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -84,7 +87,8 @@ def add_RewardServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RewardService:
-    """Missing associated documentation comment in .proto file."""
+    """Scores responses. Verifiers that are not in the recipe start with their first call.
+    """
 
     @staticmethod
     def Score(request,

@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RewardServiceStub:
+    """Scores responses. Verifiers that are not in the recipe start with their first call."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -34,15 +36,21 @@ class RewardServiceStub:
     Score: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ScoreRequest, _reward_pb2.ScoreResponse]
     """Scores every item with one verifier. An item that cannot be scored has a typed outcome, never a reward of 0."""
     ListVerifiers: _grpc.UnaryUnaryMultiCallable[_reward_pb2.ListVerifiersRequest, _reward_pb2.ListVerifiersResponse]
+    """The verifiers by name, with the form of what each reads and gives."""
 
 @_typing.type_check_only
 class RewardServiceAsyncStub(RewardServiceStub):
+    """Scores responses. Verifiers that are not in the recipe start with their first call."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_reward_pb2.ScoreRequest, _reward_pb2.ScoreResponse]  # type: ignore[assignment]
     """Scores every item with one verifier. An item that cannot be scored has a typed outcome, never a reward of 0."""
     ListVerifiers: _aio.UnaryUnaryMultiCallable[_reward_pb2.ListVerifiersRequest, _reward_pb2.ListVerifiersResponse]  # type: ignore[assignment]
+    """The verifiers by name, with the form of what each reads and gives."""
 
 class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Scores responses. Verifiers that are not in the recipe start with their first call."""
+
     @_abc_1.abstractmethod
     def Score(
         self,
@@ -56,6 +64,7 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _reward_pb2.ListVerifiersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_reward_pb2.ListVerifiersResponse, _abc.Awaitable[_reward_pb2.ListVerifiersResponse]]: ...
+    ) -> _typing.Union[_reward_pb2.ListVerifiersResponse, _abc.Awaitable[_reward_pb2.ListVerifiersResponse]]:
+        """The verifiers by name, with the form of what each reads and gives."""
 
 def add_RewardServiceServicer_to_server(servicer: RewardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

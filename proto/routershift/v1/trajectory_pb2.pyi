@@ -580,7 +580,9 @@ class Score(_message.Message):
     """Why there is no reward, for a person to read."""
     @_builtins.property
     def parts(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Named contributions to the reward; `correct` is 1 for a right answer and 0 for a wrong one."""
+        """Named contributions to the reward, in the form of `Verifier.parts_schema`; `correct` is 1 for a right answer and 0
+        for a wrong one.
+        """
 
     def __init__(
         self,

@@ -11,6 +11,21 @@ from pydantic import Field
 from shared.errors import MissingDependencyError
 from shared.settings import Table
 
+# What two parts of most verdicts mean.
+CORRECT = "1 for a right answer, 0 for a wrong one"
+VALID = "1 where the response holds an answer that can be judged, else 0"
+
+
+def parts_schema(names: Mapping[str, str]) -> dict[str, Any]:
+    """JSON Schema of the parts of verdicts, of what each of them means."""
+    properties = {name: {"type": "number", "description": meaning} for name, meaning in names.items()}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(names),
+        "additionalProperties": {"type": "number"},
+    }
+
 
 @contextmanager
 def needs(verifier: str) -> Iterator[None]:
@@ -66,6 +81,8 @@ class Verifier(ABC):
     version: ClassVar[str]
     description: ClassVar[str]
     reference_key: ClassVar[str] = ""  # where the one value of a reference stands; "" where it is not one value
+    reference_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}  # JSON Schema of a reference
+    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT}  # what a verdict's parts mean; there may be others
     Settings: ClassVar[type[VerifierSettings]] = VerifierSettings
 
     def __init__(self, settings: VerifierSettings) -> None:
@@ -120,6 +137,8 @@ class AsyncVerifier(ABC):
     version: ClassVar[str]
     description: ClassVar[str]
     reference_key: ClassVar[str] = ""  # where the one value of a reference stands; "" where it is not one value
+    reference_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}  # JSON Schema of a reference
+    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT}  # what a verdict's parts mean; there may be others
     Settings: ClassVar[type[VerifierSettings]] = VerifierSettings
 
     def __init__(self, settings: VerifierSettings) -> None:

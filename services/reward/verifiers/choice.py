@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from services.reward.verifiers import answers
-from services.reward.verifiers.base import Item, Verdict, Verifier
+from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier
 from shared.errors import InvalidInputError
 
 # "B", "(B)", "B.", "B) Paris", "B, Paris", "(B)\ Paris", "option B"; several: "A, C" and "A and C".
@@ -19,6 +19,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{
 # What takes back the letter before it: "A, no: B".
 _TAKEN_BACK = re.compile(r"\b(?:no|wait|actually|rather|sorry|i mean|correction)\b[\s,.:;!-]*", re.IGNORECASE)
 _MAX_ANSWER_CHARACTERS = 1000
+_LETTER = {"type": "string", "pattern": "^[A-Z]$"}
 
 
 class ChoiceVerifier(Verifier):
@@ -33,6 +34,15 @@ class ChoiceVerifier(Verifier):
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "the letter, or the letters, of a multiple-choice answer"
     reference_key: ClassVar[str] = "answer"
+    reference_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "required": ["answer"],
+        "properties": {
+            "answer": {"anyOf": [_LETTER, {"type": "array", "items": _LETTER, "minItems": 1}]},
+            "choices": {"type": "array", "items": {"type": "string"}},
+        },
+    }
+    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "valid": VALID}
 
     def verify(self, item: Item) -> Verdict:
         wanted, choices = _read_reference(item.reference)

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from services.reward.verifiers.base import AsyncVerifier, Item, Parts, Verdict, VerifierSettings
+from services.reward.verifiers.base import CORRECT, AsyncVerifier, Item, Parts, Verdict, VerifierSettings
 from shared.errors import InvalidInputError
 from shared.settings import Table
 
@@ -42,6 +42,14 @@ class CompositeVerifier(AsyncVerifier):
     name: ClassVar[str] = "composite"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "a weighted sum of other verifiers, with gates"
+    reference_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "description": "what the parts read: all of it, or where a part has a `reference`, the table of that name",
+    }
+    part_names: ClassVar[Mapping[str, str]] = {
+        "correct": CORRECT,
+        "valid": "1 where all parts are valid",
+    }
     Settings: ClassVar[type[VerifierSettings]] = CompositeSettings
     settings: CompositeSettings
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from services.reward.verifiers.base import Item, Verdict, Verifier
+from services.reward.verifiers.base import CORRECT, Item, Verdict, Verifier
 from shared.errors import InvalidInputError
 
 CORRECT_REWARD = 1.0
@@ -21,6 +21,15 @@ class CountdownVerifier(Verifier):
     name: ClassVar[str] = "countdown"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "an expression over the given numbers, each used once, that equals the target"
+    reference_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "required": ["numbers", "target"],
+        "properties": {"numbers": {"type": "array", "items": {"type": "integer"}}, "target": {"type": "integer"}},
+    }
+    part_names: ClassVar[Mapping[str, str]] = {
+        "correct": CORRECT,
+        "valid": "1 where the response is an expression over exactly the given numbers",
+    }
 
     def verify(self, item: Item) -> Verdict:
         numbers, target = _read_reference(item.reference)

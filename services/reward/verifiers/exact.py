@@ -1,12 +1,13 @@
 """Is the response, or its final answer, exactly the reference?"""
 
 import unicodedata
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from services.reward.verifiers import answers
-from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
+from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierSettings
 from shared.errors import InvalidInputError
 
 _MAX_GROWTH = 16  # characters that one composed character, in any case, is spelled with at most, and more
@@ -28,6 +29,14 @@ class ExactVerifier(Verifier):
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "the text of the reference, character by character"
     reference_key: ClassVar[str] = "answer"
+    reference_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "required": ["answer"],
+        "properties": {
+            "answer": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+        },
+    }
+    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "valid": VALID}
     Settings: ClassVar[type[VerifierSettings]] = ExactSettings
     settings: ExactSettings
 

@@ -1,6 +1,7 @@
 """The form of a response: tags around thoughts and answer, and its length."""
 
 import re
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -40,6 +41,11 @@ class FormatVerifier(Verifier):
     name: ClassVar[str] = "format"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "thoughts in tags, then an answer; a penalty on length"
+    part_names: ClassVar[Mapping[str, str]] = {
+        "correct": "1 for the right form, else 0",
+        "valid": "as correct",
+        "length": "what length takes off the reward, from -length_penalty to 0",
+    }
     Settings: ClassVar[type[VerifierSettings]] = FormatSettings
     settings: FormatSettings
 

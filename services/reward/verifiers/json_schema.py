@@ -3,11 +3,12 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
 from services.reward.verifiers import answers, cpu
-from services.reward.verifiers.base import Item, Verdict, Verifier, needs
+from services.reward.verifiers.base import CORRECT, Item, Verdict, Verifier, needs
 from shared.errors import InvalidInputError
 
 # Fences as in CommonMark, and the one-line form ```json {...}``` that it takes for code within a line.
@@ -27,6 +28,12 @@ class JsonSchemaVerifier(Verifier):
     name: ClassVar[str] = "json_schema"
     version: ClassVar[str] = "2"
     description: ClassVar[str] = "JSON that satisfies the schema of the reference"
+    reference_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "required": ["schema"],
+        "properties": {"schema": {"type": "object"}},
+    }
+    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "valid": "1 for JSON of any kind, else 0"}
 
     def start(self) -> None:
         """Imports jsonschema."""

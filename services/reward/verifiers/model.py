@@ -1,7 +1,7 @@
 """A reward model: a Hugging Face sequence classifier that gives each response a number."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -44,6 +44,11 @@ class ModelVerifier(BatchVerifier):
     name: ClassVar[str] = "model"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "a sequence-classification reward model"
+    part_names: ClassVar[Mapping[str, str]] = {
+        "correct": "1 where the reward reaches the setting threshold, else 0",
+        "valid": "1 where the conversation was not too long for the model, else 0",
+        "tokens": "tokens that the model saw",
+    }
     Settings: ClassVar[type[VerifierSettings]] = ModelSettings
     settings: ModelSettings
 

@@ -1,13 +1,14 @@
 """Does a pattern of the reference match?"""
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from services.reward.verifiers import answers, cpu
-from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
+from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierSettings
 from shared.errors import InvalidInputError
 
 _MAX_PATTERN_CHARACTERS = 10_000
@@ -36,6 +37,8 @@ class RegexVerifier(Verifier):
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "a regular expression of the reference or of the settings"
     reference_key: ClassVar[str] = "pattern"
+    reference_schema: ClassVar[Mapping[str, Any]] = {"type": "object", "properties": {"pattern": {"type": "string"}}}
+    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "valid": VALID}
     Settings: ClassVar[type[VerifierSettings]] = RegexSettings
     settings: RegexSettings
 

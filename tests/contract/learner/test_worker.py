@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -213,6 +214,31 @@ async def test_pause_checkpoint_and_resume(run: Run, tmp_path: Path, model: Path
         await learning.worker.resume()
         await until(lambda: nothing_in_flight(run))
         assert learning.trainer.step == 1
+
+
+async def test_pause_answers_once_the_step_in_progress_has_ended(
+    run: Run, tmp_path: Path, model: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    async with Learning(tables(tmp_path, model, steps=3), run) as learning:
+        train = learning.trainer.train_step
+
+        def held(*arguments: Any) -> StepReport:
+            began.set()
+            assert go_on.wait(60)
+            return train(*arguments)
+
+        monkeypatch.setattr(learning.trainer, "train_step", held)
+        await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[: 2 * GROUPS])))
+        assert await asyncio.to_thread(began.wait, 60)
+        pausing = asyncio.create_task(learning.worker.pause())
+        await asyncio.wait({pausing}, timeout=0.5)
+        assert not pausing.done()
+        go_on.set()
+        assert await pausing == 1
+        await learning.worker.resume()
+        await until(lambda: nothing_in_flight(run))
+    assert learning.trainer.step == 2
 
 
 async def test_a_payload_of_noise_is_a_dead_letter(redis: Redis, run: Run, tmp_path: Path, model: Path) -> None:

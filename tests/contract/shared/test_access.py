@@ -5,7 +5,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import struct_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from routershift.v1 import generation_pb2 as gen
@@ -63,7 +62,7 @@ async def test_clients_show_their_token_and_raise_typed_errors(tokens: Path, tmp
             with pytest.raises(ForbiddenError, match="UpdateWeights is for operate; this token is for sample"):
                 await client.update_weights(pb.WeightsManifest())
         async with RewardClient(address, 10, showing(tmp_path, SCORER)) as reward:
-            assert await reward.score("countdown", "", [], struct_pb2.Struct()) == []
+            assert await reward.score("countdown", "", [], {}) == []
         async with GenerationClient(address, 10) as client:
             with pytest.raises(UnauthenticatedError, match=r"set access\.token"):
                 await client.status()

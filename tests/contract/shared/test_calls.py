@@ -13,7 +13,6 @@ import pytest
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
-from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.learner.server import LearnerServicer
 from services.reward.server import RewardServicer
@@ -175,7 +174,7 @@ async def test_scoring_and_checkpoints_are_not_begun_again_either() -> None:
         behind_a_relay(RewardServicer(slow), rew_grpc.add_RewardServiceServicer_to_server) as between,
         RewardClient(between.address, 60) as reward,
     ):
-        waiting = asyncio.ensure_future(reward.score("exact", "", ["?"], rew.ScoreItem().reference))
+        waiting = asyncio.ensure_future(reward.score("exact", "", ["?"], {}))
         await slow.began.wait()
         between.cut()
         with pytest.raises(UnavailableError):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import jsonschema
 import pytest
-from google.protobuf import struct_pb2
+from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from redis.asyncio import Redis
@@ -157,20 +158,19 @@ async def test_weights_that_cannot_be_taken_are_refused_by_kind(generation: str)
 async def test_an_unknown_verifier_is_not_found(reward: str) -> None:
     async with RewardClient(reward) as client:
         with pytest.raises(NotFoundError, match="verifier is 'nope'; known: countdown"):
-            await client.score("nope", "", ["1"], struct_pb2.Struct())
+            await client.score("nope", "", ["1"], {})
 
 
 async def test_a_reference_that_cannot_be_used_is_refused_and_has_no_reward(reward: str) -> None:
     async with RewardClient(reward) as client:
-        (score,) = await client.score("countdown", "", ["1"], struct_pb2.Struct())
+        (score,) = await client.score("countdown", "", ["1"], {})
     assert score.outcome == pb.OUTCOME_REFUSED
     assert not score.HasField("reward")
     assert "reference of countdown" in score.error
 
 
 async def test_scores_come_in_order_from_the_verifiers_of_the_recipe(reward: str) -> None:
-    reference = struct_pb2.Struct()
-    reference.update({"numbers": [1, 2], "target": 3})
+    reference = {"numbers": [1, 2], "target": 3}
     async with RewardClient(reward) as client:
         scores = await client.score("easy", "", ["2+1", "1", "1*2"] * 40, reference)
     assert [s.reward for s in scores] == [1.0, 0.0, 0.1] * 40
@@ -198,11 +198,57 @@ async def test_health_and_reflection(reward: str) -> None:
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
-    def reflected() -> list[str]:
-        with grpc.insecure_channel(reward) as channel:
-            return list(ProtoReflectionDescriptorDatabase(channel).get_services())
+    def reflected() -> tuple[list[str], list[str]]:
+        with grpc.insecure_channel(reward, options=[("grpc.enable_http_proxy", 0)]) as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            file = database.FindFileContainingSymbol("routershift.v1.RewardService")
+            other = database.FindFileByName("routershift/v1/trajectory.proto")
+            comments = [at.leading_comments for each in (file, other) for at in each.source_code_info.location]
+            return list(database.get_services()), comments
 
-    assert "routershift.v1.RewardService" in await asyncio.to_thread(reflected)
+    services, comments = await asyncio.to_thread(reflected)
+    assert "routershift.v1.RewardService" in services
+    assert any("never a reward of 0" in comment for comment in comments)
+    assert any("Names one trajectory for ever" in comment for comment in comments)
+
+
+async def test_verifiers_say_the_form_of_what_they_read_and_give(reward: str) -> None:
+    async with open_channel(reward) as channel:
+        listed = await rew_grpc.RewardServiceStub(channel).ListVerifiers(rew.ListVerifiersRequest())
+    forms = {verifier.name: json_format.MessageToDict(verifier) for verifier in listed.verifiers}
+    assert {"countdown", "math", "code", "exact", "choice", "regex", "json_schema"} <= set(forms)
+    for form in forms.values():
+        for schema in (form["referenceSchema"], form["partsSchema"]):
+            jsonschema.Draft202012Validator.check_schema(schema)
+            assert schema["type"] == "object"
+    good: dict[str, list[dict[str, Any]]] = {
+        "countdown": [{"numbers": [3, 7], "target": 10}],
+        "easy": [{"numbers": [3, 7], "target": 10}],
+        "math": [{"answer": "1/2"}, {"answer": 0.5}],
+        "exact": [{"answer": "a"}, {"answer": ["a", "b"]}],
+        "choice": [{"answer": "B"}, {"answer": ["A", "C"]}, {"answer": "A", "choices": ["Rome", "Paris"]}],
+        "json_schema": [{"schema": {"type": "object"}}],
+        "regex": [{"pattern": "a+"}],
+    }
+    bad: dict[str, list[dict[str, Any]]] = {
+        "countdown": [{}, {"numbers": ["x"], "target": 1}, {"numbers": [1.5], "target": 1}],
+        "math": [{}, {"answer": ""}, {"answer": [1]}, {"answer": True}],
+        "exact": [{}, {"answer": []}, {"answer": 3}],
+        "choice": [{}, {"answer": "b"}, {"answer": []}, {"answer": "A", "choices": "Rome"}],
+        "json_schema": [{}, {"schema": "x"}],
+        "regex": [{"pattern": 3}],
+    }
+    async with RewardClient(reward) as client:
+        for references, outcome in ((good, pb.OUTCOME_SCORED), (bad, pb.OUTCOME_REFUSED)):
+            for name, each in references.items():
+                form = forms[name]
+                for reference in each:
+                    (score,) = await client.score(name, "", ["B"], reference)
+                    assert score.outcome == outcome, (name, reference, score.error)
+                    fits = jsonschema.Draft202012Validator(form["referenceSchema"]).is_valid(reference)
+                    assert fits == (outcome == pb.OUTCOME_SCORED), (name, reference)
+                    if fits:
+                        jsonschema.validate(dict(score.parts), form["partsSchema"])
 
 
 async def test_a_service_that_is_not_there_is_unavailable_within_the_deadline() -> None:

@@ -45,3 +45,18 @@ def test_generated_code_is_current(repository: Path, tmp_path: Path, name: str) 
     for file in made:
         committed = repository / "proto" / file.relative_to(tmp_path)
         assert file.read_text() == committed.read_text(), f"{committed} is not current; run make proto"
+
+
+def test_descriptors_with_comments_are_current(repository: Path, tmp_path: Path) -> None:
+    """What reflection tells."""
+    out = tmp_path / "schema.binpb"
+    files = sorted(str(file.relative_to(repository)) for file in (repository / "proto/routershift/v1").glob("*.proto"))
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "proto", "--include_source_info"]
+    subprocess.run([*command, f"--descriptor_set_out={out}", *files], cwd=repository, check=True, timeout=60)
+    committed = repository / "proto/routershift/v1/schema.binpb"
+    assert out.read_bytes() == committed.read_bytes(), f"{committed} is not current; run make proto"
+
+
+@pytest.mark.parametrize("name", ["trajectory", "generation", "reward", "learner"])
+def test_other_languages_know_where_the_package_goes(repository: Path, name: str) -> None:
+    assert "option go_package = " in (repository / f"proto/routershift/v1/{name}.proto").read_text()

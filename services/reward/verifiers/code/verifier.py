@@ -8,7 +8,7 @@ import ast
 import json
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from services.reward.sandbox.inside.comparison import Comparison, same_output
 from services.reward.sandbox.inside.limits import Limits
 from services.reward.sandbox.sandbox import Sandboxes, SandboxLostError, SandboxSettings
-from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
+from services.reward.verifiers.base import CORRECT, Item, Verdict, Verifier, VerifierSettings
 from services.reward.verifiers.code.extraction import PYTHON, extract
 from services.reward.verifiers.code.reference import read
-from services.reward.verifiers.code.rows import Calls, Case, Cases, PythonTests, Task
+from services.reward.verifiers.code.rows import FORMS, Calls, Case, Cases, PythonTests, Task
 from shared.errors import InvalidInputError, PreconditionError
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,8 @@ class CodeVerifier(Verifier):
     name: ClassVar[str] = "code"
     version: ClassVar[str] = "2"
     description: ClassVar[str] = "a program that passes cases of input and output, or tests, in a sandbox"
+    reference_schema: ClassVar[Mapping[str, Any]] = {"type": "object", "minProperties": 1, "description": FORMS}
+    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "passed": "share of the cases or tests that passed"}
     Settings: ClassVar[type[VerifierSettings]] = CodeSettings
 
     settings: CodeSettings

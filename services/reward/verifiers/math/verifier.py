@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from services.reward.verifiers import answers, cpu
-from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings, needs
+from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierSettings, needs
 from shared.errors import InvalidInputError
 
 _MAX_GOLD_CHARACTERS = 4000
@@ -39,6 +39,16 @@ class MathVerifier(Verifier):
     version: ClassVar[str] = "2"
     description: ClassVar[str] = "a final answer that is equal to the reference"
     reference_key: ClassVar[str] = "answer"
+    reference_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "required": ["answer"],
+        "properties": {
+            "answer": {
+                "anyOf": [{"type": "number"}, {"type": "string", "minLength": 1, "maxLength": _MAX_GOLD_CHARACTERS}]
+            }
+        },
+    }
+    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "valid": VALID}
     Settings: ClassVar[type[VerifierSettings]] = MathSettings
     settings: MathSettings
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
-from google.protobuf import struct_pb2
 from pydantic import Field, model_validator
 
 from routershift.v1 import trajectory_pb2 as pb
@@ -67,6 +66,10 @@ class RemoteVerifier(AsyncVerifier):
     name: ClassVar[str] = "remote"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "a verifier behind a gRPC or HTTP address"
+    reference_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "description": "what the verifier at the other end reads",
+    }
     Settings: ClassVar[type[VerifierSettings]] = RemoteSettings
     settings: RemoteSettings
 
@@ -103,9 +106,7 @@ class RemoteVerifier(AsyncVerifier):
                 token=settings.token_file,
             )
             self._client = RewardClient(settings.address.partition("://")[2], settings.attempt_seconds, access)
-        reference = struct_pb2.Struct()
-        reference.update(dict(item.reference))
-        (score,) = await self._client.score(settings.verifier or "", item.prompt, [item.response], reference)
+        (score,) = await self._client.score(settings.verifier or "", item.prompt, [item.response], item.reference)
         if score.outcome == pb.OUTCOME_REFUSED:
             raise InvalidInputError(f"{settings.address}: {score.error}")
         if score.outcome != pb.OUTCOME_SCORED:
