@@ -31,6 +31,7 @@ def main() -> None:
     torch = _closure(extras["torch"])
     sets = {
         "core": core,
+        "data": _closure(extras["data"]) - core,
         "reward": _closure(extras["reward"]) - core,
         "torch": torch - core,
         "vllm": _closure(extras["vllm"]) - core - torch,

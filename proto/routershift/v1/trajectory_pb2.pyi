@@ -469,6 +469,7 @@ class Prompt(_message.Message):
     VERIFIER_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    PROBLEM_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     prompt_id: _builtins.str
     attempt: _builtins.int
@@ -476,6 +477,8 @@ class Prompt(_message.Message):
     text: _builtins.str
     verifier: _builtins.str
     """Name of the verifier that scores the responses."""
+    problem_id: _builtins.str
+    """The row, or whatever else the problem came from, that the prompt was made of: the same each time it is asked."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -498,10 +501,11 @@ class Prompt(_message.Message):
         verifier: _builtins.str = ...,
         reference: _struct_pb2.Struct | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        problem_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "reference", b"reference", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "created_at", b"created_at", "prompt_id", b"prompt_id", "reference", b"reference", "run_id", b"run_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "created_at", b"created_at", "problem_id", b"problem_id", "prompt_id", b"prompt_id", "reference", b"reference", "run_id", b"run_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from services.generation.tokenizer import special_ids
 from shared.errors import InvalidInputError
+from shared.models.tokenizer import special_ids
 
 _REPLACEMENT = "\ufffd"  # what bytes that are no whole character decode to
 # Tokens kept where no character ever becomes whole: a character has at most 4 bytes, and a token at least 1.

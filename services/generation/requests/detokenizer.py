@@ -4,7 +4,7 @@ import re
 
 from tokenizers import Tokenizer
 
-from services.generation.tokenizer import special_ids
+from shared.models.tokenizer import special_ids
 
 _INCOMPLETE = "\ufffd"  # what the bytes of a character decode to before the last of them has come
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token of byte fallback, as of Llama-2 and Mixtral

@@ -8,10 +8,10 @@ import numpy as np
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation.engines.base import EngineInfo, EngineSampling
-from services.generation.requests.chat import ChatTemplate
 from services.generation.requests.detokenizer import TextStream
-from services.generation.tokenizer import backend, load_tokenizer
 from shared.errors import InvalidInputError
+from shared.models.chat import ChatTemplate
+from shared.models.tokenizer import backend, load_tokenizer
 from shared.trajectory import Completion
 
 # What vLLM takes: the service takes the same whatever engine samples.

@@ -31,9 +31,9 @@ from services.generation.engines.torch.batch import Batch, Sequence
 from services.generation.engines.torch.handover import Request, Update, deliver, fail, resolve
 from services.generation.engines.torch.model import Policy, load_folder, prepare
 from services.generation.engines.torch.probe import probe
-from services.generation.tokenizer import read_tokenizer
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.models.folder import tensor_shapes, weight_files
+from shared.models.tokenizer import read_tokenizer
 from shared.trajectory import Completion, FinishReason
 
 log = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from services.generation.engines.vllm.output import plausible, to_completion, to
 from services.generation.engines.vllm.settings import VllmSettings
 from services.generation.engines.vllm.stats import LoadStats, forget_metrics
 from services.generation.engines.vllm.updates import DEAD, Child, Updates
-from services.generation.tokenizer import read_tokenizer
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
 from shared.models.folder import tensor_shapes, weight_files
+from shared.models.tokenizer import read_tokenizer
 from shared.trajectory import Completion
 
 # For the child to end by itself; one that stands still is killed then.

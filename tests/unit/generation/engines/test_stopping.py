@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from services.generation.engines.stopping import StopChecker
-from services.generation.tokenizer import read_tokenizer
 from shared.errors import InvalidInputError
+from shared.models.tokenizer import read_tokenizer
 from tests.support.tokenizers import SPECIAL, TOKENIZERS, WORDS, spelt
 
 

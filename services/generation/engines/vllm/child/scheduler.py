@@ -22,7 +22,7 @@ from vllm.v1.request import RequestStatus
 from services.generation.engines.stopping import StopChecker
 from services.generation.engines.vllm.child.runners import StepRows
 from services.generation.engines.vllm.output import STOP
-from services.generation.tokenizer import read_tokenizer
+from shared.models.tokenizer import read_tokenizer
 
 
 class StopStrings:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.generation.requests.chat import ChatTemplate
 from shared.errors import InvalidInputError
+from shared.models.chat import ChatTemplate
 from tests.support.models import build_tokenizer
 
 MESSAGES = [("user", "3,7:10")]

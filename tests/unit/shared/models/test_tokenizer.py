@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from services.generation.tokenizer import load_tokenizer, read_tokenizer
 from shared.errors import CorruptDataError, NotFoundError
+from shared.models.tokenizer import load_tokenizer, read_tokenizer
 from tests.support.tokenizers import TOKENIZERS
 
 TEXT = "the cat <tool> ab<eos> 你好 <|im_end|> b"

@@ -18,7 +18,7 @@ from shared.models.folder import check_tokenizer_files
 def load_tokenizer(model: Path) -> Any:
     """The `PreTrainedTokenizerFast` of a model folder; runs no code of the folder.
 
-    Imports transformers, and with it torch.
+    Imports transformers, and with it torch where that is installed.
 
     Raises:
         NotFoundError: there is no tokenizer.json.
