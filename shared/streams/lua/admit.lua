@@ -4,7 +4,7 @@
 -- the prompts from its own cursor on), 'finished', 'tickets', 'full' or 'expired' (the blob has to be written again).
 local prompts, tickets, in_flight, ledger, bytes, progress, blob = unpack(KEYS)
 local index, ticket_limit, byte_limit, stream, group, trajectories, stage, payload, size, blob_id, chunks = unpack(ARGV)
-local function call(...) return redis.call(...) end
+local call = redis.call
 local function refuse(answer)
   if blob_id ~= '' then call('UNLINK', blob) end
   return answer

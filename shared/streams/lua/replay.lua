@@ -5,7 +5,7 @@
 local dead, destination, tickets, in_flight, ledger, bytes, ended, letter_blob, blob = unpack(KEYS)
 local id, letter_size, group, trajectories, reason, destination_name, byte_limit, stage,
   payload, size, blob_id, chunks = unpack(ARGV)
-local function call(...) return redis.call(...) end
+local call = redis.call
 local function refuse(answer)
   if blob_id ~= '' then call('UNLINK', blob) end
   return answer

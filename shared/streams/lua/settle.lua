@@ -7,11 +7,16 @@
 local source, destination, tickets, in_flight, ledger, bytes, ended, settlement, entry_blob, blob = unpack(KEYS)
 local reader, entry, entry_size, source_name, group, trajectories, token, remembered_seconds,
   destination_name, byte_limit, stage, payload, size, blob_id, chunks, field, step = unpack(ARGV)
-local function call(...) return redis.call(...) end
+local call = redis.call
+local acknowledged = false
+local function acknowledge()
+  if not acknowledged then call('XACK', source, reader, entry) end
+  acknowledged = true
+end
 local function remove()
-  call('XACK', source, reader, entry)
+  acknowledge()
   call('XDEL', source, entry)
-  call('UNLINK', entry_blob)
+  if string.sub(entry_blob, -1) ~= ':' then call('UNLINK', entry_blob) end -- most entries have none
   call('HINCRBY', bytes, source_name, 0 - entry_size)
 end
 local pending = redis.pcall('XPENDING', source, reader, entry, entry, 1)
@@ -45,7 +50,7 @@ if destination_name ~= '' then
 end
 -- Redis refuses a script for want of memory only at its first write, and only if that may grow. What makes room, or
 -- about as much as it takes, begins with a command that shrinks: a full Redis must not stop those who empty it.
-if tonumber(size) <= 2 * entry_size + 4096 then call('XACK', source, reader, entry) end
+if tonumber(size) <= 2 * entry_size + 4096 then acknowledge() end
 call('SET', settlement, token, 'EX', remembered_seconds)
 remove()
 if destination_name ~= '' then
