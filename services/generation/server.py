@@ -88,6 +88,7 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
             kv_cache_usage=load.kv_cache_usage,
             router_layout=wire.encode_layout(info.router_layout) if info.router_layout else None,
             router_export=wire.ROUTER_EXPORT_CODES[self._settings.router_export],
+            eos_token_ids=info.eos_token_ids,
         )
 
     async def UpdateWeights(self, request: gen.UpdateWeightsRequest, context: object) -> gen.UpdateWeightsResponse:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.errors import CorruptDataError, NotFoundError
+from shared.errors import CorruptDataError, NotFoundError, PreconditionError
 from shared.files import sync
 
 INDEX = "model.safetensors.index.json"
@@ -38,7 +38,7 @@ def check_folder(model: Path) -> None:
     files = weight_files(model)
     for name in ("config.json", "generation_config.json"):
         if (path := model / name).is_file():
-            _check_eos(path, read_json(path))
+            _eos(path, read_json(path))
     tensor_shapes(files)
     check_tokenizer_files(model)
 
@@ -108,6 +108,25 @@ def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def end_ids(model: Path) -> tuple[int, ...]:
+    """The token ids that end a response: those of config.json, then those that generation_config.json adds.
+
+    Raises:
+        PreconditionError: neither file has one.
+        CorruptDataError: a file is broken, or an id of it is not one.
+    """
+    ids: dict[int, None] = {}
+    for name in ("config.json", "generation_config.json"):
+        if (path := model / name).is_file():
+            ids |= dict.fromkeys(_eos(path, read_json(path)))
+    if not ids:
+        raise PreconditionError(
+            f"{model}/config.json has no eos_token_id, and neither has generation_config.json; add the id that ends a "
+            "response"
+        )
+    return tuple(ids)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CorruptDataError that names the file where there is none."""
     _refuse_pointer(path)
@@ -132,10 +151,11 @@ def _refuse_pointer(path: Path) -> None:
         raise CorruptDataError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
 
 
-def _check_eos(path: Path, config: dict[str, Any]) -> None:
+def _eos(path: Path, config: dict[str, Any]) -> list[int]:
     eos = config.get("eos_token_id")
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if eos == [] or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise CorruptDataError(
             f"{path}: eos_token_id is {eos!r}; expected the id that ends a response, or a list of such ids"
         )
+    return ids

@@ -32,7 +32,7 @@ TASK = Countdown(0)
 PROBLEMS: list[Problem] = TASK.held_out(6)
 INDEX = {problem.prompt: i for i, problem in enumerate(PROBLEMS)}
 TOKENIZER = build_tokenizer()
-INFO = EngineInfo("hand-written", "table", VOCABULARY, MAX_MODEL_LEN, EOS, None)
+INFO = EngineInfo("hand-written", "table", VOCABULARY, MAX_MODEL_LEN, (EOS,), None)
 IDLE = EngineLoad(0, 0)
 
 

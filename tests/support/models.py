@@ -101,7 +101,8 @@ _KINDS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
     "gpt_oss": (GptOssForCausalLM, GptOssConfig, _GPT_OSS),
     "llama4": (Llama4ForCausalLM, Llama4TextConfig, _LLAMA4),
 }
-MOE_KINDS = tuple(kind for kind in _KINDS if kind != "qwen3_dense")
+KINDS = tuple(_KINDS)
+MOE_KINDS = tuple(kind for kind in KINDS if kind != "qwen3_dense")
 # What a new model has at zero, and a trained one never.
 _ZERO_AT_FIRST = ("bias", "sinks")
 

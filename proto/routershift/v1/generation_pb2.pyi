@@ -213,6 +213,7 @@ class GenerationServiceGetStatusResponse(_message.Message):
     WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
     KV_CACHE_USAGE_FIELD_NUMBER: _builtins.int
     ROUTER_EXPORT_FIELD_NUMBER: _builtins.int
+    EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     model: _builtins.str
     version: _builtins.int
@@ -226,6 +227,10 @@ class GenerationServiceGetStatusResponse(_message.Message):
     def router_layout(self) -> _trajectory_pb2.RouterLayout:
         """Absent for a dense model."""
 
+    @_builtins.property
+    def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Each ends a response, beside the stop_token_ids of a request: of config.json and generation_config.json."""
+
     def __init__(
         self,
         *,
@@ -238,10 +243,11 @@ class GenerationServiceGetStatusResponse(_message.Message):
         waiting_requests: _builtins.int = ...,
         kv_cache_usage: _builtins.float = ...,
         router_export: _trajectory_pb2.RouterExport.ValueType = ...,
+        eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["router_layout", b"router_layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "kv_cache_usage", b"kv_cache_usage", "max_model_len", b"max_model_len", "model", b"model", "router_export", b"router_export", "router_layout", b"router_layout", "running_requests", b"running_requests", "version", b"version", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "eos_token_ids", b"eos_token_ids", "kv_cache_usage", b"kv_cache_usage", "max_model_len", b"max_model_len", "model", b"model", "router_export", b"router_export", "router_layout", b"router_layout", "running_requests", b"running_requests", "version", b"version", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

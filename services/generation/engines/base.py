@@ -57,7 +57,7 @@ class EngineInfo:
     model: str
     vocab_size: int
     max_model_len: int  # prompt and response together
-    eos_token_id: int
+    eos_token_ids: tuple[int, ...]  # each ends a response: see `shared.models.folder.end_ids`
     router_layout: RouterLayout | None  # None: a dense model
     workers: int = 1  # processes that share the model; each takes all weights
 

@@ -14,6 +14,7 @@ from services.learner.model import isolation, lora
 from services.learner.settings import LearnerSettings
 from shared.models.loading import LOADING
 from shared.models.routers import layout_of
+from shared.models.tensors import model_tensors, require_float
 from shared.settings import RunSettings
 
 # Noise in the training forward would look like policy shift: the sampler has none.
@@ -135,8 +136,12 @@ class Reference:
 def load(folder: Path, is_empty: bool = False) -> tuple[PreTrainedModel, torch.dtype]:
     """The model in float32, and the dtype that its folder has. An empty one is on the meta device.
 
-    Raises PreconditionError where packed sequences would see each other.
+    Raises:
+        PreconditionError: packed sequences would see each other, or the weights are quantised.
+        NotFoundError, CorruptDataError, InvalidInputError: of `model_tensors`.
     """
+    require_float(folder)
+    model_tensors(folder)
     config = AutoConfig.from_pretrained(folder)
     for noise in _NOISE:
         if hasattr(config, noise):

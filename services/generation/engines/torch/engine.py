@@ -32,8 +32,8 @@ from services.generation.engines.torch.handover import Request, Update, deliver,
 from services.generation.engines.torch.model import Policy, load_folder, prepare
 from services.generation.engines.torch.probe import probe
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
-from shared.models.folder import tensor_shapes, weight_files
-from shared.models.tokenizer import read_tokenizer
+from shared.models.folder import end_ids
+from shared.models.tensors import model_tensors
 from shared.trajectory import Completion, FinishReason
 
 log = logging.getLogger(__name__)
@@ -97,10 +97,7 @@ class TorchEngine:
         torch.set_num_threads(self._options.threads)
         policy = await asyncio.to_thread(self._load)
         config = policy.model.config
-        eos = config.eos_token_id
-        if eos is None:
-            raise PreconditionError(f"{self._model}/config.json has no eos_token_id; add the id that ends a response")
-        stop_ids = eos if isinstance(eos, list) else [eos]
+        stop_ids = end_ids(self._model)
         longest = self._options.max_model_len or config.max_position_embeddings
         window = getattr(config, "sliding_window", None)
         if window is not None and window < longest:
@@ -113,7 +110,7 @@ class TorchEngine:
             model=self._model.name,
             vocab_size=config.vocab_size,
             max_model_len=longest,
-            eos_token_id=stop_ids[0],
+            eos_token_ids=stop_ids,
             router_layout=policy.layout,
         )
         self._batch = Batch(policy, self._version, self._options.max_num_seqs, frozenset(stop_ids))
@@ -122,7 +119,7 @@ class TorchEngine:
         self._thread.start()
 
     def _load(self) -> Policy:
-        self._shapes = tensor_shapes(weight_files(self._model))
+        self._shapes = model_tensors(self._model)
         policy = load_folder(self._model, self._device, self._options.router_export)
         self._tokenizer = read_tokenizer(self._model)
         probe(policy)

@@ -17,9 +17,9 @@ from services.generation.engines.model_files import check_finite, check_specs, c
 from services.generation.engines.torch import attention
 from shared.errors import PreconditionError
 from shared.models.families import Family, families, family_of
-from shared.models.folder import weight_files
 from shared.models.loading import LOADING
 from shared.models.routers import layout_of, log_scores, read, routers_of
+from shared.models.tensors import model_tensors, require_float
 from shared.trajectory import RouterExport, RouterLayout
 from shared.weights.broadcast import detached, receive
 
@@ -86,9 +86,12 @@ def load_folder(folder: Path, device: str, export: RouterExport = RouterExport.T
 
     Raises:
         NotFoundError: no folder, no config.json or no safetensors files.
-        PreconditionError: an MoE family whose routers the engine cannot read, or an unreadable folder.
+        CorruptDataError, InvalidInputError: what the folder has is not what the model has; see `model_tensors`.
+        PreconditionError: an MoE family whose routers the engine cannot read, quantised weights, or an unreadable
+            folder.
     """
-    weight_files(folder)
+    require_float(folder)
+    model_tensors(folder)
     transformers.utils.logging.disable_progress_bar()
     try:
         with LOADING:

@@ -17,14 +17,14 @@ from typing import Any
 
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
 from services.generation.engines.stopping import StopChecker
-from services.generation.engines.vllm.launch import launch
+from services.generation.engines.vllm.launch import launch, set_environment
 from services.generation.engines.vllm.output import plausible, to_completion, to_layout, to_params
 from services.generation.engines.vllm.settings import VllmSettings
 from services.generation.engines.vllm.stats import LoadStats, forget_metrics
 from services.generation.engines.vllm.updates import DEAD, Child, Updates
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
-from shared.models.folder import tensor_shapes, weight_files
-from shared.models.tokenizer import read_tokenizer
+from shared.models.folder import end_ids, tensor_shapes, weight_files
+from shared.models.tensors import model_tensors
 from shared.trajectory import Completion
 
 # For the child to end by itself; one that stands still is killed then.
@@ -60,7 +60,7 @@ class VllmEngine:
         self._stats = LoadStats()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._tokenizer: Any = None
-        self._stop_ids: list[int] = []
+        self._stop_ids: tuple[int, ...] = ()
         self._names = count()
         self._updating = asyncio.Lock()
         self._closed = False
@@ -94,19 +94,19 @@ class VllmEngine:
         """See `Engine.start`.
 
         Raises:
-            CorruptDataError: a weights file of the model folder is cut off.
+            CorruptDataError, InvalidInputError: the model folder lacks what its model has; see `model_tensors`.
             DeadlineError: vLLM has loaded the model, and then stood still.
         """
-        self._shapes = await asyncio.to_thread(lambda: tensor_shapes(weight_files(self._model)))
+        files = weight_files(self._model)
         config = json.loads((self._model / "config.json").read_text())
-        eos = config.get("eos_token_id")
-        if eos is None:
-            raise PreconditionError(f"{self._model}/config.json has no eos_token_id; add the id that ends a response")
-        self._stop_ids = eos if isinstance(eos, list) else [eos]
+        self._stop_ids = end_ids(self._model)
         sockets = Path(self._held.enter_context(TemporaryDirectory(prefix="routershift-vllm-")))
+        set_environment(sockets, self._options, self._settings)
+        self._shapes = await asyncio.to_thread(model_tensors, self._model)
+        ignored = sorted(tensor_shapes(files).keys() - self._shapes.keys())
 
         def launch_and_keep() -> None:
-            self._llm = launch(self._model, config, sockets, self._options, self._settings, self._stats)
+            self._llm = launch(self._model, config, ignored, self._options, self._settings, self._stats)
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, launch_and_keep)
@@ -135,7 +135,7 @@ class VllmEngine:
             model=self._model.name,
             vocab_size=config.get_vocab_size(),
             max_model_len=config.max_model_len,
-            eos_token_id=self._stop_ids[0],
+            eos_token_ids=self._stop_ids,
             router_layout=to_layout(self._model, routers),
             workers=self._settings.tensor_parallel_size,
         )

@@ -6,7 +6,7 @@ Nothing here imports vLLM before `launch` is called.
 import gc
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ WORKER = "services.generation.engines.vllm.child.worker.RouterWorker"
 SCHEDULER = "services.generation.engines.vllm.child.scheduler.RouterScheduler"
 # Under which key of vLLM's additional_config they find the `RouterExport`.
 ROUTER_EXPORT = "router_export"
+# And which tensors of the model folder they are to leave out.
+IGNORED = "ignored_tensors"
 
 # Set before vLLM is imported, in this process and so in its child.
 _ENVIRONMENT = {
@@ -55,26 +57,12 @@ _CPU_ATTENTION, _CPU_LATENT_ATTENTION = "CPU_ATTN", "CPU_MLA"
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
 
 
-def launch(
-    model: Path,
-    config: Mapping[str, Any],
-    sockets: Path,
-    options: EngineOptions,
-    settings: VllmSettings,
-    stats: LoadStats,
-) -> Any:
-    """Imports vLLM, starts its child process and waits until that has loaded the model; returns the `AsyncLLM`.
-
-    The child dies with the *thread* that calls this.
+def set_environment(sockets: Path, options: EngineOptions, settings: VllmSettings) -> None:
+    """What vLLM, and torch under it, read from the environment when they are imported: to be called before that.
 
     Args:
-        config: the model's config.json.
         sockets: folder for what connects to the child; vLLM leaves its files there.
         options, settings: see `VllmEngine`.
-        stats: is told after each step.
-
-    Raises:
-        PreconditionError: vLLM cannot serve this model, and the child has printed why; or not with these settings.
     """
     os.environ.pop(_UNSET, None)
     os.environ |= _ENVIRONMENT | {
@@ -87,6 +75,29 @@ def launch(
         os.environ |= _EAGER
     if settings.tensor_parallel_size > 1:
         os.environ |= _UNBOUND
+
+
+def launch(
+    model: Path,
+    config: Mapping[str, Any],
+    ignored: Sequence[str],
+    options: EngineOptions,
+    settings: VllmSettings,
+    stats: LoadStats,
+) -> Any:
+    """Imports vLLM, starts its child process and waits until that has loaded the model; returns the `AsyncLLM`.
+
+    The child dies with the *thread* that calls this. `set_environment` comes first.
+
+    Args:
+        config: the model's config.json.
+        ignored: tensors of the folder that the model does not have; of some, vLLM would die.
+        options, settings: see `VllmEngine`.
+        stats: is told after each step.
+
+    Raises:
+        PreconditionError: vLLM cannot serve this model, and the child has printed why; or not with these settings.
+    """
     with _uncollected():
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.model_executor.models.registry import ModelRegistry
@@ -134,7 +145,7 @@ def launch(
         disable_log_stats=False,
         worker_cls=WORKER,
         scheduler_cls=SCHEDULER,
-        additional_config={ROUTER_EXPORT: options.router_export.value},
+        additional_config={ROUTER_EXPORT: options.router_export.value, IGNORED: list(ignored)},
         **{name: value for name, value in chosen.items() if value is not None},
     )
     entry = EngineCoreProc.run_engine_core

@@ -3,6 +3,7 @@
 Nothing here imports vLLM before it is running.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def to_layout(model: Path, described: tuple[list[int], int, int, str] | None) ->
     return RouterLayout(tuple(layer_ids), num_experts, top_k, ScoreFunction(score_function))
 
 
-def to_params(sampling: EngineSampling, index: int, stop_ids: list[int], *, delta: bool) -> Any:
+def to_params(sampling: EngineSampling, index: int, stop_ids: Sequence[int], *, delta: bool) -> Any:
     """vLLM's `SamplingParams` of sample `index`.
 
     Args:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 async def test_info_describes_the_model(engine: Engine) -> None:
     info = engine.info
-    assert (info.vocab_size, info.max_model_len, info.eos_token_id) == (VOCABULARY, MAX_MODEL_LEN, EOS)
+    assert (info.vocab_size, info.max_model_len, info.eos_token_ids) == (VOCABULARY, MAX_MODEL_LEN, (EOS,))
     layout = info.router_layout
     assert layout is not None
     assert layout.layer_ids == tuple(range(1, LAYERS)), "the first layer is dense"

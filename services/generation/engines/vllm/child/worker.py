@@ -10,6 +10,7 @@ vLLM's own processes import this module: it imports vLLM.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload.layerwise import (
     finalize_layerwise_reload,
     get_layerwise_info,
@@ -44,7 +46,8 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         self._allow_amx()
-        super().load_model(*args, **kwargs)
+        with _without(set(self.vllm_config.additional_config["ignored_tensors"])):
+            super().load_model(*args, **kwargs)
         runner = self.model_runner
         routed = {
             extract_layer_index(layer.layer_name): layer.router
@@ -159,3 +162,18 @@ def _tensors(opened: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
     for tensors in opened:
         for name in tensors.keys():  # noqa: SIM118  # no mapping
             yield name, tensors.get_tensor(name)
+
+
+@contextmanager
+def _without(ignored: set[str]) -> Iterator[None]:
+    """While a model is loaded from its folder, leaves out tensors that it does not have."""
+    everything = DefaultModelLoader.get_all_weights
+
+    def those_of_the_model(*args: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((name, tensor) for name, tensor in everything(*args) if name not in ignored)
+
+    DefaultModelLoader.get_all_weights = those_of_the_model
+    try:
+        yield
+    finally:
+        DefaultModelLoader.get_all_weights = everything
