@@ -59,7 +59,7 @@ class GenerationService(Service):
         self._freshness = Freshness(
             engine, run.newest_weights, settings.run.max_staleness, settings.generation.weights_wait_seconds
         )
-        self._watch = EngineWatch(engine, loader, settings.generation.stall_seconds)
+        self._watch = EngineWatch(engine, settings.generation.stall_seconds)
 
     async def work(self, stop: asyncio.Event) -> None:
         tasks = [

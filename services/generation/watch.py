@@ -5,7 +5,6 @@ import time
 
 from services.generation import metrics
 from services.generation.engines.base import Engine
-from services.generation.weights.loader import WeightsLoader
 from shared.errors import UnavailableError
 
 _LOOK_SECONDS = 1.0
@@ -14,12 +13,11 @@ _LOOK_SECONDS = 1.0
 class EngineWatch:
     """Looks every second. What a supervisor is to see, it raises."""
 
-    def __init__(self, engine: Engine, loader: WeightsLoader, stall_seconds: float) -> None:
-        """Args: stall_seconds: how long an engine that has sequences may sample nothing."""
+    def __init__(self, engine: Engine, stall_seconds: float) -> None:
+        """Args: stall_seconds: how long an engine with sequences may sample nothing, and one with new weights rest."""
         self._engine = engine
-        self._loader = loader
         self._stall_seconds = stall_seconds
-        self._tokens = engine.load.tokens
+        self._progress: tuple[int, float | None] = (engine.load.tokens, None)
         self._still = 0.0  # seconds without a token while there was something to sample
         self._preemptions = 0
 
@@ -48,14 +46,16 @@ class EngineWatch:
         metrics.KV_CACHE_USAGE.set(load.kv_cache_usage)
         metrics.PREEMPTIONS.inc(load.preemptions - self._preemptions)
         self._preemptions = load.preemptions
-        idle = load.running + load.waiting == 0
-        if idle or load.tokens != self._tokens or self._loader.busy:
-            self._tokens, self._still = load.tokens, 0.0
+        idle = load.running + load.waiting == 0 and load.replacing is None
+        progress = load.tokens, load.replacing
+        if idle or progress != self._progress:
+            self._progress, self._still = progress, 0.0
             return
         self._still += seconds
         if self._still > self._stall_seconds:
             raise UnavailableError(
                 f"the engine has sampled nothing for {self._still:.0f} s, over generation.stall_seconds = "
-                f"{self._stall_seconds:g}, with {load.running} sequences running and {load.waiting} waiting; "
-                "what it held will be redelivered"
+                f"{self._stall_seconds:g}, with {load.running} sequences running and {load.waiting} waiting"
+                f"{'' if load.replacing is None else ', and does nothing about the new weights'}; what it held will be "
+                "redelivered"
             )

@@ -71,6 +71,9 @@ class EngineLoad:
     kv_cache_usage: float = 0.0  # share of the KV cache in use, 0 to 1
     preemptions: int = 0  # since the start: sequences whose KV cache was given to others, and computed again
     tokens: int = 0  # since the start: response tokens sampled
+    # While new weights are put in place: the seconds of processor time that the engine's processes have used, which
+    # grow unless they stand still. None at other times.
+    replacing: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +137,8 @@ class Engine(Protocol):
         the new version. Gives the seconds for which nothing was sampled.
 
         Raises:
-            InvalidInputError: names or shapes differ from the model's, or a tensor holds NaN or infinity; the old
-                weights serve on, whole.
+            InvalidInputError: names or shapes differ from the model's, a tensor holds NaN or infinity, or a probe
+                of the new weights does; the old weights serve on, whole.
             UnavailableError: weights did not arrive, and the old ones serve on; or the engine is no longer `healthy`.
         """
         ...

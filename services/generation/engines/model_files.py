@@ -14,6 +14,11 @@ from shared.weights.rendezvous import TensorSpec
 if TYPE_CHECKING:
     import torch
 
+OVERFLOW = (
+    "the weights are finite, and log-probs that are computed with them are not: publish weights from before training "
+    "diverged"
+)
+
 
 def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
     """Raises InvalidInputError that lists the first tensors that differ."""

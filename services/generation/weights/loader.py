@@ -36,11 +36,6 @@ class WeightsLoader:
         self._tried: pb.WeightsManifest | None = None
         self._lock = asyncio.Lock()
 
-    @property
-    def busy(self) -> bool:
-        """While a version is being verified or taken."""
-        return self._lock.locked()
-
     async def load(self, manifest: pb.WeightsManifest) -> float:
         """Seconds that it took to verify and take this version.
 

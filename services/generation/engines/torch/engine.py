@@ -34,6 +34,7 @@ from services.generation.engines.torch.probe import probe
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.models.folder import end_ids
 from shared.models.tensors import model_tensors
+from shared.models.tokenizer import read_tokenizer
 from shared.trajectory import Completion, FinishReason
 
 log = logging.getLogger(__name__)
@@ -183,6 +184,7 @@ class TorchEngine:
         """
         async with self._updating:
             policy = await prepare(self._batch.policy, self._shapes, weights)
+            await asyncio.to_thread(probe, policy)
             update = Update(version, policy, self._loop.create_future())
             with self._changed:
                 if self._failure is not None:

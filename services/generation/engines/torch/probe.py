@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 from services.generation.engines.base import EngineSampling
+from services.generation.engines.model_files import OVERFLOW
 from services.generation.engines.torch.batch import Batch, Sequence
 from services.generation.engines.torch.model import Policy
-from shared.errors import PreconditionError
+from shared.errors import InvalidInputError, PreconditionError
 from shared.trajectory import Completion
 
 # Float32 in another order of summation, and one unit in the last place of a float16 score.
@@ -18,19 +19,24 @@ def probe(policy: Policy) -> None:
 
     Raises:
         PreconditionError: they differ, or the model cannot run on this cache.
+        InvalidInputError: log-probs are not finite, as of weights that overflow.
     """
     kind = policy.model.config.model_type
     sampling = EngineSampling(1, 0.0, 1.0, 0, 3, None)
     batch = Batch(policy, 0, 2, frozenset())
-    batch.running += [Sequence(0, prompt, sampling, np.zeros(3)) for prompt in ([1], [1, 0, 1])]
+    prompts = ([1], [1, 0, 1])
+    batch.running += [Sequence(0, prompt, sampling, np.zeros(3)) for prompt in prompts]
     try:
         with torch.inference_mode():
             batch.begin(0)
             batch.step()
             batch.step()
-            errors = [_deviation(policy, sequence.prompt, batch.completion(sequence, 0)) for sequence in batch.running]
+            sampled = [batch.completion(sequence, 0) for sequence in batch.running]
+            errors = [_deviation(policy, *each) for each in zip(prompts, sampled, strict=True)]
     except Exception as error:
         raise PreconditionError(f"model_type {kind!r} does not run on the torch engine: {error!r}") from error
+    if not all(np.isfinite(completion.logprobs).all() for completion in sampled):
+        raise InvalidInputError(OVERFLOW)
     if not max(errors) < _TOLERANCE:
         raise PreconditionError(
             f"model_type {kind!r} does not run on the torch engine: log-probs or router scores are off by {max(errors)}"

@@ -15,16 +15,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
+from services.generation.engines.model_files import OVERFLOW
 from services.generation.engines.stopping import StopChecker
 from services.generation.engines.vllm.launch import launch, set_environment
 from services.generation.engines.vllm.output import plausible, to_completion, to_layout, to_params
 from services.generation.engines.vllm.settings import VllmSettings
 from services.generation.engines.vllm.stats import LoadStats, forget_metrics
 from services.generation.engines.vllm.updates import DEAD, Child, Updates
-from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError, UnavailableError
+from shared.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    PreconditionError,
+    RouterShiftError,
+    UnavailableError,
+)
 from shared.models.folder import end_ids, tensor_shapes, weight_files
 from shared.models.tensors import model_tensors
+from shared.models.tokenizer import read_tokenizer
 from shared.trajectory import Completion
 
 # For the child to end by itself; one that stands still is killed then.
@@ -63,6 +73,7 @@ class VllmEngine:
         self._stop_ids: tuple[int, ...] = ()
         self._names = count()
         self._updating = asyncio.Lock()
+        self._replacing = False  # while the child gets hold of new weights and puts them in place
         self._closed = False
         self._held = ExitStack()
         # The child dies with the thread that started it, so that thread must last as long as the engine.
@@ -88,6 +99,7 @@ class VllmEngine:
             kv_cache_usage=self._stats.kv_cache_usage if states else 0.0,
             preemptions=self._stats.preemptions,
             tokens=self._stats.tokens,
+            replacing=None if self._child is None or not self._replacing else self._child.processor_seconds(),
         )
 
     async def start(self) -> None:
@@ -141,6 +153,8 @@ class VllmEngine:
         )
         # Rows are counted against tokens wherever a trace is made; what is left to prove is that taps saw this step.
         (probe,) = await self.generate([0], EngineSampling(1, 0.0, 1.0, 0, 2, None))
+        if not np.isfinite(probe.logprobs).all():
+            raise InvalidInputError(f"model folder {self._model}: {OVERFLOW}")
         if probe.router_trace is not None and not plausible(probe.router_trace):
             raise PreconditionError(
                 f"the routers of model folder {self._model} were not seen while a probe was sampled: this MoE "
@@ -235,16 +249,19 @@ class VllmEngine:
                 raise self._failure
             updates = Updates(self._child, self._options.update_policy, self._shapes)
             await updates.check(weights)
+            self._replacing = True
             try:
                 refusal = await updates.fetch(weights)
                 if refusal is None:
-                    pause = await updates.replace(version, self._serve)
+                    pause, refusal = await updates.replace(version, self._serve)
             except Exception as error:
                 failure = UnavailableError(
                     f"loading version {version} failed halfway ({error}); restart the generation service"
                 )
                 await self._shut_down(failure)
                 raise failure from error
+            finally:
+                self._replacing = False
         if refusal is not None:
             raise refusal
         return pause

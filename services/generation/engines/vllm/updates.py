@@ -4,13 +4,16 @@ Nothing here imports vLLM.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import astuple
 from typing import Any, TypeVar
 
+import psutil
+
 from services.generation.engines.base import Arriving, Files, UpdatePolicy, Weights
-from services.generation.engines.model_files import check_specs, check_weights
+from services.generation.engines.model_files import OVERFLOW, check_specs, check_weights
 from services.generation.engines.vllm.stats import LoadStats
 from shared.errors import (
     DeadlineError,
@@ -37,6 +40,18 @@ class Child:
         self.closed = False  # by the engine
         self._stats = stats
         self._patience = answer_seconds
+
+    def processor_seconds(self) -> float:
+        """Processor time that its processes have used: it grows unless they stand still."""
+        seconds = 0.0
+        for process in self.llm.engine_core.resources.engine_manager.processes:
+            with contextlib.suppress(psutil.Error):
+                child = psutil.Process(process.pid)
+                for each in (child, *child.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        times = each.cpu_times()
+                        seconds += times.user + times.system
+        return seconds
 
     async def rpc(self, method: str, *args: Any) -> list[Any]:
         """The answers of all workers; see `call` for errors."""
@@ -128,8 +143,10 @@ class Updates:
                 return InvalidInputError(message) if kind == InvalidInputError.__name__ else UnavailableError(message)
         return None
 
-    async def replace(self, version: int, serve: Callable[[int], None]) -> float:
-        """The seconds for which nothing was sampled. Where it fails, the child must not go on.
+    async def replace(self, version: int, serve: Callable[[int], None]) -> tuple[float, InvalidInputError | None]:
+        """The seconds for which nothing was sampled, and why the new weights were taken out again, where they were.
+
+        Where it fails, the child must not go on.
 
         Args:
             serve: is told before the first token of this version.
@@ -139,7 +156,7 @@ class Updates:
         """
         return await self._child.call(self._replace(version, serve))
 
-    async def _replace(self, version: int, serve: Callable[[int], None]) -> float:
+    async def _replace(self, version: int, serve: Callable[[int], None]) -> tuple[float, InvalidInputError | None]:
         llm = self._child.llm
         began = time.perf_counter()
         # Its policies are named as ours. No KV cache is kept: the old weights computed it. `AsyncLLM.pause_generation`
@@ -147,8 +164,12 @@ class Updates:
         await llm.engine_core.pause_scheduler_async(mode=self._policy.value, clear_cache=True)
         if self._policy is UpdatePolicy.WAIT:
             began = time.perf_counter()  # it answered when the last running request ended
-        await llm.collective_rpc("load_policy")
-        await llm.update_weight_version(str(version))
-        serve(version)
+        refusal = None
+        if all(await llm.collective_rpc("load_policy")):
+            await llm.update_weight_version(str(version))
+            serve(version)
+        else:
+            await llm.collective_rpc("restore_policy")
+            refusal = InvalidInputError(f"version {version}: {OVERFLOW}")
         await llm.resume_generation()
-        return time.perf_counter() - began
+        return time.perf_counter() - began, refusal

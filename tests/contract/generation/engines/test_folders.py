@@ -1,5 +1,6 @@
-"""Engines on model folders with more, or less, than the model has."""
+"""Engines on model folders with more, or less, than the model has, and on weights that overflow."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from services.generation.engines.base import Files
 from shared.errors import InvalidInputError
 from tests.contract.conftest import MakeEngine
 from tests.support.engines import PROMPT, params, publish, started
@@ -55,5 +57,39 @@ async def test_a_folder_that_lacks_what_its_model_has_is_refused(
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     engine = make_engine(tmp_path)
     with pytest.raises(InvalidInputError, match=re.escape(name)):
+        await engine.start()
+    await engine.close()
+
+
+@pytest.mark.parametrize("factor", [1e38, 1e30])
+async def test_weights_that_overflow_are_refused_and_the_old_ones_serve_on(
+    make_engine: MakeEngine, folders: dict[str, Path], references: dict[str, Reference], tmp_path: Path, factor: float
+) -> None:
+    """Each number of them is finite. Samples that run go on, on the weights that they began with."""
+    tensors = load_file(folders["B"] / "model.safetensors")
+    for name in tensors:
+        if name.endswith("norm.weight"):
+            tensors[name] = tensors[name] * factor
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    sampling = params(n=12, temperature=0.9, max_tokens=200)
+    async with started(make_engine(folders["A"])) as engine:
+        for version, name in enumerate("AB"):
+            if version:
+                await publish(engine, folders[name])
+            running = asyncio.create_task(engine.generate(PROMPT, sampling))
+            stream = engine.stream(PROMPT, params(temperature=0.0, max_tokens=100))
+            await anext(stream)
+            with pytest.raises(InvalidInputError, match="finite"):
+                await engine.update_weights(version + 1, Files([tmp_path / "model.safetensors"]))
+            await stream.aclose()  # type: ignore[attr-defined]
+            assert engine.version == version
+            for sample in await running:
+                check(sample, PROMPT, sampling, {version: references[name]})
+            (sample,) = await engine.generate(PROMPT, params())
+            check(sample, PROMPT, params(), {version: references[name]})
+    for file in ("config.json", "generation_config.json"):
+        shutil.copy(folders["B"] / file, tmp_path)
+    engine = make_engine(tmp_path)
+    with pytest.raises(InvalidInputError, match="finite"):
         await engine.start()
     await engine.close()

@@ -33,9 +33,11 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from services.generation.engines.vllm.child.arrival import Arrival
+from services.generation.engines.vllm.child.probe import is_finite
 from services.generation.engines.vllm.child.runners import RunnerAdapter, V1Adapter, V2Adapter
 from services.generation.engines.vllm.child.taps import BufferTaps, EagerTaps, RowPacker, Taps
 from shared.models.families import family_of
+from shared.models.folder import weight_files
 from shared.trajectory import RouterExport
 
 _PlatformWorker: Any = CPUWorker if current_platform.is_cpu() else Worker
@@ -46,7 +48,8 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         self._allow_amx()
-        with _without(set(self.vllm_config.additional_config["ignored_tensors"])):
+        self._ignored = set(self.vllm_config.additional_config["ignored_tensors"])
+        with _without(self._ignored):
             super().load_model(*args, **kwargs)
         runner = self.model_runner
         routed = {
@@ -58,6 +61,10 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         self._adapter: RunnerAdapter | None = None
         self._arrival: Any = None  # an Arrival, from its beginning until it is loaded
         self._opened: list[Any] = []  # safetensors files, until they are loaded
+        # What serves, to go back to: open files, which may be deleted meanwhile, or tensors in the host's memory.
+        self._serving: list[Any] | dict[str, torch.Tensor] = [
+            safe_open(file, framework="pt") for file in weight_files(Path(self.model_config.model))
+        ]
         export = RouterExport(self.vllm_config.additional_config["router_export"])
         if self._routers and export is not RouterExport.NONE:
             packer = RowPacker(self._tap(export), export, self._score_function(), self._first.global_num_experts)
@@ -122,14 +129,37 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
             return str(error)
         return None
 
-    def load_policy(self) -> None:
+    def load_policy(self) -> bool:
         """Replaces the weights in place, by those that have arrived or are open; no step may run meanwhile.
+
+        False where a probe of them is not finite: `restore_policy` is to follow, then.
 
         Raises:
             RuntimeError: a layer got no weights. The model is then unusable.
         """
-        self._load(_tensors(self._opened) if self._arrival is None else iter(self._arrival.tensors.items()))
+        new = self._opened if self._arrival is None else self._arrival.tensors
         self._arrival, self._opened = None, []
+        self._load(self._tensors(new))
+        finite = is_finite(self)
+        if finite:
+            self._serving = {name: t.cpu() for name, t in new.items()} if isinstance(new, dict) else new
+        return finite
+
+    def restore_policy(self) -> None:
+        """Goes back to the weights before, which are loaded again. Raises RuntimeError where they are not finite."""
+        self._load(self._tensors(self._serving))
+        if not is_finite(self):
+            raise RuntimeError("the weights before are no longer finite")
+
+    def _tensors(self, source: list[Any] | dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Of open files, or by name; those that the model has."""
+        if isinstance(source, dict):
+            yield from source.items()
+            return
+        for tensors in source:
+            for name in tensors.keys():  # noqa: SIM118  # no mapping
+                if name not in self._ignored:
+                    yield name, tensors.get_tensor(name)
 
     def _load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         model = self.model_runner.get_model()
@@ -156,12 +186,6 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
             return False
         info = get_layerwise_info(layer)
         return bool(info.can_load() and info.load_numel <= 0 < info.load_numel_total)
-
-
-def _tensors(opened: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    for tensors in opened:
-        for name in tensors.keys():  # noqa: SIM118  # no mapping
-            yield name, tensors.get_tensor(name)
 
 
 @contextmanager
