@@ -97,7 +97,7 @@ def _of_config(model: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
 def _check_tied(where: str, files: Sequence[Path], target: str, source: str) -> None:
     import torch
 
-    read = {}
+    read: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             read |= {name: tensors.get_tensor(name) for name in {target, source} & set(tensors.keys())}
@@ -110,7 +110,7 @@ def _check_tied(where: str, files: Sequence[Path], target: str, source: str) -> 
 
 def _dtypes(files: Sequence[Path]) -> dict[str, str]:
     """Of each tensor by name, as safetensors calls it. The files are whole."""
-    found = {}
+    found: dict[str, str] = {}
     for file in files:
         with safe_open(file, framework="np") as tensors:
             found |= {name: str(tensors.get_slice(name).get_dtype()) for name in tensors.keys()}  # noqa: SIM118

@@ -118,8 +118,11 @@ async def test_a_vllm_that_is_stopped_in_an_update_ends_the_service(tmp_path: Pa
         engine = VllmEngine(folder, EngineOptions(max_num_seqs=8), VllmSettings(kv_cache_bytes=64 << 20))
     except MissingDependencyError as error:
         pytest.skip(str(error))
+    before = set(psutil.Process().children(recursive=True))
     await engine.start()
-    (child,) = (p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline()))
+    (child,) = (
+        p for p in set(psutil.Process().children(recursive=True)) - before if "EngineCore" in " ".join(p.cmdline())
+    )
     sampling = EngineSampling(max(1, sequences), 1.0, 1.0, 0, 200, 1)
     running = asyncio.create_task(engine.generate([2, 3], sampling)) if sequences else None
     try:

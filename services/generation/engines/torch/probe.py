@@ -33,10 +33,10 @@ def probe(policy: Policy) -> None:
             batch.step()
             sampled = [batch.completion(sequence, 0) for sequence in batch.running]
             errors = [_deviation(policy, *each) for each in zip(prompts, sampled, strict=True)]
+    except PreconditionError as error:  # the sampler refuses logits that are not finite
+        raise InvalidInputError(OVERFLOW) from error
     except Exception as error:
         raise PreconditionError(f"model_type {kind!r} does not run on the torch engine: {error!r}") from error
-    if not all(np.isfinite(completion.logprobs).all() for completion in sampled):
-        raise InvalidInputError(OVERFLOW)
     if not max(errors) < _TOLERANCE:
         raise PreconditionError(
             f"model_type {kind!r} does not run on the torch engine: log-probs or router scores are off by {max(errors)}"

@@ -15,8 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
 from services.generation.engines.model_files import OVERFLOW
 from services.generation.engines.stopping import StopChecker
@@ -141,6 +139,8 @@ class VllmEngine:
         """Asks the child what it has loaded, and has it sample once."""
         await self._llm.update_weight_version(str(self._version))
         routers, *_ = await self._llm.collective_rpc("describe_routers")  # of each process the same
+        if not all(await self._llm.collective_rpc("is_finite")):
+            raise InvalidInputError(f"model folder {self._model}: {OVERFLOW}")
         config = self._llm.model_config
         self._info = EngineInfo(
             engine="vllm",
@@ -153,8 +153,6 @@ class VllmEngine:
         )
         # Rows are counted against tokens wherever a trace is made; what is left to prove is that taps saw this step.
         (probe,) = await self.generate([0], EngineSampling(1, 0.0, 1.0, 0, 2, None))
-        if not np.isfinite(probe.logprobs).all():
-            raise InvalidInputError(f"model folder {self._model}: {OVERFLOW}")
         if probe.router_trace is not None and not plausible(probe.router_trace):
             raise PreconditionError(
                 f"the routers of model folder {self._model} were not seen while a probe was sampled: this MoE "

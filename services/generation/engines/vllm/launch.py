@@ -99,6 +99,7 @@ def launch(
         PreconditionError: vLLM cannot serve this model, and the child has printed why; or not with these settings.
     """
     with _uncollected():
+        from vllm.config import ModelConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.model_executor.models.registry import ModelRegistry
         from vllm.platforms import current_platform
@@ -148,14 +149,16 @@ def launch(
         additional_config={ROUTER_EXPORT: options.router_export.value, IGNORED: list(ignored)},
         **{name: value for name, value in chosen.items() if value is not None},
     )
-    entry = EngineCoreProc.run_engine_core
+    entry, untie = EngineCoreProc.run_engine_core, ModelConfig.maybe_untie_word_embeddings
     EngineCoreProc.run_engine_core = staticmethod(run_child)
+    if ignored:
+        _tie_as_config_says()
     try:
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[stats])
     except (OSError, RuntimeError, ValueError) as error:
         raise PreconditionError(f"vLLM cannot serve model folder {model}: {error}") from error
     finally:
-        EngineCoreProc.run_engine_core = staticmethod(entry)
+        EngineCoreProc.run_engine_core, ModelConfig.maybe_untie_word_embeddings = staticmethod(entry), untie
 
 
 def _attention(backend: str, config: Mapping[str, Any], on_cpu: bool) -> str | None:
@@ -186,7 +189,19 @@ def run_child(*args: Any, **kwargs: Any) -> None:
     from services.generation.engines.vllm.child.scheduler import send_rows_of_aborted
 
     send_rows_of_aborted()
+    if kwargs["vllm_config"].additional_config[IGNORED]:
+        _tie_as_config_says()
     EngineCoreProc.run_engine_core(*args, **kwargs)
+
+
+def _tie_as_config_says() -> None:
+    """Where a file has a head beside the embedding that config.json ties it to, vLLM would make one of its own for it.
+
+    It is ignored instead: the two are equal, and no published version has both.
+    """
+    from vllm.config import ModelConfig
+
+    ModelConfig.maybe_untie_word_embeddings = lambda config: None
 
 
 @contextmanager

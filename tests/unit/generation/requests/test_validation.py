@@ -12,7 +12,7 @@ from services.generation.requests.validation import Requests
 from shared.errors import InvalidInputError
 from tests.support.models import EOS, VOCABULARY, build_tokenizer
 
-INFO = EngineInfo("torch", "model", VOCABULARY, 256, EOS, None)
+INFO = EngineInfo("torch", "model", VOCABULARY, 256, (EOS,), None)
 
 
 def _params(field: str, value: float) -> pb.SamplingParams:

@@ -140,15 +140,19 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         new = self._opened if self._arrival is None else self._arrival.tensors
         self._arrival, self._opened = None, []
         self._load(self._tensors(new))
-        finite = is_finite(self)
+        finite = self.is_finite()
         if finite:
             self._serving = {name: t.cpu() for name, t in new.items()} if isinstance(new, dict) else new
         return finite
 
+    def is_finite(self) -> bool:
+        """Whether what the weights compute is; no step may run meanwhile."""
+        return is_finite(self)
+
     def restore_policy(self) -> None:
         """Goes back to the weights before, which are loaded again. Raises RuntimeError where they are not finite."""
         self._load(self._tensors(self._serving))
-        if not is_finite(self):
+        if not self.is_finite():
             raise RuntimeError("the weights before are no longer finite")
 
     def _tensors(self, source: list[Any] | dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
