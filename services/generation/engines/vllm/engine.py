@@ -1,4 +1,4 @@
-"""The vLLM engine: `AsyncLLM` here, a child process that samples, and the seam of `vllm_capture` inside that child.
+"""The vLLM engine: `AsyncLLM` here, a child process that samples, and what `child/` adds inside that child.
 
 vLLM is imported by `start`, never by importing this module.
 """
@@ -7,9 +7,9 @@ import asyncio
 import gc
 import importlib.util
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from typing import Any
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
 from services.generation.engines.model_files import OVERFLOW
 from services.generation.engines.stopping import StopChecker
+from services.generation.engines.vllm.concurrent import gathered, merged
 from services.generation.engines.vllm.launch import launch, set_environment
 from services.generation.engines.vllm.output import plausible, to_completion, to_layout, to_params
 from services.generation.engines.vllm.settings import VllmSettings
@@ -162,39 +163,14 @@ class VllmEngine:
 
     async def stream(self, prompt: list[int], sampling: EngineSampling) -> AsyncIterator[Completion]:
         """See `Engine.stream`."""
-        pieces: asyncio.Queue[Completion | Exception] = asyncio.Queue()
-
-        async def pump(index: int) -> None:
-            try:
-                async for piece in self._sample(prompt, sampling, index, delta=True):
-                    pieces.put_nowait(piece)
-            except Exception as error:
-                pieces.put_nowait(error)
-
-        tasks = [asyncio.create_task(pump(index)) for index in range(sampling.n)]
-        try:
-            unfinished = sampling.n
-            while unfinished:
-                piece = await pieces.get()
-                if isinstance(piece, Exception):
-                    raise piece
-                unfinished -= piece.finish_reason is not None
+        samples = [self._sample(prompt, sampling, index, delta=True) for index in range(sampling.n)]
+        async with aclosing(merged(samples)) as pieces:
+            async for piece in pieces:
                 yield piece
-        finally:
-            await _cancel(tasks)
 
     async def generate(self, prompt: list[int], sampling: EngineSampling) -> list[Completion]:
         """See `Engine.generate`."""
-
-        async def whole(index: int) -> Completion:
-            (completion,) = [piece async for piece in self._sample(prompt, sampling, index, delta=False)]
-            return completion
-
-        tasks = [asyncio.create_task(whole(index)) for index in range(sampling.n)]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            await _cancel(tasks)
+        return await gathered([self._sample(prompt, sampling, index, delta=False) for index in range(sampling.n)])
 
     async def _sample(
         self, prompt: list[int], sampling: EngineSampling, index: int, *, delta: bool
@@ -306,10 +282,3 @@ def _end(llm: Any) -> None:
     llm.shutdown(timeout=_GRACE_SECONDS)
     for process in processes:
         process.join(_GRACE_SECONDS)
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancels those that still run, and waits until they have freed what they hold."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
