@@ -125,16 +125,15 @@ class VllmEngine:
             self._tokenizer = await asyncio.to_thread(read_tokenizer, self._model)
             self._child = Child(self._llm, self._stats, self._settings.answer_seconds)
             await self._child.call(self._open())
-        except UnavailableError as error:
+        except BaseException as error:
             await self.close()
+            # vLLM hands on as a plain Exception what its child has raised.
+            if not isinstance(error, UnavailableError) and type(error) is not Exception:
+                raise
             raise PreconditionError(
-                f"vLLM died of model folder {self._model} while it sampled a probe, and has printed why; its CPU "
-                "kernels want sizes that are multiples of 32, head_dim above all: change the model, or choose engine "
-                "'torch'"
+                f"vLLM cannot sample with model folder {self._model} and has printed why ({error}); its CPU kernels "
+                "want sizes that are multiples of 32, head_dim above all: change the model, or choose engine 'torch'"
             ) from error
-        except BaseException:
-            await self.close()
-            raise
 
     async def _open(self) -> None:
         """Asks the child what it has loaded, and has it sample once."""
