@@ -215,8 +215,9 @@ async def connect(settings: RedisSettings) -> Client:
     """A client that has heard from its server.
 
     Raises:
-        UnavailableError: no answer, or the wrong password. The URL is not repeated: it may hold a secret.
-        InvalidInputError, PreconditionError: a URL with an unknown option, or a database that is not there.
+        UnavailableError: no answer. The URL is not repeated: it may hold a secret.
+        InvalidInputError: a URL with an unknown option.
+        PreconditionError: a wrong user or password, or a database that is not there.
         NotFoundError: a file with a password or a certificate is missing.
     """
     client = _client(settings)
@@ -231,8 +232,11 @@ async def connect(settings: RedisSettings) -> Client:
                 "0 to 15"
             ) from None
         if isinstance(error, PreconditionError):
-            hint = "check the user and the password"
-        elif "url" in settings.model_fields_set:
+            raise PreconditionError(
+                "redis.url: this Redis refuses us; check the user and the password: those of the URL, or "
+                "redis.username and redis.password_file"
+            ) from None
+        if "url" in settings.model_fields_set:
             hint = "start it or set REDIS_URL" + (", or check redis.authority" if settings.authority else "")
         else:
             hint = (

@@ -223,7 +223,7 @@ async def test_what_is_another_users_is_refused(server: Server, what: str) -> No
 
 async def test_without_a_password_there_is_only_ping(server: Server) -> None:
     settings = server.settings("x", username=None, password_file=None)
-    with pytest.raises(UnavailableError, match="check the user and the password"):
+    with pytest.raises(PreconditionError, match="check the user and the password"):
         await connect(settings)
 
 
@@ -238,7 +238,7 @@ async def test_a_database_that_is_not_there_and_unknown_options_are_no_matter_of
 
 async def test_a_wrong_password_and_a_missing_file_are_refused(server: Server, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("w" * 64)
-    with pytest.raises(UnavailableError, match="check the user and the password"):
+    with pytest.raises(PreconditionError, match="check the user and the password"):
         await connect(server.settings("learner", password_file=tmp_path / "wrong"))
     with pytest.raises(NotFoundError, match=r"check the table \[redis\]"):
         await connect(server.settings("learner", password_file=tmp_path / "missing"))
