@@ -14,10 +14,12 @@ backward pass; training the experts themselves takes 1.4 times as long as the ad
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 from transformers import PreTrainedModel
@@ -85,23 +87,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
     Raises:
         PreconditionError: the model has none of the weights that `settings.targets` names.
     """
-    family = family_of(model.config.model_type)
-    modules: set[str] = set()
-    if settings.targets != "experts":
-        modules |= set(family.lora_attention if family else ATTENTION)
-    stacked: set[str] = set()
-    if settings.targets != "attention":
-        modules |= set(family.lora_feed_forward if family else FEED_FORWARD)
-        stacked = {_leaf(name) for name, weight in model.named_parameters() if weight.ndim == 3} & set(_STACKED)
-    linear = {_leaf(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)} & modules
-    if not linear | stacked:
-        raise PreconditionError(
-            f"lora.targets is {settings.targets!r}; model type {model.config.model_type!r} has no linear layers named "
-            f"{', '.join(sorted(modules))} and no stacked experts. Use lora.rank 0 for it"
-        )
-    config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules=linear, target_parameters=sorted(stacked)
-    )
+    config = _config(model, settings)
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -111,6 +97,53 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
         # Experts that transformers can compute as grouped products say whether they have a gate.
         if isinstance(module, ParamWrapper) and hasattr(module.get_base_layer(), "has_gate"):
             module.__class__ = GroupedExperts
+
+
+def save_adapters(
+    folder: Path, state: Mapping[str, Tensor], model: PreTrainedModel, settings: LoraSettings, base: str
+) -> None:
+    """Writes the adapters alone in peft's format: adapter_model.safetensors and adapter_config.json, in a new folder.
+
+    Args:
+        state: full state_dict of the adapted model, on any device; adapters are float32.
+        base: the model that they belong to, a folder or a name on the hub.
+    """
+    adapters = {
+        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": tensor.contiguous()
+        for name, tensor in state.items()
+        if ".lora_" in name
+    }
+    folder.mkdir()
+    save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = _config(model, settings)
+    if config.target_parameters:
+        # Where experts are stacked, peft takes linear layers of these names for the experts of old checkpoints.
+        linear = config.target_modules & {*FEED_FORWARD}
+        config.target_modules -= linear
+        config.target_parameters = sorted({*config.target_parameters, *(f"{name}.weight" for name in linear)})
+    config.base_model_name_or_path, config.task_type, config.inference_mode = base, "CAUSAL_LM", True
+    config.save_pretrained(folder)
+
+
+def _config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
+    """What peft is told to adapt, for a model with adapters as for one without. Raises as `add_lora` does."""
+    family = family_of(model.config.model_type)
+    modules: set[str] = set()
+    if settings.targets != "experts":
+        modules |= set(family.lora_attention if family else ATTENTION)
+    stacked: set[str] = set()
+    if settings.targets != "attention":
+        modules |= set(family.lora_feed_forward if family else FEED_FORWARD)
+        stacked = {_leaf(name) for name, weight in model.named_parameters() if weight.ndim == 3} & set(_STACKED)
+    linear = {_leaf(_plain(name)) for name, module in model.named_modules() if isinstance(module, nn.Linear)} & modules
+    if not linear | stacked:
+        raise PreconditionError(
+            f"lora.targets is {settings.targets!r}; model type {model.config.model_type!r} has no linear layers named "
+            f"{', '.join(sorted(modules))} and no stacked experts. Use lora.rank 0 for it"
+        )
+    return LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, target_modules=linear, target_parameters=sorted(stacked)
+    )
 
 
 @torch.no_grad()

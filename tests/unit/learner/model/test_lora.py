@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from services.learner.model.lora import GroupedExperts, add_lora, merge, without_adapters
+from services.learner.model.lora import GroupedExperts, add_lora, merge, save_adapters, without_adapters
 from services.learner.settings import LoraSettings
 from shared.errors import PreconditionError
 from shared.models.routers import routers_of
@@ -77,6 +78,15 @@ def test_merged_weights_are_the_adapted_model(kind: str, tmp_path: Path) -> None
     for name, tensor in model.state_dict().items():
         if ".lora_" not in name:
             torch.testing.assert_close(merged[name.replace(".base_layer", "")], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_adapters_are_loaded_by_peft(kind: str, tmp_path: Path) -> None:
+    model = adapted(save_model(tmp_path / "base", kind), alpha=8.0)
+    lora = LoraSettings(rank=4, alpha=8.0)
+    save_adapters(tmp_path / "adapter", model.state_dict(), model, lora, str(tmp_path / "base"))
+    loaded = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter")
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(
