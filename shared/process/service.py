@@ -27,6 +27,7 @@ from shared.rpc.server import Server
 from shared.settings import BaseSettings, ServerSettings
 from shared.streams.connection import connect
 from shared.streams.run import Run
+from shared.tracking import settings as recorded
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def main(service: Service, settings: BaseSettings, server_settings: ServerSettin
     alone = locked(settings.run.path, service.name) if service.is_exclusive else contextlib.nullcontext()
     try:
         with alone:
+            recorded.write(settings.run.path, service.name, settings)
             asyncio.run(_serve(service, settings, server_settings))
     except RouterShiftError as error:
         log.info("ended: %s", error)

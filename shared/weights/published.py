@@ -1,7 +1,8 @@
 """Published weights on disk: written once by the learner, verified by whoever loads them.
 
 A version is one folder of safetensors files under the weights root, with `manifest.json` beside them. It appears
-by an atomic rename, so a reader sees all of it or nothing.
+by an atomic rename, so a reader sees all of it or nothing. With LoRA, a folder `adapter` in it holds the adapters
+alone, with a manifest of its own; generation reads the merged weights.
 """
 
 import re
@@ -17,6 +18,7 @@ from shared.files import sha256, sync
 from shared.streams.progress import Progress
 
 MANIFEST = "manifest.json"
+ADAPTER = "adapter"
 # safetensors makes files that only their owner can read; generation may run as another user.
 _READABLE = 0o644
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -62,7 +64,9 @@ def publish(
     try:
         beside.mkdir()
         write(beside)
-        manifest = _describe(beside, version)
+        if (adapter := beside / ADAPTER).is_dir():
+            _describe(adapter, ADAPTER, version)
+        manifest = _describe(beside, name, version)
         if final.exists():
             final.rename(root / f".{name}.before")
         beside.rename(final)
@@ -79,9 +83,32 @@ def publish(
     return manifest
 
 
-def _describe(folder: Path, version: int) -> pb.WeightsManifest:
+def read_manifest(folder: Path) -> pb.WeightsManifest:
+    """The manifest in the folder of a version, or in the folder of its adapters.
+
+    Raises:
+        NotFoundError: there is none.
+        CorruptDataError: it is no manifest.
+    """
+    try:
+        manifest = json_format.Parse((folder / MANIFEST).read_text(encoding="utf-8"), pb.WeightsManifest())
+    except FileNotFoundError:
+        raise NotFoundError(f"{folder} has no {MANIFEST}; expected published weights") from None
+    except (ValueError, json_format.ParseError) as error:
+        raise CorruptDataError(f"{folder / MANIFEST} is no manifest of published weights: {error}") from None
+    if manifest.folder != folder.name:
+        raise CorruptDataError(f"{folder / MANIFEST} is that of a folder {manifest.folder!r}; bring its own back")
+    return manifest
+
+
+def versions(root: Path) -> list[int]:
+    """The versions below a weights root, ascending."""
+    return sorted(int(path.name[1:]) for path in root.glob("v*") if path.name[1:].isdecimal())
+
+
+def _describe(folder: Path, name: str, version: int) -> pb.WeightsManifest:
     """Adds the manifest and makes everything durable."""
-    manifest = pb.WeightsManifest(version=version, folder=folder_name(version))
+    manifest = pb.WeightsManifest(version=version, folder=name)
     manifest.created_at.GetCurrentTime()
     for path in sorted(folder.glob("*.safetensors")):
         manifest.files.add(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path))

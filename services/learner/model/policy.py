@@ -16,6 +16,7 @@ from shared.models.loading import LOADING
 from shared.models.routers import layout_of
 from shared.models.tensors import model_tensors, require_float
 from shared.settings import RunSettings
+from shared.weights.published import ADAPTER
 
 # Noise in the training forward would look like policy shift: the sampler has none.
 _NOISE = ("attention_dropout", "router_jitter_noise")
@@ -34,7 +35,7 @@ class Policy:
         self.model.train()
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._uses_lora = settings.lora.rank > 0
+        self._lora, self._uses_lora, self._base = settings.lora, settings.lora.rank > 0, str(run.model)
         if self._uses_lora:
             lora.add_lora(self.model, settings.lora, run.seed)
         self._kept: Tensor | None = None
@@ -81,13 +82,14 @@ class Policy:
     def export(self, folder: Path) -> None:
         """Writes model.safetensors, or shards of it, with the tensor names and the dtype of the model folder.
 
-        Every rank takes part, rank 0 writes. LoRA adapters are merged.
+        Every rank takes part, rank 0 writes. LoRA adapters are merged, and stand alone in the folder `ADAPTER` too.
         """
         # Adapters are merged in float32, so their cast comes last.
         state = fsdp.full_state_dict(self.model, self._ranks, None if self._uses_lora else self._export_dtype)
         if self._ranks.rank != 0:
             return
         if self._uses_lora:
+            lora.save_adapters(folder / ADAPTER, state, self.model, self._lora, self._base)
             buffers = dict(self.model.named_buffers())
             cast: dict[int, Tensor] = {}  # one copy for tied weights: transformers knows them by their shared memory
             state = {
