@@ -49,9 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def right(root: Path) -> pb.WeightsManifest:
     """What announces the version."""
-    manifest = published._describe(root / "v1", 1)
-    manifest.folder = "v1"
-    return manifest
+    return published._describe(root / "v1", "v1", 1)
 
 
 @FUZZ
