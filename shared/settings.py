@@ -20,10 +20,12 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -31,6 +33,7 @@ from pydantic import (
 from shared import redis_url
 from shared.errors import InvalidInputError, NotFoundError
 from shared.models.folder import check_folder
+from shared.sampling import MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
 
 ENV_PREFIX = "ROUTERSHIFT_"
 SERVICES = ("curriculum", "generation", "reward", "learner")
@@ -96,6 +99,19 @@ class AccessSettings(Table):
         return self
 
 
+# A list of texts, which environment and flags write as one,two.
+Texts = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: [text for text in value.split(",") if text] if isinstance(value, str) else value),
+]
+# Texts that end a response. Environment and flags can say one.
+StopTexts = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)], ...],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+]
+
+
 class RunSettings(Table):
     """What all services of one run must agree on."""
 
@@ -110,23 +126,14 @@ class RunSettings(Table):
     seed: int = Field(0, ge=0, description="start of every random sequence")
     steps: int = Field(100, ge=1, description="optimizer batches, each of which publishes a version")
     groups_per_step: int = Field(32, ge=1, description="prompts in an optimizer batch")
-    samples_per_group: int = Field(8, ge=2, description="responses to each prompt")
-    max_tokens: int = Field(24, ge=1, description="longest response")
-    temperature: float = Field(1.0, ge=0.01, le=2, description="sampling temperature of rollouts and of evaluation")
     max_staleness: int = Field(2, ge=0, description="versions that a trajectory may be behind when it is trained on")
     weights_transfer: Literal["files", "broadcast"] = Field(
         "files", description="how new weights reach generation: from a folder that both see, or over the network too"
     )
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
-    trackers: tuple[str, ...] = Field(
+    trackers: Texts = Field(
         (), description="experiment trackers that get every record beside the run's folder, as in one,two"
     )
-
-    @field_validator("trackers", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Environment and flags have no lists."""
-        return [name for name in value.split(",") if name] if isinstance(value, str) else value
 
     @property
     def path(self) -> Path:
@@ -161,6 +168,39 @@ class RunSettings(Table):
     def tickets(self) -> int:
         """Groups in flight that keep every trajectory within `max_staleness`, if groups finish in order."""
         return (self.max_staleness + 1) * self.groups_per_step
+
+
+class RolloutSettings(Table):
+    """How the responses that the learner trains on are sampled. Those of evaluation have a table of their own.
+
+    A token's log-prob is that under the distribution that it was sampled from, and the learner computes its own at the
+    same temperature. Their ratio corrects what the sampler's weights and kernels differ in. It cannot correct a sampler
+    that leaves out tokens, so what would do that is refused here.
+    """
+
+    n: int = Field(8, ge=2, le=MAX_SAMPLES, description="responses to each prompt: the size of a group")
+    max_tokens: int = Field(24, ge=1, description="longest response")
+    temperature: float = Field(
+        1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="of the policy that samples and of the one trained"
+    )
+    stop: StopTexts = Field((), description="texts that end a response, which keeps them")
+    top_p: float = Field(1.0, description="1 alone: training needs every token to be possible")
+    top_k: int = Field(0, description="0 alone, for the same reason")
+    min_p: float = Field(0.0, description="0 alone, for the same reason")
+    min_tokens: int = Field(0, description="0 alone, for the same reason: it forbids to end")
+
+    @field_validator("top_p", "top_k", "min_p", "min_tokens")
+    @classmethod
+    def _leaves_out_no_token(cls, value: float, info: ValidationInfo) -> float:
+        name = str(info.field_name)
+        full = cls.model_fields[name].default
+        if value != full:
+            raise ValueError(
+                f"rollouts take {full} alone: a token that is never sampled has no importance ratio, so the loss would "
+                f"be biased against it, and the sampler's log-probs would be those of fewer tokens than the learner's; "
+                f"lower rollout.temperature, or set curriculum.evaluation.sampling for evaluation"
+            )
+        return value
 
 
 class RedisSettings(Table):
@@ -220,6 +260,7 @@ class BaseSettings(Table):
     """What each service reads beside its own table."""
 
     run: RunSettings
+    rollout: RolloutSettings = RolloutSettings()
     redis: RedisSettings = RedisSettings()
     streams: StreamSettings = StreamSettings()
     access: AccessSettings = AccessSettings()

@@ -20,7 +20,7 @@ _SAY_SECONDS = 15.0  # in which every group was dropped, after which that is sai
 _MANY = 8  # steps' worth of dropped groups that are worth a word although some group was of use
 _IN_WORDS = {
     "zero_variance": "had equal rewards for all their responses (zero variance), which teaches nothing: check the "
-    "verifier and the prompts' difficulty, or raise run.samples_per_group or run.temperature",
+    "verifier and the prompts' difficulty, or raise rollout.n or rollout.temperature",
     "stale": "were too stale: raise run.max_staleness, or look for why generation does not load new weights in "
     "logs/generation.jsonl",
     "missing_traces": "came without router traces; see generation.router_export",
@@ -108,7 +108,7 @@ class Monitor:
         if self._ledger is None or self._before is None:
             return {}
         now, before = _ends(self._ledger), _ends(self._before)
-        size = self._recipe.run.samples_per_group
+        size = self._recipe.rollout.n
         lost = {reason: (count - before.get(reason, 0)) // size for reason, count in now.items()}
         return {reason: groups for reason, groups in lost.items() if groups > 0}
 
@@ -164,10 +164,11 @@ def _finite(value: float | None) -> float:
 
 def _evaluation_line(record: Mapping[str, Any]) -> str:
     shares = {"greedy": record["greedy_accuracy"]} | {f"pass@{k}": p for k, p in record["pass_at_k"].items()}
+    others = ", ".join(f"{name} {share:.3f}" for name, share in shares.items() if share is not None)
     sampled_by = versions_in_words(record)
     return (
-        f"version {record['version']:>4}: held-out accuracy {record['accuracy']:.3f} "
-        f"({', '.join(f'{name} {share:.3f}' for name, share in shares.items())}) "
+        f"version {record['version']:>4}: held-out accuracy {record['accuracy']:.3f}"
+        f"{f' ({others})' if others else ''} "
         f"on {record['problems']} problems x {record['samples'] // record['problems']}"
         f"{f', {sampled_by}' if sampled_by else ''}"
     )

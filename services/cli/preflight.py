@@ -37,10 +37,10 @@ def _model(recipe: Recipe) -> str:
     if recipe.learner.uses_traces and not any(map(family_of, kinds)):
         raise PreconditionError(f"run.model is {folder}: {no_routers_in_words(kinds[0])}")
     length, source = _longest(recipe, text)
-    if length is not None and recipe.run.max_tokens >= length:
+    if length is not None and recipe.rollout.max_tokens >= length:
         raise InvalidInputError(
-            f"run.max_tokens is {recipe.run.max_tokens}, and {source} leaves room for {length} tokens of prompt and "
-            f"response together; set run.max_tokens below {length}"
+            f"rollout.max_tokens is {recipe.rollout.max_tokens}, and {source} leaves room for {length} tokens of "
+            f"prompt and response together; set rollout.max_tokens below {length}"
         )
     return f"{config.get('model_type')} in {folder}"
 

@@ -13,16 +13,14 @@ import numpy as np
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum.settings import Settings
 from services.curriculum.tasks.base import Problem
-from shared.clients import GenerationClient, RewardClient
+from shared.clients import GenerationClient, RewardClient, Sampling
 from shared.errors import UnavailableError
 from shared.trajectory import Completion
-
-_GREEDY = 0.0  # temperature at which generation takes the likeliest token
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Accuracy on held-out problems, sampled at the temperature of training and greedy."""
+    """Accuracy on held-out problems, sampled and greedy."""
 
     version: int  # the one evaluated; while training goes on, later ones answer some of the problems
     oldest_version: int  # of those that sampled a token
@@ -31,7 +29,7 @@ class Evaluation:
     samples: int  # sampled responses in all
     accuracy: float  # pass@1: the share of correct ones among them
     pass_at_k: dict[int, float]
-    greedy_accuracy: float  # of one response a problem
+    greedy_accuracy: float | None  # of one response a problem; None where none was asked for
     valid: float  # share of the sampled responses that are well-formed; 1 where the verifier does not say
     mean_tokens: float  # of a sampled response
     seconds: float
@@ -64,9 +62,10 @@ async def evaluate(
             partial accuracy would be a wrong one.
     """
     began = time.perf_counter()
-    run, settings = tables.run, tables.curriculum
+    settings = tables.curriculum
     patience, done = settings.evaluation.answer_seconds, 0
-    n, ks = settings.evaluation.samples, settings.evaluation.pass_at
+    requests = settings.evaluation.sampling.requests(tables.rollout)
+    n, ks = settings.evaluation.sampling.n, settings.evaluation.pass_at
     limit = asyncio.Semaphore(settings.evaluation.concurrency)
     async with (
         GenerationClient(settings.generation_address, patience, tables.access) as generation,
@@ -74,17 +73,18 @@ async def evaluate(
     ):
 
         async def answer(index: int, problem: Problem) -> tuple[list[Completion], list[pb.Score]]:
-            """n sampled ones, and after them the greedy one."""
+            """Those of each request, in order."""
             nonlocal done
-            prompt, longest = problem.prompt, run.max_tokens
             async with limit:
-                sampled, greedy = await asyncio.gather(
-                    generation.generate(prompt, n=n, temperature=run.temperature, max_tokens=longest, seed=index * n),
-                    generation.generate(prompt, n=1, temperature=_GREEDY, max_tokens=longest),
+                answered = await asyncio.gather(
+                    *(
+                        generation.generate(problem.prompt, **(request | Sampling(seed=index * n)))
+                        for request in requests
+                    )
                 )
-                completions = [*sampled, *greedy]
+                completions = [completion for each in answered for completion in each]
                 texts = [completion.text for completion in completions]
-                scores = await reward.score(verifier, prompt, texts, problem.reference)
+                scores = await reward.score(verifier, problem.prompt, texts, problem.reference)
             done += 1
             await report(done)
             return completions, scores
@@ -106,7 +106,7 @@ async def evaluate(
         samples=sampled.size,
         accuracy=float(sampled.mean()),
         pass_at_k={k: fmean(pass_at_k(n, int(right), k) for right in sampled.sum(1)) for k in ks},
-        greedy_accuracy=float(correct[:, n].mean()),
+        greedy_accuracy=float(correct[:, -1].mean()) if len(requests) > 1 else None,
         valid=float(valid[:, :n].mean()),
         mean_tokens=float(tokens[:, :n].mean()),
         seconds=time.perf_counter() - began,

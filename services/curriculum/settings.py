@@ -1,20 +1,14 @@
 """Settings of the curriculum service: the table [curriculum]."""
 
-from typing import Any
+from pydantic import Field
 
-from pydantic import Field, ValidationInfo, field_validator
+from services.curriculum.held_out import HeldOutSettings
+from shared.settings import BaseSettings, ServerSettings
 
-from shared.settings import BaseSettings, ServerSettings, Table
 
-
-class EvaluationSettings(Table):
+class EvaluationSettings(HeldOutSettings):
     """Evaluation on held-out problems."""
 
-    problems: int = Field(512, ge=1, description="held-out problems of an evaluation")
-    samples: int = Field(2, ge=1, description="sampled responses to each problem, beside the greedy one")
-    pass_at_k: tuple[int, ...] | None = Field(
-        None, description="each k of pass@k, at most samples, as in 2,4; default: the powers of two from 2"
-    )
     concurrency: int = Field(32, ge=1, description="held-out problems in flight")
     answer_seconds: float = Field(
         600.0, gt=0, description="how long generation, and then reward, may take for all responses to one problem"
@@ -22,26 +16,6 @@ class EvaluationSettings(Table):
     patience_seconds: float = Field(
         600.0, ge=0, description="how long an evaluation waits for generation and reward, as while they are restarted"
     )
-
-    @property
-    def pass_at(self) -> tuple[int, ...]:
-        """The k of every pass@k that an evaluation measures beside pass@1."""
-        powers = tuple(2**i for i in range(1, self.samples.bit_length()))
-        return powers if self.pass_at_k is None else self.pass_at_k
-
-    @field_validator("pass_at_k", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Environment and flags have no lists."""
-        return value.split(",") if isinstance(value, str) else value
-
-    @field_validator("pass_at_k")
-    @classmethod
-    def _is_sampled_often_enough(cls, value: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
-        most = info.data.get("samples", 0)
-        if value is not None and not all(1 <= k <= most for k in value):
-            raise ValueError(f"each k must be 1 to {most}, which is evaluation.samples")
-        return value
 
 
 class CurriculumSettings(ServerSettings):

@@ -114,7 +114,7 @@ class CurriculumWorker:
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _prompt(self, index: int) -> pb.Prompt:
-        run, problem = self._settings.run, self._task.train(index)
+        run, rollout, problem = self._settings.run, self._settings.rollout, self._task.train(index)
         prompt = pb.Prompt(
             run_id=run.id,
             prompt_id=f"{index:08d}",
@@ -122,10 +122,11 @@ class CurriculumWorker:
             verifier=self._task.verifier,
             reference=wire.encode_struct(problem.reference),
             sampling=pb.SamplingParams(
-                n=run.samples_per_group,
-                temperature=run.temperature,
-                max_tokens=run.max_tokens,
-                seed=self._first_seed + index * run.samples_per_group,
+                n=rollout.n,
+                temperature=rollout.temperature,
+                max_tokens=rollout.max_tokens,
+                stop=rollout.stop,
+                seed=self._first_seed + index * rollout.n,
             ),
         )
         prompt.created_at.GetCurrentTime()
@@ -160,16 +161,16 @@ class CurriculumWorker:
         )
         metrics.EVALUATIONS.labels("ok").inc()
         metrics.ACCURACY.labels("sampled").set(result.accuracy)
-        metrics.ACCURACY.labels("greedy").set(result.greedy_accuracy)
+        if result.greedy_accuracy is not None:
+            metrics.ACCURACY.labels("greedy").set(result.greedy_accuracy)
         for k, share in result.pass_at_k.items():
             metrics.PASS_AT_K.labels(k).set(share)
         metrics.EVALUATED_VERSION.set(version)
         metrics.BEST_VERSION.set(best_version)
         metrics.BEST_ACCURACY.set(best_accuracy)
         log.info(
-            "version %d: held-out accuracy %.3f, greedy %.3f, sampled by versions %d to %d (%.1f s)",
-            version, result.accuracy, result.greedy_accuracy, result.oldest_version, result.newest_version,
-            result.seconds,
+            "version %d: held-out accuracy %.3f, sampled by versions %d to %d (%.1f s)",
+            version, result.accuracy, result.oldest_version, result.newest_version, result.seconds,
         )  # fmt: skip
 
     async def _report_answered(self, problems: int) -> None:

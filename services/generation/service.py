@@ -45,17 +45,17 @@ class GenerationService(Service):
         engine, settings = self._engine, self._settings
         await engine.start()
         chosen = settings.generation
-        longest = trajectory_bytes(settings.run, engine.info.router_layout, chosen.router_export, chosen.router_scores)
-        check_step_fits(settings.run, settings.streams, longest)
+        longest = trajectory_bytes(
+            settings.run, settings.rollout, engine.info.router_layout, chosen.router_export, chosen.router_scores
+        )
+        check_step_fits(settings.run, settings.rollout, settings.streams, longest)
         requests = await asyncio.to_thread(Requests, settings.run.model, engine.info, chosen.max_tokens)
         self._run = run
         self._loader = loader = WeightsLoader(engine, settings.run.weights_root, self._name)
         await self._restore(await run.announced_weights())
         self._servicer.open(engine, requests, loader)
         self._consumer = run.consumer(Stream.PROMPTS)
-        self._worker = GenerationWorker(
-            self._consumer, engine, requests, settings.generation, settings.run.samples_per_group
-        )
+        self._worker = GenerationWorker(self._consumer, engine, requests, settings.generation, settings.rollout.n)
         self._freshness = Freshness(
             engine, run.newest_weights, settings.run.max_staleness, settings.generation.weights_wait_seconds
         )

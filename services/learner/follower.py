@@ -21,14 +21,14 @@ from services.learner.trainer import Trainer
 from shared.errors import RouterShiftError
 from shared.process import logs
 from shared.process.exits import exit_code
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 
 log = logging.getLogger(__name__)
 
 _LAST_SECONDS = 5.0  # of a process that has been told to end, or of the one that knows why it has to
 
 
-def follow(settings: LearnerSettings, run: RunSettings, log_level: str) -> int:
+def follow(settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, log_level: str) -> int:
     """Runs a follower until rank 0 closes or ends; gives the exit code of this process."""
     ranks = Ranks.open(settings.device)
     name = f"learner-{ranks.rank}"
@@ -38,7 +38,7 @@ def follow(settings: LearnerSettings, run: RunSettings, log_level: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     try:
-        Trainer(settings, run, ranks).follow()
+        Trainer(settings, run, rollout, ranks).follow()
     except RouterShiftError as error:
         log.error("%s ends: %s", name, error)
         return exit_code(error)
@@ -54,7 +54,7 @@ class Followers:
     def __init__(self) -> None:
         self._processes: list[asyncio.subprocess.Process] = []
 
-    async def start(self, settings: LearnerSettings, run: RunSettings) -> None:
+    async def start(self, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings) -> None:
         """Makes this process rank 0. The ranks find each other when each opens its `Ranks`."""
         if settings.parallel.processes == 1 or "WORLD_SIZE" in os.environ:
             return
@@ -70,6 +70,7 @@ class Followers:
             {
                 "learner": settings.model_dump(mode="json"),
                 "run": run.model_dump(mode="json"),
+                "rollout": rollout.model_dump(mode="json"),
                 "log_level": logging.getLevelName(logging.getLogger().handlers[0].level),
             }
         )
@@ -118,8 +119,12 @@ class Followers:
 
 def main() -> int:
     order = json.load(sys.stdin)
-    settings = LearnerSettings.model_validate(order["learner"])
-    return follow(settings, RunSettings.model_validate(order["run"]), order["log_level"])
+    return follow(
+        LearnerSettings.model_validate(order["learner"]),
+        RunSettings.model_validate(order["run"]),
+        RolloutSettings.model_validate(order["rollout"]),
+        order["log_level"],
+    )
 
 
 if __name__ == "__main__":

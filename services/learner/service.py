@@ -37,9 +37,9 @@ class LearnerService(Service):
 
     async def start(self, run: Run) -> None:
         settings = self._settings
-        await self._followers.start(settings.learner, settings.run)
+        await self._followers.start(settings.learner, settings.run, settings.rollout)
         async with background(self._followers.watch()):
-            self._trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run)
+            self._trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run, settings.rollout)
             resumed = await asyncio.to_thread(checkpoint.load_latest, settings.run.path / "checkpoints", self._trainer)
             _say(resumed, self._trainer.step)
             self._consumer = run.consumer(Stream.SCORED)

@@ -142,7 +142,7 @@ class LearnerSettings(ServerSettings):
     kl_coefficient: float = Field(0.0, ge=0, description="weight of the KL divergence from the initial model")
     entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     overlong_buffer_tokens: int = Field(
-        0, ge=0, description="tokens before run.max_tokens over which the reward falls by up to 1; 0: never"
+        0, ge=0, description="tokens before rollout.max_tokens over which the reward falls by up to 1; 0: never"
     )
 
     epochs: int = Field(1, ge=1, description="passes over a batch")
@@ -208,9 +208,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _penalty_can_be_avoided(self) -> Self:
-        buffer, longest = self.learner.overlong_buffer_tokens, self.run.max_tokens
+        buffer, longest = self.learner.overlong_buffer_tokens, self.rollout.max_tokens
         if buffer > longest:
             raise ValueError(
-                f"learner.overlong_buffer_tokens is {buffer}; it must be at most run.max_tokens, which is {longest}"
+                f"learner.overlong_buffer_tokens is {buffer}; it must be at most rollout.max_tokens, which is {longest}"
             )
         return self

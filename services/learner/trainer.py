@@ -33,7 +33,7 @@ from services.learner.monitoring.diagnostics import Diagnostics, summarise
 from services.learner.monitoring.report import NON_FINITE, StepReport
 from services.learner.routing.hooks import Observation, Routing
 from services.learner.settings import LearnerSettings
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from shared.trajectory import RouterLayout
 
 _BASELINE = "mismatch_baseline"
@@ -56,15 +56,17 @@ class Trainer:
     step: int  # batches done; the version of the weights is the same number
     layout: RouterLayout | None
 
-    def __init__(self, settings: LearnerSettings, run: RunSettings, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, ranks: Ranks | None = None
+    ) -> None:
         """Raises PreconditionError for router shift or replay on a model without known routers."""
         torch.set_num_threads(settings.threads)
         self.step = 0
         self._settings = settings
         self._run = run
         self._ranks = ranks or Ranks.open(settings.device)
-        self._identity = identity(settings, run) if self._ranks.rank == 0 else {}
-        self._policy = Policy(settings, run, self._ranks)
+        self._identity = identity(settings, run, rollout) if self._ranks.rank == 0 else {}
+        self._policy = Policy(settings, run, rollout, self._ranks)
         self.layout = self._policy.layout
         self._uses_traces = settings.uses_traces
         self._routing: Routing | None = None
@@ -78,13 +80,15 @@ class Trainer:
             self.layout = self._routing.layout
         layers = len(self.layout.layer_ids) if self.layout else 0
         self._unused = {_BASELINE: torch.full((layers,), torch.nan)} if layers else {}
-        self._reference = Reference(self._policy, settings, run, self._ranks) if settings.kl_coefficient else None
+        self._reference = (
+            Reference(self._policy, settings, run, rollout, self._ranks) if settings.kl_coefficient else None
+        )
         self._policy.place(settings)
         self._parameters = self._policy.parameters
         self._flops_per_token = self._policy.flops_per_token
         self._optimizer = make_optimizer(self._parameters.values(), settings.optimizer)
         self._loss = Loss(settings)
-        self._planner = Planner(settings, run, self._ranks.size, self._uses_traces)
+        self._planner = Planner(settings, rollout.max_tokens, self._ranks.size, self._uses_traces)
         self._limits = Limits(
             vocabulary=self._policy.model.config.get_text_config().vocab_size,
             max_tokens=self._policy.model.config.get_text_config().max_position_embeddings,

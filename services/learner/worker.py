@@ -192,7 +192,7 @@ class LearnerWorker:
             raise PreconditionError(
                 f"streams.max_bytes is {self._settings.streams.max_bytes}: stream scored is full with {held.entries} "
                 f"groups of {held.bytes} bytes, and a step takes {self._settings.run.groups_per_step}; raise it, or "
-                "lower run.groups_per_step, run.samples_per_group or run.max_tokens"
+                "lower run.groups_per_step, rollout.n or rollout.max_tokens"
             )
 
     async def _drop(self, entry: Entry | EntryRef, reason: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from routershift.v1 import trajectory_pb2 as pb
 from shared import wire
 from shared.errors import InvalidInputError
-from shared.settings import RunSettings, StreamSettings
+from shared.settings import RolloutSettings, RunSettings, StreamSettings
 from shared.trajectory import Completion, FinishReason, RouterExport, RouterLayout, RouterTrace, ScoreDtype, VersionSpan
 
 log = logging.getLogger(__name__)
@@ -15,15 +15,17 @@ log = logging.getLogger(__name__)
 _TEXT_BYTES = 4  # of a token, as byte-level vocabularies have it for English
 
 
-def trajectory_bytes(run: RunSettings, layout: RouterLayout | None, export: RouterExport, scores: ScoreDtype) -> int:
-    """Bytes on a stream of a scored trajectory of `run.max_tokens` tokens.
+def trajectory_bytes(
+    run: RunSettings, rollout: RolloutSettings, layout: RouterLayout | None, export: RouterExport, scores: ScoreDtype
+) -> int:
+    """Bytes on a stream of a scored trajectory of `rollout.max_tokens` tokens.
 
     Args:
         layout: of the model's routers; None for a dense model.
         export: what of them is exported.
         scores: how their scores travel.
     """
-    tokens, trace = run.max_tokens, None
+    tokens, trace = rollout.max_tokens, None
     if layout is not None and export is not RouterExport.NONE:
         shape = (tokens, len(layout.layer_ids))
         trace = RouterTrace(
@@ -49,7 +51,7 @@ def trajectory_bytes(run: RunSettings, layout: RouterLayout | None, export: Rout
     return int(message.ByteSize())
 
 
-def check_step_fits(run: RunSettings, streams: StreamSettings, trajectory: int) -> None:
+def check_step_fits(run: RunSettings, rollout: RolloutSettings, streams: StreamSettings, trajectory: int) -> None:
     """Refuses a run whose steps may never fill: the learner needs all groups of a step on one stream.
 
     Less room than all tickets need is no error. Producers then wait for the learner, and checkpoints come early.
@@ -60,12 +62,12 @@ def check_step_fits(run: RunSettings, streams: StreamSettings, trajectory: int) 
     Raises:
         InvalidInputError: names the settings and their numbers.
     """
-    group = run.samples_per_group * trajectory
+    group = rollout.n * trajectory
     step, tickets = run.groups_per_step * group, run.tickets * group
     sum_ = (
-        f"a step takes run.groups_per_step {run.groups_per_step} x run.samples_per_group {run.samples_per_group} x "
-        f"{trajectory} bytes (a response of run.max_tokens {run.max_tokens}) = {step} bytes, all {run.tickets} tickets "
-        f"in flight {tickets}"
+        f"a step takes run.groups_per_step {run.groups_per_step} x rollout.n {rollout.n} x "
+        f"{trajectory} bytes (a response of rollout.max_tokens {rollout.max_tokens}) = {step} bytes, all {run.tickets} "
+        f"tickets in flight {tickets}"
     )
     if step > streams.max_bytes:
         raise InvalidInputError(

@@ -23,7 +23,7 @@ from services.learner.monitoring.report import StepReport
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from tests.bench.memory import peak_bytes
 from tests.bench.shapes import DEFAULT_SHAPE, GROUP, SHAPES, Shape, rollouts, write_model
 from tests.bench.timing import Timings, interleaved
@@ -125,7 +125,8 @@ class Steps:
         self.gamma_mean = 0.0
         self.flops = 0.0  # that the updates of a step need
         self._arguments = arguments
-        self._run = RunSettings(id="bench", model=folder, samples_per_group=GROUP, max_tokens=shape.sequence_tokens)
+        self._run = RunSettings(id="bench", model=folder)
+        self._rollout = RolloutSettings(n=GROUP, max_tokens=shape.sequence_tokens)
         sys.stderr.write(f"{shape.num_experts} experts: writing the model\n")
         self.parameters = write_model(shape, folder, self.device)
         sys.stderr.write(f"{self.parameters:,} parameters; recording the rollouts\n")
@@ -171,7 +172,7 @@ class Steps:
                 **changes,
             }
         )
-        trainer = Trainer(settings, self._run)
+        trainer = Trainer(settings, self._run, self._rollout)
         for group in self._groups:
             trainer.check(group)
         report = self._step(trainer)

@@ -45,7 +45,7 @@ SETTINGS: Mapping[str, object] = {
     "supervisor.liveness_seconds": LIVENESS_SECONDS,
     "supervisor.max_deaths": 1_000_000,
     "curriculum.evaluation.problems": 16,
-    "curriculum.evaluation.samples": 1,
+    "curriculum.evaluation.sampling.n": 1,
     "learner.checkpoints.every": 2,
     **{f"{service}.{port}": 0 for service in SERVICES for port in ("port", "metrics_port")},
 }

@@ -135,7 +135,9 @@ def test_a_pod_may_drain_for_as_long_as_its_service_does(stack: Stack, settings:
         if pods.name == "reward":
             assert mine.drain_seconds > tables.redis.outage_seconds + 2 * tables.reward.timeout_seconds
         elif pods.name == "generation":
-            assert mine.drain_seconds > tables.redis.outage_seconds + tables.run.max_tokens / 10  # ten tokens a second
+            assert (
+                mine.drain_seconds > tables.redis.outage_seconds + tables.rollout.max_tokens / 10
+            )  # ten tokens a second
         elif pods.name == "learner":
             assert mine.drain_seconds > tables.redis.outage_seconds + tables.learner.checkpoints.disk_seconds
 

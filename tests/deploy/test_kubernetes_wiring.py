@@ -212,7 +212,7 @@ def test_replicas_follow_the_backlog(stack: Stack, settings: dict[str, Recipe], 
         assert namespace == scaled["metadata"]["namespace"]
         tables = settings[name]
         full = {
-            "generation": tables.generation.max_num_seqs / tables.run.samples_per_group,
+            "generation": tables.generation.max_num_seqs / tables.rollout.n,
             "reward": tables.reward.groups_in_flight,
         }
         assert float(trigger["metadata"]["threshold"]) == full[name]

@@ -45,8 +45,8 @@ def test_an_unknown_recipe_key(start: Start, tmp_path: Path) -> None:
     [
         ("steps=3", ["names no table", "--set run.steps=3"]),
         ("run.model=Qwen/Qwen3-30B-A3B", ["hf download Qwen/Qwen3-30B-A3B"]),
-        ("run.max_tokens=64", ["run.max_tokens is 64", "leaves room for 64"]),
-        ("generation.max_model_len=16", ["run.max_tokens is 16", "generation.max_model_len"]),
+        ("rollout.max_tokens=64", ["rollout.max_tokens is 64", "leaves room for 64"]),
+        ("generation.max_model_len=16", ["rollout.max_tokens is 16", "generation.max_model_len"]),
         ("run.task=sodoku", ["run.task is 'sodoku'"]),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_redis_that_is_not_there(start: Start) -> None:
 
 
 def test_a_prompt_longer_than_the_model(start: Start) -> None:
-    flags = settings(generation__max_model_len=8, run__max_tokens=4)
+    flags = settings(generation__max_model_len=8, rollout__max_tokens=4)
     fails_with(start("run", str(RECIPE), *flags), "prompt is", "max_model_len")
 
 

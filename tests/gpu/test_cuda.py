@@ -14,7 +14,7 @@ from services.learner.data.batch import Group
 from services.learner.monitoring.report import StepReport
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from tests.support.engines import publish
 from tests.support.models import save_model
 from tests.support.reference import Reference, check
@@ -33,7 +33,7 @@ def full_precision() -> None:
 
 
 def steps(folder: Path, out: Path, groups: list[Group], **settings: Any) -> tuple[list[StepReport], dict[str, Any]]:
-    trainer = Trainer(LearnerSettings.model_validate(settings), RunSettings(model=folder))
+    trainer = Trainer(LearnerSettings.model_validate(settings), RunSettings(model=folder), RolloutSettings())
     reports = [trainer.train_step(groups) for _ in range(3)]
     out.mkdir()
     trainer.export_weights(out)
@@ -104,11 +104,11 @@ def test_a_checkpoint_of_the_gpu_goes_on_bit_for_bit(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
     groups = random_groups(perturbed(load(folder), 0.005), groups=2, samples=4)
     settings = LearnerSettings(device="cuda")
-    trainer = Trainer(settings, RunSettings(model=folder))
+    trainer = Trainer(settings, RunSettings(model=folder), RolloutSettings())
     trainer.train_step(groups)
     (tmp_path / "checkpoint").mkdir()
     trainer.save(tmp_path / "checkpoint", {"note": 1})
     expected = trainer.train_step(groups).diagnostics["loss"]
-    again = Trainer(settings, RunSettings(model=folder))
+    again = Trainer(settings, RunSettings(model=folder), RolloutSettings())
     assert again.load(tmp_path / "checkpoint") == {"note": 1}
     assert again.train_step(groups).diagnostics["loss"] == pytest.approx(expected, rel=1e-6)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from routershift.v1 import generation_pb2_grpc as gen_grpc
+from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.settings import CurriculumSettings, EvaluationSettings, Settings
 from services.curriculum.tasks.countdown import Countdown, Problem
 from services.curriculum.worker import CurriculumWorker
@@ -19,7 +20,7 @@ from services.generation.weights.loader import WeightsLoader
 from services.reward.service import RewardService
 from services.reward.settings import Settings as RewardTables
 from shared.rpc.server import Server
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from shared.streams.progress import Progress
 from shared.streams.run import TRAINING, Run
 from shared.tracking import records
@@ -91,9 +92,7 @@ class HandWritten:
 async def servers(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[Settings]:
     """Generation with this engine and the reward service, and settings that lead to them."""
     TOKENIZER.save_pretrained(folder)
-    common = RunSettings(
-        id="hand", folder=folder, model=folder, max_tokens=12, temperature=0.7, evaluate_every=EVERY, groups_per_step=2
-    )
+    common = RunSettings(id="hand", folder=folder, model=folder, evaluate_every=EVERY, groups_per_step=2)
     generation, reward, servicer = Server(), Server(), GenerationServicer()
     gen_grpc.add_GenerationServiceServicer_to_server(servicer, generation.grpc)
     servicer.open(engine, Requests(folder, engine.info, 100), WeightsLoader(engine, folder))
@@ -107,8 +106,11 @@ async def servers(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[
     try:
         yield Settings(
             run=common,
+            rollout=RolloutSettings(max_tokens=12, temperature=0.7),
             curriculum=CurriculumSettings(
-                evaluation=EvaluationSettings(problems=len(PROBLEMS), samples=SAMPLES, pass_at_k=(1, 2, 4)),
+                evaluation=EvaluationSettings(
+                    problems=len(PROBLEMS), sampling=EvaluationSampling(n=SAMPLES), pass_at_k=(1, 2, 4)
+                ),
                 generation_address=f"127.0.0.1:{ports[0]}",
                 reward_address=f"127.0.0.1:{ports[1]}",
                 poll_seconds=0.01,

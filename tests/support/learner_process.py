@@ -34,7 +34,7 @@ class Process:
             "run.model": model,
             "run.steps": STEPS,
             "run.groups_per_step": GROUPS,
-            "run.samples_per_group": SAMPLES,
+            "rollout.n": SAMPLES,
             "run.max_staleness": STEPS,
             "redis.url": redis_url,
             "streams.block_seconds": 0.05,

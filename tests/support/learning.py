@@ -8,7 +8,7 @@ from services.learner.checkpointing import checkpoint
 from services.learner.settings import Settings as LearnerTables
 from services.learner.trainer import Trainer
 from services.learner.worker import LearnerWorker
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from tests.support.entries import SAMPLES
@@ -26,9 +26,9 @@ def tables(folder: Path, model: Path, steps: int = 2, **learner: Any) -> Learner
             model=model,
             steps=steps,
             groups_per_step=GROUPS,
-            samples_per_group=SAMPLES,
             max_staleness=1,
         ),
+        rollout=RolloutSettings(n=SAMPLES),
         learner=learner_settings(**settings),
     )
 
@@ -37,7 +37,7 @@ class Learning:
     """A learner's loop as a task."""
 
     def __init__(self, settings: LearnerTables, run: Run) -> None:
-        self.trainer = Trainer(settings.learner, settings.run)
+        self.trainer = Trainer(settings.learner, settings.run, settings.rollout)
         resumed = checkpoint.load_latest(settings.run.path / "checkpoints", self.trainer)
         self.consumer = run.consumer(Stream.SCORED)
         self.worker = LearnerWorker(settings, self.trainer, run, self.consumer, resumed.trained)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from shared.trajectory import Completion, RouterTrace, VersionSpan
 from tests.support.models import EOS
 from tests.support.settings import learner_settings
@@ -22,7 +22,8 @@ PLAIN: dict[str, Any] = {"optimizer__learning_rate": 1e-12, "optimizer__max_grad
 
 
 def make(folder: Path, seed: int = 0, temperature: float = 1.0, **settings: Any) -> Trainer:
-    return Trainer(learner_settings(**settings), RunSettings(model=folder, seed=seed, temperature=temperature))
+    rollout = RolloutSettings(temperature=temperature)
+    return Trainer(learner_settings(**settings), RunSettings(model=folder, seed=seed), rollout)
 
 
 def weights(trainer: Trainer, folder: Path) -> dict[str, torch.Tensor]:

@@ -96,8 +96,8 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     best = report.best(folder, evaluations)
     details = {
         **summary,
-        "greedy_accuracy_before": round(evaluations[0]["greedy_accuracy"], 4),
-        "greedy_accuracy_after": round(evaluations[-1]["greedy_accuracy"], 4),
+        "greedy_accuracy_before": _rounded(evaluations[0]["greedy_accuracy"]),
+        "greedy_accuracy_after": _rounded(evaluations[-1]["greedy_accuracy"]),
         "pass_at_k_after": {k: round(share, 4) for k, share in evaluations[-1]["pass_at_k"].items()},
         "best": best,
         "seed": running.recipe.run.seed,
@@ -118,6 +118,10 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     say(f"plot:       {plot}")
     say(f"report:     {page}")
     return summary
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
 
 
 async def _follow(running: Services) -> _Followed:

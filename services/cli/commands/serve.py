@@ -23,6 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
     if name == "learner" and int(os.environ.get("RANK", "0")) > 0:  # torchrun's; rank 0 alone is the service
         from services.learner.follower import follow
 
-        return follow(settings.learner, settings.run, arguments.log_level)
+        return follow(settings.learner, settings.run, settings.rollout, arguments.log_level)
     service = getattr(importlib.import_module(f"services.{name}.service"), f"{name.capitalize()}Service")
     return process.main(service(settings), settings, getattr(settings, name), arguments.log_level)

@@ -12,16 +12,9 @@ from services.generation.requests.detokenizer import TextStream
 from shared.errors import InvalidInputError
 from shared.models.chat import ChatTemplate
 from shared.models.tokenizer import backend, load_tokenizer
+from shared.sampling import MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
 from shared.trajectory import Completion
 
-# What vLLM takes: the service takes the same whatever engine samples.
-_MAX_TEMPERATURE = 2.0
-_MAX_LOGPROBS = 20
-# vLLM raises lower ones to it: logits divided by less overflow.
-_MIN_TEMPERATURE = 0.01
-_MAX_SAMPLES = 1024
-_MAX_STOPS = 64
-_MAX_STOP_LENGTH = 256
 # Above all but odd texts, whose tokens are few and long.
 _CHARACTERS_PER_TOKEN = 64
 # Characters that are tokenized within the event loop: about a millisecond.
@@ -114,12 +107,12 @@ class Requests:
             stop_token_ids=tuple(params.stop_token_ids),
             logprobs=params.logprobs,
         )
-        _require(1 <= sampling.n <= _MAX_SAMPLES, "sampling.n", sampling.n, f"1 to {_MAX_SAMPLES}")
+        _require(1 <= sampling.n <= MAX_SAMPLES, "sampling.n", sampling.n, f"1 to {MAX_SAMPLES}")
         _require(
-            sampling.temperature == 0 or _MIN_TEMPERATURE <= sampling.temperature <= _MAX_TEMPERATURE,
+            sampling.temperature == 0 or MIN_TEMPERATURE <= sampling.temperature <= MAX_TEMPERATURE,
             "sampling.temperature",
             sampling.temperature,
-            f"0 (greedy), or {_MIN_TEMPERATURE} to {_MAX_TEMPERATURE}",
+            f"0 (greedy), or {MIN_TEMPERATURE} to {MAX_TEMPERATURE}",
         )
         _require(0 < sampling.top_p <= 1, "sampling.top_p", sampling.top_p, "above 0, up to 1")
         _require(
@@ -138,14 +131,14 @@ class Requests:
         _require_few("sampling.stop", sampling.stop)
         for stop in sampling.stop:
             _require(
-                1 <= len(stop) <= _MAX_STOP_LENGTH,
+                1 <= len(stop) <= MAX_STOP_CHARACTERS,
                 "sampling.stop",
                 f"holding a text of {len(stop)} characters",
-                f"texts of 1 to {_MAX_STOP_LENGTH}",
+                f"texts of 1 to {MAX_STOP_CHARACTERS}",
             )
         _require_few("sampling.stop_token_ids", sampling.stop_token_ids)
         _require_ids("sampling.stop_token_ids", sampling.stop_token_ids, info.vocab_size)
-        most = min(_MAX_LOGPROBS, info.vocab_size)
+        most = min(MAX_LOGPROBS, info.vocab_size)
         _require(sampling.logprobs <= most, "sampling.logprobs", sampling.logprobs, f"0 (none) to {most}")
         return sampling
 
@@ -174,4 +167,4 @@ def _require_ids(field: str, ids: "list[int] | tuple[int, ...]", vocab_size: int
 
 
 def _require_few(field: str, values: "tuple[object, ...]") -> None:
-    _require(len(values) <= _MAX_STOPS, field, f"{len(values)} long", f"up to {_MAX_STOPS} entries")
+    _require(len(values) <= MAX_STOPS, field, f"{len(values)} long", f"up to {MAX_STOPS} entries")

@@ -8,18 +8,19 @@ from typing import Any
 
 from services.learner.settings import LearnerSettings
 from shared.errors import InvalidInputError
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 
 MODEL = "run.model"
 # Settings that every trajectory, optimizer moment or sequence of random numbers of a run depends on.
-_RUN = ("task", "seed", "groups_per_step", "samples_per_group", "temperature")
+_RUN = ("task", "seed", "groups_per_step")
+_ROLLOUT = ("n", "temperature")
 
 # What says where a folder came from, and nothing of the model.
 _IRRELEVANT = ("_name_or_path", "transformers_version")
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file; a smaller one is read whole
 
 
-def identity(settings: LearnerSettings, run: RunSettings) -> dict[str, Any]:
+def identity(settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings) -> dict[str, Any]:
     """By the names of the settings, as JSON; all others may change where a run goes on.
 
     The model is known by `fingerprint`, so that its folder may move.
@@ -27,6 +28,7 @@ def identity(settings: LearnerSettings, run: RunSettings) -> dict[str, Any]:
     return {
         MODEL: {"folder": str(run.model), "fingerprint": fingerprint(run.require_model())},
         **{f"run.{name}": getattr(run, name) for name in _RUN},
+        **{f"rollout.{name}": getattr(rollout, name) for name in _ROLLOUT},
         "learner.algorithm": settings.algorithm,
         "learner.lora": settings.lora.model_dump(mode="json"),
     }

@@ -9,21 +9,21 @@ from services.learner.algorithms.aggregation import Totals
 from services.learner.data.batch import Group, Weighted, micro_batches, minibatches
 from services.learner.data.collate import Update, collate
 from services.learner.settings import LearnerSettings
-from shared.settings import RunSettings
 
 
 class Planner:
     """Decides what is computed, without computing it. Everything random is drawn from (seed, step)."""
 
-    def __init__(self, settings: LearnerSettings, run: RunSettings, ranks: int, with_routes: bool) -> None:
+    def __init__(self, settings: LearnerSettings, max_tokens: int, ranks: int, with_routes: bool) -> None:
+        """Args: max_tokens: of the longest response. with_routes: whether updates need what the routers did."""
         self._settings = settings
-        self._run = run
+        self._max_tokens = max_tokens
         self._ranks = ranks
         self._with_routes = with_routes
 
     def rewards(self, group: Group) -> list[float]:
         """With the penalty for length."""
-        longest, buffer = self._run.max_tokens, self._settings.overlong_buffer_tokens
+        longest, buffer = self._max_tokens, self._settings.overlong_buffer_tokens
         return [s.reward + overlong_penalty(s.completion.token_ids.size, longest, buffer) for s in group.samples]
 
     def plan(self, groups: Sequence[Group], seed: int, step: int) -> list[list[Update]]:
@@ -34,7 +34,7 @@ class Planner:
         order = np.random.default_rng((seed, step))
         for minibatch in minibatches(weighted, order, settings.epochs, settings.minibatches):
             tokens = sum(w.sample.completion.token_ids.size for w in minibatch)
-            totals = Totals(len(minibatch), tokens, self._run.max_tokens)
+            totals = Totals(len(minibatch), tokens, self._max_tokens)
             passes = [
                 collate(micro_batch, self._with_routes, step)
                 for micro_batch in micro_batches(minibatch, settings.micro_batch_tokens, self._ranks)

@@ -74,7 +74,7 @@ def _refuse_more_than_a_chunk(decoder: Any, args: tuple[Any, ...], kwargs: dict[
     if (positions[:, 1:] == 0).any():
         raise PreconditionError(
             f"rows of {positions.shape[1]} tokens; Llama-4 cannot have several sequences in rows of more than {limit}. "
-            "Lower run.max_tokens until prompt and response fit"
+            "Lower rollout.max_tokens until prompt and response fit"
         )
 
 

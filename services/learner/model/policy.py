@@ -15,7 +15,7 @@ from services.learner.settings import LearnerSettings
 from shared.models.loading import LOADING
 from shared.models.routers import layout_of
 from shared.models.tensors import model_tensors, require_float
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from shared.weights.published import ADAPTER
 
 # Noise in the training forward would look like policy shift: the sampler has none.
@@ -25,10 +25,10 @@ _NOISE = ("attention_dropout", "router_jitter_noise")
 class Policy:
     """A causal language model on this rank's device, sharded where there are several ranks."""
 
-    def __init__(self, settings: LearnerSettings, run: RunSettings, ranks: Ranks) -> None:
+    def __init__(self, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, ranks: Ranks) -> None:
         """Raises what `lora.add_lora` raises for a family that it does not know."""
         transformers_logging.disable_progress_bar()
-        self._temperature = run.temperature
+        self._temperature = rollout.temperature
         self._ranks = ranks
         self.model, self._export_dtype = load(run.require_model(), ranks.rank > 0)
         self.layout = layout_of(self.model)
@@ -118,11 +118,13 @@ class Reference:
     With LoRA that is the policy without its adapters; else it is a second copy of the weights.
     """
 
-    def __init__(self, policy: Policy, settings: LearnerSettings, run: RunSettings, ranks: Ranks) -> None:
+    def __init__(
+        self, policy: Policy, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, ranks: Ranks
+    ) -> None:
         self._policy = policy
         self._frozen: Policy | None = None
         if not settings.lora.rank:
-            self._frozen = Policy(settings, run, ranks)
+            self._frozen = Policy(settings, run, rollout, ranks)
             self._frozen.model.requires_grad_(False)
             self._frozen.place(settings)
 

@@ -16,7 +16,7 @@ from services.generation.service import GenerationService
 from services.generation.settings import GenerationSettings, Settings
 from services.generation.watch import EngineWatch
 from shared.errors import MissingDependencyError, UnavailableError
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from tests.support.generation_worker import SAMPLES, admit, groups, metric
@@ -83,7 +83,8 @@ async def test_the_watch_sees_a_dead_engine() -> None:
 @pytest.mark.vllm
 async def test_a_wedged_vllm_ends_the_service_and_its_prompts_are_kept(run: Run, tmp_path: Path) -> None:
     settings = Settings(
-        run=RunSettings(id="wedged", folder=tmp_path, model=save_model(tmp_path / "model"), samples_per_group=SAMPLES),
+        run=RunSettings(id="wedged", folder=tmp_path, model=save_model(tmp_path / "model")),
+        rollout=RolloutSettings(n=SAMPLES),
         generation=GenerationSettings(vllm={"kv_cache_bytes": 64 << 20}, stall_seconds=2),
     )
     try:

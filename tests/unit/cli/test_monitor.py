@@ -47,7 +47,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 def recipe(folder: Path, *flags: str) -> Recipe:
     run = ("model=none", "id=test", f"folder={folder}", f"groups_per_step={GROUPS_PER_STEP}")
-    samples = f"run.samples_per_group={GROUP}"
+    samples = f"rollout.n={GROUP}"
     return load(Recipe, None, {}, [*(f"run.{flag}" for flag in run), samples, *flags])
 
 

@@ -32,14 +32,18 @@ def check(*flags: object) -> None:
 
 
 def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
-    check(f"run.model={model(tmp_path)}", "run.max_tokens=63")
+    check(f"run.model={model(tmp_path)}", "rollout.max_tokens=63")
 
 
 @pytest.mark.parametrize(
     ("config", "flags", "said"),
     [
-        ({}, ["run.max_tokens=64"], "run.max_tokens is 64, and the model's max_position_embeddings leaves room for 64"),
-        ({}, ["run.max_tokens=32", "generation.max_model_len=32"], "generation.max_model_len leaves room for 32"),
+        (
+            {},
+            ["rollout.max_tokens=64"],
+            "rollout.max_tokens is 64, and the model's max_position_embeddings leaves room for 64",
+        ),
+        ({}, ["rollout.max_tokens=32", "generation.max_model_len=32"], "generation.max_model_len leaves room for 32"),
         ({"text_config": {"max_position_embeddings": 24}}, [], "leaves room for 24"),
         ({}, ["run.task=sodoku"], "run.task is 'sodoku'; known: countdown"),
         ({}, ["generation.engine=tensorrt"], "generation.engine is 'tensorrt'; known: vllm, torch"),
@@ -57,7 +61,7 @@ def test_what_cannot_work_is_refused_at_once(
 
 
 def test_scaled_positions_are_left_to_the_engine(tmp_path: Path) -> None:
-    check(f"run.model={model(tmp_path, rope_scaling={'factor': 4})}", "run.max_tokens=200")
+    check(f"run.model={model(tmp_path, rope_scaling={'factor': 4})}", "rollout.max_tokens=200")
 
 
 def test_a_dense_model_trains_without_routers(tmp_path: Path) -> None:
@@ -148,6 +152,6 @@ def test_doctor_reads_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(f'[run]\nmodel = "{model(tmp_path / "model")}"\n[generation]\nengine = "torch"\n')
     assert rows(capsys, "--recipe", recipe, *flags())[0] == 0
-    code, found = rows(capsys, "--recipe", recipe, *flags("run.max_tokens=64"))
+    code, found = rows(capsys, "--recipe", recipe, *flags("rollout.max_tokens=64"))
     assert code == 2
-    assert "run.max_tokens is 64" in found["model"][1]
+    assert "rollout.max_tokens is 64" in found["model"][1]

@@ -5,9 +5,10 @@ from itertools import combinations
 import pytest
 
 from services.curriculum.evaluation import pass_at_k
+from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.settings import EvaluationSettings, Settings
 from shared.errors import InvalidInputError
-from shared.settings import load
+from shared.settings import RolloutSettings, load
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 8])
@@ -25,18 +26,44 @@ def test_pass_at_k_of_many_samples_does_not_overflow() -> None:
 
 @pytest.mark.parametrize(("samples", "k"), [(1, ()), (2, (2,)), (3, (2,)), (4, (2, 4)), (16, (2, 4, 8, 16))])
 def test_the_default_is_each_power_of_two_that_there_are_samples_for(samples: int, k: tuple[int, ...]) -> None:
-    assert EvaluationSettings(samples=samples).pass_at == k
+    assert EvaluationSettings(sampling=EvaluationSampling(n=samples)).pass_at == k
 
 
 def test_a_flag_takes_a_list() -> None:
-    flags = ["run.model=m", "curriculum.evaluation.samples=5", "curriculum.evaluation.pass_at_k=1,3,5"]
+    flags = ["run.model=m", "curriculum.evaluation.sampling.n=5", "curriculum.evaluation.pass_at_k=1,3,5"]
     assert load(Settings, None, {}, flags).curriculum.evaluation.pass_at == (1, 3, 5)
+
+
+def test_what_an_evaluation_does_not_say_of_sampling_is_as_in_rollouts() -> None:
+    rollout = RolloutSettings(max_tokens=9, temperature=0.6, stop=("END",))
+    sampled, greedy = EvaluationSampling(n=3, top_p=0.9).requests(rollout)
+    limits = {"max_tokens": 9, "stop": ("END",)}
+    assert sampled == {"n": 3, "temperature": 0.6, "top_p": 0.9, "top_k": 0, "min_p": 0.0, **limits}
+    assert greedy == {"n": 1, "temperature": 0.0, **limits}
+    (own,) = EvaluationSampling(n=1, temperature=1.2, greedy=False, max_tokens=5, stop=()).requests(rollout)
+    assert (own["temperature"], own["max_tokens"], own["stop"]) == (1.2, 5, ())
+    assert len(EvaluationSampling(n=1, temperature=0).requests(rollout)) == 1  # greedy once is enough
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["temperature=0", "n=2"], "temperature 0 gives one response.*n is 2, set it to 1"),
+        (["temperature=0.001"], "temperature is 0.001; take 0"),
+        (["top_p=0"], "sampling.top_p"),
+    ],
+)
+def test_sampling_that_cannot_be_is_refused(flags: list[str], text: str) -> None:
+    named = [f"curriculum.evaluation.sampling.{flag}" for flag in flags]
+    with pytest.raises(InvalidInputError, match=text):
+        load(Settings, None, {}, ["run.model=m", *named])
 
 
 @pytest.mark.parametrize("k", ["2,4", "0"])
 def test_more_draws_than_samples_are_refused(k: str) -> None:
-    flags = ["run.model=m", "curriculum.evaluation.samples=3", f"curriculum.evaluation.pass_at_k={k}"]
+    flags = ["run.model=m", "curriculum.evaluation.sampling.n=3", f"curriculum.evaluation.pass_at_k={k}"]
     with pytest.raises(
-        InvalidInputError, match=r"curriculum\.evaluation\.pass_at_k.*1 to 3, which is evaluation.samples"
+        InvalidInputError,
+        match=r"curriculum\.evaluation': pass_at_k holds \d; each k must be 1 to 3, which is sampling.n",
     ):
         load(Settings, None, {}, flags)

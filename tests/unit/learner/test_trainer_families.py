@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from services.learner.trainer import Trainer
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from tests.support.models import MOE_KINDS, save_model
 from tests.support.rollouts import load, random_groups
 from tests.support.settings import learner_settings
@@ -26,7 +26,7 @@ def test_on_its_own_rollouts_a_family_sees_no_shift_and_learns(tmp_path: Path, k
         activation_checkpointing=True,
         micro_batch_tokens=64,
     )
-    trainer = Trainer(settings, RunSettings(model=folder, max_tokens=12))
+    trainer = Trainer(settings, RunSettings(model=folder), RolloutSettings(max_tokens=12))
     for group in groups:
         trainer.check(group)
     first = trainer.train_step(groups).diagnostics

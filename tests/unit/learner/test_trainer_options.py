@@ -17,7 +17,7 @@ from services.learner.model.optimizer import factor
 from services.learner.settings import OptimizerSettings
 from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from tests.support.models import save_model
 from tests.support.rollouts import load, perturbed, random_groups
 from tests.support.settings import learner_settings
@@ -43,7 +43,8 @@ def stale(folder: Path) -> list[Group]:
 
 
 def make(folder: Path, max_tokens: int = 12, steps: int = 100, **settings: Any) -> Trainer:
-    return Trainer(learner_settings(**settings), RunSettings(model=folder, max_tokens=max_tokens, steps=steps))
+    run, rollout = RunSettings(model=folder, steps=steps), RolloutSettings(max_tokens=max_tokens)
+    return Trainer(learner_settings(**settings), run, rollout)
 
 
 def gradient(folder: Path, groups: Sequence[Group], **settings: Any) -> torch.Tensor:

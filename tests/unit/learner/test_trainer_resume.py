@@ -11,7 +11,7 @@ from services.learner.checkpointing.identity import fingerprint, identity
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from tests.support.models import save_model
 from tests.support.rollouts import load, random_groups
 from tests.support.settings import learner_settings
@@ -44,8 +44,11 @@ TAKEN: dict[str, Any] = {
 }
 
 
-def trainer(folder: Path, run: dict[str, Any] | None = None, **settings: Any) -> Trainer:
-    return Trainer(learner_settings(**BASE | settings), RunSettings(model=folder, **{"steps": 20} | (run or {})))
+def trainer(
+    folder: Path, run: dict[str, Any] | None = None, rollout: dict[str, Any] | None = None, **settings: Any
+) -> Trainer:
+    made = RunSettings(model=folder, **{"steps": 20} | (run or {}))
+    return Trainer(learner_settings(**BASE | settings), made, RolloutSettings.model_validate(rollout or {}))
 
 
 @pytest.fixture(scope="module")
@@ -102,22 +105,27 @@ def test_router_shift_may_come_and_go(folder: Path, stale: list[Group], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("run", "settings", "named"),
+    ("run", "rollout", "settings", "named"),
     [
-        ({"groups_per_step": 4}, {}, "run.groups_per_step is 4; checkpoint .* is of another run: 32"),
-        ({"samples_per_group": 4}, {}, "run.samples_per_group is 4; checkpoint .* is of another run: 8"),
-        ({"task": "math"}, {}, "run.task is math; checkpoint .* is of another run: countdown"),
-        ({"seed": 3}, {}, "run.seed is 3; checkpoint .* is of another run: 0"),
-        ({"temperature": 0.5}, {}, "run.temperature is 0.5; checkpoint .* is of another run: 1.0"),
-        ({}, {"algorithm": "grpo"}, "learner.algorithm is grpo; checkpoint .* is of another run: rspo"),
-        ({}, {"lora__rank": 4}, "learner.lora is .*4.*; checkpoint .* is of another run: .*0"),
+        ({"groups_per_step": 4}, {}, {}, "run.groups_per_step is 4; checkpoint .* is of another run: 32"),
+        ({}, {"n": 4}, {}, "rollout.n is 4; checkpoint .* is of another run: 8"),
+        ({"task": "math"}, {}, {}, "run.task is math; checkpoint .* is of another run: countdown"),
+        ({"seed": 3}, {}, {}, "run.seed is 3; checkpoint .* is of another run: 0"),
+        ({}, {"temperature": 0.5}, {}, "rollout.temperature is 0.5; checkpoint .* is of another run: 1.0"),
+        ({}, {}, {"algorithm": "grpo"}, "learner.algorithm is grpo; checkpoint .* is of another run: rspo"),
+        ({}, {}, {"lora__rank": 4}, "learner.lora is .*4.*; checkpoint .* is of another run: .*0"),
     ],
 )
 def test_what_would_spoil_a_run_is_refused_with_both_values(
-    folder: Path, saved: Path, run: dict[str, Any], settings: dict[str, Any], named: str
+    folder: Path,
+    saved: Path,
+    run: dict[str, Any],
+    rollout: dict[str, Any],
+    settings: dict[str, Any],
+    named: str,
 ) -> None:
     with pytest.raises(InvalidInputError, match=f"^{named}.*Use that, or another run.id"):
-        trainer(folder, run, **settings).load(saved)
+        trainer(folder, run, rollout, **settings).load(saved)
 
 
 def test_another_model_of_the_same_shape_is_refused_and_nothing_is_loaded(saved: Path, tmp_path: Path) -> None:
@@ -155,5 +163,7 @@ def test_a_fingerprint_sees_each_weight_and_the_config(folder: Path, tmp_path: P
 def test_the_readme_names_what_is_refused(folder: Path) -> None:
     text = README.read_text(encoding="utf-8").partition("## Going on with other settings")[2].partition("\n## ")[0]
     assert {
-        name for name in identity(learner_settings(), RunSettings(model=folder)) if f"`{name}`" not in text
+        name
+        for name in identity(learner_settings(), RunSettings(model=folder), RolloutSettings())
+        if f"`{name}`" not in text
     } == set()

@@ -117,7 +117,33 @@ def test_bad_settings_are_one_line_that_says_what_to_do(
 def test_a_penalty_for_length_that_no_response_escapes_is_refused(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("anything = 1\n", "overlong_buffer_tokens = 9\n"))
     with pytest.raises(InvalidInputError, match="overlong_buffer_tokens is 9; it must be at most"):
-        load(LearnerTables, recipe, {}, ["run.max_tokens=8"])
+        load(LearnerTables, recipe, {}, ["rollout.max_tokens=8"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "full"), [("top_p=0.9", 1.0), ("top_k=50", 0), ("min_p=0.05", 0.0), ("min_tokens=4", 0)]
+)
+def test_rollouts_that_leave_out_tokens_are_refused_with_the_reason(recipe: Path, flag: str, full: float) -> None:
+    name, _, value = flag.partition("=")
+    load(GenerationTables, recipe, {}, [f"rollout.{name}={full}"])
+    with pytest.raises(InvalidInputError) as caught:
+        load(GenerationTables, recipe, {}, [f"rollout.{flag}"])
+    for part in (f"rollout.{name}'", value, f"take {full} alone", "importance ratio", "evaluation.sampling"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flag", ["n=1", "n=1025", "temperature=0", "temperature=0.009", "temperature=2.1", "max_tokens=0", "stop="]
+)
+def test_rollouts_that_generation_would_refuse_are_refused_at_the_start(recipe: Path, flag: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"rollout\.{flag.partition('=')[0]}"):
+        load(GenerationTables, recipe, {}, [f"rollout.{flag}"])
+
+
+def test_a_text_that_ends_a_rollout_may_hold_a_comma(recipe: Path) -> None:
+    assert load(GenerationTables, recipe, {}, ["rollout.stop=a, b"]).rollout.stop == ("a, b",)
+    recipe.write_text(recipe.read_text() + '\n[rollout]\nstop = ["END", "\\n\\n"]\n')
+    assert load(GenerationTables, recipe, {}).rollout.stop == ("END", "\n\n")
 
 
 def test_a_missing_model_is_named() -> None:

@@ -70,7 +70,7 @@ def test_another_package_adds_an_objective_with_its_refusals(site: Site, model: 
     site.install(GROUP, "unclipped = routershift_unclipped:Unclipped", "routershift_unclipped", PACKAGE)
     flags = [f"run.model={model}", "learner.algorithm=unclipped"]
     settings = load(Settings, None, {}, [*flags, "learner.router_shift.enabled=true"])
-    report = Trainer(settings.learner, settings.run).train_step(groups)
+    report = Trainer(settings.learner, settings.run, settings.rollout).train_step(groups)
     assert report.skipped is None
     assert report.diagnostics["clip_fraction"] == 0
     assert report.diagnostics["grad_norm"] > 0

@@ -14,7 +14,7 @@ from services.learner.distributed.fsdp import full_state_dict, shard
 from services.learner.distributed.ranks import Ranks
 from services.learner.settings import LoraSettings
 from services.learner.trainer import Trainer
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from tests.support import torchrun
 from tests.support.models import save_model
 from tests.support.rollouts import load, perturbed, random_groups
@@ -41,7 +41,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make(folder: Path, case: str, ranks: Ranks | None = None) -> Trainer:
     kind, settings = CASES[case]
-    return Trainer(learner_settings(**COMMON | settings), RunSettings(model=folder / kind, steps=STEPS), ranks)
+    return Trainer(
+        learner_settings(**COMMON | settings), RunSettings(model=folder / kind, steps=STEPS), RolloutSettings(), ranks
+    )
 
 
 def batches(folder: Path, case: str) -> list[list[Group]]:

@@ -5,12 +5,12 @@ from pathlib import Path
 from services.learner.distributed.ranks import Ranks
 from services.learner.model.policy import Policy
 from services.learner.settings import LearnerSettings, LoraSettings
-from shared.settings import RunSettings
+from shared.settings import RolloutSettings, RunSettings
 from tests.support.models import save_model
 
 
 def policy(folder: Path, settings: LearnerSettings) -> Policy:
-    return Policy(settings, RunSettings(model=folder), Ranks.open("cpu"))
+    return Policy(settings, RunSettings(model=folder), RolloutSettings(), Ranks.open("cpu"))
 
 
 def test_a_token_meets_the_chosen_experts_and_no_other(tmp_path: Path) -> None:

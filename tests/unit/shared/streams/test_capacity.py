@@ -9,7 +9,7 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.cli.recipe import Recipe
 from shared import wire
 from shared.errors import InvalidInputError
-from shared.settings import RunSettings, StreamSettings, load
+from shared.settings import RolloutSettings, RunSettings, StreamSettings, load
 from shared.streams.capacity import check_step_fits, trajectory_bytes
 from shared.trajectory import (
     Completion,
@@ -40,9 +40,9 @@ RECIPES = {
 def test_every_recipe_has_room_for_all_its_tickets_at_full_length(recipe: str, repository: Path) -> None:
     tables = load(Recipe, repository / "deploy" / recipe, {})
     run, generation = tables.run, tables.generation
-    longest = trajectory_bytes(run, RECIPES[recipe], generation.router_export, generation.router_scores)
-    check_step_fits(run, tables.streams, longest)
-    assert run.tickets * run.samples_per_group * longest <= tables.streams.max_bytes
+    longest = trajectory_bytes(run, tables.rollout, RECIPES[recipe], generation.router_export, generation.router_scores)
+    check_step_fits(run, tables.rollout, tables.streams, longest)
+    assert run.tickets * tables.rollout.n * longest <= tables.streams.max_bytes
 
 
 def test_no_recipe_is_left_out(repository: Path) -> None:
@@ -54,7 +54,12 @@ def test_no_recipe_is_left_out(repository: Path) -> None:
 @pytest.mark.parametrize("scores", ScoreDtype)
 @pytest.mark.parametrize("export", RouterExport)
 def test_it_is_what_such_a_response_takes(export: RouterExport, scores: ScoreDtype) -> None:
-    run, tokens, random = RunSettings(model=Path(), max_tokens=37), 37, np.random.default_rng(0)
+    run, rollout, tokens, random = (
+        RunSettings(model=Path()),
+        RolloutSettings(max_tokens=37),
+        37,
+        np.random.default_rng(0),
+    )
     shape = (tokens, 3, 2)
     trace = RouterTrace(
         DEMO,
@@ -67,17 +72,18 @@ def test_it_is_what_such_a_response_takes(export: RouterExport, scores: ScoreDty
         FinishReason.LENGTH, None if export is RouterExport.NONE else trace, "word" * tokens,
     )  # fmt: skip
     sent = pb.Trajectory(completion=wire.encode_completion(completion, scores)).ByteSize()
-    assert sent <= trajectory_bytes(run, DEMO, export, scores) <= sent + 256
+    assert sent <= trajectory_bytes(run, rollout, DEMO, export, scores) <= sent + 256
 
 
 def test_a_step_that_cannot_fit_is_refused_with_its_numbers() -> None:
-    run = RunSettings(model=Path(), groups_per_step=32, samples_per_group=8, max_tokens=16, max_staleness=2)
-    check_step_fits(run, StreamSettings(max_bytes=256_000), 1000)
+    run = RunSettings(model=Path(), groups_per_step=32, max_staleness=2)
+    rollout = RolloutSettings(n=8, max_tokens=16)
+    check_step_fits(run, rollout, StreamSettings(max_bytes=256_000), 1000)
     with pytest.raises(InvalidInputError) as caught:
-        check_step_fits(run, StreamSettings(max_bytes=255_999), 1000)
+        check_step_fits(run, rollout, StreamSettings(max_bytes=255_999), 1000)
     for part in (
         "streams.max_bytes is 255999",
-        "groups_per_step 32 x run.samples_per_group 8 x 1000",
+        "groups_per_step 32 x rollout.n 8 x 1000",
         "256000",
         "96",
         "768000",
