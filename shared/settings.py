@@ -11,7 +11,7 @@ Long because it holds the tables that every service reads beside the one loader 
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -37,6 +37,8 @@ from shared.sampling import MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEM
 
 ENV_PREFIX = "ROUTERSHIFT_"
 SERVICES = ("curriculum", "generation", "reward", "learner")
+# Files and folders that a recipe names relative to itself.
+_PATHS = (("run", "model"), ("reward", "verifiers", "*", "file"), ("reward", "verifiers", "*", "model"))
 _OTHERS = (*SERVICES, "supervisor")  # tables that a component leaves to others where they are not its own
 
 
@@ -332,10 +334,21 @@ def _read(recipe: Path) -> dict[str, Any]:
         data = tomllib.loads(recipe.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInputError(f"recipe {recipe} is not TOML: {error}") from None
-    run = data.get("run")
-    if isinstance(run, dict) and isinstance(run.get("model"), str):
-        run["model"] = str(recipe.parent / run["model"])
+    for path in _PATHS:
+        for table in _tables(data, path[:-1]):
+            if isinstance(table.get(path[-1]), str):
+                table[path[-1]] = str(recipe.parent / table[path[-1]])
     return data
+
+
+def _tables(data: Any, path: Sequence[str]) -> list[dict[str, Any]]:
+    """The tables of a recipe at a path in which "*" is any name."""
+    if not isinstance(data, dict):
+        return []
+    if not path:
+        return [data]
+    inside = data.values() if path[0] == "*" else [data.get(path[0])]
+    return [table for value in inside for table in _tables(value, path[1:])]
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[str, list[str], str]]:

@@ -4,6 +4,7 @@ Reading is zero-copy and checks everything that a wrong or hostile sender could 
 raises CorruptDataError with the field, the value and what was expected.
 """
 
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared import score_code
-from shared.errors import CorruptDataError
+from shared.errors import CorruptDataError, InvalidInputError
 from shared.trajectory import (
     Completion,
     FinishReason,
@@ -58,6 +59,8 @@ ROUTER_EXPORT_CODES = {
     RouterExport.TOPK: pb.ROUTER_EXPORT_TOPK,
     RouterExport.FULL: pb.ROUTER_EXPORT_FULL,
 }
+
+_MAX_WHOLE = 1 << 53  # beyond, a double does not tell neighbouring integers apart
 
 _FINISH_REASON_CODES = {reason: code for code, reason in _FINISH_REASONS.items()}
 
@@ -230,6 +233,33 @@ def encode_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:
     message = struct_pb2.Struct()
     message.update(dict(values))
     return message
+
+
+def decode_struct(message: struct_pb2.Struct) -> dict[str, Any]:
+    """JSON values of a protobuf message. It knows only doubles: those that are whole are integers again.
+
+    Raises:
+        InvalidInputError: a number is not finite, which JSON does not have.
+    """
+    return {key: _decode_value(value, key) for key, value in message.fields.items()}
+
+
+def _decode_value(value: struct_pb2.Value, where: str) -> Any:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            number = value.number_value
+            if not math.isfinite(number):
+                raise InvalidInputError(f"{where} is {number}; expected a finite number")
+            return int(number) if number.is_integer() and abs(number) <= _MAX_WHOLE else number
+        case "struct_value":
+            return {key: _decode_value(inner, f"{where}.{key}") for key, inner in value.struct_value.fields.items()}
+        case "list_value":
+            return [_decode_value(inner, f"{where}[{i}]") for i, inner in enumerate(value.list_value.values)]
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+    return None
 
 
 def oldest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:

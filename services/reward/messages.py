@@ -1,10 +1,11 @@
 """Scores on the wire."""
 
-from google.protobuf import json_format, struct_pb2
+from google.protobuf import struct_pb2
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward.outcomes import Outcome, Scored
 from services.reward.verifiers.base import Item
+from shared import wire
 
 _OUTCOMES = {
     Outcome.SCORED: pb.OUTCOME_SCORED,
@@ -15,7 +16,7 @@ _OUTCOMES = {
 
 
 def decode_item(prompt: str, response: str, reference: struct_pb2.Struct) -> Item:
-    return Item(prompt, response, json_format.MessageToDict(reference))
+    return Item(prompt, response, wire.decode_struct(reference))
 
 
 def encode_score(scored: Scored) -> pb.Score:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from services.reward import metrics
-from services.reward.outcomes import Outcome, Scored, described
+from services.reward.outcomes import Outcome, Scored, checked, unscored
 from services.reward.pool.pool import Pool
 from services.reward.settings import RewardSettings
 from services.reward.verifiers.base import AsyncVerifier, Item, Parts, Verdict, Verifier
@@ -135,6 +135,7 @@ class Scorer:
             processes=self._settings.processes,
             timeout_seconds=self._timeout(verifier),
             memory_mb=self._settings.memory_mb,
+            printed_kb=self._settings.printed_kb,
         )
         await pool.start()
         return pool
@@ -148,17 +149,15 @@ class Scorer:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self._timeout(verifier)) as deadline:
-                    verdict = await verifier.verify(item, _Others(self, deadline))
+                    verdict = checked(await verifier.verify(item, _Others(self, deadline)))
                 outcome = Outcome.SCORED
             except TimeoutError:
                 outcome, error = Outcome.TIMED_OUT, f"none within {self._timeout(verifier):g} s"
             except UnscoredError as failure:
                 outcome, error = failure.outcome, str(failure)
-            except InvalidInputError as failure:
-                outcome, error = Outcome.REFUSED, str(failure)
             except Exception as failure:  # whatever a verifier raises is its outcome, and never ends the service
-                outcome, error = Outcome.FAILED, described(failure, verifier)
-            return Scored(outcome, verdict, name, verifier.version, time.monotonic() - began, error)
+                outcome, error = unscored(failure, verifier)
+            return Scored(outcome, verdict, name, verifier.judged_by, time.monotonic() - began, error)
 
 
 class _Others:

@@ -25,7 +25,7 @@ class RewardServicer(rew_grpc.RewardServiceServicer):
             verifiers=[
                 rew.Verifier(
                     name=name,
-                    version=v.version,
+                    version=v.judged_by,
                     description=v.description,
                     reference_schema=wire.encode_struct(v.reference_schema),
                     parts_schema=wire.encode_struct(parts_schema(v.part_names)),

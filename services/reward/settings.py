@@ -14,6 +14,9 @@ class RewardSettings(ServerSettings):
     metrics_port: int = Field(9102, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     processes: int = Field(2, ge=1, description="worker processes of each verifier that computes")
     memory_mb: int = Field(4096, ge=256, description="what a worker process may allocate, in MiB")
+    printed_kb: int = Field(
+        1024, ge=1, description="what a verifier may print for one item, in KiB; one that prints more has failed"
+    )
     timeout_seconds: float = Field(10.0, gt=0, description="deadline of one verification")
     attempts: int = Field(2, ge=1, description="verifications of a group before it is dropped")
     groups_in_flight: int = Field(16, ge=1, description="groups of the stream that are scored at once")

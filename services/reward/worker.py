@@ -4,8 +4,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from google.protobuf import json_format
-
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
 from services.reward.groups import RawGroup
@@ -13,6 +11,7 @@ from services.reward.messages import encode_score
 from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
 from services.reward.verifiers.base import Item
+from shared import wire
 from shared.errors import (
     CorruptDataError,
     InvalidInputError,
@@ -60,7 +59,7 @@ class RewardWorker:
         A refusal is final: the same item would be refused again.
         """
         prompt = group.prompt
-        reference = json_format.MessageToDict(prompt.reference)
+        reference = wire.decode_struct(prompt.reference)
         results: dict[int, Scored] = {}
         for _ in range(self._attempts):
             missing = [i for i in range(len(group.texts)) if i not in results or results[i].verdict is None]

@@ -6,7 +6,8 @@ import pytest
 
 from tests.support.pages import follow
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "how-to").glob("add-*.md"))
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
+PAGES = [*sorted(HOW_TO.glob("add-*.md")), *sorted(HOW_TO.glob("write-*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -16,10 +16,18 @@ async def pool(
     processes: int = 2,
     timeout: float = 10.0,
     memory_mb: int = 512,
+    printed_kb: int = 64,
     **settings: Any,
 ) -> AsyncIterator[Pool]:
     verifier = kind(ScriptedSettings(**settings))
-    made = Pool("scripted", verifier, processes=processes, timeout_seconds=timeout, memory_mb=memory_mb)
+    made = Pool(
+        "scripted",
+        verifier,
+        processes=processes,
+        timeout_seconds=timeout,
+        memory_mb=memory_mb,
+        printed_kb=printed_kb,
+    )
     await made.start()
     try:
         yield made

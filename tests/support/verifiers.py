@@ -1,11 +1,13 @@
 """Verifiers that do as the response says, for tests of what runs verifiers."""
 
+import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from services.reward.verifiers.base import (
     AsyncVerifier,
@@ -23,8 +25,20 @@ def item(response: str) -> Item:
     return Item("", response, {})
 
 
+# What is no verdict, though a verifier gives it.
+UNUSABLE: dict[str, Any] = {
+    "none": None,
+    "text": Verdict("1", {}),  # type: ignore[arg-type]
+    "huge": Verdict(10**400, {}),
+    "nan-part": Verdict(1.0, {"style": float("nan")}),
+    "text-part": Verdict(1.0, {"style": "good"}),  # type: ignore[dict-item]
+    "nameless-part": Verdict(1.0, {7: 1.0}),  # type: ignore[dict-item]
+    "surrogate-part": Verdict(1.0, {"\ud800": 1.0}),
+}
+
+
 class ScriptedSettings(VerifierSettings):
-    starts: str = ""  # "refused" or "killed"
+    starts: str = ""  # "refused", "slowly" or "killed"
 
 
 class ScriptedVerifier(Verifier):
@@ -40,6 +54,8 @@ class ScriptedVerifier(Verifier):
     def start(self) -> None:
         if self.settings.starts == "refused":
             raise PreconditionError("not on this machine")
+        if self.settings.starts == "slowly":
+            time.sleep(600)
         if self.settings.starts == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -66,6 +82,19 @@ class ScriptedVerifier(Verifier):
                     raise RuntimeError("it broke")
             case "print":
                 print("[true, [[0, 0, 1.0, {}]]]", flush=True)
+            case "flood":
+                for _ in range(1 << 20):
+                    print("x" * 1023)
+            case "flood-quietly":
+                with contextlib.suppress(Exception):
+                    print("x" * (1 << 20))
+            case "flood-below":
+                subprocess.run(["head", "-c", "10000000", "/dev/zero"], check=False)
+            case "say-and-exit":
+                print(value, flush=True)
+                os._exit(1)
+            case "give":
+                return UNUSABLE[value]  # type: ignore[no-any-return]  # which is the point
             case "take":
                 return Verdict(len(bytes(int(value) << 20)), parts)
             case "sees":
@@ -77,12 +106,12 @@ class BatchedVerifier(ScriptedVerifier, BatchVerifier):
     """Its rewards are the sizes of its batches."""
 
     name: ClassVar[str] = "batched"
-    batch_size: ClassVar[int] = 4
+    batch_size: int = 4
 
     def verify_batch(self, items: Sequence[Item]) -> list[Verdict]:
-        for one in items:
-            ScriptedVerifier.verify(self, one)
-        return [Verdict(len(items), {"pid": os.getpid()}) for _ in items]
+        given = [ScriptedVerifier.verify(self, one) for one in items]
+        size = Verdict(len(items), {"pid": os.getpid()})
+        return [one if item.response.startswith("give") else size for item, one in zip(items, given, strict=True)]
 
     def verify(self, item: Item) -> Verdict:
         return BatchVerifier.verify(self, item)

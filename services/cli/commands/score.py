@@ -11,11 +11,13 @@ from typing import Any
 
 from services.cli.arguments import add_recipe, add_settings
 from services.cli.signals import interruptible
+from services.reward.messages import decode_item
 from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
 from services.reward.settings import Settings
 from services.reward.verifiers.base import Item
 from services.reward.verifiers.registry import make_verifiers
+from shared import wire
 from shared.errors import InvalidInputError, NotFoundError
 from shared.process.exits import EXIT_FAILURE, EXIT_OK
 from shared.settings import load
@@ -113,4 +115,7 @@ def _item(line: bytes, reference_key: str, where: str) -> Item:
             f'{where} is {text.strip()[:100]}; expected {{"prompt": text, "response": text, "reference": object}}'
             + (f", or a reference that is the {reference_key} alone" if reference_key else "")
         )
-    return Item(**values)
+    try:  # a reference is what comes out of a message
+        return decode_item(values["prompt"], values["response"], wire.encode_struct(values["reference"]))
+    except (ValueError, OverflowError) as error:
+        raise InvalidInputError(f"{where} has a reference that no message holds: {error}") from None

@@ -56,15 +56,24 @@ class _Task(NamedTuple):
 
 class Pool:
     def __init__(
-        self, name: str, verifier: Verifier, *, processes: int, timeout_seconds: float, memory_mb: int
+        self,
+        name: str,
+        verifier: Verifier,
+        *,
+        processes: int,
+        timeout_seconds: float,
+        memory_mb: int,
+        printed_kb: int,
     ) -> None:
         self._name = name
         self._verifier = verifier
-        self._batch_size = verifier.batch_size if isinstance(verifier, BatchVerifier) else None
+        batched = isinstance(verifier, BatchVerifier) and verifier.batch_size > 1
+        self._batch_size = verifier.batch_size if batched else None  # type: ignore[attr-defined]  # it is one
         # A batch uses the cores by itself, and two models would need twice the memory.
         self._processes = 1 if self._batch_size else processes
         self._timeout = timeout_seconds
         self._memory_mb = memory_mb
+        self._printed_kb = printed_kb
         self._batches: set[_Batch] = set()
         self._queue: deque[_Task] = deque()
         self._work = asyncio.Event()
@@ -156,7 +165,7 @@ class Pool:
         ending.add_done_callback(self._ending.discard)
 
     async def _worker(self) -> Worker:
-        return await Worker.start(self._name, self._verifier, self._memory_mb)
+        return await Worker.start(self._name, self._verifier, self._memory_mb, self._printed_kb)
 
     async def _replace(self) -> Worker:
         pause = _FIRST_PAUSE_SECONDS
@@ -248,7 +257,7 @@ class Pool:
         metrics.LOST.labels(self._name).inc()
         for i in culprits:
             task = pending.pop(i)
-            lost = Scored(outcome, None, self._name, self._verifier.version, worker.age, error)
+            lost = Scored(outcome, None, self._name, self._verifier.judged_by, worker.age, error)
             task.batch.settle(task.place, lost)
         self._put_back([task._replace(alone=current is None) for task in pending.values()])
 
@@ -258,7 +267,7 @@ class Pool:
 
     def _settle(self, pending: dict[int, _Task], report: Report) -> None:
         verdicts = [_read(verdict) for verdict in report.verdicts]
-        name, version = self._name, self._verifier.version
+        name, version = self._name, self._verifier.judged_by
         for index, which, micros in zip(count(report.first), report.which, report.micros, strict=False):
             if task := pending.pop(index, None):
                 outcome, verdict, error = verdicts[which]

@@ -8,19 +8,20 @@ consecutive items, by [last, first, verdicts, which verdict of these each item h
 
 import importlib
 import json
-import math
 import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import setproctitle
 
-from services.reward.outcomes import described
+from services.reward.outcomes import Outcome, checked, unscored
 from services.reward.pool.progress import Progress
+from services.reward.printed import Echo, Printed, too_much
 from services.reward.verifiers.base import BatchVerifier, Item, Verdict, Verifier
-from shared.errors import InvalidInputError, RouterShiftError
+from shared.errors import RouterShiftError
 from shared.process.orphans import die_with_parent
 
 # What is done is reported at least so often: it bounds what is lost, and done again, when the process must be killed.
@@ -28,9 +29,10 @@ _REPORT_SECONDS = 0.005
 
 
 def main() -> None:
-    parent, progress_fd = map(int, sys.argv[1:])
+    parent, progress_fd, printed_fd = map(int, sys.argv[1:])
     die_with_parent(parent)
-    requests, answers = _take_pipes()
+    printed, log = Printed(printed_fd), os.dup(2)
+    requests, answers = _take_pipes(printed)
     order = json.loads(requests.readline())
     setproctitle.setproctitle(f"routershift verifier {order['name']}")
     # What is allocated, not what is mapped: libraries and weights map far more than they use.
@@ -43,7 +45,7 @@ def main() -> None:
         _send(answers, {"error": [type(error).__name__, str(error)]})
         return
     _send(answers, {"error": None})
-    judge = _Judge(verifier, Progress(progress_fd), answers)
+    judge = _Judge(verifier, Progress(progress_fd), answers, printed, Echo(printed, order["name"], log))
     for line in requests:
         first, rows = json.loads(line)
         judge.chunk(first, [*map(Item._make, rows)])
@@ -51,14 +53,22 @@ def main() -> None:
 
 
 class _Judge:
-    def __init__(self, verifier: Verifier, progress: Progress, answers: BinaryIO) -> None:
+    def __init__(
+        self, verifier: Verifier, progress: Progress, answers: BinaryIO, printed: Printed, echo: Callable[[], None]
+    ) -> None:
         self._verifier = verifier
         self._progress = progress
         self._answers = answers
+        self._printed = printed
+        self._echo = echo
 
     def chunk(self, first: int, items: list[Item]) -> None:
         """Judges items `first`, `first + 1`, ... and reports, the last time with last = true."""
-        report = self._batch(first, items) if isinstance(self._verifier, BatchVerifier) and len(items) > 1 else None
+        if self._printed.written:  # while it started
+            self._echo()
+        report = None
+        if len(items) > 1 and isinstance(self._verifier, BatchVerifier) and self._verifier.batch_size > 1:
+            report = self._batch(self._verifier, first, items)
         _send(self._answers, (report or self._one_by_one(first, items)).message(last=True))
 
     def _one_by_one(self, first: int, items: list[Item]) -> "_Report":
@@ -72,11 +82,11 @@ class _Judge:
             began = now
             progress.begin(index, began)
             try:
-                verdict: Verdict | str = verify(item)
-            except InvalidInputError as error:
-                verdict = f"refused: {error}"
-            except Exception as error:  # whatever a verifier raises is its outcome, and never ends the process
-                verdict = f"failed: {described(error, self._verifier)}"
+                verdict: Verdict | str = checked(verify(item))
+            except BaseException as error:  # whatever a verifier raises is its outcome, and never ends the process
+                verdict = self._unscored(error)
+            if self._printed.written:
+                verdict = self._heard(verdict)
             now = time.monotonic()
             report.add(verdict, now - began)
             if now - reported > _REPORT_SECONDS:
@@ -84,20 +94,38 @@ class _Judge:
                 report, reported = _Report(index + 1), now
         return report
 
-    def _batch(self, first: int, items: list[Item]) -> "_Report | None":
+    def _batch(self, verifier: BatchVerifier, first: int, items: list[Item]) -> "_Report | None":
         """None where the batch as a whole fails: one by one, each item gets its own outcome."""
-        assert isinstance(self._verifier, BatchVerifier)  # noqa: S101  # the caller looked
         began = time.monotonic()
         self._progress.begin(first, began)
         try:
-            verdicts = self._verifier.verify_batch(items)
+            verdicts = verifier.verify_batch(items)
         except Exception:
+            return None
+        finally:
+            full = self._printed.full
+            if self._printed.written:
+                self._echo()
+        if full or len(verdicts) != len(items):
             return None
         seconds = (time.monotonic() - began) / len(items)
         report = _Report(first)
         for verdict in verdicts:
-            report.add(verdict, seconds)
+            try:
+                report.add(checked(verdict), seconds)
+            except Exception as error:
+                report.add(self._unscored(error), seconds)
         return report
+
+    def _unscored(self, error: BaseException) -> str:
+        outcome, text = unscored(error, self._verifier)
+        return f"{outcome}: {text}"
+
+    def _heard(self, verdict: Verdict | str) -> Verdict | str:
+        """The verdict, unless there was too much to hear."""
+        full = self._printed.full
+        self._echo()
+        return f"{Outcome.FAILED}: {too_much(self._printed.size)}" if full and not isinstance(verdict, str) else verdict
 
 
 class _Report:
@@ -115,20 +143,12 @@ class _Report:
         place = self._known.get(key)
         if place is None:
             place = self._known[key] = len(self._verdicts)
-            self._verdicts.append(_plain(verdict))
+            self._verdicts.append(verdict if isinstance(verdict, str) else [verdict.reward, dict(verdict.parts)])
         self._which.append(place)
         self._micros.append(int(seconds * 1e6))
 
     def message(self, last: bool) -> list[Any]:
         return [last, self._first, self._verdicts, self._which, self._micros]
-
-
-def _plain(verdict: Verdict | str) -> Any:
-    if isinstance(verdict, str):
-        return verdict
-    if not math.isfinite(verdict.reward):
-        return f"failed: the reward is {verdict.reward}"
-    return [verdict.reward, dict(verdict.parts)]
 
 
 def _make(path: str, settings: Any) -> Verifier:
@@ -137,11 +157,10 @@ def _make(path: str, settings: Any) -> Verifier:
     return kind(kind.Settings.model_validate(settings))
 
 
-def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Our own copies of stdin and stdout. What a verifier prints goes to stderr, where it cannot pass for an answer."""
+def _take_pipes(printed: Printed) -> tuple[BinaryIO, BinaryIO]:
+    """Our own copies of stdin and stdout: what a verifier prints cannot pass for an answer."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
+    printed.become_output()
     return requests, answers
 
 

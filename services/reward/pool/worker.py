@@ -8,22 +8,19 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
+from services.reward.environment import of_workers
 from services.reward.pool.progress import Progress
+from services.reward.printed import Printed
 from services.reward.verifiers.base import Item, Verifier
+from services.reward.verifiers.values import one_line
 from shared import errors
-
-# All that a worker sees of our environment: enough to find programs, libraries and models. REDIS_URL and tokens stay.
-_ENVIRONMENT = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
-    "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES",
-)  # fmt: skip
 
 # One line holds a chunk; a chunk holds at most a gRPC message.
 _MAX_LINE_BYTES = 256 << 20
 _STOP_SECONDS = 2.0
+_MAX_SAID_CHARACTERS = 500  # of what a process printed last, in the message of its death
 
 
 class WorkerDiedError(Exception):
@@ -43,46 +40,49 @@ class Report(NamedTuple):
 class Worker:
     """A process that judges with one verifier, in a session of its own, so that it is killed with its children."""
 
-    def __init__(self, process: asyncio.subprocess.Process, progress: Progress) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, progress: Progress, printed: Printed) -> None:
         self._process = process
         self._requests = cast(asyncio.StreamWriter, process.stdin)  # both are pipes
         self._answers = cast(asyncio.StreamReader, process.stdout)
         self._progress = progress
+        self._printed = printed
         self._first = self.next = 0  # items have consecutive numbers for the worker's life
         self._sent = 0.0
 
     @classmethod
-    async def start(cls, name: str, verifier: Verifier, memory_mb: int) -> Self:
-        """Starts the process and waits until its verifier is ready, however long it loads.
+    async def start(cls, name: str, verifier: Verifier, memory_mb: int, printed_kb: int) -> Self:
+        """Starts the process and waits until its verifier is ready.
+
+        Args:
+            memory_mb: what it may allocate, in MiB.
+            printed_kb: what it may print for one item, in KiB.
 
         Raises:
             RouterShiftError: what the verifier raised; a PreconditionError where its class is not of shared.errors.
-            WorkerDiedError: the process ended instead.
+            WorkerDiedError: the process ended instead, or took longer than the verifier's `start_seconds`.
         """
-        progress = Progress.create()
+        settings = verifier.settings
+        progress, printed = Progress.create(), Printed.create(printed_kb << 10)
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "services.reward.pool.process", str(os.getpid()), str(progress.fd),
+                sys.executable, "-P", "-m", "services.reward.pool.process",
+                str(os.getpid()), str(progress.fd), str(printed.fd),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MAX_LINE_BYTES,
-                env=_environment(), pass_fds=[progress.fd], start_new_session=True,
+                env=of_workers(settings.environment), pass_fds=[progress.fd, printed.fd], start_new_session=True,
             )  # fmt: skip
         except BaseException:
             progress.close()
+            printed.close()
             raise
-        worker = cls(process, progress)
+        worker = cls(process, progress, printed)
         try:
-            kind = type(verifier)
-            await worker._send(
-                {
-                    "name": name,
-                    "class": f"{kind.__module__}:{kind.__qualname__}",
-                    "settings": verifier.settings.model_dump(mode="json"),
-                    "memory_mb": memory_mb,
-                }
-            )
-            error = (await worker._receive())["error"]
-            if error is not None:
-                raise getattr(errors, error[0], errors.PreconditionError)(error[1])
+            async with asyncio.timeout(settings.start_seconds):
+                await worker._order(name, verifier, memory_mb)
+        except TimeoutError:
+            await worker.kill()
+            raise WorkerDiedError(
+                f"its process was not ready within {settings.start_seconds:g} s; raise start_seconds in its table"
+            ) from None
         except BaseException:
             await worker.kill()
             raise
@@ -136,6 +136,22 @@ class Worker:
             await self._answers.read()
             await self._requests.wait_closed()
         self._progress.close()
+        self._printed.close()
+
+    async def _order(self, name: str, verifier: Verifier, memory_mb: int) -> None:
+        """Has the process make the verifier; raises as `start` does."""
+        kind = type(verifier)
+        await self._send(
+            {
+                "name": name,
+                "class": f"{kind.__module__}:{kind.__qualname__}",
+                "settings": verifier.settings.model_dump(mode="json"),
+                "memory_mb": memory_mb,
+            }
+        )
+        error = (await self._receive())["error"]
+        if error is not None:
+            raise getattr(errors, error[0], errors.PreconditionError)(error[1])
 
     async def _send(self, message: Any) -> None:
         self._requests.write(json.dumps(message).encode() + b"\n")
@@ -153,10 +169,5 @@ class Worker:
     async def _end(self) -> str:
         code = await self._process.wait()
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-        return f"its process ended with {how}"
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # Verdicts must not depend on which process gives them; and it finds every verifier that we found.
-    return {**kept, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+        last = one_line(self._printed.tail, _MAX_SAID_CHARACTERS)
+        return f"its process ended with {how}" + (f", and had printed: {last}" if last else "")

@@ -58,11 +58,21 @@ class Verdict:
     parts: Mapping[str, float]
 
 
+class VerifierError(Exception):
+    """A verifier gives no verdict, and says by itself why and where."""
+
+
 class VerifierSettings(Table):
     """What every verifier can be told: a table [reward.verifiers.NAME] of the recipe, without its `kind`."""
 
     timeout_seconds: float | None = Field(
         None, gt=0, description="deadline of one verification; default: that of [reward]"
+    )
+    start_seconds: float = Field(
+        180.0, gt=0, description="deadline of a worker process that starts: imports, and the loading of a model"
+    )
+    environment: tuple[str, ...] = Field(
+        (), description="names of environment variables of the service that its worker processes see, such as a key"
     )
     judging_seconds: float = Field(
         0.5,
@@ -89,6 +99,18 @@ class Verifier(ABC):
         """Cheap: the service makes one of each to know them. What takes time belongs into `start`."""
         self.settings = settings
 
+    @property
+    def judged_by(self) -> str:
+        """What a score names as its verifier's version."""
+        return self.version
+
+    def check(self) -> None:  # noqa: B027
+        """Looks, in the process of the service and within seconds, for what would keep it from judging.
+
+        Raises:
+            RouterShiftError: what is wrong with its settings, or with what they name.
+        """
+
     def start(self) -> None:  # noqa: B027  # most need nothing
         """Makes it ready to judge: loads and warms up. Called once, in a worker process, before the first item.
 
@@ -112,14 +134,17 @@ class Verifier(ABC):
 class BatchVerifier(Verifier):
     """Judges many responses at once, for those that are faster so."""
 
-    batch_size: ClassVar[int] = 32
+    batch_size: int = 32  # 1: one at a time after all, in as many processes as other verifiers have
 
     @abstractmethod
-    def verify_batch(self, items: Sequence[Item]) -> list[Verdict]:
-        """One verdict an item, in order; raises as `verify` does, for the whole batch."""
+    def verify_batch(self, items: Sequence[Item]) -> Sequence[Verdict | Exception]:
+        """One verdict an item, in order, or what `verify` would raise for it; raises for the batch as a whole."""
 
     def verify(self, item: Item) -> Verdict:
-        return self.verify_batch([item])[0]
+        (verdict,) = self.verify_batch([item])
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
 
 
 class Parts(Protocol):
@@ -143,6 +168,14 @@ class AsyncVerifier(ABC):
 
     def __init__(self, settings: VerifierSettings) -> None:
         self.settings = settings
+
+    @property
+    def judged_by(self) -> str:
+        """As that of `Verifier`."""
+        return self.version
+
+    def check(self) -> None:  # noqa: B027
+        """As that of `Verifier`."""
 
     @abstractmethod
     async def verify(self, item: Item, others: Parts) -> Verdict:

@@ -1,7 +1,7 @@
 """All kinds of verifiers, by name, and the verifiers that a recipe makes of them."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,10 +12,12 @@ from services.reward.verifiers.code.verifier import CodeVerifier
 from services.reward.verifiers.composite import CompositeVerifier
 from services.reward.verifiers.countdown import CountdownVerifier
 from services.reward.verifiers.exact import ExactVerifier
+from services.reward.verifiers.file.verifier import FileVerifier
 from services.reward.verifiers.format import FormatVerifier
 from services.reward.verifiers.json_schema import JsonSchemaVerifier
 from services.reward.verifiers.math.verifier import MathVerifier
 from services.reward.verifiers.model import ModelVerifier
+from services.reward.verifiers.names import nearest
 from services.reward.verifiers.regex import RegexVerifier
 from services.reward.verifiers.remote.verifier import RemoteVerifier
 from shared.errors import InvalidInputError, RouterShiftError
@@ -34,6 +36,7 @@ _BUILT_IN: tuple[type[AnyVerifier], ...] = (
     RegexVerifier,
     JsonSchemaVerifier,
     FormatVerifier,
+    FileVerifier,
     ModelVerifier,
     RemoteVerifier,
     CompositeVerifier,
@@ -53,7 +56,8 @@ def kinds() -> dict[str, type[AnyVerifier]]:
 def make_verifiers(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyVerifier]:
     """The verifiers of the tables [reward.verifiers.NAME], and of each kind that needs no settings, by name.
 
-    A table that has a kind's own name may leave `kind` out. It replaces the verifier without settings.
+    A table that has a kind's own name may leave `kind` out, and so may one that names a `file`. A table replaces the
+    verifier of its name that has no settings.
 
     Raises:
         InvalidInputError: an unknown kind or setting (names the nearest), or a value out of range.
@@ -65,6 +69,9 @@ def make_verifiers(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyVeri
     for name, table in tables.items():
         made[name] = _make(known, name, table)
     _check_parts(made)
+    for name in tables:
+        with _named(name):
+            made[name].check()
     return made
 
 
@@ -80,14 +87,10 @@ def unknown_in_words(name: str, made: Iterable[str]) -> str:
     return f"verifier is {name!r}; known: {', '.join(made)}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like this one, for a message."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
-
-
 def _make(known: Mapping[str, type[AnyVerifier]], name: str, table: Mapping[str, Any]) -> AnyVerifier:
     where = f"reward.verifiers.{name}"
-    chosen = table.get("kind", name)
+    own = name in known and ("file" not in table or "file" in known[name].Settings.model_fields)
+    chosen = table.get("kind", name if own or "file" not in table else FileVerifier.name)
     kind = known.get(str(chosen))
     if kind is None:
         raise InvalidInputError(
@@ -95,11 +98,20 @@ def _make(known: Mapping[str, type[AnyVerifier]], name: str, table: Mapping[str,
             f"The kinds are {', '.join(known)}"
         )
     try:
-        return kind(kind.Settings.model_validate({key: value for key, value in table.items() if key != "kind"}))
+        settings = kind.Settings.model_validate({key: value for key, value in table.items() if key != "kind"})
     except ValidationError as error:
         raise InvalidInputError(_explain(where, error, kind.Settings)) from None
+    with _named(name):
+        return kind(settings)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors name the table."""
+    try:
+        yield
     except RouterShiftError as error:
-        raise type(error)(f"{where}: {error}") from None
+        raise type(error)(f"reward.verifiers.{name}: {error}") from None
 
 
 def _is_verifier(loaded: object) -> TypeGuard[type[AnyVerifier]]:

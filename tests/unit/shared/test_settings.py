@@ -163,3 +163,19 @@ def test_a_recipe_that_is_missing_or_no_toml(tmp_path: Path) -> None:
     broken.write_text("[run\n")
     with pytest.raises(InvalidInputError, match="is not TOML"):
         load(RewardTables, broken, {})
+
+
+def test_files_that_a_recipe_names_are_relative_to_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[run]\nmodel = "m"\n[reward.verifiers.mine]\nfile = "mine.py"\n'
+        '[reward.verifiers.taste]\nkind = "model"\nmodel = "/models/taste"\n[reward.verifiers.math]\ndecimals = 2\n'
+    )
+    settings = load(RewardTables, recipe, {}, ["reward.verifiers.other.file=here.py"])
+    assert settings.run.model == tmp_path / "m"
+    assert settings.reward.verifiers == {
+        "mine": {"file": str(tmp_path / "mine.py")},
+        "taste": {"kind": "model", "model": "/models/taste"},
+        "math": {"decimals": 2},
+        "other": {"file": "here.py"},
+    }

@@ -240,3 +240,20 @@ def test_version_spans_are_a_run_length_code(versions: list[int]) -> None:
     spans = spans_of(array)
     np.testing.assert_array_equal(versions_of(spans), array)
     assert all(a.version != b.version for a, b in pairwise(spans))
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"a": 42, "b": [1.5, None, True, {"c": [[]]}], "d": {"": "x"}}, {"n": -(2**53)}, {"n": 1e300}]
+)
+def test_json_values_come_back_from_a_struct(values: dict[str, object]) -> None:
+    decoded = wire.decode_struct(wire.encode_struct(values))
+    assert decoded == values
+    assert repr(decoded) == repr(values)  # 42 is no 42.0
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_struct_with_a_number_that_json_does_not_have_is_refused(number: float) -> None:
+    message = wire.encode_struct({"rows": [{"answer": 1}]})
+    message.fields["rows"].list_value.values[0].struct_value.fields["answer"].number_value = number
+    with pytest.raises(InvalidInputError, match=r"rows\[0\]\.answer is (nan|inf); expected a finite number"):
+        wire.decode_struct(message)

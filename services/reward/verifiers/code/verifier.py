@@ -66,7 +66,7 @@ class CodeSettings(VerifierSettings):
     languages: tuple[str, ...] = Field(
         (), description="labels of fenced blocks that are programs; default: those of Python, or with a command all"
     )
-    file: str = Field("main.py", pattern=r"^[\w.-]+$", description="name of the program's file, for the command")
+    file_name: str = Field("main.py", pattern=r"^[\w.-]+$", description="name of the program's file, for the command")
     folders: tuple[Path, ...] = Field((), description="what programs may read beside the system's folders")
     isolation: Literal["namespaces", "none"] = Field(
         "namespaces", description='"none" runs programs as this user with this network: only for those you trust'
@@ -164,7 +164,7 @@ class CodeVerifier(Verifier):
         settings = self.settings
         with self._sandboxes.take() as sandbox:
             clock = sandbox.clock()
-            sandbox.give(["programs", program, settings.file, list(settings.command), settings.prelude])
+            sandbox.give(["programs", program, settings.file_name, list(settings.command), settings.prelude])
             for case in task.cases:
                 sandbox.give([case.input])
                 _, output, end, code = sandbox.take(clock)

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from services.reward.outcomes import Outcome, Scored
+from services.reward.verifiers.base import Verifier
 from shared.errors import PreconditionError, UnavailableError
 from tests.support.pool import judge, pool
 from tests.support.verifiers import BatchedVerifier, ScriptedSettings, ScriptedVerifier
@@ -62,6 +63,62 @@ async def test_what_ends_its_process_fails_alone(response: str, error: str) -> N
         assert outcomes(scored) == [SCORED] * 40 + [FAILED] + [SCORED] * 40
         assert scored[40].error.partition(" (/")[0] == error
         assert outcomes(await judge(made, "ok")) == [SCORED]
+
+
+@pytest.mark.parametrize("kind", [ScriptedVerifier, BatchedVerifier])
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        ("flood", "PrintedTooMuchError: it printed more than 64 KiB for one item; print less, or raise reward.printed"),
+        ("flood-quietly", "it printed more than 64 KiB for one item; print less, or raise reward.printed_kb"),
+        ("flood-below", "it printed more than 64 KiB for one item; print less, or raise reward.printed_kb"),
+        ("give none", "the verdict is None; expected a Verdict"),
+        ("give text", "the reward is '1'"),
+        ("give huge", "the reward is 10000"),
+        ("give nan-part", "parts['style'] is nan; expected finite numbers by name"),
+        ("give text-part", "parts['style'] is 'good'; expected finite numbers by name"),
+        ("give nameless-part", "parts[7] is 1.0; expected finite numbers by name"),
+        ("give surrogate-part", "parts['\\ud800'] is 1.0; expected finite numbers by name"),
+    ],
+)
+async def test_what_cannot_be_used_fails_alone_and_keeps_its_process(
+    kind: type[Verifier], response: str, error: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with pool(kind, processes=1) as made:
+        before = await judge(made, "ok")
+        scored = await judge(made, *["ok"] * 3, response, *["ok"] * 3)
+    assert outcomes(scored) == [SCORED] * 3 + [FAILED] + [SCORED] * 3
+    assert scored[3].error.startswith(error)
+    assert {s.verdict.parts["pid"] for s in [*before, *scored] if s.verdict} == {before[0].verdict.parts["pid"]}  # type: ignore[union-attr]
+    assert len(capfd.readouterr().err) < 128 << 10
+
+
+async def test_what_is_printed_goes_to_the_log_with_the_verifiers_name(capfd: pytest.CaptureFixture[str]) -> None:
+    async with pool(processes=1) as made:
+        await judge(made, "print")
+    assert capfd.readouterr().err == "verifier scripted prints: [true, [[0, 0, 1.0, {}]]]\n"
+
+
+async def test_a_process_that_ends_has_its_last_words_in_the_error() -> None:
+    async with pool(processes=1) as made:
+        (scored,) = await judge(made, "say-and-exit out of luck")
+    assert scored.error == "its process ended with exit code 1, and had printed: out of luck"
+
+
+async def test_a_process_that_is_not_ready_in_time_is_ended() -> None:
+    children = set(psutil.Process().children())
+    with pytest.raises(PreconditionError, match=r"was not ready within 0\.3 s; raise start_seconds in its table"):
+        async with pool(starts="slowly", start_seconds=0.3):
+            pass
+    assert set(psutil.Process().children()) <= children
+
+
+async def test_a_verifiers_table_names_the_variables_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    async with pool(processes=1) as made:
+        assert rewards(await judge(made, "sees JUDGE_KEY")) == [0.0]
+    async with pool(processes=1, environment=("JUDGE_KEY",)) as made:
+        assert rewards(await judge(made, "sees JUDGE_KEY")) == [1.0]
 
 
 async def test_every_item_may_end_its_process() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
 from services.reward.verifiers.base import Item
+from services.reward.verifiers.file.verifier import FileVerifier
 from services.reward.verifiers.math.verifier import MathVerifier
 from services.reward.verifiers.registry import GROUP, kinds, make_verifiers
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
@@ -62,6 +64,12 @@ def test_tables_make_verifiers_with_settings() -> None:
     assert made["strict"].settings.timeout_seconds == 3
     assert isinstance(made["math"], MathVerifier)
     assert made["math"].settings.decimals == 2
+
+
+@pytest.mark.parametrize("name", ["mine", "math"])
+def test_a_table_with_a_file_needs_no_kind(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.py").write_text("def score(response): return 0.5")
+    assert isinstance(make_verifiers({name: {"file": str(tmp_path / "mine.py")}})[name], FileVerifier)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +180,60 @@ def test_the_command_line_scores_a_file(tmp_path: Path) -> None:
     assert refused["outcome"] == "refused"
     assert refused["reward"] is None
     assert "reference of math" in refused["error"]
+
+
+REWARD = """
+async def score(response, reference, prompt=None):
+    print(response)
+    return {"reward": float(reference["sum"] == int(response)), "length": len(prompt)}
+"""
+
+
+def test_the_command_line_runs_a_file_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.py").write_text(REWARD)
+    (tmp_path / "recipes" / "r.toml").write_text('[run]\nmodel = "none"\n[reward.verifiers.mine]\nfile = "mine.py"\n')
+    rows = [{"prompt": "2+2?", "response": response, "reference": {"sum": 4}} for response in ("4", "5", "four")]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = cli(
+        "--verifier", "mine", "--input", str(tmp_path / "items.jsonl"), "--recipe", str(tmp_path / "recipes" / "r.toml")
+    )
+    assert done.returncode == 0, done.stderr
+    scored = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [s["reward"] for s in scored] == [1.0, 0.0, None]
+    assert scored[0]["parts"] == {"correct": 1.0, "length": 4.0}
+    assert re.fullmatch(r".*mine\.py:4: score raises ValueError: .*'four'.*", scored[2]["error"])
+    assert "verifier mine prints: 4\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("def score(response:", "mine.py:1: SyntaxError"),
+        ("def reward(response): pass", "did you mean function = 'reward'?"),
+        ("def score(text): pass", "mine.py:1: score needs a parameter 'text'"),
+        ("import os; os.abort()", "ends with -6"),
+    ],
+)
+def test_the_command_line_refuses_a_file_that_cannot_be_used(tmp_path: Path, source: str, text: str) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    (tmp_path / "items.jsonl").write_text('{"response": "1"}')
+    table = f"reward.verifiers.mine.file={tmp_path / 'mine.py'}"
+    done = cli("--verifier", "mine", "--input", str(tmp_path / "items.jsonl"), "--set", table)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("routershift: reward.verifiers.mine: ")
+    assert text in line
+
+
+def test_the_command_line_shows_references_as_training_has_them(tmp_path: Path) -> None:
+    """There they are protobuf messages, which know only doubles."""
+    (tmp_path / "mine.py").write_text("def score(response, reference): return str(reference) == response")
+    rows = [("7", 7), ("7", 7.0), ("0.5", 0.5), ("None", None), ("[1, 2.5]", [1, 2.5]), ("9007199254740992", 2**53 + 1)]
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps({"response": r, "reference": v}) for r, v in rows))
+    table = f"reward.verifiers.mine.file={tmp_path / 'mine.py'}"
+    done = cli("--verifier", "mine", "--input", str(tmp_path / "items.jsonl"), "--set", table)
+    assert [json.loads(line)["reward"] for line in done.stdout.splitlines()] == [1.0] * 6, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

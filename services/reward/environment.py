@@ -1,0 +1,19 @@
+"""The environment of worker processes."""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# All that a worker sees of our environment: enough to find programs, libraries and models. REDIS_URL and tokens stay.
+_ENVIRONMENT = (
+    "PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
+    "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES",
+)  # fmt: skip
+
+
+def of_workers(more: Iterable[str] = ()) -> dict[str, str]:
+    """What a worker process sees: what programs and libraries need, and the variables of these names."""
+    kept = {name: os.environ[name] for name in (*_ENVIRONMENT, *more) if name in os.environ}
+    # Verdicts must not depend on which process gives them; and it finds every verifier that we found.
+    return {**kept, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
