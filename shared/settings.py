@@ -11,10 +11,10 @@ Long because it holds the tables that every service reads beside the one loader 
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -34,12 +34,19 @@ from shared import redis_url
 from shared.errors import InvalidInputError, NotFoundError
 from shared.models.folder import check_folder
 from shared.sampling import MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
+from shared.sources import is_file
 
 ENV_PREFIX = "ROUTERSHIFT_"
 SERVICES = ("curriculum", "generation", "reward", "learner")
-# Files and folders that a recipe names relative to itself.
-_PATHS = (("run", "model"), ("reward", "verifiers", "*", "file"), ("reward", "verifiers", "*", "model"))
-_OTHERS = (*SERVICES, "supervisor")  # tables that a component leaves to others where they are not its own
+_VERIFIERS = (("reward", "verifiers", "*"), ("data", "train", "*", "verifier"), ("data", "eval", "*", "verifier"))
+# What a recipe names relative to itself, and of what is not always a path, when it is one. "*": any name or number.
+_PATHS: Mapping[tuple[str, ...], Callable[[str], bool]] = {
+    ("run", "model"): lambda value: True,
+    **{(*verifier, key): (lambda value: True) for verifier in _VERIFIERS for key in ("file", "model")},
+    **{("data", part, "*", "source"): is_file for part in ("train", "eval")},
+    **{("data", part, "*", "chat_template"): lambda value: value not in ("on", "off") for part in ("train", "eval")},
+}
+_OTHERS = (*SERVICES, "data", "supervisor")  # tables that a component leaves to others where they are not its own
 
 
 class Table(BaseModel):
@@ -124,7 +131,7 @@ class RunSettings(Table):
     )
     folder: Path = Field(Path("runs"), description="parent of the folders of runs")
     model: Path = Field(description="model folder in the Hugging Face format; in a recipe, relative to the recipe")
-    task: str = Field("countdown", description="where prompts come from")
+    task: str | None = Field(None, description="the task that prompts come from; default: the tables [[data.train]]")
     seed: int = Field(0, ge=0, description="start of every random sequence")
     steps: int = Field(100, ge=1, description="optimizer batches, each of which publishes a version")
     groups_per_step: int = Field(32, ge=1, description="prompts in an optimizer batch")
@@ -294,15 +301,8 @@ def load(
     """
     data = _read(recipe) if recipe else {}
     for source, path, value in (*_from_environment(environment), *_from_flags(flags, model)):
-        table = data
-        for depth, name in enumerate(path[:-1], 1):
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                named = ".".join(path[:depth])
-                raise InvalidInputError(
-                    f"{source}: {named} is a single value in the recipe; expected a table [{named}]"
-                )
-        table[path[-1]] = value
+        _assign(data, source, path, value)
+    _name_verifiers(data)
     others = set(_OTHERS) - set(model.model_fields)
     try:
         return model.model_validate({table: keys for table, keys in data.items() if table not in others})
@@ -334,21 +334,92 @@ def _read(recipe: Path) -> dict[str, Any]:
         data = tomllib.loads(recipe.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInputError(f"recipe {recipe} is not TOML: {error}") from None
-    for path in _PATHS:
+    for path, is_path in _PATHS.items():
         for table in _tables(data, path[:-1]):
-            if isinstance(table.get(path[-1]), str):
-                table[path[-1]] = str(recipe.parent / table[path[-1]])
+            value = table.get(path[-1])
+            if isinstance(value, str) and is_path(value):
+                table[path[-1]] = str(recipe.parent / value)
     return data
 
 
 def _tables(data: Any, path: Sequence[str]) -> list[dict[str, Any]]:
-    """The tables of a recipe at a path in which "*" is any name."""
+    """The tables of a recipe at a path in which "*" is any name, or any table of an array."""
+    if isinstance(data, list) and path and path[0] == "*":
+        return [table for value in data for table in _tables(value, path[1:])]
     if not isinstance(data, dict):
         return []
     if not path:
         return [data]
     inside = data.values() if path[0] == "*" else [data.get(path[0])]
     return [table for value in inside for table in _tables(value, path[1:])]
+
+
+def _assign(data: dict[str, Any], source: str, path: list[str], value: str) -> None:
+    """Sets one key from the environment or a flag. A number in its path counts the tables of an array from 0."""
+    table: Any = data
+    for depth, name in enumerate(path, 1):
+        named = ".".join(path[:depth])
+        is_last = depth == len(path)
+        inner: Any = value if is_last else [] if path[depth].isdecimal() else {}
+        if isinstance(table, list):
+            if not name.isdecimal() or int(name) > len(table):
+                raise InvalidInputError(
+                    f"{source}: {named.rpartition('.')[0]} is an array of {len(table)} tables; expected the number of "
+                    f"one, counted from 0, as 0 to {len(table)} for {name!r}"
+                )
+            if int(name) == len(table):
+                table.append(inner)
+            elif is_last:
+                table[int(name)] = value
+            table = table[int(name)]
+        elif is_last:
+            table[name] = value
+        else:
+            table = table.setdefault(name, inner)
+        if not is_last and not isinstance(table, dict | list):
+            raise InvalidInputError(f"{source}: {named} is a single value in the recipe; expected a table [{named}]")
+
+
+def _name_verifiers(data: dict[str, Any]) -> None:
+    """Moves a verifier that a data table has in it to [reward.verifiers], where the reward service finds it.
+
+    `verifier = { kind = "math", judging_seconds = 2 }` in the first [[data.train]] becomes
+    [reward.verifiers.data-train-0] and that name in its place. Tables that are equal are one verifier.
+    """
+    tables = data.get("data")
+    if not isinstance(tables, dict):
+        return
+    named: list[tuple[str, dict[str, Any]]] = []
+    for part in ("train", "eval"):
+        sources = tables.get(part)
+        for index, source in enumerate(sources if isinstance(sources, list) else []):
+            verifier = source.get("verifier") if isinstance(source, dict) else None
+            if not isinstance(verifier, dict):
+                continue
+            if not verifier.keys() & {"kind", "file"}:
+                raise InvalidInputError(
+                    f"setting 'data.{part}.{index}.verifier' is a table without kind or file; set "
+                    f"data.{part}.{index}.verifier.kind, as math, or name a table of [reward.verifiers]"
+                )
+            name = next((name for name, known in named if known == verifier), f"data-{part}-{index}")
+            named.append((name, verifier))
+            source["verifier"] = name
+            reward = data.setdefault("reward", {})
+            if isinstance(reward, dict) and isinstance(known := reward.setdefault("verifiers", {}), dict):
+                known.setdefault(name, verifier)
+
+
+def table_of(annotation: Any) -> type[BaseModel] | None:
+    """The model of a table: also of one that may be left out, and of those of an array; None for other keys."""
+    for part in (annotation, *(get_args(annotation) if get_origin(annotation) is not dict else ())):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+def is_array(annotation: Any) -> bool:
+    """Whether a key is an array of tables, each [[table.key]]."""
+    return get_origin(annotation) in (list, tuple) and table_of(annotation) is not None
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterable[tuple[str, list[str], str]]:
@@ -392,8 +463,10 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
         return f"unknown setting {name!r}; did you mean {_nearest(name, model)!r}?{more}"
+    if fault["type"] == "tuple_type" and isinstance(fault["input"], Mapping):
+        return f"setting {name!r} is one table; write [[{name}]], of which there may be several{more}"
     if fault["type"] == "model_type":
-        inside = [key for key in _keys(model) if key.startswith(f"{name}.")]
+        inside = [key for key in _keys(model) if key.startswith(f"{_without_numbers(name)}.")]
         return f"setting {name!r} is {fault['input']!r}: it is a table; set one of its keys, as {inside[0]!r}{more}"
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):  # raised by a table as a whole
         return f"setting {name!r}: {fault['ctx']['error']}{more}" if name else f"{fault['ctx']['error']}{more}"
@@ -409,6 +482,8 @@ def _nearest(name: str, model: type[BaseModel]) -> str:
     `learner.router_shift_gamma_min` both find `learner.router_shift.gamma_min`. Between equals, that in the table
     which was named wins.
     """
+    named = name.rpartition(".")[0]  # with the number of a table in an array
+    name = _without_numbers(name)
     table, _, key = name.rpartition(".")
     component, _, below = name.partition(".")
     known = [*_keys(model), *(_OTHERS if not table else ())]
@@ -427,7 +502,12 @@ def _nearest(name: str, model: type[BaseModel]) -> str:
         if (candidate.startswith(f"{component}.") if table else candidate.rpartition(".")[2] == key)
     ]
     nearest: str = max([*siblings, *related] or known, key=likeness)
-    return nearest
+    return f"{named}.{nearest.rpartition('.')[2]}" if nearest.rpartition(".")[0] == table != named else nearest
+
+
+def _without_numbers(name: str) -> str:
+    """The name of a key without the numbers that count the tables of an array."""
+    return ".".join(part for part in name.split(".") if not part.isdecimal())
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -435,6 +515,6 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     found = []
     for name, field in model.model_fields.items():
         found.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += _keys(field.annotation, f"{prefix}{name}.")
+        if inner := table_of(field.annotation):
+            found += _keys(inner, f"{prefix}{name}.")
     return found

@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from services.cli import ports
@@ -95,16 +95,33 @@ def _routers(recipe: Recipe) -> str:
 
 
 def _task(recipe: Recipe) -> str:
+    from services.curriculum.origin import NO_PROMPTS
     from services.curriculum.tasks.registry import tasks
     from services.reward.verifiers.registry import make_verifiers, unknown_in_words
 
-    known, name = tasks(), recipe.run.task
+    verifiers = make_verifiers(recipe.reward.verifiers)
+    if (name := recipe.run.task) is None:
+        if not recipe.data.train:
+            raise InvalidInputError(NO_PROMPTS)
+        return _sources(recipe, verifiers)
+    known = tasks()
     if name not in known:
         raise NotFoundError(f"run.task is {name!r}; known: {', '.join(known)}")
-    verifiers = make_verifiers(recipe.reward.verifiers)
     if known[name].verifier not in verifiers:
         raise NotFoundError(f"run.task is {name!r}: {unknown_in_words(known[name].verifier, verifiers)}")
     return f"{name}, judged by {known[name].verifier}"
+
+
+def _sources(recipe: Recipe, verifiers: Iterable[str]) -> str:
+    from services.reward.verifiers.registry import unknown_in_words
+
+    for part, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+        for index, source in enumerate(sources):
+            if source.verifier is not None and source.verifier not in verifiers:
+                raise NotFoundError(f"data.{part}.{index}: {unknown_in_words(source.verifier, verifiers)}")
+    return ", ".join(
+        f"{source.label}, judged by {source.verifier or 'what each row names'}" for source in recipe.data.train
+    )
 
 
 def _ports(recipe: Recipe) -> str:

@@ -12,6 +12,8 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from shared.settings import is_array, table_of
+
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", SecretStr: "text"}
 
 
@@ -38,31 +40,29 @@ class TableOfKeys:
     name: str
     description: str
     keys: tuple[Key, ...]
+    is_array: bool = False  # written [[name]], once for each
+
+    @property
+    def heading(self) -> str:
+        """As it stands in a recipe."""
+        return f"[[{self.name}]]" if self.is_array else f"[{self.name}]"
 
 
-def tables(model: type[BaseModel], name: str = "") -> Iterator[TableOfKeys]:
-    """The tables of a model, each before those in it."""
+def tables(model: type[BaseModel], name: str = "", is_array_of_tables: bool = False) -> Iterator[TableOfKeys]:
+    """The tables of a model, each before those in it; of an array of tables, one stands for all."""
     keys, inner = [], []
     for key, field in model.model_fields.items():
         path = f"{name}.{key}" if name else key
-        table = _table(field.annotation)
+        table = table_of(field.annotation)
         if table is not None:
-            inner.append((table, path))
+            inner.append((table, path, is_array(field.annotation)))
         else:
             keys.append(_key(name, key, field))
     if name and (keys or not inner):
         description = (model.__doc__ or "").strip().partition("\n")[0] if "__doc__" in vars(model) else ""
-        yield TableOfKeys(name, description, tuple(keys))
-    for table, path in inner:
-        yield from tables(table, path)
-
-
-def _table(annotation: Any) -> type[BaseModel] | None:
-    """The model of a table, also where it may be left out; None for a single value."""
-    for part in (annotation, *(get_args(annotation) if _is_union(annotation) else ())):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            return part
-    return None
+        yield TableOfKeys(name, description, tuple(keys), is_array_of_tables)
+    for table, path, is_array_there in inner:
+        yield from tables(table, path, is_array_there)
 
 
 def _key(table: str, name: str, field: FieldInfo) -> Key:

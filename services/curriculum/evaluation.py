@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from routershift.v1 import trajectory_pb2 as pb
+from services.curriculum.problems import Problem
 from services.curriculum.settings import Settings
-from services.curriculum.tasks.base import Problem
 from shared.clients import GenerationClient, RewardClient, Sampling
 from shared.errors import UnavailableError
 from shared.trajectory import Completion
@@ -43,7 +43,6 @@ async def _unheard(answered: int) -> None: ...
 
 async def evaluate(
     problems: Sequence[Problem],
-    verifier: str,
     version: int,
     tables: Settings,
     report: Callable[[int], Awaitable[None]] = _unheard,
@@ -52,7 +51,6 @@ async def evaluate(
 
     Args:
         problems: held out.
-        verifier: the name of the one that judges them.
         version: the one that the evaluation is of, which generation serves.
         tables: settings.
         report: is told how many problems are answered and scored, after each.
@@ -78,13 +76,13 @@ async def evaluate(
             async with limit:
                 answered = await asyncio.gather(
                     *(
-                        generation.generate(problem.prompt, **(request | Sampling(seed=index * n)))
+                        generation.generate(problem.token_ids or problem.prompt, **(request | Sampling(seed=index * n)))
                         for request in requests
                     )
                 )
                 completions = [completion for each in answered for completion in each]
                 texts = [completion.text for completion in completions]
-                scores = await reward.score(verifier, problem.prompt, texts, problem.reference)
+                scores = await reward.score(problem.verifier, problem.prompt, texts, problem.reference)
             done += 1
             await report(done)
             return completions, scores

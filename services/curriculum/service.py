@@ -3,8 +3,8 @@
 import asyncio
 from typing import ClassVar
 
+from services.curriculum.origin import make_problems
 from services.curriculum.settings import Settings
-from services.curriculum.tasks.registry import make_task
 from services.curriculum.worker import CurriculumWorker
 from shared.process.service import Service, background
 from shared.rpc.server import Server
@@ -17,13 +17,14 @@ class CurriculumService(Service):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._task = make_task(settings.run.task, settings.run.seed)
 
     def register(self, server: Server) -> list[str]:
         return []
 
     async def start(self, run: Run) -> None:
-        self._worker = CurriculumWorker(self._settings, self._task, run)
+        # Reading rows takes a while: it must not hold up the event loop.
+        problems = await asyncio.to_thread(make_problems, self._settings)
+        self._worker = CurriculumWorker(self._settings, problems, run)
 
     async def work(self, stop: asyncio.Event) -> None:
         # An admission is one transaction and an evaluation can be made again: there is nothing to drain.

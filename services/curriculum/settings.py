@@ -1,7 +1,10 @@
-"""Settings of the curriculum service: the table [curriculum]."""
+"""Settings of the curriculum service: the tables [curriculum] and [data]."""
 
-from pydantic import Field
+from typing import Self
 
+from pydantic import Field, model_validator
+
+from services.curriculum.data.settings import DataSettings
 from services.curriculum.held_out import HeldOutSettings
 from shared.settings import BaseSettings, ServerSettings
 
@@ -31,3 +34,10 @@ class CurriculumSettings(ServerSettings):
 
 class Settings(BaseSettings):
     curriculum: CurriculumSettings = CurriculumSettings()
+    data: DataSettings = DataSettings()
+
+    @model_validator(mode="after")
+    def _has_no_two_origins_of_prompts(self) -> Self:
+        if self.run.task is not None and self.data.train:
+            raise ValueError(f"run.task is {self.run.task!r}, and there is [[data.train]]; take one of both out")
+        return self

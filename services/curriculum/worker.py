@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import metrics
 from services.curriculum.evaluation import evaluate
+from services.curriculum.problems import Problem, Problems
 from services.curriculum.settings import Settings
-from services.curriculum.tasks.base import Problem, Task
 from shared import wire
 from shared.clients import GenerationClient
 from shared.errors import DeadlineError, OverloadedError, RouterShiftError
@@ -27,14 +27,14 @@ _LONGEST_PAUSE_SECONDS = 5.0
 
 
 class CurriculumWorker:
-    def __init__(self, settings: Settings, task: Task, run: Run) -> None:
+    def __init__(self, settings: Settings, problems: Problems, run: Run) -> None:
         self._settings = settings
-        self._task = task
+        self._problems = problems
         self._run = run
         self._recording = Recording(settings.run)
         self._reported = 0.0  # when the progress of an evaluation was
         self._poll = settings.curriculum.poll_seconds
-        self._held_out: Sequence[Problem] = task.held_out(settings.curriculum.evaluation.problems)
+        self._held_out: Sequence[Problem] = problems.held_out(settings.curriculum.evaluation.problems)
         # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
         self._first_seed = settings.run.seed << 40
 
@@ -114,12 +114,13 @@ class CurriculumWorker:
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _prompt(self, index: int) -> pb.Prompt:
-        run, rollout, problem = self._settings.run, self._settings.rollout, self._task.train(index)
+        run, rollout, problem = self._settings.run, self._settings.rollout, self._problems.train(index)
         prompt = pb.Prompt(
             run_id=run.id,
             prompt_id=f"{index:08d}",
             text=problem.prompt,
-            verifier=self._task.verifier,
+            token_ids=problem.token_ids,
+            verifier=problem.verifier,
             reference=wire.encode_struct(problem.reference),
             sampling=pb.SamplingParams(
                 n=rollout.n,
@@ -143,7 +144,7 @@ class CurriculumWorker:
 
     async def _evaluate(self, version: int) -> None:
         """Evaluates what generation serves now, in the name of `version`, and publishes the result."""
-        result = await evaluate(self._held_out, self._task.verifier, version, self._settings, self._report_answered)
+        result = await evaluate(self._held_out, version, self._settings, self._report_answered)
         earlier = await self._run.progress()
         best_version = version if earlier.best_version is None else earlier.best_version
         best_accuracy = earlier.best_accuracy or 0.0

@@ -10,6 +10,7 @@ import numpy as np
 
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from services.curriculum.held_out import EvaluationSampling
+from services.curriculum.problems import TaskProblems
 from services.curriculum.settings import CurriculumSettings, EvaluationSettings, Settings
 from services.curriculum.tasks.countdown import Countdown, Problem
 from services.curriculum.worker import CurriculumWorker
@@ -31,6 +32,7 @@ SAMPLES = 4
 EVERY = 10
 TASK = Countdown(0)
 PROBLEMS: list[Problem] = TASK.held_out(6)
+CURRICULUM = TaskProblems(TASK)
 INDEX = {problem.prompt: i for i, problem in enumerate(PROBLEMS)}
 TOKENIZER = build_tokenizer()
 INFO = EngineInfo("hand-written", "table", VOCABULARY, MAX_MODEL_LEN, (EOS,), None)
@@ -92,7 +94,9 @@ class HandWritten:
 async def servers(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[Settings]:
     """Generation with this engine and the reward service, and settings that lead to them."""
     TOKENIZER.save_pretrained(folder)
-    common = RunSettings(id="hand", folder=folder, model=folder, evaluate_every=EVERY, groups_per_step=2)
+    common = RunSettings(
+        id="hand", folder=folder, model=folder, task="countdown", evaluate_every=EVERY, groups_per_step=2
+    )
     generation, reward, servicer = Server(), Server(), GenerationServicer()
     gen_grpc.add_GenerationServiceServicer_to_server(servicer, generation.grpc)
     servicer.open(engine, Requests(folder, engine.info, 100), WeightsLoader(engine, folder))
@@ -150,7 +154,7 @@ class Training:
 @asynccontextmanager
 async def training(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[Training]:
     async with servers(engine, run, folder) as settings:
-        worker = CurriculumWorker(settings, TASK, run)
+        worker = CurriculumWorker(settings, CURRICULUM, run)
         await worker.evaluate_start()
         task = asyncio.create_task(worker.evaluate_versions())
         yield Training(engine, run, settings)

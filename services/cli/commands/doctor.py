@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
 async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
     """One row a check: whether it is well, its name, and what was found or how to fix it.
 
-    Settings count as they would in a run: recipe, environment, flags. Where none of them names a model, it is not
-    looked at.
+    Settings count as they would in a run: recipe, environment, flags. Where none of them names a model, or
+    where prompts come from, it is not looked at.
     """
     rows = [
         _check("python", lambda: f"{platform.python_version()} at {sys.executable}"),
@@ -60,7 +60,10 @@ async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
         return [*rows, (False, "settings", str(error))]
     rows.append(_check("disk", lambda: _disk(recipe)))
     rows.append(await _redis(recipe))
-    checks = {name: check for name, check in CHECKS.items() if names_model or name != "model"}
+    unnamed = {"model"} if not names_model else set()
+    if recipe_file is None and recipe.run.task is None and not recipe.data.train:
+        unnamed.add("task")
+    checks = {name: check for name, check in CHECKS.items() if name not in unnamed}
     return [*rows, *(_check(name, partial(check, recipe)) for name, check in checks.items())]
 
 

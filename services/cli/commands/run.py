@@ -189,7 +189,7 @@ def _summary(running: Services, followed: _Followed, seconds: float) -> dict[str
         raise UnavailableError(f"the run has no step or too few evaluations; see {recipe.run.path / 'logs'}")
     sampled_by = versions_in_words(evaluations[-1])
     return {
-        "task": recipe.run.task,
+        "task": recipe.run.task or ", ".join(source.label for source in recipe.data.train),
         "engine": recipe.generation.engine,
         "algorithm": recipe.learner.algorithm,
         "steps": steps[-1]["step"],

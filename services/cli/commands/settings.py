@@ -82,7 +82,7 @@ def _text(chosen: Sequence[TableOfKeys]) -> Iterator[str]:
     for number, table in enumerate(chosen):
         if number:
             yield ""
-        yield f"[{table.name}]" + (f"  {table.description}" if table.description else "")
+        yield table.heading + (f"  {table.description}" if table.description else "")
         for key in table.keys:
             yield f"  {key.name} = {_default(key)}  ({key.type})"
             if key.description:
@@ -93,7 +93,7 @@ def _markdown(chosen: Sequence[TableOfKeys]) -> Iterator[str]:
     for number, table in enumerate(chosen):
         if number:
             yield ""
-        yield f"## `[{table.name}]`"
+        yield f"## `{table.heading}`"
         yield ""
         if table.description:
             yield table.description

@@ -150,18 +150,8 @@ class BatchVerifier(Verifier):
 class Parts(Protocol):
     """How a verifier that is made of others has them judge: `Scorer` is one."""
 
-    @property
-    def verifiers(self) -> "Mapping[str, Verifier | AsyncVerifier]":
-        """Those that there are, by name."""
-        ...
-
     async def verdicts(self, verifier: str, items: Sequence[Item]) -> list[Verdict]:
-        """One an item.
-
-        Raises:
-            InvalidInputError: the verifier is one that asks, or has been asked by it.
-            Exception: one of the items has no verdict.
-        """
+        """Raises where one of the items has no verdict."""
         ...
 
 

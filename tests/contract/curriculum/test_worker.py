@@ -17,7 +17,7 @@ from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
 from shared.tracking import records
 from shared.weights import published
-from tests.support.curriculum import EVERY, INDEX, PROBLEMS, SAMPLES, TASK, HandWritten, servers, training, until
+from tests.support.curriculum import CURRICULUM, EVERY, INDEX, PROBLEMS, SAMPLES, HandWritten, servers, training, until
 
 
 async def test_sampled_and_greedy_accuracy_are_those_of_the_policy(run: Run, tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ async def test_sampled_and_greedy_accuracy_are_those_of_the_policy(run: Run, tmp
         right=lambda version, index: (0, 1, 2, 3, 4, 0)[index], greedy=lambda version, index: index < 3
     )
     async with servers(engine, run, tmp_path) as settings:
-        result = await evaluate(PROBLEMS, TASK.verifier, 0, settings)
+        result = await evaluate(CURRICULUM.held_out(len(PROBLEMS)), 0, settings)
     assert (result.problems, result.samples) == (6, 24)
     assert result.accuracy == result.valid == 10 / 24
     assert result.greedy_accuracy == 3 / 6
@@ -46,7 +46,7 @@ async def test_an_evaluation_says_which_versions_answered(run: Run, tmp_path: Pa
 
     engine = HandWritten(right=lambda version, index: 1, before=move_on, version=10)
     async with servers(engine, run, tmp_path) as settings:
-        result = await evaluate(PROBLEMS, TASK.verifier, 10, settings)
+        result = await evaluate(CURRICULUM.held_out(len(PROBLEMS)), 10, settings)
     assert (result.version, result.oldest_version, result.newest_version) == (10, 10, 13)
 
 
@@ -172,7 +172,7 @@ async def test_the_first_evaluation_gives_up_with_the_reason(run: Run, tmp_path:
     async with servers(HandWritten(right=lambda version, index: 1, before=go_away), run, tmp_path) as settings:
         evaluation = settings.curriculum.evaluation.model_copy(update={"patience_seconds": 0.0})
         curriculum = settings.curriculum.model_copy(update={"evaluation": evaluation})
-        worker = CurriculumWorker(settings.model_copy(update={"curriculum": curriculum}), TASK, run)
+        worker = CurriculumWorker(settings.model_copy(update={"curriculum": curriculum}), CURRICULUM, run)
         with pytest.raises(
             DeadlineError, match=r"version 0 is not evaluated after \d+ s: Generate: the engine is silent"
         ):
@@ -195,7 +195,7 @@ async def test_the_memory_of_redis_is_watched(run: Run, redis: Redis, tmp_path: 
     limit = 8 << 30
     await redis.config_set("maxmemory", limit)
     async with servers(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
-        watching = asyncio.create_task(CurriculumWorker(settings, TASK, run).watch())
+        watching = asyncio.create_task(CurriculumWorker(settings, CURRICULUM, run).watch())
 
         async def watched() -> bool:
             return REGISTRY.get_sample_value("routershift_redis_memory_limit_bytes") == limit
@@ -211,7 +211,7 @@ async def test_the_memory_of_redis_is_watched(run: Run, redis: Redis, tmp_path: 
 
 async def test_prompts_ask_for_what_the_run_says(run: Run, tmp_path: Path) -> None:
     async with servers(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
-        feeding = asyncio.create_task(CurriculumWorker(settings, TASK, run).feed())
+        feeding = asyncio.create_task(CurriculumWorker(settings, CURRICULUM, run).feed())
 
         async def fed() -> bool:
             return await run.tickets_held() == settings.run.tickets

@@ -28,7 +28,7 @@ def model(folder: Path, **config: Any) -> Path:
 
 
 def check(*flags: object) -> None:
-    preflight(load(Recipe, None, {}, [*FREE, "generation.engine=torch", *map(str, flags)]))
+    preflight(load(Recipe, None, {}, [*FREE, "run.task=countdown", "generation.engine=torch", *map(str, flags)]))
 
 
 def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
@@ -46,6 +46,11 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
         ({}, ["rollout.max_tokens=32", "generation.max_model_len=32"], "generation.max_model_len leaves room for 32"),
         ({"text_config": {"max_position_embeddings": 24}}, [], "leaves room for 24"),
         ({}, ["run.task=sodoku"], "run.task is 'sodoku'; known: countdown"),
+        (
+            {},
+            ["data.train.0.source=a.jsonl", "data.train.0.preset=gsm8k"],
+            "run.task is 'countdown', and there is [[data.train]]; take one of both out",
+        ),
         ({}, ["generation.engine=tensorrt"], "generation.engine is 'tensorrt'; known: vllm, torch"),
         ({}, ["reward.verifiers.mine.kind=regx"], "did you mean 'regex'?"),
         ({}, ["generation.router_export=none"], "generation.router_export is 'none'"),
@@ -150,7 +155,9 @@ def test_doctor_sees_ports_disk_and_settings(capsys: pytest.CaptureFixture[str],
 
 def test_doctor_reads_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f'[run]\nmodel = "{model(tmp_path / "model")}"\n[generation]\nengine = "torch"\n')
+    recipe.write_text(
+        f'[run]\nmodel = "{model(tmp_path / "model")}"\ntask = "countdown"\n[generation]\nengine = "torch"\n'
+    )
     assert rows(capsys, "--recipe", recipe, *flags())[0] == 0
     code, found = rows(capsys, "--recipe", recipe, *flags("rollout.max_tokens=64"))
     assert code == 2

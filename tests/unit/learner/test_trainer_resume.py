@@ -47,7 +47,7 @@ TAKEN: dict[str, Any] = {
 def trainer(
     folder: Path, run: dict[str, Any] | None = None, rollout: dict[str, Any] | None = None, **settings: Any
 ) -> Trainer:
-    made = RunSettings(model=folder, **{"steps": 20} | (run or {}))
+    made = RunSettings(model=folder, **{"steps": 20, "task": "countdown"} | (run or {}))
     return Trainer(learner_settings(**BASE | settings), made, RolloutSettings.model_validate(rollout or {}))
 
 

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from services.cli.recipe import Recipe
+from services.curriculum.settings import Settings as CurriculumTables
 from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
@@ -179,3 +180,92 @@ def test_files_that_a_recipe_names_are_relative_to_it(tmp_path: Path) -> None:
         "math": {"decimals": 2},
         "other": {"file": "here.py"},
     }
+
+
+SOURCES = """
+[run]
+model = "model"
+[[data.train]]
+source = "rows/*.jsonl"
+columns = { prompt = "question", reference = "answer" }
+verifier = "math"
+chat_template = "chat.jinja"
+[[data.train]]
+source = "openai/gsm8k"
+preset = "gsm8k"
+verifier = { kind = "math", judging_seconds = 2.0 }
+[[data.eval]]
+source = "/far/test.csv.gz"
+columns = { prompt = "question", reference = "answer" }
+verifier = { kind = "math", judging_seconds = 2.0 }
+"""
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(SOURCES)
+    return path
+
+
+def test_paths_in_arrays_of_tables_are_relative_to_the_recipe_and_names_stay(sources: Path) -> None:
+    train = load(CurriculumTables, sources, {}).data.train
+    assert [each.source for each in train] == [f"{sources.parent}/rows/*.jsonl", "openai/gsm8k"]
+    assert [each.chat_template for each in train] == [sources.parent / "chat.jinja", True]
+    assert load(CurriculumTables, sources, {}).data.eval[0].source == "/far/test.csv.gz"
+
+
+def test_a_key_of_one_table_of_an_array_is_set_from_everywhere(sources: Path) -> None:
+    environment = {"ROUTERSHIFT_DATA__TRAIN__1__WEIGHT": "2"}
+    flags = ["data.train.0.weight=3", "data.train.0.columns.prompt=q", "data.eval.1.source=b.csv"]
+    flags += ["data.eval.1.columns.prompt=q", "data.eval.1.verifier=exact", "data.train.0.chat_template=off"]
+    data = load(CurriculumTables, sources, environment, flags).data
+    assert [each.weight for each in data.train] == [3, 2]
+    assert data.train[0].columns == {"prompt": "q", "reference": "answer"}
+    assert data.train[0].chat_template is False
+    assert [each.label for each in data.eval] == ["test", "b"]
+
+
+def test_a_verifier_in_a_source_reaches_the_reward_service_once(sources: Path) -> None:
+    table = {"kind": "math", "judging_seconds": 2.0}
+    assert load(RewardTables, sources, {}).reward.verifiers == {"data-train-1": table}
+    data = load(CurriculumTables, sources, {}).data
+    assert [each.verifier for each in (*data.train, *data.eval)] == ["math", "data-train-1", "data-train-1"]
+    assert load(GenerationTables, sources, {}).run.model == sources.parent / "model"
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("data.train.0.sorce=x", "unknown setting 'data.train.0.sorce'; did you mean 'data.train.0.source'?"),
+        ("data.eval.0.sampling.tempratur=1", "did you mean 'data.eval.0.sampling.temperature'?"),
+        ("data.train.1.weight=-1", "setting 'data.train.1.weight' is '-1': input should be greater than 0"),
+        ("data.train.x.weight=1", "data.train is an array of 2 tables; expected the number of one, counted from 0"),
+        ("data.train.7.weight=1", "data.train is an array of 2 tables; expected the number of one, counted from 0"),
+        ("data.train.0=x", "setting 'data.train.0' is 'x': it is a table; set one of its keys, as 'data.train.source'"),
+        ("data.train=x", "setting 'data.train' is 'x':"),
+        ("data.train.0.source.x=1", "data.train.0.source is a single value in the recipe"),
+        ("data.train.0.verifier.judging_seconds=1", "data.train.0.verifier is a single value in the recipe"),
+        ("data.train.1.verifier.judging_seconds=1", ""),
+        ("data.train.2.verifier.judging_seconds=1", "'data.train.2.verifier' is a table without kind or file"),
+        ("data.train.1.preset=gsm9k", "preset is 'gsm9k'; did you mean 'gsm8k'?"),
+        ("data.train.0.split=test", "split is for a data set by name"),
+        ("data.train.0.weight=1", "some tables of train have a weight and some have none"),
+        ("data.eval.1.source=test.json", "setting 'data.eval.1': columns.prompt and prompt are missing"),
+        ("data.held_out=1", "did you mean 'data.held_out_share'?"),
+        ("run.task=countdown", "run.task is 'countdown', and there is [[data.train]]; take one of both out"),
+    ],
+)
+def test_mistakes_in_arrays_of_tables_name_the_table(sources: Path, flag: str, text: str) -> None:
+    if not text:
+        load(CurriculumTables, sources, {}, [flag])
+        return
+    with pytest.raises(InvalidInputError) as caught:
+        load(CurriculumTables, sources, {}, [flag])
+    assert text in str(caught.value)
+
+
+def test_one_table_in_the_place_of_an_array_is_told_how_to_write_it(sources: Path) -> None:
+    sources.write_text(SOURCES.replace("[[data.eval]]", "[data.eval]"))
+    with pytest.raises(InvalidInputError, match=r"'data.eval' is one table; write \[\[data.eval\]\]"):
+        load(CurriculumTables, sources, {})

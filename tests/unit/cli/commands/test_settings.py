@@ -68,8 +68,9 @@ def test_every_key_of_a_recipe_is_there_with_a_description(capsys: pytest.Captur
 def test_what_is_printed_is_what_a_recipe_takes(tmp_path: Path) -> None:
     """Every default that is shown may be written into a recipe."""
     flags = ["run.model=x"]
+    arrays = tuple(table.name for table in tables(Recipe) if table.is_array)
     for table in tables(Recipe):
-        for key in table.keys:
+        for key in () if table.name.startswith(arrays) else table.keys:
             if key.default is not None and isinstance(key.default, str | int | float) and key.path != "redis.url":
                 flags.append(f"{key.path}={key.default}")
     shown, plain = load(Recipe, None, {}, flags), load(Recipe, None, {}, ["run.model=x", "run.id=x"])
