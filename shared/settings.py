@@ -9,7 +9,6 @@ Long because it holds the tables that every service reads beside the one loader 
 """
 
 import difflib
-import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,15 +32,16 @@ from pydantic import (
 from shared import redis_url
 from shared.errors import InvalidInputError, NotFoundError
 from shared.models.folder import check_folder
+from shared.models.hub import SCHEME, fetch, parse_model
 from shared.sampling import MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
 from shared.sources import is_file
 
 ENV_PREFIX = "ROUTERSHIFT_"
 SERVICES = ("curriculum", "generation", "reward", "learner")
 _VERIFIERS = (("reward", "verifiers", "*"), ("data", "train", "*", "verifier"), ("data", "eval", "*", "verifier"))
-# What a recipe names relative to itself, and of what is not always a path, when it is one. "*": any name or number.
+# What a recipe names relative to itself, beside its model, and when a value that may be more is a path. "*": any name
+# or number.
 _PATHS: Mapping[tuple[str, ...], Callable[[str], bool]] = {
-    ("run", "model"): lambda value: True,
     **{(*verifier, key): (lambda value: True) for verifier in _VERIFIERS for key in ("file", "model")},
     **{("data", part, "*", "source"): is_file for part in ("train", "eval")},
     **{("data", part, "*", "chat_template"): lambda value: value not in ("on", "off") for part in ("train", "eval")},
@@ -130,7 +130,13 @@ class RunSettings(Table):
         description="name of the run: prefix of its Redis keys and name of its folder",
     )
     folder: Path = Field(Path("runs"), description="parent of the folders of runs")
-    model: Path = Field(description="model folder in the Hugging Face format; in a recipe, relative to the recipe")
+    model: Path | str = Field(
+        description="model folder in the Hugging Face format, in a recipe relative to the recipe; or OWNER/NAME on the "
+        "Hugging Face Hub, where no folder OWNER is there"
+    )
+    model_revision: str = Field(
+        "", description="branch, tag or commit of a model on the Hugging Face Hub; default: its main branch"
+    )
     task: str | None = Field(None, description="the task that prompts come from; default: the tables [[data.train]]")
     seed: int = Field(0, ge=0, description="start of every random sequence")
     steps: int = Field(100, ge=1, description="optimizer batches, each of which publishes a version")
@@ -144,10 +150,32 @@ class RunSettings(Table):
         (), description="experiment trackers that get every record beside the run's folder, as in one,two"
     )
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _folder_or_name(cls, value: Any) -> Any:
+        return parse_model(value, Path()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _revision_is_of_a_name(self) -> Self:
+        if self.model_revision and isinstance(self.model, Path):
+            raise ValueError(
+                f"model_revision is {self.model_revision!r}, and model is the folder {self.model}; only OWNER/NAME on "
+                "the Hugging Face Hub has revisions: take it out"
+            )
+        return self
+
     @property
     def path(self) -> Path:
         """Folder of logs, weights, checkpoints and records of this run."""
         return self.folder / self.id
+
+    def model_folder(self, *, weights: bool = True) -> Path:
+        """The model folder; of a name on the Hugging Face Hub, that in its cache. Raises as `hub.fetch` does.
+
+        Args:
+            weights: False where config, tokenizer and chat template are enough.
+        """
+        return self.model if isinstance(self.model, Path) else fetch(self.model, self.model_revision, weights=weights)
 
     def require_model(self) -> Path:
         """The model folder, after what can be told without loading it was checked.
@@ -155,19 +183,16 @@ class RunSettings(Table):
         Raises:
             NotFoundError: it is none, or lacks a file.
             CorruptDataError: a file in it is broken.
+            PreconditionError, MissingDependencyError: it is on the Hugging Face Hub, and cannot be fetched.
         """
-        if (self.model / "config.json").is_file():
-            check_folder(self.model)
-            return self.model
-        what = "no config.json there" if self.model.is_dir() else "no such folder"
-        hint = ""
-        if not self.model.parent.is_dir() and (name := _hub_name(self.model)):
-            folder = f"models/{name.rpartition('/')[2]}"
-            hint = (
-                f". Models are not downloaded by name: if {name} is one of the Hugging Face Hub, run "
-                f"`hf download {name} --local-dir {folder}` and set run.model to {folder}"
-            )
-        raise NotFoundError(f"run.model is {self.model}; {what}: expected a Hugging Face model folder{hint}")
+        folder = self.model_folder()
+        if (folder / "config.json").is_file():
+            check_folder(folder)
+            return folder
+        what = "no config.json there" if folder.is_dir() else "no such folder"
+        raise NotFoundError(
+            f"run.model is {folder}; {what}: expected a Hugging Face model folder, or a name on the Hugging Face Hub"
+        )
 
     @property
     def weights_root(self) -> Path:
@@ -275,12 +300,6 @@ class BaseSettings(Table):
     access: AccessSettings = AccessSettings()
 
 
-def _hub_name(folder: Path) -> str:
-    """The end of a path that is no folder, as OWNER/NAME, where it could be a name on the Hugging Face Hub; else ""."""
-    name = "/".join(folder.parts[-2:])
-    return name if re.fullmatch(r"[A-Za-z0-9][\w-]*/[\w.-]+", name, re.ASCII) else ""
-
-
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
@@ -339,6 +358,13 @@ def _read(recipe: Path) -> dict[str, Any]:
             value = table.get(path[-1])
             if isinstance(value, str) and is_path(value):
                 table[path[-1]] = str(recipe.parent / value)
+    run = data.get("run")
+    if isinstance(run, dict) and isinstance(run.get("model"), str):
+        try:
+            model = parse_model(run["model"], recipe.parent)
+        except ValueError as error:
+            raise InvalidInputError(f"recipe {recipe}: run.model: {error}") from None
+        run["model"] = model if isinstance(model, Path) else SCHEME + model
     return data
 
 
@@ -472,7 +498,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"setting {name!r}: {fault['ctx']['error']}{more}" if name else f"{fault['ctx']['error']}{more}"
     # A whole table would be long, and may hold a secret.
     value = "" if fault["type"] == "missing" or isinstance(fault["input"], Mapping) else f" is {fault['input']!r}:"
-    return f"setting {name!r}{value} {fault['msg'].lower()}{more}"
+    said = fault["ctx"]["error"] if fault["type"] == "value_error" else fault["msg"].lower()
+    return f"setting {name!r}{value} {said}{more}"
 
 
 def _nearest(name: str, model: type[BaseModel]) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from services.cli import ports
@@ -31,7 +32,7 @@ def preflight(recipe: Recipe) -> None:
 
 def _model(recipe: Recipe) -> str:
     folder = recipe.run.require_model()
-    config = _config(recipe)
+    config = _config(folder)
     text = _text_part(config)
     kinds = [str(part.get("model_type")) for part in (config, text)]
     if recipe.learner.uses_traces and not any(map(family_of, kinds)):
@@ -45,8 +46,8 @@ def _model(recipe: Recipe) -> str:
     return f"{config.get('model_type')} in {folder}"
 
 
-def _config(recipe: Recipe) -> Mapping[str, Any]:
-    path = recipe.run.model / "config.json"
+def _config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -49,7 +49,7 @@ class GenerationService(Service):
             settings.run, settings.rollout, engine.info.router_layout, chosen.router_export, chosen.router_scores
         )
         check_step_fits(settings.run, settings.rollout, settings.streams, longest)
-        requests = await asyncio.to_thread(Requests, settings.run.model, engine.info, chosen.max_tokens)
+        requests = await asyncio.to_thread(Requests, settings.run.model_folder(), engine.info, chosen.max_tokens)
         self._run = run
         self._loader = loader = WeightsLoader(engine, settings.run.weights_root, self._name)
         await self._restore(await run.announced_weights())

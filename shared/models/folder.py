@@ -25,6 +25,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+# All that is read of a model beside its weights.
+DESCRIPTIONS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -57,7 +59,7 @@ def check_tokenizer_files(model: Path) -> None:
 
 def copy_descriptions(model: Path, to: Path) -> None:
     """Copies what a model folder holds beside weights: config, generation config, tokenizer and chat template."""
-    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+    for name in DESCRIPTIONS:
         if (model / name).is_file():
             shutil.copyfile(model / name, to / name)
             sync(to / name)
@@ -73,18 +75,28 @@ def weight_files(model: Path) -> list[Path]:
     if not (model / "config.json").is_file():
         raise NotFoundError(f"model folder {model} has no config.json; expected a folder in Hugging Face layout")
     read_json(model / "config.json")
-    names = {"model.safetensors"}
-    if (index := model / INDEX).is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CorruptDataError(f"{index} has no object 'weight_map' that names the file of each tensor")
-        for tensor, name in weight_map.items():
-            if not isinstance(name, str) or Path(name).name != name:
-                raise CorruptDataError(f"{index}: weight_map[{tensor!r}] is {name!r}; expected a file name")
-        names = set(weight_map.values())
-    if missing := sorted(name for name in names if not (model / name).is_file()):
+    names = weight_names(model)
+    if missing := [name for name in names if not (model / name).is_file()]:
         raise NotFoundError(f"model folder {model} has no {', '.join(missing)}; copy the whole folder")
-    return [model / name for name in sorted(names)]
+    return [model / name for name in names]
+
+
+def weight_names(model: Path) -> list[str]:
+    """The names of the safetensors files that a model folder must have, sorted: those of its index, or else one.
+
+    Raises:
+        CorruptDataError: the index is broken.
+    """
+    index = model / INDEX
+    if not index.is_file():
+        return ["model.safetensors"]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptDataError(f"{index} has no object 'weight_map' that names the file of each tensor")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CorruptDataError(f"{index}: weight_map[{tensor!r}] is {name!r}; expected a file name")
+    return sorted(set(weight_map.values()))
 
 
 def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:

@@ -151,7 +151,9 @@ def _service(work: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> No
         port = await server.listen("127.0.0.1", 0, [])
         await engine.start()
         try:
-            servicer.open(engine, Requests(settings.run.model, engine.info, 256), WeightsLoader(engine, Path()))
+            servicer.open(
+                engine, Requests(settings.run.model_folder(), engine.info, 256), WeightsLoader(engine, Path())
+            )
             await server.serving()
             await asyncio.to_thread(sys.stdin.readline)
             tell({"address": f"127.0.0.1:{port}"})

@@ -120,7 +120,7 @@ def test_settings_agree_with_ports_probes_and_files(stack: Stack, settings: dict
         assert str(own.run.folder) == "/runs", pods.owner
         assert "id" in own.run.model_fields_set, "services of one run must agree on its name"
         if pods.name in ("generation", "learner"):
-            assert own.run.model.is_relative_to("/models"), own.run.model
+            assert own.run.model_folder().is_relative_to("/models"), own.run.model
             assert "/models" in pods.mounts, pods.owner
             assert pods.mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory", pods.owner  # noqa: S108
 

@@ -64,7 +64,7 @@ def settings(**values: object) -> list[str]:
         "run__id": "test",
         "run__groups_per_step": 8,
         "curriculum__evaluation__problems": 24,
-        "curriculum__evaluation__samples": 1,
+        "curriculum__evaluation__sampling__n": 1,
         "generation__engine": "torch",
     }
     ports = {

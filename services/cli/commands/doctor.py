@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -110,7 +111,9 @@ def _disk(recipe: Recipe) -> str:
 
 
 def _kept_bytes(recipe: Recipe) -> int:
-    model = sum(file.stat().st_size for file in recipe.run.model.glob("*.safetensors"))
+    model = 0
+    with contextlib.suppress(RouterShiftError):  # the row of the model says it
+        model = sum(file.stat().st_size for file in recipe.run.model_folder().glob("*.safetensors"))
     kept = recipe.learner.checkpoints
     # A checkpoint holds the weights and both moments of AdamW. One more of each is written before the oldest goes.
     return model * (kept.keep_weights + 1 + 3 * (kept.keep + 1))

@@ -66,6 +66,8 @@ async def services(recipe_file: Path | None, flags: Sequence[str], log_level: st
         if line := wanted.in_words(found):
             sys.stderr.write(f"{line}\n")
         settled = [*flags, f"run.id={recipe.run.id}", *(f"{name}={port}" for name, port in found.items())]
+        # And its model from a branch of the Hub, which may move.
+        settled += [f"run.model={recipe.run.model_folder().absolute()}", "run.model_revision="]
         recipe = load(Recipe, recipe_file, os.environ, settled)
         for service in ("generation", "reward"):
             settled.append(f"curriculum.{service}_address={_address(recipe, service)}")

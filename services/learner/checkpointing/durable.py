@@ -130,7 +130,7 @@ class Durable:
     def _export(self, folder: Path) -> None:
         """Fills a folder that transformers and vLLM load as they load the model that the run began with."""
         self._trainer.export_weights(folder)
-        copy_descriptions(self._settings.run.model, folder)
+        copy_descriptions(self._settings.run.model_folder(), folder)
 
     async def make_room(self, stop: asyncio.Event) -> bool:
         """Writes a checkpoint ahead of time where reward waits for room that trained groups take; tells whether.

@@ -25,8 +25,9 @@ def identity(settings: LearnerSettings, run: RunSettings, rollout: RolloutSettin
 
     The model is known by `fingerprint`, so that its folder may move.
     """
+    folder = run.require_model()
     return {
-        MODEL: {"folder": str(run.model), "fingerprint": fingerprint(run.require_model())},
+        MODEL: {"folder": str(folder), "fingerprint": fingerprint(folder)},
         **{f"run.{name}": getattr(run, name) for name in _RUN},
         **{f"rollout.{name}": getattr(rollout, name) for name in _ROLLOUT},
         "learner.algorithm": settings.algorithm,

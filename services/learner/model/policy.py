@@ -146,7 +146,7 @@ def load(folder: Path, is_empty: bool = False) -> tuple[PreTrainedModel, torch.d
     """
     require_float(folder)
     model_tensors(folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # without it, transformers asks on a terminal
     for noise in _NOISE:
         if hasattr(config, noise):
             setattr(config, noise, 0.0)
