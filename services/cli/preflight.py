@@ -10,6 +10,8 @@ from services.cli import ports
 from services.cli.recipe import Recipe
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
 from shared.models.families import family_of, no_routers_in_words
+from shared.models.layout import layout_of_folder, text_config
+from shared.streams.capacity import check_step_fits, trajectory_bytes
 from shared.trajectory import RouterExport
 
 # How to install the package that an engine is named after.
@@ -21,7 +23,7 @@ def preflight(recipe: Recipe) -> None:
 
     Raises:
         NotFoundError: the model folder, the engine, the task or a verifier is missing.
-        InvalidInputError: settings that contradict each other or the model.
+        InvalidInputError: settings that contradict each other or the model; a step that fits into no stream.
         MissingDependencyError: the engine is not installed.
         PreconditionError: a dense model for an algorithm that needs routers; or ports that were given explicitly are
             taken: names all of them.
@@ -33,11 +35,11 @@ def preflight(recipe: Recipe) -> None:
 def _model(recipe: Recipe) -> str:
     folder = recipe.run.require_model()
     config = _config(folder)
-    text = _text_part(config)
+    text = text_config(config)
     kinds = [str(part.get("model_type")) for part in (config, text)]
     if recipe.learner.uses_traces and not any(map(family_of, kinds)):
         raise PreconditionError(f"run.model is {folder}: {no_routers_in_words(kinds[0])}")
-    length, source = _longest(recipe, text)
+    length, source = longest(recipe, text)
     if length is not None and recipe.rollout.max_tokens >= length:
         raise InvalidInputError(
             f"rollout.max_tokens is {recipe.rollout.max_tokens}, and {source} leaves room for {length} tokens of "
@@ -57,13 +59,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of the language model, where others stand beside it."""
-    part = config.get("text_config")
-    return part if isinstance(part, dict) else config
-
-
-def _longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]:
+def longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]:
     """Tokens of prompt and response that fit, and what says so; None where only the engine can tell."""
     if recipe.generation.max_model_len is not None:
         return recipe.generation.max_model_len, "generation.max_model_len"
@@ -133,11 +129,23 @@ def _ports(recipe: Recipe) -> str:
     return f"taken, so that run and up would take free ones instead: {taken}"
 
 
+def _streams(recipe: Recipe) -> str:
+    chosen = recipe.generation
+    layout = layout_of_folder(recipe.run.require_model())
+    trajectory = trajectory_bytes(recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores)
+    check_step_fits(recipe.run, recipe.rollout, recipe.streams, trajectory)
+    step = recipe.run.groups_per_step * recipe.rollout.n * trajectory
+    return (
+        f"a step takes at most {step / 2**20:.1f} MiB of streams.max_bytes {recipe.streams.max_bytes / 2**20:.1f} MiB"
+    )
+
+
 # By what they look at. Each gives what it found, in words.
 CHECKS: Mapping[str, Callable[[Recipe], str]] = {
     "model": _model,
     "engine": _engine,
     "algorithm": _routers,
     "task": _task,
+    "streams": _streams,
     "ports": _ports,
 }

@@ -201,12 +201,14 @@ class CurriculumWorker:
                 reason, pause = f"generation serves version {served}", self._poll
             except (OSError, OverloadedError) as error:  # no answer, no answer in time, or no space for the record
                 reason, pause = str(error), min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                if isinstance(error, DeadlineError):
+                    reason += " (curriculum.evaluation.answer_seconds)"
             now = time.monotonic()
             failed = failed or now
             if now - failed > patience:
                 raise DeadlineError(
-                    f"version {version} is not evaluated after {now - began:.0f} s: {reason} "
-                    "(curriculum.evaluation.patience_seconds)"
+                    f"version {version} is not evaluated after {now - began:.0f} s: {reason}; raise "
+                    "curriculum.evaluation.patience_seconds if generation and reward only need longer"
                 )
             if now - said > _LINE_SECONDS:
                 said = now

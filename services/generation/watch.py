@@ -55,7 +55,8 @@ class EngineWatch:
         if self._still > self._stall_seconds:
             raise UnavailableError(
                 f"the engine has sampled nothing for {self._still:.0f} s, over generation.stall_seconds = "
-                f"{self._stall_seconds:g}, with {load.running} sequences running and {load.waiting} waiting"
+                f"{self._stall_seconds:g} (raise that if it is slow), "
+                f"with {load.running} sequences running and {load.waiting} waiting"
                 f"{'' if load.replacing is None else ', and does nothing about the new weights'}; what it held will be "
                 "redelivered"
             )

@@ -30,7 +30,7 @@ _LAST_SECONDS = 5.0  # of a process that has been told to end, or of the one tha
 
 def follow(settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, log_level: str) -> int:
     """Runs a follower until rank 0 closes or ends; gives the exit code of this process."""
-    ranks = Ranks.open(settings.device)
+    ranks = Ranks.open(settings.device, settings.parallel.timeout)
     name = f"learner-{ranks.rank}"
     setproctitle.setproctitle(f"routershift follow {name}")
     logs.configure(name, run.path / "logs", log_level)

@@ -1,5 +1,6 @@
 """Settings of the learner: the table [learner]."""
 
+from datetime import timedelta
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -75,6 +76,9 @@ class CheckpointSettings(Table):
     disk_seconds: float = Field(
         120.0, ge=0, description="how long a failing write is retried before the learner ends, in seconds"
     )
+    step_seconds: float = Field(
+        7200.0, ge=0, description="how long a checkpoint that a caller asks for waits for the step in progress"
+    )
 
 
 class TransferSettings(Table):
@@ -103,6 +107,13 @@ class ParallelSettings(Table):
     processes: int = Field(
         1, ge=1, description="ranks that the learner starts on this machine; under torchrun, torchrun starts them"
     )
+    timeout_seconds: float = Field(
+        1800.0, gt=0, description="how long ranks wait for one that loads the model, computes or writes a checkpoint"
+    )
+
+    @property
+    def timeout(self) -> timedelta:
+        return timedelta(seconds=self.timeout_seconds)
 
 
 class LearnerSettings(ServerSettings):

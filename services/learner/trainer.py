@@ -64,7 +64,7 @@ class Trainer:
         self.step = 0
         self._settings = settings
         self._run = run
-        self._ranks = ranks or Ranks.open(settings.device)
+        self._ranks = ranks or Ranks.open(settings.device, settings.parallel.timeout)
         self._identity = identity(settings, run, rollout) if self._ranks.rank == 0 else {}
         self._policy = Policy(settings, run, rollout, self._ranks)
         self.layout = self._policy.layout

@@ -76,8 +76,8 @@ def main(service: Service, settings: BaseSettings, server_settings: ServerSettin
 
 async def _serve(service: Service, settings: BaseSettings, server_settings: ServerSettings) -> None:
     stop = _stop_on_signals()
-    watchdog = Watchdog(server_settings.watchdog_seconds)
-    watchdog.expect("the start", server_settings.start_seconds)
+    watchdog = Watchdog(server_settings.watchdog_seconds, f"{service.name}.watchdog_seconds")
+    watchdog.expect("the start", server_settings.start_seconds, f"{service.name}.start_seconds")
     server = Server(settings.access, server_settings)
     redis: Redis | None = None
     keeping: asyncio.Task[None] | None = None
@@ -104,13 +104,13 @@ async def _serve(service: Service, settings: BaseSettings, server_settings: Serv
         done, _ = await asyncio.wait({working}, timeout=server_settings.drain_seconds)
         if not done:
             raise DeadlineError(
-                f"work in progress did not finish within drain_seconds = {server_settings.drain_seconds}; "
-                "it will be redelivered"
+                f"work in progress did not finish within {service.name}.drain_seconds = "
+                f"{server_settings.drain_seconds:g}; it will be redelivered; raise that where it takes longer"
             )
         working.result()
         log.info("%s drained", service.name)
     finally:
-        watchdog.expect("the end", server_settings.watchdog_seconds)
+        watchdog.expect("the end", server_settings.watchdog_seconds, f"{service.name}.watchdog_seconds")
         with contextlib.suppress(asyncio.CancelledError):
             await server.stop(grace=1.0)
         await service.close()

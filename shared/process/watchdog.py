@@ -30,8 +30,14 @@ class _Expected:
 class Watchdog:
     """Watches the running event loop, and one thing at a time that has to be done within a time of its own."""
 
-    def __init__(self, seconds: float) -> None:
-        """Args: seconds: how long the loop may stand still. Has to be made in the loop's thread."""
+    def __init__(self, seconds: float, setting: str) -> None:
+        """Has to be made in the loop's thread.
+
+        Args:
+            seconds: how long the loop may stand still.
+            setting: the name of what says so.
+        """
+        self._setting = setting
         self._loop = asyncio.get_running_loop()
         self._pace = seconds / _WAKES
         self._standing = 0  # wakes since the loop last ran
@@ -39,9 +45,10 @@ class Watchdog:
         self._stacks = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  # open now: later there may be no room
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def expect(self, what: str, seconds: float) -> None:
-        """From now on this has to end, by `done`, within so many seconds."""
-        self._expected = _Expected(f"{what} took longer than {seconds:g} s", round(seconds / self._pace))
+    def expect(self, what: str, seconds: float, setting: str) -> None:
+        """From now on this has to end, by `done`, within so many seconds, as a setting of this name says."""
+        late = f"{what} took longer than {seconds:g} s; raise {setting} if it is only slow"
+        self._expected = _Expected(late, round(seconds / self._pace))
 
     def done(self) -> None:
         self._expected = None
@@ -52,7 +59,8 @@ class Watchdog:
             pause.wait(self._pace)
             self._standing += 1
             if self._standing > _WAKES:
-                self._bite(f"the event loop stood still for {self._pace * _WAKES:g} s")
+                still = f"the event loop stood still for {self._pace * _WAKES:g} s"
+                self._bite(f"{still}; raise {self._setting} if it is only slow")
             if (expected := self._expected) is not None:
                 expected.wakes_left -= 1
                 if expected.wakes_left < 0:

@@ -127,7 +127,11 @@ class Sender:
             if not (missing := self._missing()):
                 break  # the last of them has come meanwhile
             self._store.set(_WAY, _OFF)
-            why = "called off" if self._called_off.is_set() else f"over after {self.rendezvous.seconds:g} s"
+            why = (
+                "called off"
+                if self._called_off.is_set()
+                else f"over after learner.transfer.timeout_seconds, {self.rendezvous.seconds:g},"
+            )
             raise UnavailableError(
                 f"weights were not sent to all {self.rendezvous.size - 1} workers: the rendezvous was {why} while "
                 f"{missing} had not come"

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +19,18 @@ from services.cli.commands import report
 from services.cli.evaluations import versions_in_words
 from services.cli.local.services import Services, services
 from services.cli.monitor import Monitor, say
+from services.cli.recipe import Recipe
 from services.cli.signals import interruptible
 from shared.errors import DeadlineError, UnavailableError
-from shared.process.exits import EXIT_OK
+from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
+from shared.settings import load
 from shared.streams.connection import connect, server_name
 from shared.streams.run import FINISHED, Ledger, Run
 from shared.tracking import records
 
 _LOOK_SECONDS = 0.5
+# A dry run downloads nothing: what the cache of the Hub lacks is a note of its plan.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +61,16 @@ class _Memory:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="settings file (TOML)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and what to mend, and start nothing; exit code 2 or 0"
+    )
     add_settings(parser)
     add_log_level(parser, "WARNING")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run:
+        return _dry_run(arguments.recipe, arguments.flags)
     summary: dict[str, Any] = {}
 
     async def to_the_end() -> None:
@@ -70,6 +80,19 @@ def run(arguments: argparse.Namespace) -> int:
     if code == EXIT_OK:
         print(records.dumps(summary))
     return code
+
+
+def _dry_run(recipe_file: Path, flags: Sequence[str]) -> int:
+    """EXIT_BAD_INPUT where something must be mended."""
+    os.environ |= OFFLINE  # before huggingface_hub is imported, which reads it once
+    from services.cli.dry_run.plan import plan
+
+    lines = plan(load(Recipe, recipe_file, os.environ, flags))
+    for line in lines:
+        print(f"{line.kind:<4} {line.about:<9} {line.text}")
+    faults = sum(line.kind == "MEND" for line in lines)
+    print(f"{faults} to mend" if faults else "nothing to mend: without --dry-run, this is what runs")
+    return EXIT_BAD_INPUT if faults else EXIT_OK
 
 
 async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) -> dict[str, Any]:
@@ -173,7 +196,8 @@ async def _drained(run: Run, patience_seconds: float) -> Ledger:
         await asyncio.sleep(_LOOK_SECONDS)
     left = "an unknown number of" if ledger is None else ledger.in_flight
     raise DeadlineError(
-        f"{left} trajectories are still in flight {patience_seconds:g} s after the end (supervisor.drain_seconds)"
+        f"{left} trajectories are still in flight {patience_seconds:g} s after the end; raise "
+        "supervisor.drain_seconds if they only take long, else see the logs in the run's folder"
     )
 
 

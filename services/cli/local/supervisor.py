@@ -58,7 +58,7 @@ class SupervisedProcess:
         self._last_log_line = last_log_line
         self._settings = settings
         self._start_seconds = start_seconds
-        self._start_setting = start_setting
+        self.start_setting = start_setting
         self._child: Child | None = None
         self._served_since: float | None = None
         self._remedy = ""
@@ -132,7 +132,7 @@ class SupervisedProcess:
         """Kills it when it has been silent for too long."""
         pace = self._settings.liveness_seconds / _PROBES
         patience, silent = self._start_seconds, 0.0
-        setting = self._start_setting
+        setting = self.start_setting
         while silent < patience:
             began = time.monotonic()
             answer = await self._probe(pace)
@@ -176,10 +176,10 @@ async def until_serving(processes: Sequence[SupervisedProcess], timeout: float) 
         if ended.done():
             raise ended.result()
         if not everything.done():
-            late = ", ".join(process.name for process in processes if not process.serving.is_set())
+            late = [process for process in processes if not process.serving.is_set()]
             raise DeadlineError(
-                f"{late} did not serve within {timeout:g} s; see the logs in the run's folder, or raise "
-                "start_seconds in the service's table if it is only slow"
+                f"{', '.join(process.name for process in late)} did not serve within {timeout:g} s; see the logs in "
+                f"the run's folder, or raise {', '.join(process.start_setting for process in late)} if only slow"
             )
     finally:
         everything.cancel()

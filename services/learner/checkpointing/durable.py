@@ -30,8 +30,6 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
-# Beyond the patience with the disk: the step in progress has to end first.
-_STEP_SECONDS = 600.0
 
 
 class Publishable(checkpoint.Checkpointable, Protocol):
@@ -177,12 +175,16 @@ class Durable:
         """
         wanted: asyncio.Future[Path] = asyncio.get_running_loop().create_future()
         self._wanted.append(wanted)
-        seconds = _STEP_SECONDS + self._settings.learner.checkpoints.disk_seconds
+        checkpoints = self._settings.learner.checkpoints
+        seconds = checkpoints.step_seconds + checkpoints.disk_seconds
         try:
             async with asyncio.timeout(seconds):
                 return await wanted
         except TimeoutError:
-            raise DeadlineError(f"no checkpoint within {seconds:g} s; see the learner's log") from None
+            raise DeadlineError(
+                f"no checkpoint within {seconds:g} s; see the learner's log, or raise "
+                f"learner.checkpoints.step_seconds, {checkpoints.step_seconds:g}, where steps take that long"
+            ) from None
 
     def _step_of(self, group: str) -> int | None:
         """The step that trained on a group, durable or not yet."""

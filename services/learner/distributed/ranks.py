@@ -21,7 +21,7 @@ from shared.errors import InvalidInputError, UnavailableError
 from shared.process.orphans import die_with_parent
 
 # Others wait this long while one rank loads a model or writes a checkpoint. The end of a process is seen at once.
-DEADLINE = timedelta(minutes=30)
+_DEADLINE = timedelta(minutes=30)
 # Followers wait for the next command as long as rank 0 lives: an idle learner is not a broken one.
 _IDLE = timedelta(days=365)
 # gloo's threads drop their last tensors after the work is done, and abort a process that ends meanwhile.
@@ -46,14 +46,14 @@ class Ranks:
         self._idle: dist.ProcessGroup | None = None
 
     @classmethod
-    def open(cls, device: str = "cpu", deadline: timedelta = DEADLINE) -> Self:
+    def open(cls, device: str = "cpu", deadline: timedelta = _DEADLINE) -> Self:
         """Joins the ranks of torchrun's environment; without one, this process is alone.
 
         Ranks end with the torchrun or the rank 0 that started them, however that ends.
 
         Args:
             device: of the model. Among several ranks `cuda` becomes the device of torchrun's LOCAL_RANK.
-            deadline: for everything but the wait for a command.
+            deadline: for everything but the wait for a command; learner.parallel.timeout_seconds.
 
         Raises:
             InvalidInputError: a device with an index, among several ranks.
@@ -146,7 +146,11 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            raise UnavailableError(f"rank {self.rank} of {self.size} lost the other ranks: {error}") from error
+            late = "imed out" in str(error)
+            raise UnavailableError(
+                f"rank {self.rank} of {self.size} lost the other ranks: {error}"
+                f"{'; raise learner.parallel.timeout_seconds if they are only slow' if late else ''}"
+            ) from error
 
 
 def _send(payload: bytes, to: int) -> None:

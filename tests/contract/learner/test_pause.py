@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from services.learner.checkpointing import checkpoint
 from services.learner.data.batch import Group
 from services.learner.monitoring.report import StepReport
+from shared.errors import DeadlineError
 from shared.streams.keys import Stream
 from shared.streams.run import PAUSED, Run
 from tests.support.entries import SAMPLES, message, put, until
@@ -41,6 +42,29 @@ async def test_pause_checkpoint_and_resume(run: Run, tmp_path: Path, model: Path
         await learning.worker.resume()
         await until(lambda: nothing_in_flight(run))
         assert learning.trainer.step == 1
+
+
+async def test_a_checkpoint_that_waits_for_too_long_a_step_names_the_setting(
+    run: Run, tmp_path: Path, model: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    patience = {"checkpoints__step_seconds": 0.1, "checkpoints__disk_seconds": 0.0}
+    async with Learning(tables(tmp_path, model, steps=1, **patience), run) as learning:
+        train = learning.trainer.train_step
+
+        def held(*arguments: Any) -> StepReport:
+            began.set()
+            assert go_on.wait(60)
+            return train(*arguments)
+
+        monkeypatch.setattr(learning.trainer, "train_step", held)
+        await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
+        assert await asyncio.to_thread(began.wait, 60)
+        try:
+            with pytest.raises(DeadlineError, match=r"raise learner\.checkpoints\.step_seconds, 0\.1"):
+                await learning.worker.checkpoint_now()
+        finally:
+            go_on.set()
 
 
 async def test_pause_answers_once_the_step_in_progress_has_ended(

@@ -45,6 +45,7 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
         ),
         ({}, ["rollout.max_tokens=32", "generation.max_model_len=32"], "generation.max_model_len leaves room for 32"),
         ({"text_config": {"max_position_embeddings": 24}}, [], "leaves room for 24"),
+        ({}, ["streams.max_bytes=65536"], "streams.max_bytes is 65536, and a step takes run.groups_per_step 32"),
         ({}, ["run.task=sodoku"], "run.task is 'sodoku'; known: countdown"),
         (
             {},

@@ -122,7 +122,9 @@ class RemoteVerifier(AsyncVerifier):
             async with asyncio.timeout(settings.attempt_seconds):
                 status, answer = await http.post_json(settings.address, body, headers, settings.ca_file)
         except TimeoutError:
-            raise DeadlineError(f"{settings.address}: no answer within {settings.attempt_seconds} s") from None
+            raise DeadlineError(
+                f"{settings.address}: no answer within {settings.attempt_seconds} s; raise attempt_seconds if it is slow"
+            ) from None
         if status in (400, 422):
             raise InvalidInputError(f"{settings.address} refuses the item: {str(answer)[:200]}")
         if status in (408, 429) or status >= 500:

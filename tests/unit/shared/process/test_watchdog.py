@@ -56,9 +56,9 @@ def test_the_exit_code_says_whether_a_restart_may_help(begin: Begin, way: str, c
 @pytest.mark.parametrize(
     ("way", "why", "where"),
     [
-        ("work", "the event loop stood still for 1 s", "in work"),
-        ("start", "the start took longer than 1 s", "concurrent/futures/thread.py"),
-        ("close", "the end took longer than 1 s", "in select"),
+        ("work", "the event loop stood still for 1 s; raise odd.watchdog_seconds", "in work"),
+        ("start", "the start took longer than 1 s; raise odd.start_seconds", "concurrent/futures/thread.py"),
+        ("close", "the end took longer than 1 s; raise odd.watchdog_seconds", "in select"),
     ],
 )
 def test_a_wedge_is_a_crash_that_leaves_its_stacks(

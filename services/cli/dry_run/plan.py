@@ -1,0 +1,191 @@
+"""What a recipe would do, found out from configs, tokenizer and first rows: nothing is started, no weights are read."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from services.cli.dry_run import memory
+from services.cli.dry_run.prompts import Prompts, read_prompts
+from services.cli.preflight import CHECKS, longest
+from services.cli.recipe import Recipe
+from shared.errors import NotFoundError, RouterShiftError
+from shared.models.layout import layout_of_folder
+from shared.streams.capacity import trajectory_bytes
+
+Kind = Literal["", "note", "MEND"]
+
+_GIB = 2**30
+_NEEDS_MODEL = ("model", "streams")  # checks that read the model folder
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a plan; MEND is what would stop or break the run, and its text says what to change."""
+
+    kind: Kind
+    about: str
+    text: str
+
+
+def plan(recipe: Recipe) -> list[Line]:
+    """The whole plan, what must be mended last. No fault of the recipe is raised: each is a line."""
+    lines = list(_run(recipe))
+    model, missing = _model_folder(recipe)
+    lines += missing
+    for name, check in CHECKS.items():
+        if model is None and name in _NEEDS_MODEL:
+            continue
+        lines.append(_checked(name, recipe, check))
+    prompts = None
+    try:
+        prompts = read_prompts(recipe, model)
+        lines += [Line("", *row) for row in prompts.rows()]
+    except RouterShiftError as error:
+        lines.append(Line("MEND", "data", str(error)))
+    if model is not None:
+        try:
+            lines += _sizes(recipe, model, prompts)
+        except RouterShiftError as error:
+            lines.append(Line("MEND", "memory", str(error)))
+    lines = list(dict.fromkeys(lines))  # two checks may find the same fault
+    order: Sequence[Kind] = ("", "note", "MEND")
+    return sorted(lines, key=lambda line: order.index(line.kind))
+
+
+def _run(recipe: Recipe) -> Iterator[Line]:
+    run, rollout = recipe.run, recipe.rollout
+    groups = run.steps * run.groups_per_step
+    yield Line(
+        "",
+        "run",
+        f"{run.steps} steps x run.groups_per_step {run.groups_per_step} x rollout.n {rollout.n} = "
+        f"{groups * rollout.n} responses to {groups} prompts, of at most {rollout.max_tokens} tokens",
+    )
+    yield Line(
+        "",
+        "tickets",
+        f"{run.tickets} prompts in flight, {run.tickets * rollout.n} responses: "
+        f"(run.max_staleness {run.max_staleness} + 1) x run.groups_per_step",
+    )
+
+
+def _model_folder(recipe: Recipe) -> tuple[Path | None, list[Line]]:
+    """The folder of the model; None, and a line that says why, where it is not here."""
+    try:
+        return recipe.run.require_model(), []
+    except NotFoundError as error:
+        # A name on the hub is fetched when the run begins, on the machine that it runs on; a folder is not.
+        is_name = not isinstance(recipe.run.model, Path)
+        text = f"not there, so its checks and its memory are left out: {error}" if is_name else str(error)
+        return None, [Line("note" if is_name else "MEND", "model", text)]
+    except RouterShiftError as error:
+        return None, [Line("MEND", "model", str(error))]
+
+
+def _checked(name: str, recipe: Recipe, check: Callable[[Recipe], str]) -> Line:
+    try:
+        return Line("", name, check(recipe))
+    except RouterShiftError as error:
+        return Line("MEND", name, str(error))
+
+
+def _sizes(recipe: Recipe, folder: Path, prompts: Prompts | None) -> Iterator[Line]:
+    model = memory.read(folder)
+    longest_prompt = max(prompts.lengths, default=0) if prompts else 0
+    yield Line("", "model", f"{model.parameters:,} parameters of {model.width} bytes in {folder}")
+    yield from _lengths(recipe, model, longest_prompt)
+    yield from _streams(recipe, folder)
+    parts = list(memory.parts(recipe, model, longest_prompt))
+    for part in parts:
+        about = "about " if part.is_estimate else ""
+        yield Line("", "memory", f"{part.component:<10} {part.what:<28} {about}{_size(part.bytes)} on {part.device}")
+    yield from _devices(parts)
+
+
+def _lengths(recipe: Recipe, model: memory.Model, longest_prompt: int) -> Iterator[Line]:
+    room, source = longest(recipe, model.text)
+    if room is None:
+        return
+    both = longest_prompt + recipe.rollout.max_tokens
+    if longest_prompt and both > room:
+        yield Line(
+            "MEND",
+            "lengths",
+            f"the longest of the first prompts has {longest_prompt} tokens, with rollout.max_tokens "
+            f"{recipe.rollout.max_tokens} that is {both}, and {source} leaves room for {room}; lower "
+            f"rollout.max_tokens to {max(1, room - longest_prompt)} or less, or leave such prompts out",
+        )
+    fitting = memory.sequences_that_fit(recipe, model, room)
+    if fitting is None:
+        return
+    text = f"the KV cache holds {fitting} sequences of {room} tokens at once; generation.max_num_seqs is"
+    yield Line("", "lengths", f"{text} {recipe.generation.max_num_seqs}")
+    if fitting < 1 and not model.has_windows:
+        yield Line(
+            "MEND",
+            "lengths",
+            f"generation.vllm.kv_cache_bytes is {recipe.generation.vllm.kv_cache_bytes}, too little for one sequence "
+            f"of {room} tokens ({source}); raise it, or set generation.max_model_len to what a prompt and its response "
+            "need",
+        )
+
+
+def _streams(recipe: Recipe, folder: Path) -> Iterator[Line]:
+    chosen = recipe.generation
+    layout = layout_of_folder(folder)
+    each = trajectory_bytes(recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores)
+    tickets = recipe.run.tickets * recipe.rollout.n * each
+    text = f"a longest response takes {_size(each)}, all tickets at that length {_size(tickets)}"
+    yield Line("", "streams", text)
+    if tickets > recipe.streams.max_bytes:
+        yield Line(
+            "note",
+            "streams",
+            f"streams.max_bytes is {recipe.streams.max_bytes}, and all tickets take {tickets}: where responses are "
+            f"that long, producers wait and checkpoints come early; {tickets} avoids it",
+        )
+
+
+def _devices(parts: Sequence[memory.Part]) -> Iterator[Line]:
+    """What each device has to hold, and whether it can."""
+    for device in dict.fromkeys(part.device for part in parts):
+        own = [part for part in parts if part.device == device]
+        needed = sum(part.bytes for part in own)
+        exact = sum(part.bytes for part in own if not part.is_estimate)
+        total = _capacity(device)
+        if total is None:
+            yield Line("", "memory", f"{'sum':<39} {_size(needed)} on {device}")
+            yield Line("note", "memory", f"this machine has no {device}, so its memory was not compared")
+            continue
+        yield Line("", "memory", f"{'sum':<39} {_size(needed)} on {device}, which has {_size(total)}")
+        if needed > total:
+            largest = memory.largest(own)
+            kind: Kind = "MEND" if exact > total else "note"
+            yield Line(
+                kind,
+                "memory",
+                f"{_size(needed)} do not fit into the {_size(total)} of {device}; the largest part is "
+                f"{_size(largest.bytes)} of {largest.component} for {largest.what}: change {largest.change}",
+            )
+
+
+def _capacity(device: str) -> int | None:
+    """Bytes of a device of this machine; None where it has none."""
+    if device.partition(":")[0] == "cpu":
+        return int(psutil.virtual_memory().total)
+    import torch
+
+    try:
+        return int(torch.cuda.get_device_properties(device).total_memory) if torch.cuda.is_available() else None
+    except (RuntimeError, ValueError, AssertionError):
+        return None
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GiB", _GIB), ("MiB", 2**20)):
+        if count >= size / 10:
+            return f"{count / size:.2f} {unit}"
+    return f"{count / 2**10:.2f} KiB"

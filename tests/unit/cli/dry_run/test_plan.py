@@ -1,0 +1,126 @@
+"""`routershift run RECIPE --dry-run`: the plan, what must be mended, and that every recipe of ours passes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.cli.dry_run import memory
+from services.cli.dry_run.plan import Line, plan
+from services.cli.main import main
+from services.cli.recipe import Recipe
+from services.learner.model.lora import add_lora
+from services.learner.settings import LoraSettings
+from shared.settings import SERVICES, load
+from tests.support.models import save_model
+
+REPOSITORY = Path(__file__).parents[4]
+RECIPES = sorted((REPOSITORY / "deploy/recipes").glob("*.toml"))
+COUNTDOWN = REPOSITORY / "deploy/recipes/countdown.toml"
+FREE = [f"{service}.{key}=0" for service in SERVICES for key in ("port", "metrics_port")]
+TORCH = "generation.engine=torch"
+
+
+def planned(*flags: str, recipe: Path = COUNTDOWN) -> list[Line]:
+    return plan(load(Recipe, recipe, {}, [*FREE, TORCH, *flags]))
+
+
+def mended(lines: list[Line]) -> list[str]:
+    return [line.text for line in lines if line.kind == "MEND"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_has_nothing_to_mend(recipe: Path) -> None:
+    """Wherever its model is, and whatever this machine has: what that hides is a note."""
+    lines = plan(load(Recipe, recipe, {}, FREE))
+    ours = [text for text in mended(lines) if "is not installed" not in text and "do not fit" not in text]
+    assert ours == []
+
+
+def test_the_plan_has_the_prompt_as_the_policy_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [part for flag in (*FREE, TORCH) for part in ("--set", flag)]
+    assert main(["run", str(COUNTDOWN), "--dry-run", *flags]) == 0
+    said = capsys.readouterr().out
+    prompt = next(line for line in said.splitlines() if " prompt " in line).split("'")[1]
+    ids = AutoTokenizer.from_pretrained(COUNTDOWN.parent / "countdown/model")(prompt).input_ids
+    assert f"token ids {ids}" in said
+    assert "= 20480 responses to 2560 prompts" in said
+    assert said.endswith("nothing to mend: without --dry-run, this is what runs\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("run.model=nowhere", "run.model is nowhere"),
+        ("run.task=sodoku", "run.task is 'sodoku'"),
+        ("streams.max_bytes=65536", "streams.max_bytes is 65536, and a step takes"),
+        ("rollout.max_tokens=60", "set rollout.max_tokens below"),
+        ("generation.max_model_len=20", "leaves room for 20"),
+        ("generation.router_export=none", "needs router scores"),
+    ],
+)
+def test_what_must_be_mended(flag: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--set", "rollout.max_tokens=64"] if flag.startswith("rollout.max_tokens=60") else []
+    flags = [part for each in (*FREE, TORCH, flag) for part in ("--set", each)]
+    assert main(["run", str(COUNTDOWN), "--dry-run", *flags, *more]) == 2
+    out = capsys.readouterr().out
+    assert any(said in line for line in out.splitlines() if line.startswith("MEND")), out
+
+
+def test_a_prompt_and_a_response_that_do_not_fit_together() -> None:
+    (said,) = mended(planned("generation.max_model_len=24"))
+    assert "leaves room for 24; lower rollout.max_tokens to " in said
+
+
+def test_a_cache_too_small_for_one_sequence() -> None:
+    lines = planned(
+        "generation.engine=vllm", "generation.vllm.kv_cache_bytes=1048576", "generation.max_model_len=40000"
+    )
+    assert any(
+        "generation.vllm.kv_cache_bytes is 1048576, too little for one sequence" in text for text in mended(lines)
+    )
+
+
+def test_memory_that_this_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": 100 << 20})())
+    (said,) = mended(planned("streams.max_bytes=1073741824"))
+    assert "do not fit into the 100.00 MiB of cpu" in said
+    assert said.endswith("change streams.max_bytes")
+
+
+def test_a_device_that_is_not_here_is_a_note() -> None:
+    lines = planned("learner.device=meta-gpu:7")
+    assert mended(lines) == []
+    assert Line("note", "memory", "this machine has no meta-gpu:7, so its memory was not compared") in lines
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen2_moe", "deepseek_v3", "gpt_oss", "qwen3_dense"])
+def test_parameters_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, kind)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    found = memory.read(folder)
+    assert found.parameters == sum(tensor.size for tensor in load_file(folder / "model.safetensors").values())
+    assert found.parameters == pytest.approx(model.num_parameters(), rel=1e-3)
+
+
+@pytest.mark.parametrize("targets", ["attention", "experts", "all"])
+def test_adapters_are_counted_by_the_weights_that_they_adapt(targets: Any, tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "qwen3_moe")
+    recipe = load(Recipe, None, {}, [f"run.model={folder}", "learner.lora.rank=4", f"learner.lora.targets={targets}"])
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    add_lora(model, LoraSettings(rank=4, targets=targets), seed=0)
+    exact = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert memory.lora_parameters(recipe, memory.read(folder)) == pytest.approx(exact, rel=0.35)
+
+
+def test_weights_that_are_not_here_are_counted_by_their_index(tmp_path: Path) -> None:
+    folder = save_model(tmp_path)
+    parameters = memory.read(folder).parameters
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {"total_size": 4 * parameters}, "weight_map": {"lm_head.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert memory.read(folder).parameters == parameters
