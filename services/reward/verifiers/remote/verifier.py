@@ -123,7 +123,7 @@ class RemoteVerifier(AsyncVerifier):
                 status, answer = await http.post_json(settings.address, body, headers, settings.ca_file)
         except TimeoutError:
             raise DeadlineError(
-                f"{settings.address}: no answer within {settings.attempt_seconds} s; raise attempt_seconds if it is slow"
+                f"{settings.address}: no answer within {settings.attempt_seconds} s; if slow, raise attempt_seconds"
             ) from None
         if status in (400, 422):
             raise InvalidInputError(f"{settings.address} refuses the item: {str(answer)[:200]}")
