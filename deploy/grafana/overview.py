@@ -24,13 +24,16 @@ def overview() -> str:
                     "percentunit",
                     {
                         "training batch": "routershift_learner_train_accuracy",
-                        "held out, {{decoding}}": "routershift_curriculum_held_out_accuracy",
+                        "{{set}}, {{decoding}}": "routershift_curriculum_held_out_accuracy",
                         "best held out": "routershift_curriculum_best_accuracy",
                     },
                     most=1,
                 ),
                 lines(
-                    "Held-out pass@k", "percentunit", {"k = {{k}}": "routershift_curriculum_held_out_pass_at_k"}, most=1
+                    "Held-out pass@k",
+                    "percentunit",
+                    {"{{set}}, k = {{k}}": "routershift_curriculum_held_out_pass_at_k"},
+                    most=1,
                 ),
             ],
             "Pace": [

@@ -167,7 +167,7 @@ def _evaluation_line(record: Mapping[str, Any]) -> str:
     others = ", ".join(f"{name} {share:.3f}" for name, share in shares.items() if share is not None)
     sampled_by = versions_in_words(record)
     return (
-        f"version {record['version']:>4}: held-out accuracy {record['accuracy']:.3f}"
+        f"version {record['version']:>4}: held-out accuracy {record['accuracy']:.3f} in {record['set']}"
         f"{f' ({others})' if others else ''} "
         f"on {record['problems']} problems x {record['samples'] // record['problems']}"
         f"{f', {sampled_by}' if sampled_by else ''}"

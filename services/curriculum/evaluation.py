@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from math import comb
 from statistics import fmean
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.curriculum.problems import Problem
+from services.curriculum.problems import HeldOutSet, Problem
 from services.curriculum.settings import Settings
 from shared.clients import GenerationClient, RewardClient, Sampling
 from shared.errors import UnavailableError
@@ -20,8 +20,10 @@ from shared.trajectory import Completion
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Accuracy on held-out problems, sampled and greedy."""
+    """Accuracy on a held-out set, sampled and greedy."""
 
+    set: str  # the held-out set, by name
+    main: bool  # whether it decides which version is the best
     version: int  # the one evaluated; while training goes on, later ones answer some of the problems
     oldest_version: int  # of those that sampled a token
     newest_version: int
@@ -42,17 +44,19 @@ async def _unheard(answered: int) -> None: ...
 
 
 async def evaluate(
-    problems: Sequence[Problem],
+    held_out: HeldOutSet,
     version: int,
     tables: Settings,
+    main: bool = True,
     report: Callable[[int], Awaitable[None]] = _unheard,
 ) -> Evaluation:
     """Answers and scores every problem. The same seeds each time, so that two versions see the same draws.
 
     Args:
-        problems: held out.
+        held_out: the set.
         version: the one that the evaluation is of, which generation serves.
         tables: settings.
+        main: whether this set decides which version is the best.
         report: is told how many problems are answered and scored, after each.
 
     Raises:
@@ -62,8 +66,7 @@ async def evaluate(
     began = time.perf_counter()
     settings = tables.curriculum
     patience, done = settings.evaluation.answer_seconds, 0
-    requests = settings.evaluation.sampling.requests(tables.rollout)
-    n, ks = settings.evaluation.sampling.n, settings.evaluation.pass_at
+    requests, n = held_out.sampling.requests(tables.rollout), held_out.sampling.n
     limit = asyncio.Semaphore(settings.evaluation.concurrency)
     async with (
         GenerationClient(settings.generation_address, patience, tables.access) as generation,
@@ -74,11 +77,9 @@ async def evaluate(
             """Those of each request, in order."""
             nonlocal done
             async with limit:
+                prompt = problem.token_ids or problem.prompt
                 answered = await asyncio.gather(
-                    *(
-                        generation.generate(problem.token_ids or problem.prompt, **(request | Sampling(seed=index * n)))
-                        for request in requests
-                    )
+                    *(generation.generate(prompt, **(request | Sampling(seed=index * n))) for request in requests)
                 )
                 completions = [completion for each in answered for completion in each]
                 texts = [completion.text for completion in completions]
@@ -87,7 +88,7 @@ async def evaluate(
             await report(done)
             return completions, scores
 
-        answers = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(problems)))
+        answers = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(held_out.problems)))
     scores = [score for _, each in answers for score in each]
     if unscored := [s for s in scores if s.outcome != pb.OUTCOME_SCORED]:
         raise UnavailableError(f"{len(unscored)} of {len(scores)} held-out responses not scored: {unscored[0].error}")
@@ -97,13 +98,15 @@ async def evaluate(
     tokens = np.array([[completion.token_ids.size for completion in each] for each, _ in answers])
     sampled = correct[:, :n]
     return Evaluation(
+        set=held_out.name,
+        main=main,
         version=version,
         oldest_version=min(versions),
         newest_version=max(versions),
-        problems=len(problems),
+        problems=len(held_out.problems),
         samples=sampled.size,
         accuracy=float(sampled.mean()),
-        pass_at_k={k: fmean(pass_at_k(n, int(right), k) for right in sampled.sum(1)) for k in ks},
+        pass_at_k={k: fmean(pass_at_k(n, int(right), k) for right in sampled.sum(1)) for k in held_out.pass_at_k},
         greedy_accuracy=float(correct[:, -1].mean()) if len(requests) > 1 else None,
         valid=float(valid[:, :n].mean()),
         mean_tokens=float(tokens[:, :n].mean()),

@@ -8,10 +8,12 @@ for _reason in ("tickets", "full", "finished"):
     WAIT_SECONDS.labels(_reason)  # from 0 on: Prometheus sees no increase from nothing to 1
 TICKETS = Gauge("routershift_curriculum_tickets_held", "Groups that hold a ticket")
 ACCURACY = Gauge(
-    "routershift_curriculum_held_out_accuracy", "Share of correct responses in the last evaluation", ["decoding"]
+    "routershift_curriculum_held_out_accuracy",
+    "Share of correct responses in the last evaluation of a held-out set",
+    ["set", "decoding"],
 )
 PASS_AT_K = Gauge(
-    "routershift_curriculum_held_out_pass_at_k", "Chance that one of k sampled responses is correct", ["k"]
+    "routershift_curriculum_held_out_pass_at_k", "Chance that one of k sampled responses is correct", ["set", "k"]
 )
 EVALUATED_VERSION = Gauge("routershift_curriculum_evaluated_version", "Policy version of the last evaluation")
 BEST_VERSION = Gauge("routershift_curriculum_best_version", "Policy version of the highest accuracy when sampled")

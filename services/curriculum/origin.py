@@ -17,7 +17,7 @@ def make_problems(settings: Settings) -> Problems:
         MissingDependencyError: a package that reads a source is not installed.
     """
     if settings.run.task is not None:
-        return TaskProblems(make_task(settings.run.task, settings.run.seed))
+        return TaskProblems(make_task(settings.run.task, settings.run.seed), settings)
     if not settings.data.train:
         raise InvalidInputError(NO_PROMPTS)
     raise InvalidInputError("[[data.train]] is not read yet")

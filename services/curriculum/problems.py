@@ -1,9 +1,11 @@
-"""What the curriculum handles, wherever it comes from: problems, and how to get at them."""
+"""What the curriculum handles, wherever it comes from: problems, held-out sets, and how to get at them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from services.curriculum.held_out import EvaluationSampling
+from services.curriculum.settings import Settings
 from services.curriculum.tasks.base import Task
 
 
@@ -16,34 +18,50 @@ class Problem:
     verifier: str  # by its name in [reward.verifiers]
     id: str = ""  # the row that it was made of; "" where a task has no rows
     token_ids: tuple[int, ...] = ()  # what the policy reads; empty: generation tokenizes the prompt
+    priority: float = 1.0  # share of its turns in which the strategy `priority` takes it, 0 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutSet:
+    """Problems that are never trained on, and how they are evaluated."""
+
+    name: str  # in records and metrics
+    problems: Sequence[Problem]
+    sampling: EvaluationSampling
+    pass_at_k: tuple[int, ...]  # each at most sampling.n
+    every: int  # versions between evaluations; 0: first and last only
 
 
 class Problems(Protocol):
-    """Training problems by index, and held-out ones, as the worker and the evaluation ask for them."""
+    """Training problems by index, and held-out sets, as the worker and the evaluation ask for them."""
 
     def train(self, index: int) -> Problem:
         """Training problem `index`, counted from 0: it follows from `run.seed` and the index. There is no last one."""
         ...
 
-    def held_out(self, count: int) -> Sequence[Problem]:
-        """At most `count` held-out problems, the same for every seed, none of which `train` ever gives.
+    def held_out(self) -> Sequence[HeldOutSet]:
+        """At least one set, the same for every seed, of problems that `train` never gives. The first decides the best.
 
         Raises:
-            InvalidInputError: there are not that many.
+            InvalidInputError: there are not as many problems as the settings ask for.
         """
         ...
 
 
 class TaskProblems:
-    """The problems of a task."""
+    """The problems of a task. Its one held-out set has the name of the task."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, settings: Settings) -> None:
         self._task = task
+        self._every = settings.run.evaluate_every
+        self._evaluation = settings.curriculum.evaluation
 
     def train(self, index: int) -> Problem:
         problem = self._task.train(index)
-        return Problem(problem.prompt, problem.reference, self._task.verifier)
+        # A task has no rows. Its prompt tells one problem from another, wherever they are drawn again.
+        return Problem(problem.prompt, problem.reference, self._task.verifier, id=problem.prompt)
 
-    def held_out(self, count: int) -> Sequence[Problem]:
-        problems = self._task.held_out(count)
-        return [Problem(problem.prompt, problem.reference, self._task.verifier) for problem in problems]
+    def held_out(self) -> Sequence[HeldOutSet]:
+        chosen = self._evaluation
+        problems = [Problem(p.prompt, p.reference, self._task.verifier) for p in self._task.held_out(chosen.problems)]
+        return [HeldOutSet(self._task.name, problems, chosen.sampling, chosen.pass_at, self._every)]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import metrics
-from services.curriculum.evaluation import evaluate
-from services.curriculum.problems import Problem, Problems
+from services.curriculum.evaluation import Evaluation, evaluate
+from services.curriculum.problems import HeldOutSet, Problems
 from services.curriculum.settings import Settings
 from shared import wire
 from shared.clients import GenerationClient
-from shared.errors import DeadlineError, OverloadedError, RouterShiftError
+from shared.errors import DeadlineError, InvalidInputError, OverloadedError, RouterShiftError
 from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
 from shared.tracking.recording import Recording
@@ -34,7 +34,7 @@ class CurriculumWorker:
         self._recording = Recording(settings.run)
         self._reported = 0.0  # when the progress of an evaluation was
         self._poll = settings.curriculum.poll_seconds
-        self._held_out: Sequence[Problem] = problems.held_out(settings.curriculum.evaluation.problems)
+        self._held_out = _checked(problems.held_out(), settings.run.evaluate_every)
         # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
         self._first_seed = settings.run.seed << 40
 
@@ -71,10 +71,10 @@ class CurriculumWorker:
             DeadlineError: generation or reward gave no answer for `patience_seconds`.
         """
         if (await self._run.progress()).evaluated_version is None:
-            await self._evaluate_patiently(0)
+            await self._evaluate_sets(0, self._held_out)
 
     async def evaluate_versions(self) -> None:
-        """Evaluates every multiple of `run.evaluate_every`, and the last version.
+        """Evaluates every multiple of `run.evaluate_every`, and the last version, each on the sets that are due.
 
         These are the versions that the learner keeps. A multiple that is published while another is evaluated is passed
         over: by the time it had its turn, later versions would answer for it. One that was due when the run was stopped
@@ -88,7 +88,7 @@ class CurriculumWorker:
             version, finished = progress.version or 0, progress.phase == FINISHED
             due = version if finished else version // every * every if every else 0
             if due > evaluated and (finished or due >= passed):
-                await self._try_evaluate(due)
+                await self._try_evaluate(due, [s for s in self._held_out if finished or _is_due(s, evaluated, due)])
                 evaluated, passed = due, (await self._run.progress()).version or due
             if finished:
                 await self._run.report_progress(Progress(final_evaluation=version))
@@ -120,6 +120,7 @@ class CurriculumWorker:
             prompt_id=f"{index:08d}",
             text=problem.prompt,
             token_ids=problem.token_ids,
+            problem_id=problem.id,
             verifier=problem.verifier,
             reference=wire.encode_struct(problem.reference),
             sampling=pb.SamplingParams(
@@ -133,46 +134,59 @@ class CurriculumWorker:
         prompt.created_at.GetCurrentTime()
         return prompt
 
-    async def _try_evaluate(self, version: int) -> None:
+    async def _try_evaluate(self, version: int, sets: Sequence[HeldOutSet]) -> None:
         """A failure on the way is counted, and a later version gets its chance."""
         try:
             await self._run.report_progress(Progress(evaluating_version=version))
-            await self._evaluate_patiently(version)
+            await self._evaluate_sets(version, sets)
         except RouterShiftError as error:
             metrics.EVALUATIONS.labels("failed").inc()
             log.warning("evaluation of version %d failed: %s", version, error)
 
-    async def _evaluate(self, version: int) -> None:
+    async def _evaluate_sets(self, version: int, sets: Sequence[HeldOutSet]) -> None:
+        """One after the other; raises what `_evaluate_patiently` raises."""
+        for held_out in sets:
+            version = await self._evaluate_patiently(version, held_out)
+        await self._run.report_progress(Progress(evaluated_version=version))
+        metrics.EVALUATED_VERSION.set(version)
+
+    async def _evaluate(self, version: int, held_out: HeldOutSet) -> None:
         """Evaluates what generation serves now, in the name of `version`, and publishes the result."""
-        result = await evaluate(self._held_out, version, self._settings, self._report_answered)
+        is_main = held_out is self._held_out[0]
+        result = await evaluate(held_out, version, self._settings, is_main, self._report_answered)
+        self._recording.add("evaluation", result.as_record())
         earlier = await self._run.progress()
-        best_version = version if earlier.best_version is None else earlier.best_version
+        known = {"version": version, "accuracy": result.accuracy, "greedy_accuracy": result.greedy_accuracy}
+        await self._run.report_progress(Progress(held_out={**(earlier.held_out or {}), held_out.name: known}))
+        if is_main:
+            await self._report_main(result, earlier)
+        metrics.EVALUATIONS.labels("ok").inc()
+        metrics.ACCURACY.labels(held_out.name, "sampled").set(result.accuracy)
+        if result.greedy_accuracy is not None:
+            metrics.ACCURACY.labels(held_out.name, "greedy").set(result.greedy_accuracy)
+        for k, share in result.pass_at_k.items():
+            metrics.PASS_AT_K.labels(held_out.name, k).set(share)
+        log.info(
+            "version %d: accuracy %.3f on held-out set %s, sampled by versions %d to %d (%.1f s)",
+            version, result.accuracy, held_out.name, result.oldest_version, result.newest_version, result.seconds,
+        )  # fmt: skip
+
+    async def _report_main(self, result: Evaluation, earlier: Progress) -> None:
+        """The accuracy of the run, and its best version, are those of the main set."""
+        best_version = result.version if earlier.best_version is None else earlier.best_version
         best_accuracy = earlier.best_accuracy or 0.0
         if result.accuracy > best_accuracy:
-            best_version, best_accuracy = version, result.accuracy
-        self._recording.add("evaluation", result.as_record())
+            best_version, best_accuracy = result.version, result.accuracy
         await self._run.report_progress(
             Progress(
-                evaluated_version=version,
                 accuracy=result.accuracy,
                 greedy_accuracy=result.greedy_accuracy,
                 best_version=best_version,
                 best_accuracy=best_accuracy,
             )
         )
-        metrics.EVALUATIONS.labels("ok").inc()
-        metrics.ACCURACY.labels("sampled").set(result.accuracy)
-        if result.greedy_accuracy is not None:
-            metrics.ACCURACY.labels("greedy").set(result.greedy_accuracy)
-        for k, share in result.pass_at_k.items():
-            metrics.PASS_AT_K.labels(k).set(share)
-        metrics.EVALUATED_VERSION.set(version)
         metrics.BEST_VERSION.set(best_version)
         metrics.BEST_ACCURACY.set(best_accuracy)
-        log.info(
-            "version %d: held-out accuracy %.3f, sampled by versions %d to %d (%.1f s)",
-            version, result.accuracy, result.oldest_version, result.newest_version, result.seconds,
-        )  # fmt: skip
 
     async def _report_answered(self, problems: int) -> None:
         """So that a long evaluation can be told from one that stands still."""
@@ -181,10 +195,10 @@ class CurriculumWorker:
             self._reported = now
             await self._run.report_progress(Progress(evaluated_problems=problems))
 
-    async def _evaluate_patiently(self, version: int) -> None:
+    async def _evaluate_patiently(self, version: int, held_out: HeldOutSet) -> int:
         """Evaluates as soon as generation serves this version; services that are being restarted are waited for.
 
-        Version 0 stands for the one that is served.
+        Version 0 stands for the one that is served. Gives the version that was evaluated.
 
         Raises:
             DeadlineError: not done `patience_seconds` after the first attempt failed.
@@ -196,8 +210,8 @@ class CurriculumWorker:
             try:
                 served = await self._served()
                 if served >= version:
-                    await self._evaluate(version or served)
-                    return
+                    await self._evaluate(version or served, held_out)
+                    return version or served
                 reason, pause = f"generation serves version {served}", self._poll
             except (OSError, OverloadedError) as error:  # no answer, no answer in time, or no space for the record
                 reason, pause = str(error), min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -220,3 +234,19 @@ class CurriculumWorker:
         address, access = self._settings.curriculum.generation_address, self._settings.access
         async with GenerationClient(address, _STATUS_SECONDS, access) as generation:
             return int((await generation.status()).version)
+
+
+def _is_due(held_out: HeldOutSet, evaluated: int, version: int) -> bool:
+    """Whether a multiple of the set's `every` lies after the version evaluated last, up to this one."""
+    return held_out.every > 0 and version // held_out.every > evaluated // held_out.every
+
+
+def _checked(sets: Sequence[HeldOutSet], evaluate_every: int) -> Sequence[HeldOutSet]:
+    """Raises InvalidInputError for a set that is due at versions which the learner does not keep."""
+    for held_out in sets:
+        if held_out.every and (not evaluate_every or held_out.every % evaluate_every):
+            raise InvalidInputError(
+                f"every is {held_out.every} for held-out set {held_out.name!r}; it must be 0 or a multiple of "
+                f"run.evaluate_every, which is {evaluate_every}: the learner keeps these versions"
+            )
+    return sets

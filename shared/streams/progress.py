@@ -1,5 +1,6 @@
 """How far a run has come: the one home of the names of these fields in Redis."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +25,8 @@ class Progress:
     evaluating_version: int | None = None
     evaluated_problems: int | None = None  # of the evaluation in progress
     evaluated_version: int | None = None
-    accuracy: float | None = None  # of that version, sampled
+    held_out: Mapping[str, Any] | None = None  # the last evaluation of every held-out set, by its name
+    accuracy: float | None = None  # the last of the main set, sampled
     greedy_accuracy: float | None = None
     best_version: int | None = None
     best_accuracy: float | None = None
@@ -35,6 +37,12 @@ class Progress:
         """From the hash in Redis."""
         return cls(**{name: _TYPES[name](value) for name, value in fields.items() if name in _TYPES})
 
+    def as_fields(self) -> dict[str, Any]:
+        """As the hash in Redis has them: a mapping is JSON."""
+        return {
+            name: json.dumps(value) if isinstance(value, Mapping) else value for name, value in self.as_record().items()
+        }
+
     def as_record(self) -> dict[str, Any]:
         """The fields that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -42,4 +50,5 @@ class Progress:
 
 _TYPES: dict[str, Any] = dict.fromkeys(Progress.__dataclass_fields__, int) | {
     "phase": str, "activity": str, "accuracy": float, "greedy_accuracy": float, "best_accuracy": float,
+    "held_out": json.loads,
 }  # fmt: skip

@@ -226,7 +226,7 @@ class Run:
 
     async def report_progress(self, changes: Progress) -> None:
         """Writes the fields that are not None."""
-        fields = [part for pair in changes.as_record().items() for part in pair]
+        fields = [part for pair in changes.as_fields().items() for part in pair]
         await self._report(keys=[self.keys.progress], args=fields)
 
     async def has_waiting_producer(self, stream: Stream) -> bool:

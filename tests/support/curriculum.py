@@ -10,7 +10,7 @@ import numpy as np
 
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from services.curriculum.held_out import EvaluationSampling
-from services.curriculum.problems import TaskProblems
+from services.curriculum.problems import Problems, TaskProblems
 from services.curriculum.settings import CurriculumSettings, EvaluationSettings, Settings
 from services.curriculum.tasks.countdown import Countdown, Problem
 from services.curriculum.worker import CurriculumWorker
@@ -32,7 +32,6 @@ SAMPLES = 4
 EVERY = 10
 TASK = Countdown(0)
 PROBLEMS: list[Problem] = TASK.held_out(6)
-CURRICULUM = TaskProblems(TASK)
 INDEX = {problem.prompt: i for i, problem in enumerate(PROBLEMS)}
 TOKENIZER = build_tokenizer()
 INFO = EngineInfo("hand-written", "table", VOCABULARY, MAX_MODEL_LEN, (EOS,), None)
@@ -152,9 +151,12 @@ class Training:
 
 
 @asynccontextmanager
-async def training(engine: HandWritten, run: Run, folder: Path) -> AsyncIterator[Training]:
+async def training(
+    engine: HandWritten, run: Run, folder: Path, problems: Problems | None = None
+) -> AsyncIterator[Training]:
+    """Args: problems: default: those of the task, with its one held-out set."""
     async with servers(engine, run, folder) as settings:
-        worker = CurriculumWorker(settings, CURRICULUM, run)
+        worker = CurriculumWorker(settings, problems or TaskProblems(TASK, settings), run)
         await worker.evaluate_start()
         task = asyncio.create_task(worker.evaluate_versions())
         yield Training(engine, run, settings)

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from services.cli.arguments import add_run
-from services.cli.evaluations import versions_in_words
+from services.cli.evaluations import by_set, of_main_set, versions_in_words
 from services.cli.recipe import run_folder
 from shared.errors import MissingDependencyError, PreconditionError
 from shared.process.exits import EXIT_OK
@@ -78,12 +78,12 @@ def write(folder: Path) -> tuple[Path, Path]:
 
 
 def best(folder: Path, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The evaluated version of the highest accuracy when sampled, the earliest of equals, and where it lies.
+    """The version of the highest sampled accuracy on the main set, the earliest of equals, and where it lies.
 
     `sampled_by` is there where that version did not answer alone: while training goes on, later ones answer some of
     the problems. `checkpoint` and `weights` are None where there are none: version 0 is the model of the start.
     """
-    highest = max(evaluations, key=lambda evaluation: evaluation["accuracy"])
+    highest = max(of_main_set(evaluations), key=lambda evaluation: evaluation["accuracy"])
     version, sampled_by = highest["version"], versions_in_words(highest)
     checkpoints = sorted((folder / "checkpoints").glob(f"step-{version:08d}-*"))
     weights = folder / "weights" / published.folder_name(version)
@@ -108,13 +108,23 @@ def _row(cells: Iterable[Any], tag: str = "td") -> str:
 
 def _evaluation_rows(evaluations: Sequence[dict[str, Any]]) -> Iterator[str]:
     ks = _pass_at(evaluations)
-    names = ["version", "sampled by", "pass@1", *(f"pass@{k}" for k in ks), "greedy", "valid", "problems", "samples"]
+    names = [
+        "set",
+        "version",
+        "sampled by",
+        "pass@1",
+        *(f"pass@{k}" for k in ks),
+        "greedy",
+        "valid",
+        "problems",
+        "samples",
+    ]
     yield _row(names, "th")
     for e in evaluations:
         versions = sorted({e["oldest_version"], e["newest_version"]})
         shares = [e["accuracy"], *(e["pass_at_k"].get(k) for k in ks), e["greedy_accuracy"], e["valid"]]
         shown = ["" if share is None else f"{share:.4f}" for share in shares]
-        yield _row([e["version"], "-".join(map(str, versions)), *shown, e["problems"], e["samples"]])
+        yield _row([e["set"], e["version"], "-".join(map(str, versions)), *shown, e["problems"], e["samples"]])
 
 
 def _pass_at(evaluations: Sequence[dict[str, Any]]) -> list[str]:
@@ -145,11 +155,12 @@ def _draw(path: Path, steps: Sequence[dict[str, Any]], evaluations: Sequence[dic
         for key in keys:
             _line(panel, [(r["step"], r.get(key)) for r in steps], key)
     accuracy, queues, seconds = panels[1], panels[6], panels[7]
-    for name in ("accuracy", "greedy_accuracy"):
-        _line(accuracy, [(e["version"], e[name]) for e in evaluations], f"held out: {name}")
-    for k in _pass_at(evaluations):
-        points = [(e["version"], e["pass_at_k"][k]) for e in evaluations if k in e["pass_at_k"]]
-        _line(accuracy, points, f"held out: pass@{k}")
+    for held_out, found in by_set(evaluations).items():
+        for name in ("accuracy", "greedy_accuracy"):
+            _line(accuracy, [(e["version"], e[name]) for e in found], f"{held_out}: {name}")
+        for k in _pass_at(found):
+            points = [(e["version"], e["pass_at_k"][k]) for e in found if k in e["pass_at_k"]]
+            _line(accuracy, points, f"{held_out}: pass@{k}")
     queues.set_title("stream entries")
     for stream in Stream:
         _line(queues, [(record["step"], record["queue"][stream]) for record in steps], stream)

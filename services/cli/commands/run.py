@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from services.cli.arguments import add_log_level, add_settings
 from services.cli.commands import report
-from services.cli.evaluations import versions_in_words
+from services.cli.evaluations import by_set, of_main_set, versions_in_words
 from services.cli.local.services import Services, services
 from services.cli.monitor import Monitor, say
 from services.cli.recipe import Recipe
@@ -116,12 +116,12 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
         watching.cancel()
     folder = running.recipe.run.path
     evaluations = records.read(folder / records.EVALUATIONS)
-    best = report.best(folder, evaluations)
+    main, best = of_main_set(evaluations), report.best(folder, evaluations)
     details = {
         **summary,
-        "greedy_accuracy_before": _rounded(evaluations[0]["greedy_accuracy"]),
-        "greedy_accuracy_after": _rounded(evaluations[-1]["greedy_accuracy"]),
-        "pass_at_k_after": {k: round(share, 4) for k, share in evaluations[-1]["pass_at_k"].items()},
+        "greedy_accuracy_before": _rounded(main[0]["greedy_accuracy"]),
+        "greedy_accuracy_after": _rounded(main[-1]["greedy_accuracy"]),
+        "pass_at_k_after": {k: round(share, 4) for k, share in main[-1]["pass_at_k"].items()},
         "best": best,
         "seed": running.recipe.run.seed,
         "restarts": dict(running.restarts),
@@ -209,23 +209,32 @@ def _summary(running: Services, followed: _Followed, seconds: float) -> dict[str
     recipe, ledger = running.recipe, followed.after
     steps = records.steps(recipe.run.path / records.LEARNER)
     evaluations = records.read(recipe.run.path / records.EVALUATIONS)
-    if not steps or len(evaluations) < 2:
+    main = of_main_set(evaluations)
+    others = {name: found for name, found in by_set(evaluations).items() if not found[0]["main"]}
+    if not steps or len(main) < 2:
         raise UnavailableError(f"the run has no step or too few evaluations; see {recipe.run.path / 'logs'}")
-    sampled_by = versions_in_words(evaluations[-1])
+    sampled_by = versions_in_words(main[-1])
     return {
         "task": recipe.run.task or ", ".join(source.label for source in recipe.data.train),
         "engine": recipe.generation.engine,
         "algorithm": recipe.learner.algorithm,
         "steps": steps[-1]["step"],
-        "accuracy_before": round(evaluations[0]["accuracy"], 4),
-        "accuracy_after": round(evaluations[-1]["accuracy"], 4),
+        "accuracy_before": round(main[0]["accuracy"], 4),
+        "accuracy_after": round(main[-1]["accuracy"], 4),
         **({"accuracy_after_sampled_by": sampled_by} if sampled_by else {}),
+        **({"other_sets": {name: _change(found) for name, found in others.items()}} if others else {}),
         "trajectories_trained": ledger.trained,
         "trajectories_dropped": {**ledger.dropped, **{f"dead:{reason}": n for reason, n in ledger.dead.items()}},
         "max_staleness_seen": max(record["staleness_max"] for record in steps),
         "rollouts_per_second": rollouts_per_second(followed.started, followed.before, ledger, steps, evaluations),
         "seconds": round(seconds, 1),
     }
+
+
+def _change(evaluations: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How far one held-out set has come."""
+    first, last = (round(evaluations[i]["accuracy"], 4) for i in (0, -1))
+    return {"accuracy_before": first, "accuracy_after": last}
 
 
 def rollouts_per_second(
@@ -245,8 +254,9 @@ def rollouts_per_second(
     Returns:
         None where nothing was trained in this time.
     """
-    # Feeding begins when the first evaluation of the run is in.
-    began = max([started, *(datetime.fromisoformat(record["time"]) for record in evaluations[:1])])
+    # Feeding begins when the first evaluation of the run, on all of its sets, is in.
+    first = [record for record in evaluations if record["version"] == evaluations[0]["version"]]
+    began = max([started, *(datetime.fromisoformat(record["time"]) for record in first)])
     seconds = (datetime.fromisoformat(steps[-1]["time"]) - began).total_seconds()
     return round((_ended(after) - _ended(before)) / seconds, 1) if seconds > 0 else None
 

@@ -88,12 +88,12 @@ class Card:
         if not self.evaluations:
             return
         ks = list(dict.fromkeys(k for evaluation in self.evaluations for k in evaluation["pass_at_k"]))
-        yield _row(["version", "pass@1", *(f"pass@{k}" for k in ks), "greedy", "problems", "samples"])
-        yield _row(["---:"] * (5 + len(ks)))
+        yield _row(["set", "version", "pass@1", *(f"pass@{k}" for k in ks), "greedy", "problems", "samples"])
+        yield _row(["---", *["---:"] * (5 + len(ks))])
         for each in self.evaluations:
             shares = [each["accuracy"], *(each["pass_at_k"].get(k) for k in ks), each["greedy_accuracy"]]
             label = f"**{each['version']}**" if each["version"] == self.version else each["version"]
-            yield _row([label, *map(_share, shares), each["problems"], each["samples"]])
+            yield _row([each["set"], label, *map(_share, shares), each["problems"], each["samples"]])
 
     def _training(self) -> Iterator[str]:
         done = [step for step in self.steps if step["step"] <= self.version]

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import worker as worker_module
 from services.curriculum.evaluation import evaluate
+from services.curriculum.problems import TaskProblems
 from services.curriculum.worker import CurriculumWorker
 from shared.errors import DeadlineError, PreconditionError
 from shared.streams.keys import Stream
@@ -17,7 +18,7 @@ from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
 from shared.tracking import records
 from shared.weights import published
-from tests.support.curriculum import CURRICULUM, EVERY, INDEX, PROBLEMS, SAMPLES, HandWritten, servers, training, until
+from tests.support.curriculum import EVERY, INDEX, PROBLEMS, SAMPLES, TASK, HandWritten, servers, training, until
 
 
 async def test_sampled_and_greedy_accuracy_are_those_of_the_policy(run: Run, tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ async def test_sampled_and_greedy_accuracy_are_those_of_the_policy(run: Run, tmp
         right=lambda version, index: (0, 1, 2, 3, 4, 0)[index], greedy=lambda version, index: index < 3
     )
     async with servers(engine, run, tmp_path) as settings:
-        result = await evaluate(CURRICULUM.held_out(len(PROBLEMS)), 0, settings)
+        result = await evaluate(TaskProblems(TASK, settings).held_out()[0], 0, settings)
     assert (result.problems, result.samples) == (6, 24)
     assert result.accuracy == result.valid == 10 / 24
     assert result.greedy_accuracy == 3 / 6
@@ -46,7 +47,7 @@ async def test_an_evaluation_says_which_versions_answered(run: Run, tmp_path: Pa
 
     engine = HandWritten(right=lambda version, index: 1, before=move_on, version=10)
     async with servers(engine, run, tmp_path) as settings:
-        result = await evaluate(CURRICULUM.held_out(len(PROBLEMS)), 10, settings)
+        result = await evaluate(TaskProblems(TASK, settings).held_out()[0], 10, settings)
     assert (result.version, result.oldest_version, result.newest_version) == (10, 10, 13)
 
 
@@ -172,7 +173,9 @@ async def test_the_first_evaluation_gives_up_with_the_reason(run: Run, tmp_path:
     async with servers(HandWritten(right=lambda version, index: 1, before=go_away), run, tmp_path) as settings:
         evaluation = settings.curriculum.evaluation.model_copy(update={"patience_seconds": 0.0})
         curriculum = settings.curriculum.model_copy(update={"evaluation": evaluation})
-        worker = CurriculumWorker(settings.model_copy(update={"curriculum": curriculum}), CURRICULUM, run)
+        worker = CurriculumWorker(
+            settings.model_copy(update={"curriculum": curriculum}), TaskProblems(TASK, settings), run
+        )
         with pytest.raises(
             DeadlineError, match=r"version 0 is not evaluated after \d+ s: Generate: the engine is silent"
         ):
@@ -195,7 +198,7 @@ async def test_the_memory_of_redis_is_watched(run: Run, redis: Redis, tmp_path: 
     limit = 8 << 30
     await redis.config_set("maxmemory", limit)
     async with servers(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
-        watching = asyncio.create_task(CurriculumWorker(settings, CURRICULUM, run).watch())
+        watching = asyncio.create_task(CurriculumWorker(settings, TaskProblems(TASK, settings), run).watch())
 
         async def watched() -> bool:
             return REGISTRY.get_sample_value("routershift_redis_memory_limit_bytes") == limit
@@ -211,7 +214,7 @@ async def test_the_memory_of_redis_is_watched(run: Run, redis: Redis, tmp_path: 
 
 async def test_prompts_ask_for_what_the_run_says(run: Run, tmp_path: Path) -> None:
     async with servers(HandWritten(right=lambda version, index: 0), run, tmp_path) as settings:
-        feeding = asyncio.create_task(CurriculumWorker(settings, CURRICULUM, run).feed())
+        feeding = asyncio.create_task(CurriculumWorker(settings, TaskProblems(TASK, settings), run).feed())
 
         async def fed() -> bool:
             return await run.tickets_held() == settings.run.tickets

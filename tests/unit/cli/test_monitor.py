@@ -186,8 +186,8 @@ async def test_admitted_prompts_are_no_progress(run: Run, tmp_path: Path, clock:
 async def test_an_evaluation_says_who_sampled(run: Run, tmp_path: Path, clock: Clock, said: Said) -> None:
     of = recipe(tmp_path)
     record = {
-        "version": 20, "oldest_version": 20, "newest_version": 23, "problems": 2, "samples": 4, "accuracy": 0.5,
-        "greedy_accuracy": 0.5, "pass_at_k": {"2": 0.75},
+        "set": "sums", "main": True, "version": 20, "oldest_version": 20, "newest_version": 23,
+        "problems": 2, "samples": 4, "accuracy": 0.5, "greedy_accuracy": 0.5, "pass_at_k": {"2": 0.75},
     }  # fmt: skip
     records.append(of.run.path / records.EVALUATIONS, record)
     records.append(

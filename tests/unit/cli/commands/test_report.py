@@ -14,6 +14,8 @@ from shared.weights import published
 
 def evaluation(version: int, accuracy: float, **more: Any) -> dict[str, Any]:
     return {
+        "set": "countdown",
+        "main": True,
         "version": version,
         "oldest_version": version,
         "newest_version": version,
@@ -79,6 +81,17 @@ def test_the_page_shows_every_evaluation_and_the_best(tmp_path: Path) -> None:
     assert "<td>21-27</td><td>0.7500</td><td></td><td></td><td>0.8750</td>" in text
     assert f"Best: version 20 in {tmp_path / 'weights' / 'v00000020'}" in text
     assert "&lt;countdown&gt;" in text
+
+
+def test_the_main_set_decides_which_version_is_the_best_and_each_set_has_its_rows(tmp_path: Path) -> None:
+    other = {"set": "hard", "main": False, "pass_at_k": {}, "greedy_accuracy": None}
+    for each in (evaluation(0, 0.25), evaluation(0, 0.9, **other), evaluation(20, 0.5), evaluation(20, 0.1, **other)):
+        records.append(tmp_path / records.EVALUATIONS, each)
+    assert report.best(tmp_path, records.read(tmp_path / records.EVALUATIONS))["version"] == 20
+    _, page = report.write(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "<td>countdown</td><td>20</td>" in text
+    assert "<td>hard</td><td>20</td><td>20</td><td>0.1000</td><td></td><td></td><td></td><td>0.9000</td>" in text
 
 
 def test_a_run_that_has_only_been_evaluated_has_a_page(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def ledger(trained: int, dropped: int) -> Ledger:
 
 
 def records_at(*seconds: float) -> list[dict[str, Any]]:
-    return [{"time": at(second)} for second in seconds]
+    return [{"version": i, "time": at(second)} for i, second in enumerate(seconds)]
 
 
 def test_a_pause_before_this_start_does_not_count() -> None:
@@ -42,7 +42,7 @@ def test_a_start_without_a_step_has_no_rate() -> None:
 
 
 def test_the_best_says_who_sampled(tmp_path: Any) -> None:
-    alone = {"version": 10, "oldest_version": 10, "newest_version": 10, "accuracy": 0.5}
+    alone = {"main": True, "version": 10, "oldest_version": 10, "newest_version": 10, "accuracy": 0.5}
     found = report.best(tmp_path, [alone, {**alone, "version": 20, "accuracy": 0.75, "newest_version": 23}])
     assert found["sampled_by"] == "sampled by versions 10 to 23"
     assert "sampled_by" not in report.best(tmp_path, [alone])

@@ -24,6 +24,8 @@ ACCURACY = {0: 0.1, 3: 0.5, 4: 0.4}
 
 def evaluation(version: int, accuracy: float) -> dict[str, Any]:
     return {
+        "set": "countdown",
+        "main": True,
         "version": version,
         "oldest_version": version,
         "newest_version": version,
