@@ -10,7 +10,7 @@ from services.cli import ports
 from services.cli.recipe import Recipe
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
 from shared.models.families import family_of, no_routers_in_words
-from shared.models.layout import layout_of_folder, text_config
+from shared.models.layout import context_length, layout_of_folder, text_config
 from shared.streams.capacity import check_step_fits, trajectory_bytes
 from shared.trajectory import RouterExport
 
@@ -63,11 +63,7 @@ def longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]
     """Tokens of prompt and response that fit, and what says so; None where only the engine can tell."""
     if recipe.generation.max_model_len is not None:
         return recipe.generation.max_model_len, "generation.max_model_len"
-    positions = config.get("max_position_embeddings")
-    # Scaled rotary embeddings reach further, and each engine knows how far.
-    if isinstance(positions, int) and not config.get("rope_scaling"):
-        return positions, "the model's max_position_embeddings"
-    return None, ""
+    return context_length(config), "the model's max_position_embeddings"
 
 
 def _engine(recipe: Recipe) -> str:

@@ -1,5 +1,6 @@
 """Where a run's prompts come from: the task that run.task names, or the sources of the tables [[data.train]]."""
 
+from services.curriculum.data.dataset import DataProblems
 from services.curriculum.problems import Problems, TaskProblems
 from services.curriculum.settings import Settings
 from services.curriculum.tasks.registry import make_task
@@ -20,4 +21,4 @@ def make_problems(settings: Settings) -> Problems:
         return TaskProblems(make_task(settings.run.task, settings.run.seed), settings)
     if not settings.data.train:
         raise InvalidInputError(NO_PROMPTS)
-    raise InvalidInputError("[[data.train]] is not read yet")
+    return DataProblems(settings)

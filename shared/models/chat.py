@@ -1,7 +1,7 @@
 """Conversations, put to a model by the chat template of its own tokenizer."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,41 +20,51 @@ class _EndlessError(Exception):
 
 
 class ChatTemplate:
-    """The chat template of one model."""
+    """The chat template of one model, or another in its place."""
 
-    def __init__(self, tokenizer: Any, model: Path) -> None:
-        """Args: tokenizer: of transformers; model: its folder, for messages."""
+    def __init__(self, tokenizer: Any, model: Path, template: str | None = None) -> None:
+        """Args: tokenizer: of transformers; model: its folder, for messages; template: default: the tokenizer's."""
         self._tokenizer = tokenizer
         self._model = model
+        self._template = template
 
-    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text of a prompt for the next message of the assistant, special tokens included.
 
         It may take a second. Call it outside of an event loop.
 
         Args:
-            messages: pairs of a role and a content, oldest first.
+            messages: with `role` and `content` each, and what else the template reads; oldest first.
+            tools: JSON schemas of functions that the model may call.
+            variables: further ones of the template, such as enable_thinking.
 
         Raises:
             PreconditionError: the model has no chat template.
             InvalidInputError: the template refuses these messages, fails, or does not end.
         """
-        if self._tokenizer.chat_template is None:
+        if self._template is None and self._tokenizer.chat_template is None:
             raise PreconditionError(
                 f"the tokenizer of model folder {self._model} has no chat_template; add one to its "
                 "tokenizer_config.json, or send text or token_ids"
             )
-        conversation = [{"role": role, "content": content} for role, content in messages]
+        fixed = {"tokenize": False, "add_generation_prompt": True}
         try:
             with _bounded():
                 return str(
-                    self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+                    self._tokenizer.apply_chat_template(
+                        list(messages), tools=tools, chat_template=self._template, **{**(variables or {}), **fixed}
+                    )
                 )
         except _EndlessError:
             reason = f"it has not ended after {_MAX_STEPS} steps"
         except Exception as error:  # a template is a program: what it raises is its own choice
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
-        roles = ", ".join(role for role, _ in messages[:8])
+        roles = ", ".join(str(message["role"]) for message in messages[:8])
         raise InvalidInputError(
             f"chat.messages of roles {roles} are refused by the chat template of the model: {reason}"
         )

@@ -19,6 +19,16 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return part if isinstance(part, dict) else config
 
 
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Tokens of prompt and response together that a config.json says the model was made for.
+
+    None where only the engine can tell: scaled rotary embeddings reach further, and each engine knows how far.
+    """
+    text = text_config(config)
+    positions = text.get("max_position_embeddings")
+    return positions if isinstance(positions, int) and not text.get("rope_scaling") else None
+
+
 def layout_of_folder(folder: Path) -> RouterLayout | None:
     """That of `shared.models.routers.layout_of` for the model that the folder holds.
 

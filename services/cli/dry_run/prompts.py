@@ -53,7 +53,10 @@ def read_prompts(recipe: Recipe, model: Path | None) -> Prompts:
     ids = [problem.token_ids or _encoded(problem.prompt, tokenizer) for problem in problems]
     verifiers = ", ".join(dict.fromkeys(problem.verifier for problem in problems))
     lengths = [len(each) for each in ids if each]
-    return Prompts(_source(recipe), problems[0].prompt, ids[0], lengths, verifiers)
+    first = problems[0].prompt
+    if problems[0].token_ids and tokenizer:  # as the chat template put it
+        first = tokenizer.decode(list(ids[0]), skip_special_tokens=False)
+    return Prompts(_source(recipe), first, ids[0], lengths, verifiers)
 
 
 def _encoded(prompt: str, tokenizer: Tokenizer | None) -> Sequence[int]:

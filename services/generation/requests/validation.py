@@ -57,11 +57,14 @@ class Requests:
             f"{len(request.chat.messages)} long",
             f"up to {most}, as each takes a token at least",
         )
-        messages = [(message.role, message.content) for message in request.chat.messages]
+        messages = [{"role": message.role, "content": message.content} for message in request.chat.messages]
         _require(len(messages) > 0, "chat.messages", "empty", "at least one message")
-        for i, (role, _) in enumerate(messages):
+        for i, message in enumerate(messages):
             _require(
-                role != "", f"chat.messages[{i}].role", "empty", "a role of the model, as system, user or assistant"
+                message["role"] != "",
+                f"chat.messages[{i}].role",
+                "empty",
+                "a role of the model, as system, user or assistant",
             )
         # The template writes the special tokens itself.
         return await self.tokens(await asyncio.to_thread(self._chat.render, messages), add_special_tokens=False)

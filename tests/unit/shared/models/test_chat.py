@@ -8,7 +8,7 @@ from shared.errors import InvalidInputError
 from shared.models.chat import ChatTemplate
 from tests.support.models import build_tokenizer
 
-MESSAGES = [("user", "3,7:10")]
+MESSAGES = [{"role": "user", "content": "3,7:10"}]
 LOOP = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
 TWO = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(30) }}"
 
@@ -49,4 +49,6 @@ def test_what_a_template_raises_is_the_callers_to_read(template: str, text: str)
 def test_a_long_conversation_is_rendered() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}\n{% endfor %}"
-    assert ChatTemplate(tokenizer, Path("model")).render([("user", "1")] * 10_000).count("1") == 10_000
+    assert (
+        ChatTemplate(tokenizer, Path("model")).render([{"role": "user", "content": "1"}] * 10_000).count("1") == 10_000
+    )

@@ -1,0 +1,133 @@
+"""Jinja over the columns of a row: templates that give text, and expressions that give any value.
+
+Jinja runs sandboxed. Beside its own filters there are `after`, `boxed`, `from_json` and `letter`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from services.curriculum.data.rows import RowError, look_up
+from shared.errors import InvalidInputError, MissingDependencyError
+
+_EXPRESSION = re.compile(r"\s*\{\{(.*)\}\}\s*", re.DOTALL)
+_LONGEST_REASON = 200
+
+# Gives a value of a row; raises RowError.
+Reader = Callable[[Mapping[str, Any]], Any]
+
+
+class Templates:
+    """Makes readers of rows out of what a recipe says. One environment for all of them."""
+
+    def __init__(self) -> None:
+        """Raises MissingDependencyError where jinja2 is not installed."""
+        try:
+            import jinja2
+            import jinja2.sandbox
+        except ModuleNotFoundError:
+            raise MissingDependencyError("[[data.train]] needs jinja2: pip install 'routershift[data]'") from None
+        self._errors, self._undefined = jinja2.TemplateError, jinja2.Undefined
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        )
+        environment.filters |= {"after": _after, "boxed": _boxed, "from_json": _from_json, "letter": _letter}
+        self._environment = environment
+
+    def column(self, where: str, text: str) -> Reader:
+        """What `columns` says of one field: a path, or where it is {{ ... }} an expression, or text with some in it.
+
+        Args:
+            where: the setting, for messages.
+            text: its value.
+
+        Raises:
+            InvalidInputError: an expression that is none.
+        """
+        if "{{" not in text and "{%" not in text:
+            return lambda columns: look_up(columns, text)
+        if match := _EXPRESSION.fullmatch(text):
+            try:
+                return self.expression(where, match[1])
+            except InvalidInputError:
+                pass  # as "{{ a }} and {{ b }}": a template that begins and ends with an expression
+        return self.template(where, text)
+
+    def template(self, where: str, text: str) -> Reader:
+        """A text with Jinja in it. Raises InvalidInputError where it is no template."""
+        try:
+            render = self._environment.from_string(text).render
+        except self._errors as error:
+            raise InvalidInputError(f"{where} is {text[:80]!r}, which is no Jinja template: {error}") from None
+        return lambda columns: self._run(where, lambda: render(_variables(columns)))
+
+    def expression(self, where: str, text: str) -> Reader:
+        """One Jinja expression, whose value keeps its type. Raises InvalidInputError where it is none."""
+        try:
+            compiled = self._environment.compile_expression(text, undefined_to_none=False)
+        except self._errors as error:
+            raise InvalidInputError(f"{where} is {text[:80]!r}, which is no Jinja expression: {error}") from None
+
+        def evaluate(columns: Mapping[str, Any]) -> Any:
+            value = self._run(where, lambda: compiled(_variables(columns)))
+            if isinstance(value, self._undefined):
+                raise RowError(where, f"no such column: {value._undefined_name}; name one of {', '.join(columns)}")
+            return value
+
+        return evaluate
+
+    def _run(self, where: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except RowError:
+            raise
+        except Exception as error:  # an expression may fail in any way
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise RowError(where, f"{type(error).__name__}: {reason}; mend the row or {where}") from None
+
+
+def _variables(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns by name, and all of them as `row`, for names that Jinja does not read."""
+    return {**columns, "row": columns}
+
+
+def _after(text: Any, mark: str) -> str:
+    """What stands after the last `mark`. Raises ValueError where there is none."""
+    _, found, rest = str(text).rpartition(mark)
+    if not found:
+        raise ValueError(f"{str(text)[-60:]!r} has no {mark!r}")
+    return rest.strip()
+
+
+def _boxed(value: Any) -> str:
+    r"""The content of the last \boxed{...}. Raises ValueError where there is none."""
+    text = str(value)
+    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
+    if start < 0:
+        raise ValueError(f"{text[-60:]!r} has no \\boxed{{...}}")
+    begin = end = text.index("{", start) + 1
+    depth = 1
+    while end < len(text) and depth:
+        depth += {"{": 1, "}": -1}.get(text[end], 0) * (text[end - 1] != "\\")
+        end += 1
+    if depth:
+        raise ValueError(f"{text[start : start + 60]!r} does not end")
+    return text[begin : end - 1].strip()
+
+
+def _from_json(text: Any) -> Any:
+    """The value of a JSON text; a value that is none already stays."""
+    return json.loads(text) if isinstance(text, str) else text
+
+
+def _letter(value: Any) -> str:
+    """The letter of a choice: of its index from 0, or of a letter in any case. Raises ValueError for others."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 26:
+        return chr(ord("A") + value)
+    text = str(value).strip().strip("().").upper()
+    if text.isdecimal() and int(text) < 26:
+        return chr(ord("A") + int(text))
+    if len(text) == 1 and "A" <= text <= "Z":
+        return text
+    raise ValueError(f"{value!r} is neither a letter nor the index of a choice")

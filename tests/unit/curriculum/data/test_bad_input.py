@@ -1,0 +1,140 @@
+"""Rows and files that cannot be used: one line names file, row, column, value and fix."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import CorruptDataError, InvalidInputError, RouterShiftError
+from tests.support.data import loaded, save_chat_model, source, sums, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_chat_model(tmp_path_factory.mktemp("model"), positions=200)
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "said"),
+    [
+        (['{"question": "q"'], {}, r"row 4, is .*: not JSON: .*; mend it"),
+        (["[1]"], {}, r"row 4, is \[1\]: expected an object"),
+        ([{"question": "q"}], {}, "row 4, column answer: no such column: the row has question; name one of these"),
+        ([{"question": "q", "answer": None}], {}, "row 4, column answer, is None: the row has no reference; fill it"),
+        ([{"question": "q", "answer": ""}], {}, "row 4, column answer, is '': the row has no reference"),
+        ([{"question": " ", "answer": "1"}], {}, "row 4, column question: the row has no prompt"),
+        ([{"question": None, "answer": "1"}], {}, "row 4, column question: the row has no prompt"),
+        ([{"question": "q", "answer": 7}], {}, "row 4, column answer, is 7: it is a number, and text in most rows"),
+        ([{"question": "q", "answer": [1]}], {}, r"row 4, column answer, is \[1\]: it is a list, and text in most"),
+        ([{"question": "q", "answer": True}], {}, "row 4, column answer, is True: it is true or false"),
+        (['{"question": "q", "answer": NaN}'], {}, "row 4, is .*: not JSON: NaN is no JSON"),
+        ([{"question": "q" * 300, "answer": "1"}], {}, "row 4, column prompt, is .*: the prompt has .* room for 176"),
+        (
+            [{"question": "q", "answer": "x"}],
+            {"columns": {"prompt": "question", "answer": "{{ answer | int(default=none) + 1 }}"}},
+            "row 4, column data.train.0.columns.answer: TypeError",
+        ),
+        (
+            [{"question": "q", "answer": "x"}],
+            {"columns": {"prompt": "question", "answer": "{{ anwser }}"}},
+            "row 1, column data.train.0.columns.answer: no such column: anwser; name one of question, answer",
+        ),
+        (
+            [{"question": "q", "answer": "x"}],
+            {"columns": {"prompt": "qestion", "answer": "answer"}},
+            "row 1, column qestion: no such column: the row has question, answer",
+        ),
+        ([{"question": "q", "answer": "x"}], {"filter": "nope > 1"}, "no such column|nope.*is undefined"),
+        (
+            [{"question": "q", "answer": "1"}],
+            {"columns": {"prompt": "question", "answer": "answer", "id": "answer"}},
+            r"row 4, column id, is '1': .*a.jsonl:5 has the same id|row 5, column id",
+        ),
+        ([{"question": "q", "answer": "1"}], {"tools": "question"}, "column tools: is .*; expected a list of tables"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_with_its_fix(
+    model: Path, tmp_path: Path, rows: list[Any], keys: dict[str, Any], said: str
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*sums(3, 1), *rows, {"question": "last", "answer": "1"}])
+    made = loaded(model, [source(path, **keys)], [source(write_jsonl(tmp_path / "e.jsonl", sums(1, 90)))])
+    with pytest.raises(InvalidInputError, match=said) as caught:
+        raise made.errors[0]
+    assert str(caught.value).startswith("data.train.0: ")
+    assert "more than data.max_bad_share = 0.01" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert made.report.train[0].rows == 5
+
+
+def test_few_bad_rows_are_counted_and_the_rest_is_used(model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*sums(10), {"question": "q"}, "{"])
+    made = loaded(model, [source(path)], max_bad_share=0.2)
+    assert made.errors == []
+    (report,) = made.report.train
+    assert (report.rows, report.used + report.held_out, len(report.bad)) == (12, 10, 2)
+    assert [row.number for row in report.bad] == [11, 12]
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "error", "said"),
+    [
+        ("a.jsonl", b"", InvalidInputError, "a.jsonl holds no rows"),
+        ("a.jsonl", b"\n \n", InvalidInputError, "a.jsonl holds no rows"),
+        ("a.json", b"", InvalidInputError, "a.json holds no rows"),
+        ("a.json", b"[]", InvalidInputError, "a.json holds no rows"),
+        ("a.csv", b"question,answer\n", InvalidInputError, "a.csv holds no rows"),
+        ("a.json", b"[1, 2", CorruptDataError, "a.json is not JSON: .*expected a list of objects"),
+        ("a.json", b'{\n"a": 1, "b": 2}', InvalidInputError, "a.json holds one dict; expected a list of objects"),
+        ("a.jsonl.gz", gzip.compress(b'{"question": "q", "answer": "1"}\n' * 9)[:-9], CorruptDataError, "whole gzip"),
+        ("a.jsonl.gz", b'{"question": "q", "answer": "1"}\n', CorruptDataError, "is no gzip file; name it a.jsonl"),
+        ("a.csv", b'question,answer\n"a,b\n', CorruptDataError, "a.csv row 2 is not CSV: .*; mend the quotes"),
+        ("a.csv", b"question,question\n1,2\n", InvalidInputError, "names the column 'question' twice"),
+        ("a.csv", b"question,answer\n\xff\xff,1\n", CorruptDataError, "is not UTF-8 after row .*; convert it"),
+        ("a.parquet", b"PAR1 and then nothing", CorruptDataError, "a.parquet is no whole Parquet file"),
+        ("a.parquet", b"", CorruptDataError, "a.parquet is no whole Parquet file"),
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            CorruptDataError,
+            "is a Git LFS pointer, not the file itself; run `git lfs pull`",
+        ),
+        ("a.txt", b"q", InvalidInputError, "a.txt is of no known kind; expected .jsonl"),
+    ],
+)
+def test_a_file_that_is_none_is_named_with_its_fix(
+    model: Path, tmp_path: Path, name: str, contents: bytes, error: type[RouterShiftError], said: str
+) -> None:
+    (tmp_path / name).write_bytes(contents)
+    made = loaded(model, [source(tmp_path / name)])
+    with pytest.raises(error, match=rf"data\.train\.0: .*{said}") as caught:
+        raise made.errors[0]
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_there_and_folders(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    write_jsonl(tmp_path / "folder" / "a.jsonl", sums(1))
+    sources = [source(tmp_path / name) for name in ("none.jsonl", "no*.jsonl", "folder")]
+    said = [str(error) for error in loaded(model, sources).errors]
+    assert said[0].startswith(
+        f"data.train.0: source {tmp_path}/none.jsonl: no such file; a path in a recipe is relative"
+    )
+    assert said[1].startswith(f"data.train.1: source {tmp_path}/no*.jsonl: no file matches it")
+    assert said[2] == f"data.train.2: source {tmp_path}/folder is a folder; set source to {tmp_path}/folder/*.jsonl"
+
+
+def test_a_line_that_is_not_utf_8_is_a_bad_row(model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", sums(3))
+    path.write_bytes(path.read_bytes() + b'{"question": "\xff", "answer": "1"}\n')
+    (bad,) = loaded(model, [source(path)]).report.train[0].bad
+    assert (bad.number, bad.reason.partition(":")[0]) == (4, "not JSON")
+
+
+def test_cells_that_do_not_match_the_header_are_bad_rows(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('question,answer\n"1,\n1",2\n3\n4,5,6\n7,8\n')
+    made = loaded(model, [source(tmp_path / "a.csv")], max_bad_share=1)
+    assert [(row.number, row.reason.partition(";")[0]) for row in made.report.train[0].bad] == [
+        (4, "it has 1 cells, the header 2"),
+        (5, "it has 3 cells, the header 2"),
+    ]
