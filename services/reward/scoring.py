@@ -10,7 +10,7 @@ from services.reward import metrics
 from services.reward.outcomes import Outcome, Scored, checked, unscored
 from services.reward.pool.pool import Pool
 from services.reward.settings import RewardSettings
-from services.reward.verifiers.base import AsyncVerifier, Item, Parts, Verdict, Verifier
+from services.reward.verifiers.base import AsyncVerifier, Item, Verdict, Verifier
 from services.reward.verifiers.registry import unknown_in_words
 from shared.errors import InvalidInputError, NotFoundError, OverloadedError
 
@@ -36,7 +36,7 @@ class Scorer:
     """
 
     def __init__(self, verifiers: Mapping[str, Verifier | AsyncVerifier], settings: RewardSettings) -> None:
-        self.verifiers = verifiers
+        self.verifiers: Mapping[str, Verifier | AsyncVerifier] = verifiers
         self._settings = settings
         self._pools: dict[str, asyncio.Task[Pool]] = {}
         self._turns = {name: asyncio.Semaphore(_ASKED_AT_ONCE) for name in verifiers}
@@ -87,14 +87,20 @@ class Scorer:
             metrics.QUEUED.set(self._queued)
         return scored
 
-    async def verdicts(self, verifier: str, items: Sequence[Item]) -> list[Verdict]:
+    async def verdicts(self, verifier: str, items: Sequence[Item], asked_by: Sequence[str] = ()) -> list[Verdict]:
         """For verifiers made of others, whose items are already counted.
 
+        Args:
+            asked_by: the verifiers that wait for these verdicts, outermost first.
+
         Raises:
+            InvalidInputError: the verifier waits for itself.
             UnscoredError: one of the items has no verdict.
         """
+        if verifier in asked_by:  # each item holds a turn while it waits, so that they might wait for ever
+            raise InvalidInputError(f"verifier {verifier!r} is a part of itself: {' > '.join([*asked_by, verifier])}")
         verdicts = []
-        for scored in await self._judge(verifier, items):
+        for scored in await self._judge(verifier, items, asked_by):
             if scored.verdict is None:
                 raise UnscoredError(scored)
             verdicts.append(scored.verdict)
@@ -112,13 +118,13 @@ class Scorer:
             if isinstance(verifier, AsyncVerifier):
                 await verifier.close()
 
-    async def _judge(self, name: str, items: Sequence[Item]) -> list[Scored]:
+    async def _judge(self, name: str, items: Sequence[Item], asked_by: Sequence[str] = ()) -> list[Scored]:
         verifier = self.verifiers[name]
         if isinstance(verifier, Verifier):
             pool = await self._pool(name, verifier)
             scored = await pool.judge(items)
         else:
-            scored = list(await asyncio.gather(*(self._ask(name, verifier, item) for item in items)))
+            scored = list(await asyncio.gather(*(self._ask(name, verifier, item, asked_by) for item in items)))
         _count(name, scored)
         return scored
 
@@ -143,13 +149,13 @@ class Scorer:
     def _timeout(self, verifier: Verifier | AsyncVerifier) -> float:
         return verifier.settings.timeout_seconds or self._settings.timeout_seconds
 
-    async def _ask(self, name: str, verifier: AsyncVerifier, item: Item) -> Scored:
+    async def _ask(self, name: str, verifier: AsyncVerifier, item: Item, asked_by: Sequence[str]) -> Scored:
         verdict, error = None, ""
         async with self._turns[name]:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self._timeout(verifier)) as deadline:
-                    verdict = checked(await verifier.verify(item, _Others(self, deadline)))
+                    verdict = checked(await verifier.verify(item, _Others(self, deadline, (*asked_by, name))))
                 outcome = Outcome.SCORED
             except TimeoutError:
                 outcome, error = Outcome.TIMED_OUT, f"none within {self._timeout(verifier):g} s"
@@ -163,8 +169,10 @@ class Scorer:
 class _Others:
     """The other verifiers, as one item's verifier sees them: its clock stands still while they judge."""
 
-    def __init__(self, others: Parts, deadline: asyncio.Timeout) -> None:
+    def __init__(self, others: Scorer, deadline: asyncio.Timeout, asked_by: Sequence[str]) -> None:
+        self.verifiers = others.verifiers
         self._others = others
+        self._asked_by = asked_by
         self._deadline = deadline
         self._waiting = 0
         self._left = 0.0
@@ -176,7 +184,7 @@ class _Others:
             self._deadline.reschedule(None)
         self._waiting += 1
         try:
-            return await self._others.verdicts(verifier, items)
+            return await self._others.verdicts(verifier, items, self._asked_by)
         finally:
             self._waiting -= 1
             if not self._waiting:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from services.reward.verifiers.base import Item, Verdict, Verifier
+from services.reward.verifiers.base import AsyncVerifier, Item, Verdict, Verifier
+from services.reward.verifiers.exact import ExactSettings, ExactVerifier
 
 ITEM = Item("2+2?", "4", {"answer": "4"})
 GOOD = {"reward": 0.75, "parts": {"correct": 1, "style": 0.5}}
@@ -14,6 +15,9 @@ class Fixed:
 
     def __init__(self, **verdicts: Verdict | Exception) -> None:
         self._verdicts = verdicts
+        self.verifiers: dict[str, Verifier | AsyncVerifier] = {
+            name: ExactVerifier(ExactSettings()) for name in verdicts
+        }
         self.asked: list[tuple[str, Item]] = []
 
     async def verdicts(self, verifier: str, items: Sequence[Item]) -> list[Verdict]:

@@ -150,8 +150,18 @@ class BatchVerifier(Verifier):
 class Parts(Protocol):
     """How a verifier that is made of others has them judge: `Scorer` is one."""
 
+    @property
+    def verifiers(self) -> "Mapping[str, Verifier | AsyncVerifier]":
+        """Those that there are, by name."""
+        ...
+
     async def verdicts(self, verifier: str, items: Sequence[Item]) -> list[Verdict]:
-        """Raises where one of the items has no verdict."""
+        """One an item.
+
+        Raises:
+            InvalidInputError: the verifier is one that asks, or has been asked by it.
+            Exception: one of the items has no verdict.
+        """
         ...
 
 

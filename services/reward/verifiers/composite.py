@@ -1,11 +1,11 @@
 """One verdict from several verifiers: a weighted sum, behind gates."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from services.reward.verifiers import parts
 from services.reward.verifiers.base import CORRECT, AsyncVerifier, Item, Parts, Verdict, VerifierSettings
 from shared.errors import InvalidInputError
 from shared.settings import Table
@@ -54,29 +54,20 @@ class CompositeVerifier(AsyncVerifier):
     settings: CompositeSettings
 
     async def verify(self, item: Item, others: Parts) -> Verdict:
-        async def judge(name: str, part: PartSettings) -> Verdict:
-            reference = item.reference if part.reference is None else item.reference.get(part.reference)
-            if not isinstance(reference, Mapping):
-                raise InvalidInputError(
-                    f"reference has no table {part.reference!r} for part {name!r}; it has {', '.join(item.reference)}"
-                )
-            (verdict,) = await others.verdicts(part.verifier, [Item(item.prompt, item.response, reference)])
-            return verdict
+        own, settings = self.settings.parts, self.settings
+        asked = {name: (part.verifier, item._replace(reference=_own(item, name, part))) for name, part in own.items()}
+        verdicts = await parts.judge(asked, others)
+        values = parts.kept(verdicts, correct=settings.correct or next(iter(own)))
+        closed = any(part.gate is not None and verdicts[name].reward < part.gate for name, part in own.items())
+        total = sum(part.weight * verdicts[name].reward for name, part in own.items())
+        return Verdict(settings.closed_reward if closed else total, values)
 
-        parts = self.settings.parts
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = {name: group.create_task(judge(name, part)) for name, part in parts.items()}
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # its type says whether the task was at fault
-        verdicts = {name: task.result() for name, task in tasks.items()}
-        values = {
-            f"{name}.{key}": value
-            for name, verdict in verdicts.items()
-            for key, value in {"reward": verdict.reward, **verdict.parts}.items()
-        }
-        values["correct"] = verdicts[self.settings.correct or next(iter(parts))].parts["correct"]
-        values["valid"] = min(verdict.parts.get("valid", 1.0) for verdict in verdicts.values())
-        closed = any(part.gate is not None and verdicts[name].reward < part.gate for name, part in parts.items())
-        total = sum(part.weight * verdicts[name].reward for name, part in parts.items())
-        return Verdict(self.settings.closed_reward if closed else total, values)
+
+def _own(item: Item, name: str, part: PartSettings) -> Mapping[str, Any]:
+    """The part's own reference. Raises InvalidInputError where there is none."""
+    reference = item.reference if part.reference is None else item.reference.get(part.reference)
+    if not isinstance(reference, Mapping):
+        raise InvalidInputError(
+            f"reference has no table {part.reference!r} for part {name!r}; it has {', '.join(item.reference)}"
+        )
+    return reference

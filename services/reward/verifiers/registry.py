@@ -20,6 +20,7 @@ from services.reward.verifiers.model import ModelVerifier
 from services.reward.verifiers.names import nearest
 from services.reward.verifiers.regex import RegexVerifier
 from services.reward.verifiers.remote.verifier import RemoteVerifier
+from services.reward.verifiers.weighted import WeightedVerifier
 from shared.errors import InvalidInputError, RouterShiftError
 from shared.plugins import with_plugins
 
@@ -40,6 +41,7 @@ _BUILT_IN: tuple[type[AnyVerifier], ...] = (
     ModelVerifier,
     RemoteVerifier,
     CompositeVerifier,
+    WeightedVerifier,
 )
 
 
