@@ -97,7 +97,7 @@ class Monitor:
         """Whether anything moved. Prompts that are admitted are none: they are also where all of them are dropped."""
         self._busy = progress.activity == "training"
         self._collected = progress.collected or 0
-        seen = dataclasses.replace(progress, prompts=None)
+        seen = dataclasses.replace(progress, prompts=None, selection=None)
         arrived = self._ledger.trained + self._ledger.stages.get("scored", 0) if self._ledger else 0
         if seen != self._seen or arrived > self._arrived or self._phase == PAUSED:
             self._moved = time.monotonic()

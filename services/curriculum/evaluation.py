@@ -67,7 +67,7 @@ async def evaluate(
     settings = tables.curriculum
     patience, done = settings.evaluation.answer_seconds, 0
     requests, n = held_out.sampling.requests(tables.rollout), held_out.sampling.n
-    limit = asyncio.Semaphore(settings.evaluation.concurrency)
+    limit, reporting = asyncio.Semaphore(settings.evaluation.concurrency), asyncio.Lock()
     async with (
         GenerationClient(settings.generation_address, patience, tables.access) as generation,
         RewardClient(settings.reward_address, patience, tables.access) as reward,
@@ -85,7 +85,8 @@ async def evaluate(
                 texts = [completion.text for completion in completions]
                 scores = await reward.score(problem.verifier, problem.prompt, texts, problem.reference)
             done += 1
-            await report(done)
+            async with reporting:  # one after the other, or an older number might be written last
+                await report(done)
             return completions, scores
 
         answers = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(held_out.problems)))

@@ -3,6 +3,9 @@
 from prometheus_client import Counter, Gauge
 
 PROMPTS = Counter("routershift_curriculum_prompts_total", "Prompts admitted")
+CHOICES = Counter(
+    "routershift_curriculum_choices_total", "Problems whose turn it was, by what became of it", ["choice"]
+)
 WAIT_SECONDS = Counter("routershift_curriculum_wait_seconds_total", "Time spent waiting to admit a prompt", ["reason"])
 for _reason in ("tickets", "full", "finished"):
     WAIT_SECONDS.labels(_reason)  # from 0 on: Prometheus sees no increase from nothing to 1

@@ -1,12 +1,12 @@
 """Settings of the curriculum service: the tables [curriculum] and [data]."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from services.curriculum.data.settings import DataSettings
 from services.curriculum.held_out import HeldOutSettings
-from shared.settings import BaseSettings, ServerSettings
+from shared.settings import BaseSettings, ServerSettings, Table
 
 
 class EvaluationSettings(HeldOutSettings):
@@ -21,12 +21,40 @@ class EvaluationSettings(HeldOutSettings):
     )
 
 
+class SelectionSettings(Table):
+    """Which problems are trained on, in their turn."""
+
+    strategy: Literal["uniform", "dynamic", "difficulty", "priority"] = Field(
+        "uniform",
+        description="uniform: all; dynamic: not those whose responses had equal rewards; difficulty: those of a solve "
+        "rate from low to high; priority: as often as the row's priority says",
+    )
+    retry: float = Field(
+        0.2,
+        ge=0.001,
+        le=1,
+        description="share of its turns in which a problem is tried that dynamic or difficulty sets aside",
+    )
+    low: float = Field(0.1, ge=0, le=1, description="lowest solve rate that difficulty takes")
+    high: float = Field(0.9, ge=0, le=1, description="highest solve rate that difficulty takes")
+    problems: int = Field(
+        1_000_000, ge=1, description="problems whose solve rates are kept in Redis, about 100 bytes each"
+    )
+
+    @model_validator(mode="after")
+    def _is_a_window(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low} and high is {self.high}; low must be at most high")
+        return self
+
+
 class CurriculumSettings(ServerSettings):
     """How prompts are fed and versions evaluated."""
 
     port: int = Field(50054, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9104, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
     evaluation: EvaluationSettings = EvaluationSettings()
+    selection: SelectionSettings = SelectionSettings()
     generation_address: str = Field("127.0.0.1:50051", description="gRPC address of generation, for evaluation")
     reward_address: str = Field("127.0.0.1:50052", description="gRPC address of reward, for evaluation")
     poll_seconds: float = Field(0.05, gt=0, description="wait for a ticket, and between looks at the run's progress")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import metrics
 from services.curriculum.evaluation import Evaluation, evaluate
-from services.curriculum.problems import HeldOutSet, Problems
+from services.curriculum.problems import HeldOutSet, Problem, Problems
+from services.curriculum.selection import Selector
 from services.curriculum.settings import Settings
 from shared import wire
 from shared.clients import GenerationClient
@@ -24,12 +25,15 @@ _REPORT_SECONDS = 1.0
 _STATUS_SECONDS = 10.0
 _LINE_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 5.0
+# Answers of an admission that has to be asked again.
+_WAITS = ("tickets", "full", "finished")
 
 
 class CurriculumWorker:
     def __init__(self, settings: Settings, problems: Problems, run: Run) -> None:
         self._settings = settings
-        self._problems = problems
+        selection = settings.curriculum.selection
+        self._selector = Selector(problems, selection, settings.run.seed, run.solve_rates)
         self._run = run
         self._recording = Recording(settings.run)
         self._reported = 0.0  # when the progress of an evaluation was
@@ -49,17 +53,21 @@ class CurriculumWorker:
 
     async def feed(self) -> None:
         """Admits prompts in order, each when a ticket is free, while the learner trains."""
-        index = await self._run.next_prompt()
+        await self._selector.open()
         while True:
-            answer = await self._run.admit(index, self._prompt(index), self._settings.run.tickets)
-            if answer in ("ok", "done"):
-                metrics.PROMPTS.inc(answer == "ok")
-                index += 1
-            elif answer == "back":
-                index = await self._run.next_prompt()
-            else:
+            # What was admitted last is known to Redis alone: an answer may be lost, and so may its last writes.
+            progress = await self._run.progress()
+            index, selected = progress.prompts or 0, await self._selector.select(progress.selection)
+            prompt = self._prompt(index, selected.problem)
+            while (
+                answer := await self._run.admit(index, prompt, self._settings.run.tickets, selected.state)
+            ) in _WAITS:
                 metrics.WAIT_SECONDS.labels(answer).inc(self._poll)
                 await asyncio.sleep(self._poll)
+            if answer == "ok":
+                metrics.PROMPTS.inc()
+                for choice, count in selected.choices.items():
+                    metrics.CHOICES.labels(choice).inc(count)
 
     async def evaluate_start(self) -> None:
         """Evaluates the weights that the run starts from, before anything is trained; once in a run.
@@ -113,8 +121,8 @@ class CurriculumWorker:
             metrics.LEDGER.labels("dead").set(sum(ledger.dead.values()))
             await asyncio.sleep(_WATCH_SECONDS)
 
-    def _prompt(self, index: int) -> pb.Prompt:
-        run, rollout, problem = self._settings.run, self._settings.rollout, self._problems.train(index)
+    def _prompt(self, index: int, problem: Problem) -> pb.Prompt:
+        run, rollout = self._settings.run, self._settings.rollout
         prompt = pb.Prompt(
             run_id=run.id,
             prompt_id=f"{index:08d}",

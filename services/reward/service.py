@@ -30,7 +30,7 @@ class RewardService(Service):
     async def start(self, run: Run) -> None:
         await self._scorer.start(self._settings.verifiers)  # those in the recipe are wanted; others may go unused
         self._consumer = run.consumer(Stream.ROLLOUTS)
-        self._worker = RewardWorker(self._consumer, self._scorer, self._settings.attempts)
+        self._worker = RewardWorker(self._consumer, self._scorer, self._settings.attempts, run.solve_rates)
 
     async def work(self, stop: asyncio.Event) -> None:
         async with background(self._consumer.beat()):

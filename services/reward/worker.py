@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
@@ -22,6 +24,7 @@ from shared.errors import (
 )
 from shared.streams.consumer import Consumer, End, Entry
 from shared.streams.keys import Stream
+from shared.streams.solve_rates import SolveRates
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +35,11 @@ _OVERLOAD_PAUSE_SECONDS = 0.1
 class RewardWorker:
     """Scores one group at a time for each of the tasks that call it."""
 
-    def __init__(self, consumer: Consumer, scorer: Scorer, attempts: int) -> None:
+    def __init__(self, consumer: Consumer, scorer: Scorer, attempts: int, solve_rates: SolveRates) -> None:
         self._consumer = consumer
         self._scorer = scorer
         self._attempts = attempts
+        self._solve_rates = solve_rates
 
     async def handle(self, entry: Entry) -> None:
         """Hands the group over scored; drops it, counted, where a sample has no verdict after all attempts."""
@@ -51,7 +55,8 @@ class RewardWorker:
                 metrics.DROPPED.labels(reason).inc(entry.trajectories)
                 log.warning("dropped group %s: %s: %s", entry.group, reason, failed.error)
             return
-        await self._consumer.hand_over(entry, Stream.SCORED, group.scored(scores))
+        if await self._consumer.hand_over(entry, Stream.SCORED, group.scored(scores)):
+            await self._solve_rates.record(group.prompt.problem_id, _solved_share(scores), _are_equal(scores))
 
     async def _score(self, group: RawGroup) -> tuple[list[pb.Score], Scored | None]:
         """The score of each sample, and the result of one that could not be scored, if there is one.
@@ -86,3 +91,14 @@ class RewardWorker:
             except OverloadedError as error:
                 log.info("waiting: %s", error)
                 await asyncio.sleep(_OVERLOAD_PAUSE_SECONDS)
+
+
+def _solved_share(scores: Sequence[pb.Score]) -> float:
+    """The share of right responses; where the verifier does not say which are right, the mean reward, cut to 0 to 1."""
+    return min(max(fmean(score.parts.get("correct", score.reward) for score in scores), 0.0), 1.0)
+
+
+def _are_equal(scores: Sequence[pb.Score]) -> bool:
+    """Whether the rewards are equal, but for rounding: the learner has nothing to learn from them."""
+    rewards = [score.reward for score in scores]
+    return math.isclose(min(rewards), max(rewards), rel_tol=1e-9, abs_tol=1e-12)

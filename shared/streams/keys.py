@@ -80,6 +80,11 @@ class Keys:
         return self("fences")
 
     @property
+    def solve_rates(self) -> str:
+        """Hash of problem to how it is solved; '' is the number of problems that are kept."""
+        return self("solve_rates")
+
+    @property
     def progress(self) -> str:
         """Hash: what the run has reached, written by learner and curriculum."""
         return self("progress")

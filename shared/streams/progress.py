@@ -10,7 +10,7 @@ from typing import Any
 class Progress:
     """Written by the learner and the curriculum, each its own part; None for what nobody has reported yet.
 
-    admit.lua knows `prompts` and `phase`.
+    admit.lua knows `prompts`, `selection` and `phase`.
     """
 
     # The learner's.
@@ -22,6 +22,7 @@ class Progress:
     collected: int | None = None  # groups that the learner has for its next step
     # The curriculum's.
     prompts: int | None = None  # index of the prompt to admit next
+    selection: Mapping[str, Any] | None = None  # strategy, turns in the order of problems, and choices by kind
     evaluating_version: int | None = None
     evaluated_problems: int | None = None  # of the evaluation in progress
     evaluated_version: int | None = None
@@ -51,4 +52,5 @@ class Progress:
 _TYPES: dict[str, Any] = dict.fromkeys(Progress.__dataclass_fields__, int) | {
     "phase": str, "activity": str, "accuracy": float, "greedy_accuracy": float, "best_accuracy": float,
     "held_out": json.loads,
+    "selection": json.loads,
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """A run as Redis knows it: admission of prompts, tickets, the account, weights and progress."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from shared.streams.lease import Lease
 from shared.streams.payloads import Payloads
 from shared.streams.progress import Progress
 from shared.streams.scripts import Script
+from shared.streams.solve_rates import SolveRates
 
 # The learner's phase, in the run's progress; admit.lua knows the last.
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
@@ -117,6 +119,11 @@ class Run:
         return Consumer(self._redis, self.keys, stream, self._settings, lambda: self.lease.fence)
 
     @property
+    def solve_rates(self) -> SolveRates:
+        """How well each problem is solved."""
+        return SolveRates(self._redis, self.keys)
+
+    @property
     def dead(self) -> DeadLetters:
         """What could not be used, to be looked at, replayed or purged."""
         return DeadLetters(self._redis, self.keys, self._settings)
@@ -125,8 +132,14 @@ class Run:
         """Index of the prompt to admit next; survives a restart of the curriculum."""
         return (await self.progress()).prompts or 0
 
-    async def admit(self, index: int, prompt: pb.Prompt, tickets: int) -> str:
-        """Puts a prompt on its stream if a ticket is free: the answers are those of admit.lua."""
+    async def admit(
+        self, index: int, prompt: pb.Prompt, tickets: int, selection: Mapping[str, Any] | None = None
+    ) -> str:
+        """Puts a prompt on its stream if a ticket is free: the answers are those of admit.lua.
+
+        Args:
+            selection: what becomes `Progress.selection` in the same transaction.
+        """
         k, answer = self.keys, b"expired"
         while answer == b"expired":
             placed = await self._payloads.place(prompt.SerializeToString())
@@ -138,6 +151,7 @@ class Run:
                 arguments=[
                     index, tickets, self._settings.max_bytes, Stream.PROMPTS,
                     group_name(prompt), prompt.sampling.n, STAGES[Stream.PROMPTS], *placed.arguments,
+                    "" if selection is None else json.dumps(selection),
                 ],
                 placed=placed,
             )  # fmt: skip

@@ -1,9 +1,11 @@
 -- A prompt enters the run: it takes a ticket, is counted, and is appended to the prompts stream.
+-- `selection` is the place in the order of problems after this prompt, as JSON; '' for none.
 -- `payload` is '' where the prompt lies in the blob `blob_id`.
 -- Returns 'ok', 'done' (this index was admitted before: the answer was lost), 'back' (Redis has lost writes and forgotten
 -- the prompts from its own cursor on), 'finished', 'tickets', 'full' or 'expired' (the blob has to be written again).
 local prompts, tickets, in_flight, ledger, bytes, progress, blob = unpack(KEYS)
-local index, ticket_limit, byte_limit, stream, group, trajectories, stage, payload, size, blob_id, chunks = unpack(ARGV)
+local index, ticket_limit, byte_limit, stream, group, trajectories, stage, payload, size, blob_id, chunks,
+  selection = unpack(ARGV)
 local call = redis.call
 local function refuse(answer)
   if blob_id ~= '' then call('UNLINK', blob) end
@@ -30,4 +32,5 @@ call('SADD', tickets, group)
 call('HSET', in_flight, group, trajectories .. ' ' .. stage)
 call('HINCRBY', ledger, 'prompted', trajectories)
 call('HSET', progress, 'prompts', index + 1)
+if selection ~= '' then call('HSET', progress, 'selection', selection) end
 return 'ok'

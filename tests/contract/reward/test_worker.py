@@ -17,6 +17,7 @@ from services.reward.worker import RewardWorker
 from shared.errors import UnavailableError
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+from shared.streams.solve_rates import SolveRate
 from tests.support.entries import SAMPLES, dead_letters, put, until
 from tests.support.verifiers import ScriptedSettings, ScriptedVerifier, item
 
@@ -28,15 +29,15 @@ async def scorer() -> AsyncIterator[Scorer]:
     await scorer.close()
 
 
-async def score_one(run: Run, scorer: Scorer, response: str, verifier: str = "scripted") -> None:
+async def score_one(run: Run, scorer: Scorer, response: str, verifier: str = "scripted", problem_id: str = "") -> None:
     """A group whose last response is this one; the others are good."""
-    prompt = pb.Prompt(prompt_id="0", verifier=verifier, sampling=pb.SamplingParams(n=SAMPLES))
+    prompt = pb.Prompt(prompt_id="0", problem_id=problem_id, verifier=verifier, sampling=pb.SamplingParams(n=SAMPLES))
     texts = [*["ok 0.5"] * (SAMPLES - 1), response]
     trajectories = [pb.Trajectory(completion=pb.Completion(text=text)) for text in texts]
     await put(run, Stream.ROLLOUTS, pb.TrajectoryGroup(prompt=prompt, trajectories=trajectories))
     reader = run.consumer(Stream.ROLLOUTS)
     (entry,) = await reader.read(1)
-    await RewardWorker(reader, scorer, attempts=2).handle(entry)
+    await RewardWorker(reader, scorer, 2, run.solve_rates).handle(entry)
 
 
 async def test_a_verifier_that_recovers_scores_everything(run: Run, scorer: Scorer, tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ async def test_workers_that_are_killed_cost_groups_a_retry_or_a_reason_and_never
     for _ in range(groups):
         await put(run, Stream.ROLLOUTS, pb.TrajectoryGroup(prompt=prompt, trajectories=trajectories))
     reader, stop = run.consumer(Stream.ROLLOUTS), asyncio.Event()
-    worker = RewardWorker(reader, scorer, attempts=2)
+    worker = RewardWorker(reader, scorer, 2, run.solve_rates)
     scoring = asyncio.create_task(reader.each(worker.handle, lambda: 2 - reader.held, stop))
     moments = random.Random(0)
     left = groups
@@ -152,3 +153,15 @@ async def test_an_unknown_verifier_is_a_dead_letter(redis: Redis, run: Run, scor
     assert letter.reason == "bad_group"
     assert "verifier is 'nope'" in letter.detail
     assert (await run.ledger()).balanced
+
+
+async def test_a_judged_group_moves_the_solve_rate_of_its_problem(run: Run, scorer: Scorer) -> None:
+    """The scripted verifier names no right answers, so the mean reward counts. A group without a verdict does not."""
+    await run.solve_rates.open(10)
+    await score_one(run, scorer, "ok 1", problem_id="mixed")
+    await score_one(run, scorer, "ok 0.5", problem_id="equal")
+    await score_one(run, scorer, "raise", problem_id="failed")
+    mixed, equal, failed = await run.solve_rates.read(["mixed", "equal", "failed"])
+    assert mixed == SolveRate(1, (0.5 * (SAMPLES - 1) + 1) / SAMPLES, equal=False)
+    assert equal == SolveRate(1, 0.5, equal=True)
+    assert failed is None

@@ -1,0 +1,69 @@
+"""How well each problem is solved, from the groups that were judged: written by reward, read by the curriculum."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.streams.keys import Keys
+from shared.streams.scripts import Script
+
+_LEAST_WEIGHT = 0.25  # of the newest group in the running rate, so that it follows the policy
+_LONGEST_NAME = 64  # of a problem in Redis; a longer id is known by its digest
+
+
+@dataclass(frozen=True, slots=True)
+class SolveRate:
+    """What is known of one problem."""
+
+    groups: int  # judged so far
+    rate: float  # running share of responses that solve it, 0 to 1
+    equal: bool  # whether the rewards of the last group were equal, so that it had nothing to teach
+
+
+class SolveRates:
+    """The solve rates of a run, in Redis, where they survive restarts as the ledger does.
+
+    They steer and count nothing: a record that a crash loses is made up for by the next group of the problem.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._key = keys.solve_rates
+        self._solve = Script(redis, "solve")
+
+    async def open(self, problems: int) -> None:
+        """Asks reward for solve rates of so many problems, at most. Until then none are kept."""
+        await self._redis.hset(self._key, "", str(problems))
+
+    async def record(self, problem_id: str, share: float, equal: bool) -> None:
+        """Adds a group.
+
+        Args:
+            problem_id: "" is nobody.
+            share: of its responses that solve the problem, 0 to 1.
+            equal: whether all of its rewards are equal.
+        """
+        if problem_id:
+            await self._solve(keys=[self._key], args=[_name(problem_id), share, int(equal), _LEAST_WEIGHT])
+
+    async def read(self, problem_ids: Sequence[str]) -> list[SolveRate | None]:
+        """What is known of each; None of one that was never judged."""
+        found: Any = await self._redis.hmget(self._key, [_name(each) for each in problem_ids])
+        return [
+            _decode(value) if value and problem_id else None
+            for value, problem_id in zip(found, problem_ids, strict=True)
+        ]
+
+
+def _name(problem_id: str) -> str:
+    if len(problem_id) <= _LONGEST_NAME:
+        return problem_id
+    return hashlib.blake2b(problem_id.encode(), digest_size=16).hexdigest()
+
+
+def _decode(value: bytes) -> SolveRate:
+    groups, rate, equal = value.split()
+    return SolveRate(int(groups), float(rate), equal == b"1")

@@ -1,0 +1,55 @@
+"""A curriculum of rows that feeds a run, as a process that a test may kill at any moment.
+
+python -m tests.support.feeding REDIS_URL RUN_ID FOLDER STRATEGY
+"""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from services.curriculum.held_out import EvaluationSampling
+from services.curriculum.problems import HeldOutSet, Problem
+from services.curriculum.settings import CurriculumSettings, SelectionSettings, Settings
+from services.curriculum.worker import CurriculumWorker
+from shared.settings import RedisSettings, RunSettings, StreamSettings
+from shared.streams.connection import connect
+from shared.streams.run import Run
+
+ROWS = 50
+
+
+class Rows:
+    """Rows by name, in another order each epoch."""
+
+    def __init__(self, rows: int = ROWS, priorities: Sequence[float] = ()) -> None:
+        self._rows = rows
+        self._priorities = priorities or [1.0] * rows
+
+    def train(self, index: int) -> Problem:
+        epoch, place = divmod(index, self._rows)
+        row = int(np.random.default_rng(epoch).permutation(self._rows)[place])
+        return Problem(f"prompt {row}", {}, "exact", id=f"row-{row}", priority=self._priorities[row])
+
+    def held_out(self) -> Sequence[HeldOutSet]:
+        return [HeldOutSet("none", [], EvaluationSampling(), (), 0)]
+
+
+def tables(run_id: str, folder: Path, selection: SelectionSettings, groups_per_step: int = 2) -> Settings:
+    return Settings(
+        run=RunSettings(id=run_id, folder=folder, model=folder, task="rows", groups_per_step=groups_per_step),
+        curriculum=CurriculumSettings(poll_seconds=0.001, selection=selection),
+    )
+
+
+async def main(url: str, run_id: str, folder: str, strategy: str) -> None:
+    redis = await connect(RedisSettings.model_validate({"url": url}))
+    run = Run(redis, run_id, StreamSettings(block_seconds=0.05))
+    selection = SelectionSettings.model_validate({"strategy": strategy})
+    await CurriculumWorker(tables(run_id, Path(folder), selection), Rows(), run).feed()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
