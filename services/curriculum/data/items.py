@@ -120,13 +120,13 @@ class ItemMaker:
         messages = conversations.conversation(prompt, self._settings.system)
         tools = conversations.as_tools(self._tools(row.columns)) if self._tools else None
         words = conversations.said(messages)
-        problem = words if raw is None else raw if isinstance(raw, str) else words
+        problem = named.get("problem", raw)
         return _Draft(
             row=Row(row.file, row.number, {}),  # its columns may be large, and are not needed any more
             rendered=self._renderer.render(messages, tools),
             id=self._id(row, named),
             prompt=words,
-            key=normalised(problem),
+            key=normalised(problem if isinstance(problem, str) else words),
             reference=self._reference(named),
             verifier=self._verifier(named),
             priority=self._priority(named),

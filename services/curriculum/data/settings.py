@@ -13,13 +13,25 @@ from shared.settings import Table
 from shared.sources import ENDINGS, is_file
 
 # Of the columns that a source maps, those that are no field of the reference.
-ROLES = ("prompt", "reference", "id", "verifier", "priority")
+ROLES = ("prompt", "problem", "reference", "id", "verifier", "priority")
 _OF_NAMES = ("config", "split", "revision")  # keys of a data set by name
 _SWITCHES = {"true": True, "on": True, "false": False, "off": False}
 
 
 def _names_file(table: dict[str, Any]) -> bool:
     return is_file(str(table.get("source", "")))
+
+
+def _unanswered(of_preset: dict[str, str], table: dict[str, Any], columns: dict[str, Any]) -> dict[str, str]:
+    """The columns of a preset that the table does not answer in another way."""
+    kept = dict(of_preset)
+    if "verifier" in table:
+        kept.pop("verifier", None)
+    if "reference" in columns:
+        kept = {name: text for name, text in kept.items() if name in ROLES}
+    if "prompt" in columns:
+        kept.pop("problem", None)
+    return kept
 
 
 class SourceSettings(Table):
@@ -36,8 +48,9 @@ class SourceSettings(Table):
     preset: str | None = Field(None, description="form of a known data set, which the other keys then change")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="where prompt, reference, id, verifier, priority, and any field of the reference stand in a row: "
-        "a column, with dots into tables in it, or a Jinja expression {{ ... }} over the row",
+        description="where prompt, reference, id, verifier, priority, problem (what is compared to find rows that are "
+        "the same; default: prompt), and any field of the reference stand in a row: a column, with dots into tables in "
+        "it, or a Jinja expression {{ ... }} over the row",
     )
     prompt: str | None = Field(
         None,
@@ -70,8 +83,9 @@ class SourceSettings(Table):
             raise ValueError(f"preset is {name!r}; did you mean {near!r}? Known: {', '.join(PRESETS)}")
         preset = {key: value for key, value in PRESETS[name].items() if key not in _OF_NAMES or not _names_file(table)}
         columns = table.get("columns", {})
-        merged = {**preset.get("columns", {}), **columns} if isinstance(columns, dict) else columns
-        return {**preset, **table, "columns": merged}
+        if isinstance(columns, dict):
+            columns = {**_unanswered(preset["columns"], table, columns), **columns}
+        return {**preset, **table, "columns": columns}
 
     @field_validator("chat_template", mode="before")
     @classmethod

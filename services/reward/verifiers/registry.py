@@ -14,6 +14,7 @@ from services.reward.verifiers.countdown import CountdownVerifier
 from services.reward.verifiers.exact import ExactVerifier
 from services.reward.verifiers.file.verifier import FileVerifier
 from services.reward.verifiers.format import FormatVerifier
+from services.reward.verifiers.instructions import InstructionsVerifier
 from services.reward.verifiers.json_schema import JsonSchemaVerifier
 from services.reward.verifiers.math.verifier import MathVerifier
 from services.reward.verifiers.model import ModelVerifier
@@ -36,6 +37,7 @@ _BUILT_IN: tuple[type[AnyVerifier], ...] = (
     ExactVerifier,
     RegexVerifier,
     JsonSchemaVerifier,
+    InstructionsVerifier,
     FormatVerifier,
     FileVerifier,
     ModelVerifier,
