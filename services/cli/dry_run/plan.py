@@ -12,6 +12,7 @@ from services.cli.dry_run.prompts import Prompts, read_prompts
 from services.cli.preflight import CHECKS, longest
 from services.cli.recipe import Recipe
 from shared.errors import NotFoundError, RouterShiftError
+from shared.models.folder import INDEX
 from shared.models.layout import layout_of_folder
 from shared.streams.capacity import trajectory_bytes
 
@@ -36,7 +37,7 @@ def plan(recipe: Recipe) -> list[Line]:
     model, missing = _model_folder(recipe)
     lines += missing
     for name, check in CHECKS.items():
-        if model is None and name in _NEEDS_MODEL:
+        if missing and name in _NEEDS_MODEL:
             continue
         lines.append(_checked(name, recipe, check))
     prompts = None
@@ -45,9 +46,10 @@ def plan(recipe: Recipe) -> list[Line]:
         lines += [Line("", *row) for row in prompts.rows()]
     except RouterShiftError as error:
         lines.append(Line("MEND", "data", str(error)))
-    if model is not None:
+    if model is not None and (not missing or (model / INDEX).is_file()):
         try:
             lines += _sizes(recipe, model, prompts)
+            lines += [] if missing else _streams(recipe, model)
         except RouterShiftError as error:
             lines.append(Line("MEND", "memory", str(error)))
     lines = list(dict.fromkeys(lines))  # two checks may find the same fault
@@ -73,16 +75,21 @@ def _run(recipe: Recipe) -> Iterator[Line]:
 
 
 def _model_folder(recipe: Recipe) -> tuple[Path | None, list[Line]]:
-    """The folder of the model; None, and a line that says why, where it is not here."""
+    """The folder of the model, and a line that says what is missing; None where nothing of it is here.
+
+    A name on the Hub is fetched when the run begins, on the machine that it runs on, so its absence here is no fault.
+    Config and tokenizer alone are of use too.
+    """
     try:
         return recipe.run.require_model(), []
-    except NotFoundError as error:
-        # A name on the hub is fetched when the run begins, on the machine that it runs on; a folder is not.
-        is_name = not isinstance(recipe.run.model, Path)
-        text = f"not there, so its checks and its memory are left out: {error}" if is_name else str(error)
-        return None, [Line("note" if is_name else "MEND", "model", text)]
     except RouterShiftError as error:
-        return None, [Line("MEND", "model", str(error))]
+        if not isinstance(error, NotFoundError) or isinstance(recipe.run.model, Path):
+            return None, [Line("MEND", "model", str(error))]
+        lines = [Line("note", "model", f"not there, so what needs its weights is left out: {error}")]
+    try:
+        return recipe.run.model_folder(weights=False), lines
+    except RouterShiftError:
+        return None, lines
 
 
 def _checked(name: str, recipe: Recipe, check: Callable[[Recipe], str]) -> Line:
@@ -97,7 +104,6 @@ def _sizes(recipe: Recipe, folder: Path, prompts: Prompts | None) -> Iterator[Li
     longest_prompt = max(prompts.lengths, default=0) if prompts else 0
     yield Line("", "model", f"{model.parameters:,} parameters of {model.width} bytes in {folder}")
     yield from _lengths(recipe, model, longest_prompt)
-    yield from _streams(recipe, folder)
     parts = list(memory.parts(recipe, model, longest_prompt))
     for part in parts:
         about = "about " if part.is_estimate else ""

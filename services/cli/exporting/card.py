@@ -15,6 +15,7 @@ from shared.weights import published
 # Tables that say what was learnt, and of these not where a service listened or how long it waited.
 _TABLES = ("run", "rollout", "data", "curriculum", "learner", "reward", "generation")
 _HIDDEN = re.compile(r"(^|\.)(host|folder|threads|token|key)$|_(port|address|seconds)$|(^|\.)port$")
+_SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[^/]+/?$", re.ASCII)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -35,7 +36,10 @@ class Card:
 
     @property
     def _model(self) -> str:
-        return str(self.settings.get("run", {}).get("model", ""))
+        """As the recipe named it: a name on the Hub where the folder is a snapshot in its cache."""
+        model = str(self.settings.get("run", {}).get("model", ""))
+        snapshot = _SNAPSHOT.search(model)
+        return f"{snapshot[1]}/{snapshot[2]}" if snapshot else model
 
     def text(self, name: str) -> str:
         """Markdown with the front matter of the Hugging Face Hub. Args: name: of the folder."""

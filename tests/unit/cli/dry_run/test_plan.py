@@ -71,6 +71,15 @@ def test_what_must_be_mended(flag: str, said: str, capsys: pytest.CaptureFixture
     assert any(said in line for line in out.splitlines() if line.startswith("MEND")), out
 
 
+def test_a_model_of_the_hub_that_is_not_here_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    lines = planned("run.model=hf://nobody/nothing-0B", "generation.max_model_len=64")
+    assert mended(lines) == []
+    (said,) = [line.text for line in lines if line.kind == "note"]
+    assert said.startswith("not there, so what needs its weights is left out: run.model is nobody/nothing-0B")
+
+
 def test_a_prompt_and_a_response_that_do_not_fit_together() -> None:
     (said,) = mended(planned("generation.max_model_len=24"))
     assert "leaves room for 24; lower rollout.max_tokens to " in said

@@ -78,10 +78,14 @@ def test_the_best_version_is_a_whole_folder_with_a_card(run: Path, tmp_path: Pat
     assert published.read_manifest(source).files[0].sha256 in card
 
 
-def test_a_card_names_a_model_of_the_hub(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model",
+    ["Qwen/Qwen3-30B-A3B", "/home/me/.cache/huggingface/hub/models--Qwen--Qwen3-30B-A3B/snapshots/0123abcd"],
+)
+def test_a_card_names_a_model_of_the_hub(run: Path, tmp_path: Path, model: str) -> None:
     file = run / recorded.FOLDER / "curriculum.json"
     tables = json.loads(file.read_text())
-    tables["run"]["model"] = "Qwen/Qwen3-30B-A3B"
+    tables["run"]["model"] = model
     file.write_text(json.dumps(tables))
     made = export(run, "4", tmp_path / "out")
     assert "base_model: Qwen/Qwen3-30B-A3B\n" in (made.folder / CARD).read_text()

@@ -1,0 +1,83 @@
+"""What a recipe's data, or a file, is made of: `data check` names rows that cannot be used, lengths and duplicates."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.cli.arguments import add_settings
+from services.cli.judging import make_judge
+from services.cli.recipe import Recipe
+from services.curriculum.data.check import check
+from services.curriculum.data.report import Report, SourceReport
+from shared.errors import InvalidInputError
+from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
+from shared.settings import load
+from shared.tracking import records
+
+_BAR = 40  # characters of the longest bar of a histogram
+_ROWS_SHOWN = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="data_command")
+    checking = commands.add_parser("check", help="reads every row as a run would, and says what it found")
+    checking.add_argument("recipe", type=Path, metavar="RECIPE|FILE", help="a recipe (TOML), or a file of rows")
+    checking.add_argument(
+        "--model", metavar="MODEL", help="folder or name of a model, whose tokenizer counts; of a FILE"
+    )
+    checking.add_argument("--json", action="store_true", help="the report as JSON")
+    add_settings(checking)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """EXIT_BAD_INPUT where a start would be refused."""
+    recipe = _recipe(arguments.recipe, arguments.model, arguments.flags)
+    report = check(recipe, recipe.run.model_folder(weights=False), make_judge(recipe))
+    if arguments.json:
+        print(records.dumps(report.as_record(), indent=2))
+    else:
+        for line in _lines(report):
+            print(line)
+    return EXIT_BAD_INPUT if report.problems else EXIT_OK
+
+
+def _recipe(file: Path, model: str | None, flags: list[str]) -> Recipe:
+    if file.suffix == ".toml":
+        more = [f"run.model={model}"] if model else []
+        return load(Recipe, file, os.environ, [*more, *flags])
+    if model is None:
+        raise InvalidInputError(f"{file} is no recipe; give --model MODEL, whose tokenizer makes token ids of its rows")
+    from services.cli.recipes.guess import guess
+
+    return guess(model, file).recipe(flags)
+
+
+def _lines(report: Report) -> Iterator[str]:
+    for source in (*report.train, *report.eval):
+        yield str(source)
+        yield from _details(source)
+    for problem in report.problems:
+        yield f"MEND {problem}"
+    if not report.problems:
+        yield "nothing to mend"
+
+
+def _details(source: SourceReport) -> Iterator[str]:
+    if source.verifiers:
+        judged = ", ".join(f"{name} {count}" for name, count in source.verifiers.most_common())
+        yield f"  judged by: {judged}"
+    for row in source.bad[:_ROWS_SHOWN]:
+        yield f"  bad: {row}"
+    if len(source.bad) > _ROWS_SHOWN:
+        yield f"  and {len(source.bad) - _ROWS_SHOWN} more bad rows"
+    for reason, examples in source.examples.items():
+        for example in examples:
+            yield f"  {reason.replace('_', ' ')}: {example}"
+    if bins := source.histogram():
+        yield "  prompt tokens:"
+        most = max(count for _, _, count in bins)
+        for low, high, count in bins:
+            yield f"  {low:>7}-{high:<7} {count:>7} {'#' * -(-_BAR * count // most)}"
+    if source.first_prompt:
+        yield f"  first prompt: {source.first_prompt!r}"

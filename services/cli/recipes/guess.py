@@ -1,0 +1,198 @@
+"""Guesses the settings of a run from a model and the first rows of a file, and says why."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from services.cli.judging import make_judge
+from services.cli.recipe import Recipe
+from services.curriculum.data.files import find_files, read_file
+from services.curriculum.data.items import Item, ItemMaker
+from services.curriculum.data.presets import PRESETS
+from services.curriculum.data.rows import BadRow, Row
+from services.curriculum.data.settings import TrainSettings
+from shared.errors import InvalidInputError, RouterShiftError
+from shared.models.families import family_of
+from shared.models.folder import read_json
+from shared.models.layout import text_config
+from shared.models.tokenizer import load_tokenizer
+from shared.settings import load
+
+_ROWS = 200  # that are looked at
+_ENOUGH = 0.9  # share of them that a guess must fit
+_PROMPTS = ("prompt", "question", "problem", "messages", "instruction", "query", "input", "text", "conversations")
+_REFERENCES = (
+    "answer", "final_answer", "ground_truth", "reward_model.ground_truth", "solution", "reference", "target", "label",
+    "expected", "expected_answer", "output", "response", "gold",
+)  # fmt: skip
+_IDS = ("id", "uuid", "problem_id", "question_id", "extra_info.index", "unique_id")
+_NUMBER = re.compile(r"\s*[-+]?\$?\d[\d,]*(\.\d+)?%?\s*")
+_LETTER = re.compile(r"\s*\(?[A-Ja-j]\)?\s*")
+_LONGEST_RESPONSE = 1024
+
+
+@dataclass
+class Guess:
+    """Settings of a run, as dotted names and values, and the reasons for those that were guessed."""
+
+    model: str
+    source: Path
+    data: dict[str, Any]  # keys of the table [[data.train]] but the source
+    settings: dict[str, Any]  # others
+    reasons: list[str] = field(default_factory=list)
+
+    def recipe(self, flags: Sequence[str] = ()) -> Recipe:
+        """The settings as a run would have them."""
+        from tempfile import TemporaryDirectory
+
+        from services.cli.recipes.write import write
+
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "recipe.toml"
+            write(self, file)
+            return load(Recipe, file, os.environ, flags)
+
+
+def guess(model: str, source: Path) -> Guess:
+    """Reads the first rows of a file, and tokenizer and config of a model.
+
+    Args:
+        model: a folder, or a name on the Hugging Face Hub.
+        source: of rows.
+
+    Raises:
+        NotFoundError, CorruptDataError: the model or the file is missing or broken.
+        InvalidInputError: no column looks like a prompt or a right answer; names the columns that there are.
+    """
+    folder = load(Recipe, None, os.environ, [f"run.model={model}"]).run.model_folder(weights=False)
+    read = islice((row for path in find_files(str(source)) for row in read_file(path)), _ROWS)
+    found = list(read)
+    rows = [row for row in found if isinstance(row, Row)]
+    if not rows:
+        raise InvalidInputError(f"none of the first {len(found)} rows of {source} can be read: {found[0]}")
+    tokenizer = load_tokenizer(folder)
+    made = Guess(model, source, {}, {})
+    if (bad := len(found) - len(rows)) > 0:
+        first = next(row for row in found if isinstance(row, BadRow))
+        made.reasons.append(f"{bad} of the first {len(found)} rows cannot be read, as {first}")
+    if not tokenizer.chat_template:
+        made.data["chat_template"] = False
+        made.reasons.append("chat_template = false: the model has none, so it reads the prompt as it is")
+    items = _data(made, rows, tokenizer, folder)
+    _run(made, folder, max((item.token_ids.size for item in items), default=0))
+    return made
+
+
+def _data(made: Guess, rows: Sequence[Row], tokenizer: Any, folder: Path) -> list[Item]:
+    """Fills in where a prompt and a reference stand in a row; gives the rows as items."""
+    for name, preset in PRESETS.items():
+        items = _items(made, {**made.data, "preset": name}, rows, tokenizer, folder)
+        if len(items) >= _ENOUGH * len(rows):
+            made.data = {"preset": name, **made.data}
+            columns = ", ".join(sorted(preset.get("columns", {}).values()))
+            made.reasons.append(f"preset = {name!r}: {len(items)} of {len(rows)} rows have its columns ({columns})")
+            return items
+    there = list(dict.fromkeys(path for row in rows[:20] for path in _paths(row.columns)))
+    prompt = _named(there, _PROMPTS)
+    reference = _named([path for path in there if path != prompt], _REFERENCES)
+    for what, column in (("a prompt", prompt), ("a right answer", reference)):
+        if column is None:
+            raise InvalidInputError(
+                f"no column of {made.source} has a name that {what} usually has; it has {', '.join(there)}: write "
+                "[[data.train]] by hand, with columns.prompt and columns.reference"
+            )
+    verifier, why = _verifier([_value(row.columns, str(reference)) for row in rows])
+    made.reasons += [
+        f"columns.prompt = {prompt!r} and columns.reference = {reference!r}: by their names, of {', '.join(there)}",
+        f"verifier = {verifier!r}: {why}",
+    ]
+    made.data |= {"columns": {"prompt": prompt, "reference": reference}, "verifier": verifier}
+    if (identity := _named(there, _IDS)) and _is_unique([_value(row.columns, identity) for row in rows]):
+        made.data["columns"]["id"] = identity
+    return _items(made, made.data, rows, tokenizer, folder)
+
+
+def _items(made: Guess, table: Mapping[str, Any], rows: Sequence[Row], tokenizer: Any, folder: Path) -> list[Item]:
+    """The rows that such a table can use; none where the table itself is refused."""
+    try:
+        settings = TrainSettings.model_validate({"source": str(made.source), **table})
+        judge = make_judge(load(Recipe, None, {}, ["run.model=none"]))
+        found = list(ItemMaker(settings, "data.train.0", tokenizer, folder).make(rows))
+    except (RouterShiftError, ValueError):
+        return []
+    return [item for item in found if isinstance(item, Item) and judge(item.verifier, item.reference) is None]
+
+
+def _run(made: Guess, folder: Path, longest: int) -> None:
+    """What follows from the model."""
+    config = text_config(read_json(folder / "config.json"))
+    room = config.get("max_position_embeddings")
+    response = _LONGEST_RESPONSE
+    if isinstance(room, int):
+        response = max(1, min(response, room - 2 * longest))  # later rows may be longer than the first
+        made.reasons.append(
+            f"rollout.max_tokens = {response}: the longest of the first prompts has {longest} tokens, and the model "
+            f"reads {room}"
+        )
+    made.settings["rollout.max_tokens"] = response
+    is_known = family_of(str(config.get("model_type"))) is not None
+    made.settings["learner.algorithm"] = "rspo" if is_known else "gmpo"
+    made.reasons.append(
+        f"learner.algorithm = {made.settings['learner.algorithm']!r}: model type {config.get('model_type')!r} "
+        + ("has routers that are known" if is_known else "has no routers that are known, which rspo needs")
+    )
+    engine = "vllm" if importlib.util.find_spec("vllm") else "torch"
+    made.settings["generation.engine"] = engine
+    made.reasons.append(f"generation.engine = {engine!r}: vllm is {'' if engine == 'vllm' else 'not '}installed")
+    import torch
+
+    made.settings["learner.device"] = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _paths(columns: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted paths of all values."""
+    for name, value in columns.items():
+        if isinstance(value, Mapping) and value:
+            yield from _paths(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _named(paths: Sequence[str], names: Sequence[str]) -> str | None:
+    """The path with the first of these names; a whole path goes before its last part."""
+    for name in names:
+        for part in (lambda path: path, lambda path: path.rpartition(".")[2]):
+            if match := next((path for path in paths if part(path).casefold() == name), None):
+                return match
+    return None
+
+
+def _value(columns: Mapping[str, Any], path: str) -> Any:
+    value: Any = columns
+    if path in columns:
+        return columns[path]
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _is_unique(values: Sequence[Any]) -> bool:
+    texts = [str(value) for value in values if isinstance(value, str | int)]
+    return len(texts) == len(values) == len(set(texts))
+
+
+def _verifier(answers: Sequence[Any]) -> tuple[str, str]:
+    """Who can judge by such references, and why."""
+    texts = [str(answer) for answer in answers if isinstance(answer, str | int | float)]
+    if texts and all(_LETTER.fullmatch(text) for text in texts):
+        return "choice", "all answers are single letters"
+    if texts and all(_NUMBER.fullmatch(text) for text in texts):
+        return "math", "all answers are numbers"
+    if any("\\" in text or "$" in text or "^" in text for text in texts):
+        return "math", "answers are written in LaTeX"
+    return "exact", "answers are words, which a response must say exactly; a verifier of your own may judge better"

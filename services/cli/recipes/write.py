@@ -1,0 +1,71 @@
+"""Writes a guessed recipe, each setting with a comment where it stands."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from services.cli.recipes.guess import Guess
+
+_COMMENTS = {
+    "preset": "form of a known data set; the other keys of this table change it",
+    "columns": "where the prompt and the right answer stand in a row; dots lead into tables",
+    "verifier": "who judges a response: math, exact, choice, regex, code, or a name in [reward.verifiers]",
+    "chat_template": "the model has no chat template",
+}
+
+
+def write(guess: Guess, file: Path) -> None:
+    """Writes the recipe. Paths in it are relative to its folder. Raises FileExistsError where there is a file."""
+    with file.open("x", encoding="utf-8") as stream:
+        stream.write("\n".join(_lines(guess, file.absolute().parent)) + "\n")
+
+
+def _lines(guess: Guess, folder: Path) -> Iterator[str]:
+    is_folder = Path(guess.model).is_dir()
+    model = _relative(Path(guess.model), folder) if is_folder else guess.model
+    yield "# Made by `routershift init`. `routershift settings` lists every setting with its default."
+    for reason in guess.reasons:
+        yield f"# {reason}"
+    yield ""
+    yield "[run]"
+    yield f"model = {json.dumps(model)}  # {'relative to this file' if is_folder else 'on the Hugging Face Hub'}"
+    yield "steps = 100  # optimizer steps, each of which publishes a version"
+    yield "groups_per_step = 32  # prompts of a step"
+    yield "max_staleness = 2  # versions that a rollout may be behind when it is trained on; 0: synchronous"
+    yield "evaluate_every = 20  # versions between evaluations on held-out rows"
+    yield ""
+    yield "[rollout]"
+    yield "n = 8  # responses to each prompt, whose rewards are compared"
+    yield f"max_tokens = {guess.settings['rollout.max_tokens']}  # longest response"
+    yield "temperature = 1.0"
+    yield ""
+    yield "[data]"
+    yield "held_out_share = 0.05  # of the rows, for evaluation; a table [[data.eval]] in its place names other data"
+    yield ""
+    yield "[[data.train]]"
+    yield f"source = {json.dumps(_relative(guess.source, folder))}"
+    for key, value in guess.data.items():
+        yield f"{key} = {_toml(value)}  # {_COMMENTS[key]}"
+    yield ""
+    yield "[generation]"
+    yield f"engine = {json.dumps(guess.settings['generation.engine'])}  # vllm, or torch"
+    yield ""
+    yield "[learner]"
+    yield f"algorithm = {json.dumps(guess.settings['learner.algorithm'])}"
+    yield f"device = {json.dumps(guess.settings['learner.device'])}"
+    yield "optimizer.learning_rate = 1e-6  # ten times as much is usual with lora.rank"
+    yield "checkpoints.every = 10  # steps between checkpoints"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """With a dot in front, so that no model folder is taken for a name on the Hub."""
+    text = os.path.relpath(path.absolute(), folder)
+    return text if text.startswith("..") else f"./{text}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value)

@@ -1,0 +1,139 @@
+"""`routershift init`: what is guessed of a model and a file, and a recipe that passes its own dry run."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.cli.main import main
+from services.cli.recipe import Recipe
+from shared.settings import SERVICES, load
+from tests.support.models import save_model
+
+GSM8K = Path(__file__).parents[4] / "deploy/recipes/gsm8k/train.jsonl"
+FREE = [
+    part for service in SERVICES for key in ("port", "metrics_port") for part in ("--set", f"{service}.{key}=0")
+]  # ports of other runs on this machine are no fault of a recipe
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", "olmoe", max_position_embeddings=2048)
+
+
+def lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def sums(count: int) -> list[dict[str, Any]]:
+    return [{"question": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(count)]
+
+
+def test_rows_in_the_form_of_gsm8k(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", str(model), str(GSM8K)]) == 0
+    said = capsys.readouterr().out
+    assert "preset = 'gsm8k': 200 of 200 rows have its columns" in said
+    recipe = load(Recipe, tmp_path / "recipe.toml", {})
+    assert recipe.data.train[0].verifier == "math"
+    assert recipe.learner.algorithm == "rspo"
+    assert main(["run", "recipe.toml", "--dry-run", *FREE, "--set", "generation.engine=torch"]) == 0
+    assert main(["data", "check", "recipe.toml"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "verifier"),
+    [
+        (sums(20), {"prompt": "question", "reference": "answer"}, "math"),
+        (
+            [{"instruction": f"Say word {i}", "label": f"word {i}", "id": i} for i in range(20)],
+            {"prompt": "instruction", "reference": "label", "id": "id"},
+            "exact",
+        ),
+        (
+            [{"problem": f"Which? {i}", "target": "B", "id": 3} for i in range(20)],
+            {"prompt": "problem", "reference": "target"},
+            "choice",
+        ),
+        (
+            [{"text": f"{i}?", "reward_model": {"ground_truth": f"\\frac{{{i}}}{{2}}"}} for i in range(20)],
+            {"prompt": "text", "reference": "reward_model.ground_truth"},
+            "math",
+        ),
+    ],
+)
+def test_columns_and_verifier_are_guessed(
+    model: Path, tmp_path: Path, rows: list[dict[str, Any]], columns: dict[str, str], verifier: str
+) -> None:
+    file = lines(tmp_path / "rows.jsonl", rows)
+    output = tmp_path / "made.toml"
+    assert main(["init", str(model), str(file), "--output", str(output)]) == 0
+    (source,) = load(Recipe, output, {}).data.train
+    assert (dict(source.columns), source.verifier) == (columns, verifier)
+    assert main(["data", "check", str(output)]) == 0
+
+
+def test_a_csv_file_beside_the_recipe_stays_with_it(model: Path, tmp_path: Path) -> None:
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["question", "answer"])
+        table.writeheader()
+        table.writerows(sums(20))
+    assert main(["init", str(model), str(tmp_path / "rows.csv"), "--output", str(tmp_path / "made.toml")]) == 0
+    assert 'source = "./rows.csv"' in (tmp_path / "made.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"colour": "red", "size": 3}], "it has colour, size: write [[data.train]] by hand"),
+        ([{"question": "why?", "size": 3}], "no column of"),
+        ([], "holds no rows"),
+    ],
+)
+def test_files_of_which_nothing_can_be_guessed(
+    model: Path, tmp_path: Path, rows: list[dict[str, Any]], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = lines(tmp_path / "rows.jsonl", rows)
+    assert main(["init", str(model), str(file), "--output", str(tmp_path / "made.toml")]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "made.toml").exists()
+
+
+def test_nothing_is_overwritten(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "mine.toml"
+    output.write_text("mine")
+    assert main(["init", str(model), str(GSM8K), "--output", str(output)]) == 2
+    assert "exists; name another file" in capsys.readouterr().err
+    assert output.read_text() == "mine"
+
+
+def test_data_check_names_row_column_value_and_fix(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*sums(8), {"question": "What is 0 + 1?", "answer": "1"}, {"question": "What?", "answer": ""}]
+    file = lines(tmp_path / "rows.jsonl", rows)
+    assert main(["data", "check", str(file), "--model", str(model)]) == 2
+    said = capsys.readouterr().out
+    assert "10 rows" in said
+    assert f"bad: {file} row 10, column answer, is '': the row has no reference; fill it" in said
+    assert f"duplicates: {file}:9 is {file}:1" in said
+    assert "prompt tokens:" in said
+    assert "MEND data.train.0: 1 of 10 rows cannot be used" in said
+    assert main(["data", "check", str(file), "--model", str(model), "--json", "--set", "data.max_bad_share=0.2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["train"][0]["bad"], report["train"][0]["duplicates"], report["problems"]) == (1, 1, [])
+    assert report["train"][0]["prompt_tokens"]["histogram"]
+
+
+def test_data_check_of_a_file_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = lines(tmp_path / "rows.jsonl", sums(3))
+    assert main(["data", "check", str(file)]) == 2
+    assert "give --model MODEL" in capsys.readouterr().err
