@@ -1,13 +1,12 @@
 """What a recipe would do, found out from configs, tokenizer and first rows: nothing is started, no weights are read."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import psutil
 
 from services.cli.dry_run import memory
+from services.cli.dry_run.lines import Kind, Line
 from services.cli.dry_run.prompts import Prompts, read_prompts
 from services.cli.preflight import CHECKS, longest
 from services.cli.recipe import Recipe
@@ -16,19 +15,8 @@ from shared.models.folder import INDEX
 from shared.models.layout import layout_of_folder
 from shared.streams.capacity import trajectory_bytes
 
-Kind = Literal["", "note", "MEND"]
-
 _GIB = 2**30
 _NEEDS_MODEL = ("model", "streams")  # checks that read the model folder
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a plan; MEND is what would stop or break the run, and its text says what to change."""
-
-    kind: Kind
-    about: str
-    text: str
 
 
 def plan(recipe: Recipe) -> list[Line]:
@@ -40,12 +28,8 @@ def plan(recipe: Recipe) -> list[Line]:
         if missing and name in _NEEDS_MODEL:
             continue
         lines.append(_checked(name, recipe, check))
-    prompts = None
-    try:
-        prompts = read_prompts(recipe, model)
-        lines += [Line("", *row) for row in prompts.rows()]
-    except RouterShiftError as error:
-        lines.append(Line("MEND", "data", str(error)))
+    prompts = read_prompts(recipe, model)
+    lines += prompts.lines
     if model is not None and (not missing or (model / INDEX).is_file()):
         try:
             lines += _sizes(recipe, model, prompts)
@@ -99,9 +83,9 @@ def _checked(name: str, recipe: Recipe, check: Callable[[Recipe], str]) -> Line:
         return Line("MEND", name, str(error))
 
 
-def _sizes(recipe: Recipe, folder: Path, prompts: Prompts | None) -> Iterator[Line]:
+def _sizes(recipe: Recipe, folder: Path, prompts: Prompts) -> Iterator[Line]:
     model = memory.read(folder)
-    longest_prompt = max(prompts.lengths, default=0) if prompts else 0
+    longest_prompt = max(prompts.lengths, default=0)
     yield Line("", "model", f"{model.parameters:,} parameters of {model.width} bytes in {folder}")
     yield from _lengths(recipe, model, longest_prompt)
     parts = list(memory.parts(recipe, model, longest_prompt))

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.cli.dry_run import memory
-from services.cli.dry_run.plan import Line, plan
+from services.cli.dry_run.lines import Line
+from services.cli.dry_run.plan import plan
 from services.cli.main import main
 from services.cli.recipe import Recipe
 from services.learner.model.lora import add_lora
