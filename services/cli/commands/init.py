@@ -11,6 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model folder, or OWNER/NAME on the Hugging Face Hub")
     parser.add_argument("data", type=Path, metavar="DATAFILE", help="JSON Lines, JSON, CSV, TSV or Parquet")
     parser.add_argument(
+        "--reward", type=Path, metavar="FILE", help="Python file whose function score(response, reference) judges"
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         default=Path("recipe.toml"),
@@ -25,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from services.cli.recipes.guess import guess
     from services.cli.recipes.write import write
 
-    guessed = guess(arguments.model, arguments.data)
+    guessed = guess(arguments.model, arguments.data, arguments.reward)
     write(guessed, arguments.output)
     for reason in guessed.reasons:
         print(reason)

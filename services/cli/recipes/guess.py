@@ -1,5 +1,6 @@
 """Guesses the settings of a run from a model and the first rows of a file, and says why."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -9,19 +10,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from services.cli.dry_run import memory
 from services.cli.judging import make_judge
+from services.cli.preflight import longest
 from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files, read_file
 from services.curriculum.data.items import Item, ItemMaker
 from services.curriculum.data.presets import PRESETS
 from services.curriculum.data.rows import BadRow, Row
 from services.curriculum.data.settings import TrainSettings
-from shared.errors import InvalidInputError, RouterShiftError
+from shared.errors import InvalidInputError, NotFoundError, RouterShiftError
 from shared.models.families import family_of
 from shared.models.folder import read_json
-from shared.models.layout import text_config
+from shared.models.layout import layout_of_folder, text_config
 from shared.models.tokenizer import load_tokenizer
 from shared.settings import load
+from shared.streams.capacity import trajectory_bytes
 
 _ROWS = 200  # that are looked at
 _ENOUGH = 0.9  # share of them that a guess must fit
@@ -42,6 +46,7 @@ class Guess:
 
     model: str
     source: Path
+    reward: Path | None  # a file whose function judges, in place of the verifier that would be guessed
     data: dict[str, Any]  # keys of the table [[data.train]] but the source
     settings: dict[str, Any]  # others
     reasons: list[str] = field(default_factory=list)
@@ -54,19 +59,20 @@ class Guess:
 
         with TemporaryDirectory() as folder:
             file = Path(folder) / "recipe.toml"
-            write(self, file)
+            write(self, file, keep_paths=True)
             return load(Recipe, file, os.environ, flags)
 
 
-def guess(model: str, source: Path) -> Guess:
+def guess(model: str, source: Path, reward: Path | None = None) -> Guess:
     """Reads the first rows of a file, and tokenizer and config of a model.
 
     Args:
         model: a folder, or a name on the Hugging Face Hub.
         source: of rows.
+        reward: a file with a function `score`, which judges every response.
 
     Raises:
-        NotFoundError, CorruptDataError: the model or the file is missing or broken.
+        NotFoundError, CorruptDataError: the model or a file is missing or broken.
         InvalidInputError: no column looks like a prompt or a right answer; names the columns that there are.
     """
     folder = load(Recipe, None, os.environ, [f"run.model={model}"]).run.model_folder(weights=False)
@@ -76,7 +82,7 @@ def guess(model: str, source: Path) -> Guess:
     if not rows:
         raise InvalidInputError(f"none of the first {len(found)} rows of {source} can be read: {found[0]}")
     tokenizer = load_tokenizer(folder)
-    made = Guess(model, source, {}, {})
+    made = Guess(model, source, reward, {}, {})
     if (bad := len(found) - len(rows)) > 0:
         first = next(row for row in found if isinstance(row, BadRow))
         made.reasons.append(f"{bad} of the first {len(found)} rows cannot be read, as {first}")
@@ -91,6 +97,8 @@ def guess(model: str, source: Path) -> Guess:
 def _data(made: Guess, rows: Sequence[Row], tokenizer: Any, folder: Path) -> list[Item]:
     """Fills in where a prompt and a reference stand in a row; gives the rows as items."""
     for name, preset in PRESETS.items():
+        if made.reward is not None:
+            break  # presets name verifiers of their own, and a reward file reads the column as it is
         items = _items(made, {**made.data, "preset": name}, rows, tokenizer, folder)
         if len(items) >= _ENOUGH * len(rows):
             made.data = {"preset": name, **made.data}
@@ -106,7 +114,10 @@ def _data(made: Guess, rows: Sequence[Row], tokenizer: Any, folder: Path) -> lis
                 f"no column of {made.source} has a name that {what} usually has; it has {', '.join(there)}: write "
                 "[[data.train]] by hand, with columns.prompt and columns.reference"
             )
-    verifier, why = _verifier([_value(row.columns, str(reference)) for row in rows])
+    if made.reward is not None:
+        verifier, why = "mine", f"the function score of {made.reward}"
+    else:
+        verifier, why = _verifier([_value(row.columns, str(reference)) for row in rows])
     made.reasons += [
         f"columns.prompt = {prompt!r} and columns.reference = {reference!r}: by their names, of {', '.join(there)}",
         f"verifier = {verifier!r}: {why}",
@@ -121,23 +132,24 @@ def _items(made: Guess, table: Mapping[str, Any], rows: Sequence[Row], tokenizer
     """The rows that such a table can use; none where the table itself is refused."""
     try:
         settings = TrainSettings.model_validate({"source": str(made.source), **table})
-        judge = make_judge(load(Recipe, None, {}, ["run.model=none"]))
+        mine = [] if made.reward is None else [f"reward.verifiers.mine.file={made.reward.absolute()}"]
+        judge = make_judge(load(Recipe, None, {}, ["run.model=none", *mine]))
         found = list(ItemMaker(settings, "data.train.0", tokenizer, folder).make(rows))
     except (RouterShiftError, ValueError):
         return []
     return [item for item in found if isinstance(item, Item) and judge(item.verifier, item.reference) is None]
 
 
-def _run(made: Guess, folder: Path, longest: int) -> None:
+def _run(made: Guess, folder: Path, longest_prompt: int) -> None:
     """What follows from the model."""
     config = text_config(read_json(folder / "config.json"))
     room = config.get("max_position_embeddings")
     response = _LONGEST_RESPONSE
     if isinstance(room, int):
-        response = max(1, min(response, room - 2 * longest))  # later rows may be longer than the first
+        response = max(1, min(response, room - 2 * longest_prompt))  # later rows may be longer than the first
         made.reasons.append(
-            f"rollout.max_tokens = {response}: the longest of the first prompts has {longest} tokens, and the model "
-            f"reads {room}"
+            f"rollout.max_tokens = {response}: the longest of the first prompts has {longest_prompt} tokens, and the "
+            f"model reads {room}"
         )
     made.settings["rollout.max_tokens"] = response
     is_known = family_of(str(config.get("model_type"))) is not None
@@ -152,6 +164,30 @@ def _run(made: Guess, folder: Path, longest: int) -> None:
     import torch
 
     made.settings["learner.device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    with contextlib.suppress(NotFoundError):  # the weights of a name on the Hub may not be here yet
+        _sizes(made, folder)
+
+
+def _sizes(made: Guess, folder: Path) -> None:
+    """What must be larger than its default for this model."""
+    flags = [f"{name}={value}" for name, value in made.settings.items()]
+    recipe = load(Recipe, None, os.environ, ["run.model=none", *flags])
+    layout, chosen = layout_of_folder(folder), recipe.generation
+    each = trajectory_bytes(recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores)
+    tickets = recipe.run.tickets * recipe.rollout.n * each
+    if tickets > recipe.streams.max_bytes:
+        made.settings["streams.max_bytes"] = _power_of_two(tickets)
+        made.reasons.append(f"streams.max_bytes: all tickets take {tickets} bytes where responses are that long")
+    model = memory.read(folder)
+    room, _ = longest(recipe, model.text)
+    if room is not None and memory.sequences_that_fit(recipe, model, room) == 0:
+        needed = 4 * room * model.kv_width * model.width  # a few at once
+        made.settings["generation.vllm.kv_cache_bytes"] = _power_of_two(needed)
+        made.reasons.append(f"generation.vllm.kv_cache_bytes: vLLM must hold a whole sequence of {room} tokens")
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 def _paths(columns: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -166,9 +202,10 @@ def _paths(columns: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _named(paths: Sequence[str], names: Sequence[str]) -> str | None:
     """The path with the first of these names; a whole path goes before its last part."""
     for name in names:
-        for part in (lambda path: path, lambda path: path.rpartition(".")[2]):
-            if match := next((path for path in paths if part(path).casefold() == name), None):
-                return match
+        whole = [path for path in paths if path.casefold() == name]
+        last = [path for path in paths if path.rpartition(".")[2].casefold() == name]
+        if whole or last:
+            return [*whole, *last][0]
     return None
 
 
@@ -188,7 +225,7 @@ def _is_unique(values: Sequence[Any]) -> bool:
 
 def _verifier(answers: Sequence[Any]) -> tuple[str, str]:
     """Who can judge by such references, and why."""
-    texts = [str(answer) for answer in answers if isinstance(answer, str | int | float)]
+    texts = [text for answer in answers if isinstance(answer, str | int | float) and (text := str(answer).strip())]
     if texts and all(_LETTER.fullmatch(text) for text in texts):
         return "choice", "all answers are single letters"
     if texts and all(_NUMBER.fullmatch(text) for text in texts):

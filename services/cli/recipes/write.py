@@ -16,13 +16,17 @@ _COMMENTS = {
 }
 
 
-def write(guess: Guess, file: Path) -> None:
-    """Writes the recipe. Paths in it are relative to its folder. Raises FileExistsError where there is a file."""
+def write(guess: Guess, file: Path, *, keep_paths: bool = False) -> None:
+    """Writes the recipe. Raises FileExistsError where there is a file.
+
+    Args:
+        keep_paths: model and data stay where they are, however the recipe moves; else paths are relative to it.
+    """
     with file.open("x", encoding="utf-8") as stream:
-        stream.write("\n".join(_lines(guess, file.absolute().parent)) + "\n")
+        stream.write("\n".join(_lines(guess, None if keep_paths else file.absolute().parent)) + "\n")
 
 
-def _lines(guess: Guess, folder: Path) -> Iterator[str]:
+def _lines(guess: Guess, folder: Path | None) -> Iterator[str]:
     is_folder = Path(guess.model).is_dir()
     model = _relative(Path(guess.model), folder) if is_folder else guess.model
     yield "# Made by `routershift init`. `routershift settings` lists every setting with its default."
@@ -41,6 +45,10 @@ def _lines(guess: Guess, folder: Path) -> Iterator[str]:
     yield f"max_tokens = {guess.settings['rollout.max_tokens']}  # longest response"
     yield "temperature = 1.0"
     yield ""
+    if (room := guess.settings.get("streams.max_bytes")) is not None:
+        yield "[streams]"
+        yield f"max_bytes = {room}  # bytes in one of the streams between the services"
+        yield ""
     yield "[data]"
     yield "held_out_share = 0.05  # of the rows, for evaluation; a table [[data.eval]] in its place names other data"
     yield ""
@@ -49,8 +57,17 @@ def _lines(guess: Guess, folder: Path) -> Iterator[str]:
     for key, value in guess.data.items():
         yield f"{key} = {_toml(value)}  # {_COMMENTS[key]}"
     yield ""
+    if guess.reward is not None:
+        yield "[reward.verifiers.mine]"
+        yield f"file = {json.dumps(_relative(guess.reward, folder))}  # its function score(response, reference) judges"
+        yield ""
     yield "[generation]"
     yield f"engine = {json.dumps(guess.settings['generation.engine'])}  # vllm, or torch"
+    if guess.settings["learner.device"] == "cuda":
+        yield 'vllm.dtype = "bfloat16"'
+        yield "vllm.gpu_memory_utilization = 0.4  # of each GPU's memory; the rest is the learner's"
+    elif (cache := guess.settings.get("generation.vllm.kv_cache_bytes")) is not None:
+        yield f"vllm.kv_cache_bytes = {cache}"
     yield ""
     yield "[learner]"
     yield f"algorithm = {json.dumps(guess.settings['learner.algorithm'])}"
@@ -59,8 +76,10 @@ def _lines(guess: Guess, folder: Path) -> Iterator[str]:
     yield "checkpoints.every = 10  # steps between checkpoints"
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """With a dot in front, so that no model folder is taken for a name on the Hub."""
+def _relative(path: Path, folder: Path | None) -> str:
+    """With a dot in front, so that no model folder is taken for a name on the Hub; absolute without a folder."""
+    if folder is None:
+        return str(path.absolute())
     text = os.path.relpath(path.absolute(), folder)
     return text if text.startswith("..") else f"./{text}"
 

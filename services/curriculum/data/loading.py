@@ -68,7 +68,7 @@ def load(settings: Settings, model: Path, judge: Judge | None = None) -> Loaded:
             responses = source.sampling.max_tokens or responses
         items: list[Item] = []
         try:
-            made = ItemMaker(source, where, tokenizer, model).make(_rows(source))
+            made = ItemMaker(source, where, tokenizer, model).make(read_rows(source))
             items = _usable(made, report, data.max_prompt_tokens, longest and longest - responses, judge)
         except RouterShiftError as error:
             loaded.fail(type(error)(f"{where}: {error}"))
@@ -89,7 +89,8 @@ def load(settings: Settings, model: Path, judge: Judge | None = None) -> Loaded:
     return loaded
 
 
-def _rows(source: SourceSettings) -> Iterator[Row | BadRow]:
+def read_rows(source: SourceSettings) -> Iterator[Row | BadRow]:
+    """The rows of a source, as they stand there. Raises what `find_files`, `read_file` and `read_data_set` raise."""
     if not is_file(source.source) and not Path(source.source).exists():
         yield from read_data_set(source, "test" if isinstance(source, EvalSettings) else "train")
         return

@@ -10,7 +10,7 @@ import pytest
 
 from services.cli.main import main
 from services.cli.recipe import Recipe
-from shared.settings import SERVICES, load
+from shared.settings import SERVICES, StreamSettings, load
 from tests.support.models import save_model
 
 GSM8K = Path(__file__).parents[4] / "deploy/recipes/gsm8k/train.jsonl"
@@ -77,6 +77,32 @@ def test_columns_and_verifier_are_guessed(
     (source,) = load(Recipe, output, {}).data.train
     assert (dict(source.columns), source.verifier) == (columns, verifier)
     assert main(["data", "check", str(output)]) == 0
+
+
+def test_room_that_the_model_needs(tmp_path: Path) -> None:
+    """Long responses and a long context: streams and the KV cache of their defaults would be refused."""
+    wide = {"num_hidden_layers": 24, "num_experts_per_tok": 8, "max_position_embeddings": 1 << 17}
+    folder = save_model(tmp_path / "wide", "olmoe", **wide)
+    file, output = lines(tmp_path / "rows.jsonl", sums(20)), tmp_path / "made.toml"
+    assert main(["init", str(folder), str(file), "--output", str(output)]) == 0
+    recipe = load(Recipe, output, {})
+    assert recipe.streams.max_bytes > StreamSettings().max_bytes
+    assert main(["run", str(output), "--dry-run", *FREE]) == 0
+
+
+def test_a_reward_file_judges(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, reward = lines(tmp_path / "rows.jsonl", sums(20)), tmp_path / "my_reward.py"
+    reward.write_text("def score(response, reference):\n    return float(reference in response)\n")
+    output = tmp_path / "made.toml"
+    assert main(["init", str(model), str(file), "--reward", str(reward), "--output", str(output)]) == 0
+    recipe = load(Recipe, output, {})
+    assert recipe.data.train[0].verifier == "mine"
+    assert recipe.reward.verifiers["mine"]["file"] == str(reward)
+    assert main(["data", "check", str(output)]) == 0
+    reward.unlink()
+    assert main(["init", str(model), str(file), "--reward", str(reward), "--output", str(tmp_path / "no.toml")]) == 2
+    assert "my_reward.py" in capsys.readouterr().err
+    assert not (tmp_path / "no.toml").exists()
 
 
 def test_a_csv_file_beside_the_recipe_stays_with_it(model: Path, tmp_path: Path) -> None:
