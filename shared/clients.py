@@ -10,6 +10,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 import numpy as np
+from google.protobuf.struct_pb2 import Struct
 from numpy.typing import NDArray
 
 from routershift.v1 import generation_pb2 as gen
@@ -151,11 +152,12 @@ class RewardClient(_Client):
         self._stub = rew_grpc.RewardServiceStub(self._channel)
 
     async def score(
-        self, verifier: str, prompt: str, responses: Sequence[str], reference: Mapping[str, Any]
+        self, verifier: str, prompt: str, responses: Sequence[str | Completion], reference: Mapping[str, Any]
     ) -> list[pb.Score]:
         """One Score a response, in order. Look at `outcome` before `reward`.
 
         Args:
+            responses: texts, or completions, whose special tokens go along.
             reference: JSON values, in the form of the verifier's `reference_schema`.
 
         Raises:
@@ -166,9 +168,20 @@ class RewardClient(_Client):
             struct = wire.encode_struct(reference)
         except (TypeError, ValueError) as error:
             raise InvalidInputError(f"reference is {str(reference)[:200]}; expected JSON values ({error})") from None
-        items = [rew.ScoreItem(prompt=prompt, response=response, reference=struct) for response in responses]
+        items = [_score_item(prompt, response, struct) for response in responses]
         answer = await self._call(self._stub.Score, rew.ScoreRequest(verifier=verifier, items=items))
         return list(answer.scores)
+
+
+def _score_item(prompt: str, response: str | Completion, reference: Struct) -> rew.ScoreItem:
+    if isinstance(response, str):
+        return rew.ScoreItem(prompt=prompt, response=response, reference=reference)
+    return rew.ScoreItem(
+        prompt=prompt,
+        response=response.text,
+        reference=reference,
+        special_tokens=wire.encode_special_tokens(response.special_tokens),
+    )
 
 
 class LearnerClient(_Client):

@@ -6,7 +6,7 @@ Shapes: T response tokens, L routed layers, K experts activated per token.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,6 +146,13 @@ class TopLogprobs:
     logprobs: NDArray[np.float32]  # [T, N]
 
 
+class SpecialToken(NamedTuple):
+    """A special token of a response, which its text leaves out."""
+
+    position: int  # the character of the text before which it stood; the length of the text where it came last
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled response and what the behaviour policy recorded of it."""
@@ -158,6 +165,7 @@ class Completion:
     router_trace: RouterTrace | None  # None: dense model, not asked for, or not the last piece
     text: str = ""
     top_logprobs: TopLogprobs | None = None  # None: not asked for
+    special_tokens: tuple[SpecialToken, ...] = ()  # those that the text leaves out
 
 
 def spans_between(starts: Sequence[tuple[int | str, int]], begin: int, end: int) -> tuple[VersionSpan, ...]:

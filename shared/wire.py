@@ -25,6 +25,7 @@ from shared.trajectory import (
     RouterTrace,
     ScoreDtype,
     ScoreFunction,
+    SpecialToken,
     TopLogprobs,
     VersionSpan,
     check_trace,
@@ -183,6 +184,7 @@ def encode_completion(completion: Completion, scores: ScoreDtype = ScoreDtype.FL
         top_logprobs=pb.TopLogprobs(token_ids=encode_tensor(top.token_ids), logprobs=encode_tensor(top.logprobs))
         if top
         else None,
+        special_tokens=encode_special_tokens(completion.special_tokens),
     )
 
 
@@ -215,7 +217,17 @@ def decode_completion(message: pb.Completion, earlier_tokens: int = 0) -> Comple
         router_trace=decode_trace(message.router_trace, earlier_tokens + tokens) if has_trace else None,
         text=message.text,
         top_logprobs=_decode_top_logprobs(message.top_logprobs, tokens) if message.HasField("top_logprobs") else None,
+        special_tokens=decode_special_tokens(message.special_tokens),
     )
+
+
+def encode_special_tokens(tokens: Iterable[SpecialToken]) -> list[pb.SpecialToken]:
+    return [pb.SpecialToken(position=token.position, text=token.text) for token in tokens]
+
+
+def decode_special_tokens(messages: Iterable[pb.SpecialToken]) -> tuple[SpecialToken, ...]:
+    """The special tokens of a response, as they came."""
+    return tuple(SpecialToken(message.position, message.text) for message in messages)
 
 
 def _decode_top_logprobs(message: pb.TopLogprobs, tokens: int) -> TopLogprobs:

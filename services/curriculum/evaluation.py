@@ -82,8 +82,7 @@ async def evaluate(
                     *(generation.generate(prompt, **(request | Sampling(seed=index * n))) for request in requests)
                 )
                 completions = [completion for each in answered for completion in each]
-                texts = [completion.text for completion in completions]
-                scores = await reward.score(problem.verifier, problem.prompt, texts, problem.reference)
+                scores = await reward.score(problem.verifier, problem.prompt, completions, problem.reference)
             done += 1
             async with reporting:  # one after the other, or an older number might be written last
                 await report(done)

@@ -43,7 +43,7 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
                 _routed(completion, request.return_router) for completion in await engine.generate(prompt, sampling)
             ]
             scores = self._settings.router_scores
-            encoded = [wire.encode_completion(replace(c, text=requests.text(c)), scores) for c in completions]
+            encoded = [wire.encode_completion(requests.with_text(c), scores) for c in completions]
             _require_fits(encoded)
             metrics.count_tokens(prompt, completions)
             metrics.count_router_bytes(encoded)

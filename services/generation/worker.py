@@ -95,7 +95,5 @@ class GenerationWorker:
             id=pb.TrajectoryId(
                 run_id=prompt.run_id, prompt_id=prompt.prompt_id, attempt=prompt.attempt, sample=completion.index
             ),
-            completion=wire.encode_completion(
-                replace(completion, text=self._requests.text(completion)), self._settings.router_scores
-            ),
+            completion=wire.encode_completion(self._requests.with_text(completion), self._settings.router_scores),
         )

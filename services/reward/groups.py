@@ -9,14 +9,17 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from routershift.v1 import trajectory_pb2 as pb
+from shared import wire
 from shared.errors import CorruptDataError
 from shared.protobuf import Field, fields, header
+from shared.trajectory import SpecialToken
 
 _TRAJECTORIES = pb.TrajectoryGroup.TRAJECTORIES_FIELD_NUMBER
 _SCORED_AT = pb.TrajectoryGroup.SCORED_AT_FIELD_NUMBER
 _COMPLETION = pb.Trajectory.COMPLETION_FIELD_NUMBER
 _SCORE = pb.Trajectory.SCORE_FIELD_NUMBER
 _TEXT = pb.Completion.TEXT_FIELD_NUMBER
+_SPECIAL_TOKENS = pb.Completion.SPECIAL_TOKENS_FIELD_NUMBER
 
 
 class RawGroup:
@@ -27,12 +30,15 @@ class RawGroup:
         self._trajectories: list[list[Field]] = []  # the fields of each, but for a score that it may have
         self._others: list[Field] = []
         self.texts: list[str] = []
+        self.special_tokens: list[tuple[SpecialToken, ...]] = []
         try:
             for field in fields(memoryview(payload)):
                 if field.number == _TRAJECTORIES:
                     kept = [inner for inner in fields(_message(field)) if inner.number != _SCORE]
                     self._trajectories.append(kept)
-                    self.texts.append(_text(kept))
+                    completion = _completion(kept)
+                    self.texts.append(completion.text)
+                    self.special_tokens.append(wire.decode_special_tokens(completion.special_tokens))
                 elif field.number != _SCORED_AT:
                     self._others.append(field)
             self.prompt = pb.TrajectoryGroup.FromString(b"".join(field.encoded for field in self._others)).prompt
@@ -57,16 +63,14 @@ class RawGroup:
         return b"".join([*parts, header(_SCORED_AT, len(encoded)), encoded])
 
 
-def _text(trajectory: list[Field]) -> str:
-    """The response. Where a field stands twice, the last one counts, as in every protobuf message."""
-    encoded = [
-        inner.encoded
-        for field in trajectory
-        if field.number == _COMPLETION
-        for inner in fields(_message(field))
-        if inner.number == _TEXT
-    ]
-    return pb.Completion.FromString(b"".join(encoded[-1:])).text
+def _completion(trajectory: list[Field]) -> pb.Completion:
+    """Text and special tokens. Of a text that stands there twice, the last counts, as in every protobuf message."""
+    inside = [
+        inner for field in trajectory if field.number == _COMPLETION for inner in fields(_message(field))
+    ]  # fmt: skip
+    texts = [inner.encoded for inner in inside if inner.number == _TEXT]
+    special_tokens = [inner.encoded for inner in inside if inner.number == _SPECIAL_TOKENS]
+    return pb.Completion.FromString(b"".join([*texts[-1:], *special_tokens]))
 
 
 def _message(field: Field) -> memoryview:

@@ -1,7 +1,6 @@
 """Scores on the wire."""
 
-from google.protobuf import struct_pb2
-
+from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward.outcomes import Outcome, Scored
 from services.reward.verifiers.base import Item
@@ -15,8 +14,10 @@ _OUTCOMES = {
 }
 
 
-def decode_item(prompt: str, response: str, reference: struct_pb2.Struct) -> Item:
-    return Item(prompt, response, wire.decode_struct(reference))
+def decode_item(item: rew.ScoreItem) -> Item:
+    """Raises InvalidInputError for a reference with a number that is not finite."""
+    special_tokens = wire.decode_special_tokens(item.special_tokens)
+    return Item(item.prompt, item.response, wire.decode_struct(item.reference), special_tokens)
 
 
 def encode_score(scored: Scored) -> pb.Score:

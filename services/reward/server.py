@@ -16,7 +16,7 @@ class RewardServicer(rew_grpc.RewardServiceServicer):
         self._scorer = scorer
 
     async def Score(self, request: rew.ScoreRequest, context: object) -> rew.ScoreResponse:
-        items = [decode_item(item.prompt, item.response, item.reference) for item in request.items]
+        items = [decode_item(item) for item in request.items]
         scored = await self._scorer.score(request.verifier, items, admitted=partial(begin, context))
         return rew.ScoreResponse(scores=[encode_score(s) for s in scored])
 

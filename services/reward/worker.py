@@ -68,7 +68,10 @@ class RewardWorker:
         results: dict[int, Scored] = {}
         for _ in range(self._attempts):
             missing = [i for i in range(len(group.texts)) if i not in results or results[i].verdict is None]
-            scored = await self._ask(prompt.verifier, [Item(prompt.text, group.texts[i], reference) for i in missing])
+            scored = await self._ask(
+                prompt.verifier,
+                [Item(prompt.text, group.texts[i], reference, group.special_tokens[i]) for i in missing],
+            )
             results |= dict(zip(missing, scored, strict=True))
             failures = [result for result in scored if result.verdict is None]
             if not failures:

@@ -60,4 +60,10 @@ def read_tokenizer(model: Path) -> Tokenizer | None:
 @lru_cache(maxsize=4)
 def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that are left out of a response's text."""
-    return frozenset(i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+    return frozenset(special_texts(tokenizer))
+
+
+@lru_cache(maxsize=4)
+def special_texts(tokenizer: Tokenizer) -> dict[int, str]:
+    """The text of each of them."""
+    return {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}

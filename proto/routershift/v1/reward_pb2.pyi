@@ -29,11 +29,16 @@ class ScoreItem(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     response: _builtins.str
     @_builtins.property
     def reference(self) -> _struct_pb2.Struct:
         """What the task says of the right answer, in the form of `Verifier.reference_schema`."""
+
+    @_builtins.property
+    def special_tokens(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.SpecialToken]:
+        """Of the response, as generation gives them: some verifiers find by them what is thought."""
 
     def __init__(
         self,
@@ -41,10 +46,11 @@ class ScoreItem(_message.Message):
         prompt: _builtins.str = ...,
         response: _builtins.str = ...,
         reference: _struct_pb2.Struct | None = ...,
+        special_tokens: _abc.Iterable[_trajectory_pb2.SpecialToken] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "reference", b"reference", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "reference", b"reference", "response", b"response", "special_tokens", b"special_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

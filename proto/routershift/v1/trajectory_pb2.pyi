@@ -310,6 +310,31 @@ class VersionSpan(_message.Message):
 Global___VersionSpan: _TypeAlias = VersionSpan  # noqa: Y015
 
 @_typing.final
+class SpecialToken(_message.Message):
+    """A special token of a response, which its text leaves out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The character (Unicode code point) of the text before which it stood; the length of the text where it came last."""
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpecialToken: _TypeAlias = SpecialToken  # noqa: Y015
+
+@_typing.final
 class Completion(_message.Message):
     """One sampled response. T is the number of its tokens, an end-of-sequence token included."""
 
@@ -323,6 +348,7 @@ class Completion(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     ROUTER_TRACE_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     text: _builtins.str
     finish_reason: Global___FinishReason.ValueType
@@ -346,6 +372,10 @@ class Completion(_message.Message):
     def top_logprobs(self) -> Global___TopLogprobs:
         """Absent unless sampling.logprobs asked for it."""
 
+    @_builtins.property
+    def special_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpecialToken]:
+        """In order; of very many, the first and the last. Absent in the pieces of a stream."""
+
     def __init__(
         self,
         *,
@@ -357,10 +387,11 @@ class Completion(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         router_trace: Global___RouterTrace | None = ...,
         top_logprobs: Global___TopLogprobs | None = ...,
+        special_tokens: _abc.Iterable[Global___SpecialToken] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "router_trace", b"router_trace", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "router_trace", b"router_trace", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "router_trace", b"router_trace", "special_tokens", b"special_tokens", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

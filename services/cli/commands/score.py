@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from routershift.v1 import reward_pb2 as rew
 from services.cli.arguments import add_recipe, add_settings
 from services.cli.signals import interruptible
 from services.reward.messages import decode_item
@@ -116,6 +117,6 @@ def _item(line: bytes, reference_key: str, where: str) -> Item:
             + (f", or a reference that is the {reference_key} alone" if reference_key else "")
         )
     try:  # a reference is what comes out of a message
-        return decode_item(values["prompt"], values["response"], wire.encode_struct(values["reference"]))
+        return decode_item(rew.ScoreItem(**{**values, "reference": wire.encode_struct(values["reference"])}))
     except (ValueError, OverflowError) as error:
         raise InvalidInputError(f"{where} has a reference that no message holds: {error}") from None

@@ -1,6 +1,7 @@
 """From a request on the wire to prompt tokens and sampling that an engine may trust."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ from services.generation.engines.base import EngineInfo, EngineSampling
 from services.generation.requests.detokenizer import TextStream
 from shared.errors import InvalidInputError
 from shared.models.chat import ChatTemplate
-from shared.models.tokenizer import backend, load_tokenizer
+from shared.models.tokenizer import backend, load_tokenizer, special_texts
 from shared.sampling import MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
-from shared.trajectory import Completion
+from shared.trajectory import Completion, SpecialToken
 
 # Above all but odd texts, whose tokens are few and long.
 _CHARACTERS_PER_TOKEN = 64
 # Characters that are tokenized within the event loop: about a millisecond.
 _SHORT = 4096
+# Special tokens that are told of a response, of those within its text and of those at its end: a family's forms have
+# few, and each costs a decoding.
+_SPECIAL_TOKENS = 32
 
 
 class Requests:
@@ -145,9 +149,27 @@ class Requests:
         _require(sampling.logprobs <= most, "sampling.logprobs", sampling.logprobs, f"0 (none) to {most}")
         return sampling
 
-    def text(self, completion: Completion) -> str:
-        """Without special tokens."""
-        return str(self._tokenizer.decode(completion.token_ids.tolist(), skip_special_tokens=True))
+    def with_text(self, completion: Completion) -> Completion:
+        """With the text of its tokens, and the special tokens that this leaves out."""
+        tokens: list[int] = completion.token_ids.tolist()
+        text = self._text(tokens)
+        return replace(completion, text=text, special_tokens=self._special_tokens(tokens, len(text)))
+
+    def _special_tokens(self, tokens: list[int], end: int) -> tuple[SpecialToken, ...]:
+        special = special_texts(self._tokenizer)
+        places = [place for place, token in enumerate(tokens) if token in special]
+        after_text = len(tokens)  # from here on, all are special
+        while after_text and tokens[after_text - 1] in special:
+            after_text -= 1
+        within = [place for place in places if place < after_text][:_SPECIAL_TOKENS]
+        last = [place for place in places if place >= after_text][-_SPECIAL_TOKENS:]
+        return (
+            *(SpecialToken(min(len(self._text(tokens[:place])), end), special[tokens[place]]) for place in within),
+            *(SpecialToken(end, special[tokens[place]]) for place in last),
+        )
+
+    def _text(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def text_stream(self) -> TextStream:
         """For the pieces of one sample."""

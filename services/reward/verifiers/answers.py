@@ -6,22 +6,14 @@ Every pattern here is linear in the response, which may be long and hostile.
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Literal
 
-Part = Literal["response", "after_thoughts", "answer"]
-PART = "what is judged: all of the response, what follows </think>, or the final answer"
+from services.reward.verifiers.base import Item
+from services.reward.verifiers.thoughts import without
 
-THINK = "think"
-
-# The tags of DeepSeek-R1 and Qwen, of older reasoning data, of Magistral, and of Kimi.
-THOUGHTS = (
-    *((f"<{tag}>", f"</{tag}>") for tag in (THINK, "thinking", "thought", "reasoning")),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-)
-_QUOTES = "\"'`"
-_QUOTED = 200  # characters after a tag within which its quote must end
+Part = Literal["response", "answer"]
+PART = "what is judged: all of the text, or the final answer in it"
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?P<bare>[^\s{$][^\n$]{0,100})(?=\$)")  # $\boxed 5$: Hendrycks MATH
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -43,27 +35,18 @@ _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\[", "\\]"), ("\\(", "\\)"), ("**", "*
 _BLANK_LETTERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 
 
-def after_thoughts(response: str, tag: str = THINK) -> str:
-    """What is no thought; nothing where thoughts never end.
-
-    Thoughts run from an opening tag to the first closing one, and from the start where the prompt has opened them. A
-    tag in quotes, as in `print("</think>")`, is text.
-    """
-    pairs = THOUGHTS if tag == THINK else ((f"<{tag}>", f"</{tag}>"),)
-    for opening, closing in pairs:
-        if opening in response or closing in response:
-            response = _without(response, opening, closing)
-    return response
-
-
-def final(response: str, whole: int = 0) -> str | None:
+def final(response: str, whole: int = 0, thinking: bool = False) -> str | None:
     """The answer of a response, or None where it gives none.
+
+    Args:
+        whole: characters up to which a response of one line is its own answer.
+        thinking: whether an answer in thoughts counts, or they are taken out already.
 
     In this order: the content of the last <answer>...</answer>, read as a response of its own; the last \\boxed{...},
     with its neighbours where they are one list; what follows the last "answer is", "Answer:" or "####" on its line or
     the next; the whole response, if it is one line of at most `whole` characters.
     """
-    text = after_thoughts(response)
+    text = response if thinking else without(response)
     content = tagged(text)
     if content is None:
         return None
@@ -80,11 +63,17 @@ def final(response: str, whole: int = 0) -> str | None:
     return unwrap(text) or None if len(text) <= whole and "\n" not in text else None
 
 
-def part(response: str, which: Part) -> str | None:
-    """What of a response is judged; None where it has no such part."""
+def part(text_of: Callable[..., str], item: Item, which: Part) -> str | None:
+    """What of a response is judged; None where it has no such part.
+
+    Args:
+        text_of: the method `text` of the verifier.
+    """
     if which == "answer":
-        return final(response, whole=len(response))
-    return response if which == "response" else after_thoughts(response) or None
+        text = text_of(item, thinking=False)
+        return final(text, whole=len(text), thinking=True)
+    text = text_of(item)
+    return text or None if item.response else text
 
 
 def boxed(text: str) -> str | None:
@@ -148,27 +137,6 @@ def unwrap(text: str) -> str:
 def is_blank(text: str) -> bool:
     """Is there nothing to see: white space, control characters, and characters of no width?"""
     return all(c.isspace() or c in _BLANK_LETTERS or unicodedata.category(c) in ("Cc", "Cf") for c in text)
-
-
-def _without(text: str, opening: str, closing: str) -> str:
-    kept: list[str] = []
-    position, within, first = 0, False, True
-    for at, opens in _tags(text, opening, closing):
-        if opens and not within:
-            kept.append(text[position:at])
-            within = True
-        elif not opens and (within or first):
-            position, within = at + len(closing), False
-        first = False
-    return "" if within else "".join(kept) + text[position:]
-
-
-def _tags(text: str, opening: str, closing: str) -> Iterator[tuple[int, bool]]:
-    """Where each tag is, and whether it is an opening one; those in quotes left out."""
-    for match in re.finditer(f"{re.escape(opening)}|{re.escape(closing)}", text):
-        quote = text[match.start() - 1 : match.start()]
-        if not (quote and quote in _QUOTES and quote in text[match.end() : match.end() + _QUOTED].partition("\n")[0]):
-            yield match.start(), match[0] == opening
 
 
 def _opened(content: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import Field
 
+from services.reward.verifiers.thoughts import text_of
 from shared.errors import MissingDependencyError
 from shared.settings import Table
 
@@ -46,8 +47,9 @@ class Item(NamedTuple):
     """One response to judge. `reference` is what the task says of the right answer; its form is the verifier's."""
 
     prompt: str
-    response: str
+    response: str  # without special tokens
     reference: Mapping[str, Any]
+    special_tokens: Sequence[tuple[int, str]] = ()  # of the response: the character before which each stood, its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,14 @@ class VerifierSettings(Table):
     environment: tuple[str, ...] = Field(
         (), description="names of environment variables of the service that its worker processes see, such as a key"
     )
+    thinking: bool | None = Field(
+        None,
+        description="whether thoughts are in the text that is judged, <think>...</think> and their like; default: not "
+        "where a final answer is looked for (choice, code, countdown, json_schema, math)",
+    )
+    special_tokens: bool = Field(
+        False, description="whether special tokens such as <|im_end|> are in the text that is judged"
+    )
     judging_seconds: float = Field(
         0.5,
         gt=0,
@@ -81,15 +91,13 @@ class VerifierSettings(Table):
     )
 
 
-class Verifier(ABC):
-    """Judges one response at a time, in a worker process that is killed where a deadline passes.
-
-    Stateless, so that any process may judge any item. `version` changes whenever a verdict could.
-    """
+class _Kind:
+    """What all kinds of verifiers have."""
 
     name: ClassVar[str]
     version: ClassVar[str]
     description: ClassVar[str]
+    thinking: ClassVar[bool] = True  # whether thoughts are in what it judges, unless its settings say
     reference_key: ClassVar[str] = ""  # where the one value of a reference stands; "" where it is not one value
     reference_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}  # JSON Schema of a reference
     part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT}  # what a verdict's parts mean; there may be others
@@ -104,21 +112,43 @@ class Verifier(ABC):
         """What a score names as its verifier's version."""
         return self.version
 
-    def check(self) -> None:  # noqa: B027
+    def text(self, item: Item, thinking: bool | None = None) -> str:
+        """What of the response is judged, as the settings `thinking` and `special_tokens` say.
+
+        Args:
+            thinking: in the place of the setting.
+        """
+        choices = (thinking, self.settings.thinking, self.thinking)
+        return text_of(
+            item.response,
+            item.prompt,
+            item.special_tokens,
+            with_thinking=next(choice for choice in choices if choice is not None),
+            with_special_tokens=self.settings.special_tokens,
+        )
+
+    def check(self) -> None:
         """Looks, in the process of the service and within seconds, for what would keep it from judging.
 
         Raises:
             RouterShiftError: what is wrong with its settings, or with what they name.
         """
 
-    def start(self) -> None:  # noqa: B027  # most need nothing
+
+class Verifier(_Kind, ABC):
+    """Judges one response at a time, in a worker process that is killed where a deadline passes.
+
+    Stateless, so that any process may judge any item. `version` changes whenever a verdict could.
+    """
+
+    def start(self) -> None:  # most need nothing
         """Makes it ready to judge: loads and warms up. Called once, in a worker process, before the first item.
 
         Raises:
             RouterShiftError: it cannot judge here; the service says so and does not start.
         """
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Frees what `start` made. A worker that is killed does not come here."""
 
     @abstractmethod
@@ -165,31 +195,12 @@ class Parts(Protocol):
         ...
 
 
-class AsyncVerifier(ABC):
+class AsyncVerifier(_Kind, ABC):
     """Judges by asking others, in the event loop of the service; it must not compute for long."""
-
-    name: ClassVar[str]
-    version: ClassVar[str]
-    description: ClassVar[str]
-    reference_key: ClassVar[str] = ""  # where the one value of a reference stands; "" where it is not one value
-    reference_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}  # JSON Schema of a reference
-    part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT}  # what a verdict's parts mean; there may be others
-    Settings: ClassVar[type[VerifierSettings]] = VerifierSettings
-
-    def __init__(self, settings: VerifierSettings) -> None:
-        self.settings = settings
-
-    @property
-    def judged_by(self) -> str:
-        """As that of `Verifier`."""
-        return self.version
-
-    def check(self) -> None:  # noqa: B027
-        """As that of `Verifier`."""
 
     @abstractmethod
     async def verify(self, item: Item, others: Parts) -> Verdict:
         """As `Verifier.verify`; cancelled at its deadline."""
 
-    async def close(self) -> None:  # noqa: B027
+    async def close(self) -> None:
         """Frees channels."""

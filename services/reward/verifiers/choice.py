@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from services.reward.verifiers import answers
-from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier
+from services.reward.verifiers.base import (
+    CORRECT,
+    VALID,
+    Item,
+    Verdict,
+    Verifier,
+)
 from shared.errors import InvalidInputError
 
 # "B", "(B)", "B.", "B) Paris", "B, Paris", "(B)\ Paris", "option B"; several: "A, C" and "A and C".
@@ -33,6 +39,7 @@ class ChoiceVerifier(Verifier):
     name: ClassVar[str] = "choice"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "the letter, or the letters, of a multiple-choice answer"
+    thinking: ClassVar[bool] = False
     reference_key: ClassVar[str] = "answer"
     reference_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
@@ -46,7 +53,7 @@ class ChoiceVerifier(Verifier):
 
     def verify(self, item: Item) -> Verdict:
         wanted, choices = _read_reference(item.reference)
-        answer = answers.final(item.response, whole=_MAX_ANSWER_CHARACTERS)
+        answer = answers.final(self.text(item), whole=_MAX_ANSWER_CHARACTERS, thinking=True)
         chosen = _letters(answer[:_MAX_ANSWER_CHARACTERS], choices) if answer else frozenset()
         limit = len(choices) if choices else 26
         valid = bool(chosen) and all(ord(letter) - ord("A") < limit for letter in chosen)

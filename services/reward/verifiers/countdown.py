@@ -21,6 +21,7 @@ class CountdownVerifier(Verifier):
     name: ClassVar[str] = "countdown"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "an expression over the given numbers, each used once, that equals the target"
+    thinking: ClassVar[bool] = False
     reference_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "required": ["numbers", "target"],
@@ -34,7 +35,7 @@ class CountdownVerifier(Verifier):
     def verify(self, item: Item) -> Verdict:
         numbers, target = _read_reference(item.reference)
         try:
-            value, used = evaluate(item.response)
+            value, used = evaluate(self.text(item))
         except ExpressionError:
             return _verdict(valid=False, correct=False)
         valid = Counter(used) == Counter(numbers)

@@ -47,7 +47,7 @@ class ExactVerifier(Verifier):
             raise InvalidInputError(
                 f"reference of exact has answer = {str(wanted)[:200]!r}; expected a text or a list of texts"
             )
-        text = answers.part(item.response, self.settings.part)
+        text = answers.part(self.text, item, self.settings.part)
         correct = text is not None and self._is_one_of(text, allowed)
         return Verdict(float(correct), {"correct": float(correct), "valid": float(text is not None)})
 

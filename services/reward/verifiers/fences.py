@@ -1,4 +1,4 @@
-"""Fenced code blocks of a response, and what of it is no thought, in time linear in its length.
+"""Fenced code blocks of a response, in time linear in its length.
 
 A parser of CommonMark is stricter than the writers we read: it ends a fence in a list where a line is indented less
 than the list, and takes a fence after `<answer>` for HTML. So the rules of fences (CommonMark 0.31, section 4.5) are
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from services.reward.verifiers import answers
+from services.reward.verifiers.tags import THOUGHTS
 
 _LINE_ENDS = re.compile(r"\r\n|\n|\r")
 _TAB_STOP = 4
@@ -20,9 +20,9 @@ _MAX_NESTING = 16  # quotes in quotes
 _CLOSING_INDENTATION = 3  # columns that a closing fence may be indented more than its opening
 _QUOTE = re.compile(r" {0,3}> ?")
 # An end of thoughts at the start of a line, perhaps after the end of a fence: a draft before it was left open.
-_END_OF_THOUGHTS = re.compile(rf"[`~ \t]*(?:{'|'.join(re.escape(closing) for _, closing in answers.THOUGHTS)})")
+_END_OF_THOUGHTS = re.compile(rf"[`~ \t]*(?:{'|'.join(re.escape(closing) for _, closing in THOUGHTS)})")
 # What tags begin with, and stands for it where it is the text of a program: code points that are no characters.
-_TAG_STARTS = {ord(opening[0]): 0xFDD0 + i for i, (opening, _) in enumerate(answers.THOUGHTS)}
+_TAG_STARTS = {ord(opening[0]): 0xFDD0 + i for i, (opening, _) in enumerate(THOUGHTS)}
 _TEXT_STARTS = {stand_in: start for start, stand_in in _TAG_STARTS.items()}
 
 
@@ -68,13 +68,16 @@ def blocks(text: str) -> list[Block]:
     return found
 
 
-def answer(response: str) -> str:
-    """What is no thought, as `answers.after_thoughts` has it; a tag in a fenced block is text."""
-    lines = [
+def hidden(text: str) -> str:
+    """The text, with other starts of the tags in its fenced blocks: there they are text. `shown` takes it back."""
+    return "\n".join(
         line.raw.translate(_TAG_STARTS) if line.inside and not _END_OF_THOUGHTS.match(line.raw) else line.raw
-        for line in _scan(response)
-    ]
-    return answers.after_thoughts("\n".join(lines)).translate(_TEXT_STARTS)
+        for line in _scan(text)
+    )
+
+
+def shown(text: str) -> str:
+    return text.translate(_TEXT_STARTS)
 
 
 def _scan(text: str) -> Iterator[_Line]:

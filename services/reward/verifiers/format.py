@@ -8,11 +8,15 @@ from pydantic import Field, model_validator
 
 from services.reward.verifiers import answers
 from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
+from services.reward.verifiers.tags import THINK
+from services.reward.verifiers.thoughts import opened_by
 
 
 class FormatSettings(VerifierSettings):
-    think_tag: str = Field(answers.THINK, pattern=r"^[A-Za-z_]\w*$", description="tag around the thoughts")
-    opened_by_prompt: bool = Field(False, description="the chat template has written the opening tag already")
+    think_tag: str = Field(THINK, pattern=r"^[A-Za-z_]\w*$", description="tag around the thoughts")
+    opened_by_prompt: bool = Field(
+        False, description="the chat template has written the opening tag already; seen where the prompt ends with it"
+    )
     answer_tag: str | None = Field(
         None, pattern=r"^[A-Za-z_]\w*$", description="tag around the answer; default: all that follows the thoughts"
     )
@@ -50,13 +54,14 @@ class FormatVerifier(Verifier):
     settings: FormatSettings
 
     def verify(self, item: Item) -> Verdict:
-        formed, length = float(self._well_formed(item.response)), self._length(len(item.response))
+        text = self.text(item)
+        formed, length = float(self._well_formed(text, item.prompt)), self._length(len(text))
         return Verdict(formed + length, {"correct": formed, "valid": formed, "length": length})
 
-    def _well_formed(self, response: str) -> bool:
+    def _well_formed(self, response: str, prompt: str) -> bool:
         settings = self.settings
         think = settings.think_tag
-        if settings.opened_by_prompt:
+        if settings.opened_by_prompt or opened_by(prompt) == f"<{think}>":
             response = f"<{think}>{response}"
         names = [think] if settings.answer_tag is None else [think, settings.answer_tag]
         wanted = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]

@@ -28,6 +28,7 @@ class JsonSchemaVerifier(Verifier):
     name: ClassVar[str] = "json_schema"
     version: ClassVar[str] = "2"
     description: ClassVar[str] = "JSON that satisfies the schema of the reference"
+    thinking: ClassVar[bool] = False
     reference_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "required": ["schema"],
@@ -50,7 +51,7 @@ class JsonSchemaVerifier(Verifier):
         correct = valid = False
         try:
             with cpu.limited(self.settings.judging_seconds):
-                value = _read(item.response)
+                value = _read(item.response, self.text(item))
                 valid = True
                 correct = validator.is_valid(value)
         except self._schemas.Unresolvable as error:
@@ -62,13 +63,12 @@ class JsonSchemaVerifier(Verifier):
         return Verdict(float(correct), {"correct": float(correct), "valid": float(valid)})
 
 
-def _read(response: str) -> Any:
-    """Raises ValueError for what is not JSON."""
+def _read(response: str, text: str) -> Any:
+    """The JSON of a response, or of the text in it that is judged. Raises ValueError for what is not JSON."""
     try:
         return _parse(response)  # JSON through and through: a tag within a text of it is text
     except (ValueError, RecursionError):
-        text = answers.after_thoughts(response)
-    text = answers.tagged(text) or text
+        text = answers.tagged(text) or text
     blocks = _blocks(text)
     chosen = [content for language, content in blocks if language == "json"] or [content for _, content in blocks]
     return _parse(chosen[0] if len(chosen) == 1 else text)

@@ -97,11 +97,12 @@ class ModelVerifier(BatchVerifier):
 
     def _tokens(self, item: Item) -> list[int]:
         tokenizer, _ = self._loaded
+        response = self.text(item)
         if self.settings.chat_template:
-            turns = [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.response}]
+            turns = [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": response}]
             text, special = tokenizer.apply_chat_template(turns, tokenize=False), False
         else:
-            text, special = item.prompt + item.response, True
+            text, special = item.prompt + response, True
         ids: list[int] = tokenizer(text, add_special_tokens=special)["input_ids"]
         if not ids:
             raise InvalidInputError("prompt and response are empty; the model needs at least one token")

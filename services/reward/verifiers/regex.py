@@ -48,7 +48,7 @@ class RegexVerifier(Verifier):
             compiled = _compile(pattern, self.settings.ignore_case)
         except ValueError as error:
             raise InvalidInputError(f"reference of regex: {error}") from None
-        text = answers.part(item.response, self.settings.part)
+        text = answers.part(self.text, item, self.settings.part)
         match = compiled.fullmatch if self.settings.whole else compiled.search
         try:
             with cpu.limited(self.settings.judging_seconds):

@@ -10,9 +10,12 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
+from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
+from services.reward.messages import decode_item
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
+from services.reward.verifiers.registry import make_verifiers
 from services.reward.worker import RewardWorker
 from shared.errors import UnavailableError
 from shared.streams.keys import Stream
@@ -165,3 +168,27 @@ async def test_a_judged_group_moves_the_solve_rate_of_its_problem(run: Run, scor
     assert mixed == SolveRate(1, (0.5 * (SAMPLES - 1) + 1) / SAMPLES, equal=False)
     assert equal == SolveRate(1, 0.5, equal=True)
     assert failed is None
+
+
+async def test_thoughts_between_special_tokens_are_found_in_groups_and_in_calls(run: Run) -> None:
+    """Their text leaves the tags out."""
+    scorer = Scorer(make_verifiers({"answer": {"kind": "exact", "thinking": False}}), RewardSettings(processes=1))
+    completion = pb.Completion(text="45")
+    completion.special_tokens.extend(pb.SpecialToken(position=i, text=t) for i, t in enumerate(["[THINK]", "[/THINK]"]))
+    prompt = pb.Prompt(prompt_id="0", verifier="answer", sampling=pb.SamplingParams(n=SAMPLES))
+    prompt.reference.update({"answer": "5"})
+    trajectories = [pb.Trajectory(completion=completion) for _ in range(SAMPLES)]
+    await put(run, Stream.ROLLOUTS, pb.TrajectoryGroup(prompt=prompt, trajectories=trajectories))
+    reader = run.consumer(Stream.ROLLOUTS)
+    (entry,) = await reader.read(1)
+    try:
+        await RewardWorker(reader, scorer, attempts=2).handle(entry)
+        item = rew.ScoreItem(response="45", reference=prompt.reference, special_tokens=completion.special_tokens)
+        (called,) = await scorer.score("answer", [decode_item(item)])
+    finally:
+        await scorer.close()
+    (scored,) = await run.consumer(Stream.SCORED).read(1)
+    rewards = [t.score.reward for t in pb.TrajectoryGroup.FromString(scored.payload).trajectories]
+    assert rewards == [1.0] * SAMPLES
+    assert called.verdict is not None
+    assert called.verdict.reward == 1.0

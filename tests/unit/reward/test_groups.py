@@ -46,6 +46,15 @@ def test_a_scored_group_is_what_protobuf_makes_of_it() -> None:
     assert rescored(message) == message
 
 
+def test_special_tokens_are_read_beside_the_text() -> None:
+    message = group()
+    message.trajectories[1].completion.special_tokens.add(position=3, text="[/THINK]")
+    message.trajectories[1].completion.special_tokens.add(position=100, text="</s>")
+    raw = RawGroup(message.SerializeToString())
+    assert raw.special_tokens == [(), ((3, "[/THINK]"), (100, "</s>")), ()]
+    assert rescored(message) == message
+
+
 def test_scores_of_an_earlier_time_are_replaced() -> None:
     message = group()
     message.scored_at.FromSeconds(5)

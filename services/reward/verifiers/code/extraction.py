@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 from services.reward.verifiers import fences
 from services.reward.verifiers.fences import Block
+from services.reward.verifiers.thoughts import without
 
 PYTHON = ("python", "python3", "python2", "py", "py3", "ipython", "ipython3", "sage")
 _MAX_PARSED = 1 << 16  # characters: beyond, a text is not tried as Python
 
 
-def extract(response: str, languages: Sequence[str] = PYTHON) -> str:
+def extract(response: str, languages: Sequence[str] = PYTHON, answer: str | None = None) -> str:
     """The last fenced block of what follows the thoughts, or all of that where it has no block.
 
     Blocks of these languages, and blocks that name none, come before blocks of another language. After a block that
@@ -18,8 +19,9 @@ def extract(response: str, languages: Sequence[str] = PYTHON) -> str:
 
     Args:
         languages: labels of blocks, in lower case; none: any block will do.
+        answer: what of the response is no thought, where that is known.
     """
-    answer = fences.answer(response)
+    answer = without(response) if answer is None else answer
     blocks = fences.blocks(answer)
     if not blocks:
         # A response that is Python as a whole has no thoughts, only text that looks like their tags.

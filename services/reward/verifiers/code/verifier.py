@@ -96,6 +96,7 @@ class CodeVerifier(Verifier):
     name: ClassVar[str] = "code"
     version: ClassVar[str] = "2"
     description: ClassVar[str] = "a program that passes cases of input and output, or tests, in a sandbox"
+    thinking: ClassVar[bool] = False
     reference_schema: ClassVar[Mapping[str, Any]] = {"type": "object", "minProperties": 1, "description": FORMS}
     part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "passed": "share of the cases or tests that passed"}
     Settings: ClassVar[type[VerifierSettings]] = CodeSettings
@@ -131,7 +132,7 @@ class CodeVerifier(Verifier):
     def verify(self, item: Item) -> Verdict:
         task = read(item.reference, python=not self.settings.command)
         languages = self.settings.languages or (() if self.settings.command else PYTHON)
-        program = extract(item.response, languages)
+        program = extract(item.response, languages, self.text(item))
         if isinstance(task, PythonTests) and not _defines(program, task.entry_point):
             program = task.beginning + program
         share = 0.0 if len(program) > self.settings.max_characters else self._share(program, task)

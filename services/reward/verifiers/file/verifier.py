@@ -94,7 +94,8 @@ class FileVerifier(BatchVerifier):
         self._function.close()
 
     def verify_batch(self, items: Sequence[Item]) -> Sequence[Verdict | Exception]:
-        return self._function.judge(items, self.settings.threshold)
+        read = [item._replace(response=self.text(item)) for item in items]
+        return self._function.judge(read, self.settings.threshold)
 
 
 def _text(file: Path) -> str:

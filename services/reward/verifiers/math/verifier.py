@@ -6,7 +6,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from services.reward.verifiers import answers, cpu
-from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierSettings, needs
+from services.reward.verifiers.base import (
+    CORRECT,
+    VALID,
+    Item,
+    Verdict,
+    Verifier,
+    VerifierSettings,
+    needs,
+)
 from shared.errors import InvalidInputError
 
 _MAX_GOLD_CHARACTERS = 4000
@@ -38,6 +46,7 @@ class MathVerifier(Verifier):
     name: ClassVar[str] = "math"
     version: ClassVar[str] = "2"
     description: ClassVar[str] = "a final answer that is equal to the reference"
+    thinking: ClassVar[bool] = False
     reference_key: ClassVar[str] = "answer"
     reference_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
@@ -62,7 +71,7 @@ class MathVerifier(Verifier):
         from services.reward.verifiers.math import equivalence
 
         reference = _read_reference(item.reference)
-        answer = self._answer(item.response)
+        answer = self._answer(self.text(item))
         if answer == reference:
             return _verdict(correct=True, valid=True)
         if answer is None or len(answer) > self.settings.max_answer_characters:
@@ -93,10 +102,10 @@ class MathVerifier(Verifier):
             raise InvalidInputError(f"reference of math is {reference[:200]!r}, which says nothing")
         return gold
 
-    def _answer(self, response: str) -> str | None:
+    def _answer(self, text: str) -> str | None:
         if self.settings.answer == "boxed":
-            return answers.boxed(answers.after_thoughts(response))
-        return answers.final(response, self.settings.max_answer_characters)
+            return answers.boxed(text)
+        return answers.final(text, self.settings.max_answer_characters, thinking=True)
 
 
 def _read_reference(reference: Mapping[str, Any]) -> str:

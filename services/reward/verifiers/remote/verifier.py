@@ -106,7 +106,7 @@ class RemoteVerifier(AsyncVerifier):
                 token=settings.token_file,
             )
             self._client = RewardClient(settings.address.partition("://")[2], settings.attempt_seconds, access)
-        (score,) = await self._client.score(settings.verifier or "", item.prompt, [item.response], item.reference)
+        (score,) = await self._client.score(settings.verifier or "", item.prompt, [self.text(item)], item.reference)
         if score.outcome == pb.OUTCOME_REFUSED:
             raise InvalidInputError(f"{settings.address}: {score.error}")
         if score.outcome != pb.OUTCOME_SCORED:
@@ -117,7 +117,7 @@ class RemoteVerifier(AsyncVerifier):
     async def _by_http(self, item: Item) -> Verdict:
         settings = self.settings
         headers = {"Authorization": f"Bearer {_token(settings.token_file)}"} if settings.token_file else {}
-        body = {"prompt": item.prompt, "response": item.response, "reference": dict(item.reference)}
+        body = {"prompt": item.prompt, "response": self.text(item), "reference": dict(item.reference)}
         try:
             async with asyncio.timeout(settings.attempt_seconds):
                 status, answer = await http.post_json(settings.address, body, headers, settings.ca_file)

@@ -10,7 +10,10 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.generation.engines.base import EngineInfo
 from services.generation.requests.validation import Requests
 from shared.errors import InvalidInputError
+from shared.trajectory import Completion
 from tests.support.models import EOS, VOCABULARY, build_tokenizer
+
+LETTERS = {"a": "1", "b": "2"}  # of the model's vocabulary
 
 INFO = EngineInfo("torch", "model", VOCABULARY, 256, (EOS,), None)
 
@@ -65,3 +68,27 @@ async def test_a_conversation_of_more_messages_than_the_model_has_tokens_is_refu
     long = gen.ChatMessages(messages=[gen.ChatMessage(role="x" * 20_000)])
     with pytest.raises(InvalidInputError, match=r"chat\.messages is 20000 characters long"):
         await requests.prompt(gen.GenerateRequest(chat=long))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "special"),
+    [
+        ("ab", "ab", []),
+        ("ab.", "ab", [(2, ".")]),
+        (".a..b..", "ab", [(0, "."), (1, "."), (1, "."), (2, "."), (2, ".")]),
+        ("..", "", [(0, "."), (0, ".")]),
+        ("", "", []),
+        (".a" * 100 + "b" + "." * 100, "a" * 100 + "b", [*((i, ".") for i in range(32)), *[(101, ".")] * 32]),
+    ],
+)
+def test_a_response_has_its_text_and_the_special_tokens_that_this_leaves_out(
+    requests: Requests, tokens: str, text: str, special: list[tuple[int, str]]
+) -> None:
+    """A dot stands for the end of sequence."""
+    tokenizer = build_tokenizer()
+    ids = [EOS if c == "." else tokenizer.convert_tokens_to_ids(LETTERS[c]) for c in tokens]
+    end = str(tokenizer.convert_ids_to_tokens(EOS))
+    sampled = Completion(0, np.array(ids, np.int32), np.zeros(len(ids), np.float32), (), None, None)
+    told = requests.with_text(sampled)
+    assert told.text == text.replace("a", LETTERS["a"]).replace("b", LETTERS["b"])
+    assert told.special_tokens == tuple((place, end) for place, _ in special)

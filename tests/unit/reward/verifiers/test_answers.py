@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.reward.verifiers import answers
+from services.reward.verifiers.thoughts import without
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ PIECES = st.sampled_from([*'\\{}<>/ \n$*.,5"`', "boxed", "answer is", "</think>"
 @given(st.lists(PIECES).map("".join))
 def test_any_text_has_a_final_answer_or_none(text: str) -> None:
     assert answers.final(text, whole=100) != ""
-    answers.part(text, "after_thoughts")
+    without(text)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "\u200b", "\ufeff\u2060", "\u3164", "\u2800", "\x00"])

@@ -91,7 +91,7 @@ def test_an_unusable_choice_is_the_tasks_fault(reference: dict[str, Any]) -> Non
         ({"ignore_space": False}, "Paris ", 0),
         ({"part": "answer"}, r"So \boxed{Paris}", 1),
         ({"part": "answer"}, r"<think>\boxed{Paris}</think>", 0),
-        ({"part": "after_thoughts"}, "<think>Oslo?</think>Paris", 1),
+        ({"thinking": False}, "<think>Oslo?</think>Paris", 1),
         ({"part": "answer"}, "Final Answer: **Paris**", 1),
         ({"part": "answer"}, "The answer is **Paris**.", 1),
         ({"part": "answer"}, "**Answer: Paris**", 1),

@@ -271,7 +271,7 @@ def test_the_program_is_the_last_block(response: str, program: str) -> None:
 
 
 def test_all_or_nothing_and_another_language() -> None:
-    shell = make(command=["sh", "{file}"], file="main.sh", seconds=3)
+    shell = make(command=["sh", "{file}"], file_name="main.sh", seconds=3)
     try:
         verdict = shell.verify(Item("", "read a b\necho $((a + b))", {"cases": ADD}))
         assert (verdict.reward, verdict.parts) == (1.0, {"correct": 1.0, "passed": 1.0})
