@@ -79,7 +79,7 @@ class VerifierSettings(Table):
     thinking: bool | None = Field(
         None,
         description="whether thoughts are in the text that is judged, <think>...</think> and their like; default: not "
-        "where a final answer is looked for (choice, code, countdown, json_schema, math)",
+        "where a final answer is looked for (choice, code, countdown, instructions, json_schema, math)",
     )
     special_tokens: bool = Field(
         False, description="whether special tokens such as <|im_end|> are in the text that is judged"

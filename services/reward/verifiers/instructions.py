@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from services.reward.verifiers import answers, cpu
+from services.reward.verifiers import cpu
 from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
 from services.reward.verifiers.names import nearest
 from services.reward.verifiers.values import shown
@@ -35,6 +35,7 @@ class InstructionsVerifier(Verifier):
     name: ClassVar[str] = "instructions"
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "instructions on the form of a response, such as its length or words that it must have"
+    thinking: ClassVar[bool] = False
     reference_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "required": ["instruction_id_list", "kwargs"],
@@ -52,7 +53,7 @@ class InstructionsVerifier(Verifier):
 
     def verify(self, item: Item) -> Verdict:
         checks = _read(item.reference)
-        text = answers.after_thoughts(item.response).strip()
+        text = self.text(item).strip()
         followed = 0
         for name, arguments in checks:
             try:

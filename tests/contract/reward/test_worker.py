@@ -182,7 +182,7 @@ async def test_thoughts_between_special_tokens_are_found_in_groups_and_in_calls(
     reader = run.consumer(Stream.ROLLOUTS)
     (entry,) = await reader.read(1)
     try:
-        await RewardWorker(reader, scorer, attempts=2).handle(entry)
+        await RewardWorker(reader, scorer, 2, run.solve_rates).handle(entry)
         item = rew.ScoreItem(response="45", reference=prompt.reference, special_tokens=completion.special_tokens)
         (called,) = await scorer.score("answer", [decode_item(item)])
     finally:
