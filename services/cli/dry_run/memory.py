@@ -130,8 +130,11 @@ def _learner(recipe: Recipe, model: Model, longest_prompt: int) -> Iterator[Part
     frozen = count if learner.lora.rank else 0
     spread = "learner.parallel.processes"
     yield Part("learner", "weights in float32", _FLOAT32 * (trained + frozen) // ranks, device, spread)
-    yield Part("learner", "gradients", _FLOAT32 * trained // ranks, device, f"{spread} or learner.lora.rank")
-    yield Part("learner", "moments of AdamW", 2 * _FLOAT32 * trained // ranks, device, f"{spread} or learner.lora.rank")
+    if trained:  # unknown for adapters of weights that are not here
+        yield Part("learner", "gradients", _FLOAT32 * trained // ranks, device, f"{spread} or learner.lora.rank")
+        yield Part(
+            "learner", "moments of AdamW", 2 * _FLOAT32 * trained // ranks, device, f"{spread} or learner.lora.rank"
+        )
     if learner.kl_coefficient and not learner.lora.rank:
         yield Part("learner", "reference model", _FLOAT32 * count // ranks, device, "learner.kl_coefficient = 0")
     # At least one response goes through, however few tokens a pass may have.

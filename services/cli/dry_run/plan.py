@@ -92,7 +92,7 @@ def _sizes(recipe: Recipe, folder: Path, prompts: Prompts) -> Iterator[Line]:
     for part in parts:
         about = "about " if part.is_estimate else ""
         yield Line("", "memory", f"{part.component:<10} {part.what:<28} {about}{_size(part.bytes)} on {part.device}")
-    yield from _devices(parts)
+    yield from _devices(parts, recipe.generation.vllm.gpu_memory_utilization)
 
 
 def _lengths(recipe: Recipe, model: memory.Model, longest_prompt: int) -> Iterator[Line]:
@@ -139,8 +139,8 @@ def _streams(recipe: Recipe, folder: Path) -> Iterator[Line]:
         )
 
 
-def _devices(parts: Sequence[memory.Part]) -> Iterator[Line]:
-    """What each device has to hold, and whether it can."""
+def _devices(parts: Sequence[memory.Part], share: float | None) -> Iterator[Line]:
+    """What each device has to hold, and whether it can. Args: share: of a GPU, that vLLM takes whatever it needs."""
     for device in dict.fromkeys(part.device for part in parts):
         own = [part for part in parts if part.device == device]
         needed = sum(part.bytes for part in own)
@@ -151,6 +151,10 @@ def _devices(parts: Sequence[memory.Part]) -> Iterator[Line]:
             yield Line("note", "memory", f"this machine has no {device}, so its memory was not compared")
             continue
         yield Line("", "memory", f"{'sum':<39} {_size(needed)} on {device}, which has {_size(total)}")
+        if share is not None and any(part.component == "generation" for part in own):
+            reserved = int(share * total) - sum(part.bytes for part in own if part.component == "generation")
+            yield Line("", "memory", f"{'of which generation.vllm.gpu_memory_utilization takes':<39} {share:g}")
+            needed, exact = needed + max(0, reserved), exact + max(0, reserved)
         if needed > total:
             largest = memory.largest(own)
             kind: Kind = "MEND" if exact > total else "note"

@@ -3,8 +3,10 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from services.cli.commands import report
 from services.cli.exporting.card import Card
@@ -57,8 +59,10 @@ def export(run: Path, version: str, folder: Path, adapter: bool = False) -> Expo
             _copy(source / file.name, made)
         published.verify(Path(temporary), manifest)  # the copy: what was read is then known to be whole too
         _describe(source, made)
+        settings = recorded.read(run)
+        _add_chat_template(settings, made)
         evaluations = records.read(run / records.EVALUATIONS)
-        card = Card(run.name, number, recorded.read(run), records.steps(run / records.LEARNER), evaluations, manifest)
+        card = Card(run.name, number, settings, records.steps(run / records.LEARNER), evaluations, manifest)
         (made / CARD).write_text(card.text(folder.name), encoding="utf-8")
         for path in (*made.iterdir(), made):
             sync(path)
@@ -139,6 +143,23 @@ def _describe(source: Path, made: Path) -> None:
     if weights == source:
         weight_files(made)
         _add_generation_config(made)
+
+
+def _add_chat_template(settings: Mapping[str, Mapping[str, Any]], made: Path) -> None:
+    """The template that the run's prompts were rendered with, where its data name a file in place of the model's own.
+
+    Sources with different templates leave the model's own: no one of them is the model's.
+    """
+    sources = (settings.get("data") or {}).get("train") or ()
+    templates = {source.get("chat_template", True) for source in sources}
+    if len(templates) == 1 and isinstance(template := templates.pop(), str):
+        try:
+            shutil.copyfile(template, made / "chat_template.jinja")
+        except OSError as error:
+            raise NotFoundError(
+                f"the run's data were rendered with the chat template {template}, which cannot be read now "
+                f"({error.strerror}); bring it back"
+            ) from None
 
 
 def _add_generation_config(made: Path) -> None:

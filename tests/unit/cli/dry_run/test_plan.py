@@ -102,6 +102,14 @@ def test_memory_that_this_machine_does_not_have(monkeypatch: pytest.MonkeyPatch)
     assert said.endswith("change streams.max_bytes")
 
 
+def test_what_vllm_reserves_of_a_gpu_is_not_there_for_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.cli.dry_run.plan._capacity", lambda device: 1 << 30)
+    flags = ["learner.device=cuda", "generation.engine=vllm", "generation.max_model_len=64", "rollout.max_tokens=16"]
+    assert mended(planned(*flags, "generation.vllm.gpu_memory_utilization=0.5")) == []
+    (said,) = mended(planned(*flags, "generation.vllm.gpu_memory_utilization=0.999"))
+    assert "do not fit into the 1.00 GiB of cuda" in said
+
+
 def test_a_device_that_is_not_here_is_a_note() -> None:
     lines = planned("learner.device=meta-gpu:7")
     assert mended(lines) == []

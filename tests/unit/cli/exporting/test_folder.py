@@ -97,6 +97,24 @@ def test_a_folder_without_generation_config_gets_one(run: Path, tmp_path: Path) 
     assert json.loads((made.folder / "generation_config.json").read_text())["eos_token_id"] == EOS
 
 
+def test_the_chat_template_that_the_run_was_trained_with_goes_along(run: Path, tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages }}")
+    file = run / recorded.FOLDER / "curriculum.json"
+    tables = json.loads(file.read_text())
+    tables["data"] = {"train": [{"source": "a.jsonl", "chat_template": str(template)}], "eval": []}
+    file.write_text(json.dumps(tables))
+    made = export(run, "4", tmp_path / "out")
+    assert (made.folder / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert "- train: `a.jsonl`" in (made.folder / CARD).read_text()
+    template.unlink()
+    with pytest.raises(RouterShiftError, match=r"chat template .*mine\.jinja, which cannot be read now"):
+        export(run, "4", tmp_path / "other")
+    tables["data"]["train"].append({"source": "b.jsonl", "chat_template": True})
+    file.write_text(json.dumps(tables))
+    assert not (export(run, "4", tmp_path / "other").folder / "chat_template.jinja").exists()
+
+
 def test_a_run_without_records_or_settings_is_exported_all_the_same(run: Path, tmp_path: Path) -> None:
     shutil.rmtree(run / recorded.FOLDER)
     for name in (records.LEARNER, records.EVALUATIONS):
