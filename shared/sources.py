@@ -1,5 +1,6 @@
-"""What the `source` of a data table is: a file, a glob of files, or the name of a data set."""
+"""What the `source` of a data table is: a file, a glob of files, a procedural task, or the name of a data set."""
 
+PROCEDURAL = "reasoning_gym:"  # before the name of a task of that library
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 

@@ -94,11 +94,8 @@ class Renderer:
         try:
             return self._chat.render(messages, tools=tools, variables=self._settings.template_kwargs)
         except InvalidInputError as error:
-            roles = ", ".join(str(message["role"]) for message in messages[:8])
-            raise RowError(
-                PROMPT, f"the chat template refuses messages of roles {roles}: {error}; change roles or "
-                f"{self._where}.chat_template"
-            ) from None  # fmt: skip
+            said_by_chat = str(error).removeprefix("chat.")
+            raise RowError(PROMPT, f"{said_by_chat}; change them, or {self._where}.chat_template") from None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered prompts, each token once: the template has written its special tokens itself."""

@@ -20,6 +20,8 @@ from services.curriculum.data.settings import ROLES, SourceSettings
 from services.curriculum.data.templates import Reader, Templates
 from services.curriculum.problems import Problem
 
+_DEEPEST = 24  # protobuf reads messages up to 100 in each other, of which a table takes three
+_LARGEST = 2**53  # whole numbers beyond are not all doubles
 _BATCH = 256  # prompts that are tokenized at once
 
 
@@ -119,14 +121,21 @@ class ItemMaker:
             raise RowError(self._named("prompt"), "the row has no prompt; fill it, or leave the row out by `filter`")
         messages = conversations.conversation(prompt, self._settings.system)
         tools = conversations.as_tools(self._tools(row.columns)) if self._tools else None
-        words = conversations.said(messages)
+        words, rendered = conversations.said(messages), self._renderer.render(messages, tools)
         problem = named.get("problem", raw)
+        key = normalised(problem if isinstance(problem, str) else words)
+        identity = self._id(row, named)
+        for field, text in (("prompt", rendered), ("prompt", words), ("problem", key), ("id", identity)):
+            try:
+                _check_text(text)
+            except ValueError as error:
+                raise RowError(self._named(field), f"{error}; mend the text", text) from None
         return _Draft(
             row=Row(row.file, row.number, {}),  # its columns may be large, and are not needed any more
-            rendered=self._renderer.render(messages, tools),
-            id=self._id(row, named),
+            rendered=rendered,
+            id=identity,
             prompt=words,
-            key=normalised(problem if isinstance(problem, str) else words),
+            key=key,
             reference=self._reference(named),
             verifier=self._verifier(named),
             priority=self._priority(named),
@@ -188,31 +197,48 @@ class ItemMaker:
         return str(value)
 
 
+def _check_text(text: str) -> None:
+    """Raises ValueError for what UTF-8 does not have: half a character, as JSON can write it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of one (a lone surrogate)") from None
+
+
 def normalised(text: str) -> str:
     """For comparing problems: without regard to case, to white space, and to how Unicode writes a character."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """A value as JSON has it; dates and decimals become text.
 
     Raises:
-        ValueError: bytes, a number that is none, or another type.
+        ValueError: bytes, a number that is none or that JSON's do not hold, half a character, or another type.
     """
-    if value is None or isinstance(value, str | bool | int):
+    if depth > _DEEPEST:
+        raise ValueError(f"a value has more than {_DEEPEST} tables and lists in each other")
+    if isinstance(value, str):
+        _check_text(value)
+        return value
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) > _LARGEST:
+            raise ValueError(f"{str(value)[:40]} would lose digits; make it text, as by {{{{ ... | string }}}}")
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} is no number")
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [plain(each, depth + 1) for each in value]
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
+        return plain(value.tolist(), depth)
     raise ValueError(f"a value is of type {type(value).__name__}")

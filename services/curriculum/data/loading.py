@@ -12,6 +12,7 @@ import numpy as np
 from services.curriculum.data.files import find_files, read_file
 from services.curriculum.data.hub import read_data_set
 from services.curriculum.data.items import Item, ItemMaker, Left
+from services.curriculum.data.procedural import read_procedural
 from services.curriculum.data.report import Report, SourceReport
 from services.curriculum.data.rows import BadRow, Row, in_words
 from services.curriculum.data.settings import DataSettings, EvalSettings, SourceSettings
@@ -20,7 +21,7 @@ from shared.errors import InvalidInputError, RouterShiftError
 from shared.models.folder import read_json
 from shared.models.layout import context_length
 from shared.models.tokenizer import load_tokenizer
-from shared.sources import is_file
+from shared.sources import PROCEDURAL, is_file
 
 # Says why a verifier cannot read a reference; None where it can.
 Judge = Callable[[str, Mapping[str, Any]], str | None]
@@ -90,7 +91,10 @@ def load(settings: Settings, model: Path, judge: Judge | None = None) -> Loaded:
 
 
 def read_rows(source: SourceSettings) -> Iterator[Row | BadRow]:
-    """The rows of a source, as they stand there. Raises what `find_files`, `read_file` and `read_data_set` raise."""
+    """The rows of a source, as they stand there. Raises what the readers of its kind raise."""
+    if source.source.startswith(PROCEDURAL):
+        yield from read_procedural(source)
+        return
     if not is_file(source.source) and not Path(source.source).exists():
         yield from read_data_set(source, "test" if isinstance(source, EvalSettings) else "train")
         return

@@ -119,6 +119,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "columns": {"prompt": "prompt", "instruction_id_list": "instruction_id_list", "kwargs": "kwargs"},
         "verifier": "instructions",
     },
+    # Rows of reasoning_gym: its own preset, which sources reasoning_gym:TASK have without saying so.
+    "reasoning_gym": {
+        "columns": {"prompt": "question", "reference": "{{ {'dataset': dataset, 'config': config, 'entry': entry} }}"},
+        "prompt": "{{ prompt }}\n\nPut your final answer between <answer> and </answer>.",
+        "verifier": "reasoning_gym",
+    },
     # MMLU (choices, answer from 0), MMLU-Pro (options, answer_index), ARC, OpenBookQA, CommonsenseQA (choices.text,
     # choices.label, answerKey).
     "multiple_choice": {

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from services.curriculum.data.presets import PRESETS
 from services.curriculum.held_out import HeldOutSettings
 from shared.settings import Table
-from shared.sources import ENDINGS, is_file
+from shared.sources import ENDINGS, PROCEDURAL, is_file
 
 # Of the columns that a source maps, those that are no field of the reference.
 ROLES = ("prompt", "problem", "reference", "id", "verifier", "priority")
@@ -40,9 +40,11 @@ class SourceSettings(Table):
     source: str = Field(
         min_length=1,
         description="a JSON Lines, JSON, CSV, TSV or Parquet file, or one of these with .gz; a glob of them; or the "
-        "name of a data set for the library datasets. A path is relative to the recipe",
+        "name of a data set for the library datasets; or reasoning_gym:TASK. A path is relative to the recipe",
     )
-    config: str | None = Field(None, description="configuration of a data set")
+    config: str | dict[str, Any] | None = Field(
+        None, description="configuration of a data set; of a reasoning_gym task a table of its settings, size and seed"
+    )
     split: str | None = Field(None, description="split of a data set; default: train in train, test in eval")
     revision: str | None = Field(None, description="branch, tag or commit of a data set")
     preset: str | None = Field(None, description="form of a known data set, which the other keys then change")
@@ -75,6 +77,8 @@ class SourceSettings(Table):
     @classmethod
     def _begin_with_preset(cls, table: Any) -> Any:
         """What the table does not say is as in its preset; its columns are added to those of the preset."""
+        if isinstance(table, dict) and str(table.get("source", "")).startswith(PROCEDURAL):
+            table = {"preset": "reasoning_gym", **table}
         name = table.get("preset") if isinstance(table, dict) else None
         if name is None:
             return table
@@ -98,6 +102,10 @@ class SourceSettings(Table):
             for name in _OF_NAMES:
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is for a data set by name; source is the file {self.source}")
+        is_procedural = self.source.startswith(PROCEDURAL)
+        if self.config is not None and isinstance(self.config, dict) is not is_procedural:
+            kind = "a table of the task's settings" if is_procedural else "the name of a configuration"
+            raise ValueError(f"config is {self.config!r}; for source {self.source} it is {kind}")
         if self.chat_template is False:
             for name in ("system", "tools", "template_kwargs"):
                 if getattr(self, name):
@@ -111,7 +119,7 @@ class SourceSettings(Table):
     @property
     def label(self) -> str:
         """The name of the file, or of the data set, as it can stand in records and metrics."""
-        stem = self.source.rstrip("/").rpartition("/")[2].removesuffix(".gz")
+        stem = self.source.removeprefix(PROCEDURAL).rstrip("/").rpartition("/")[2].removesuffix(".gz")
         for ending in ENDINGS:
             stem = stem.removesuffix(ending)
         return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "data"

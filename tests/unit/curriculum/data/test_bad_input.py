@@ -10,6 +10,11 @@ from shared.errors import CorruptDataError, InvalidInputError, RouterShiftError
 from tests.support.data import loaded, save_chat_model, source, sums, write_jsonl
 
 
+def nested(depth: int) -> str:
+    """A row whose answer is a list in lists."""
+    return '{"question": "q", "answer": ' + "[" * depth + "1" + "]" * depth + "}"
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_model(tmp_path_factory.mktemp("model"), positions=200)
@@ -29,6 +34,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([{"question": "q", "answer": [1]}], {}, r"row 4, column answer, is \[1\]: it is a list, and text in most"),
         ([{"question": "q", "answer": True}], {}, "row 4, column answer, is True: it is true or false"),
         (['{"question": "q", "answer": NaN}'], {}, "row 4, is .*: not JSON: NaN is no JSON"),
+        (['{"question": "\\ud83d", "answer": "1"}'], {}, "row 4, column question, is .*: character .* is half of one"),
+        (['{"question": "q", "answer": "\\ud83d"}'], {}, "row 4, column answer, is .*: character 0 is half of one"),
+        (
+            [{"question": "q", "answer": 10**20}],
+            {},
+            r"row 4, column answer, .* would lose digits .* \\| str",
+        ),
+        (
+            [nested(40)],
+            {},
+            "column answer, .*: a value has more than 24",
+        ),
+        ([nested(9000)], {}, "row 4, is .*: not JSON: .*recursion"),
         ([{"question": "q" * 300, "answer": "1"}], {}, "row 4, column prompt, is .*: the prompt has .* room for 176"),
         (
             [{"question": "q", "answer": "x"}],

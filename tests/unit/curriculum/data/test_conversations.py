@@ -106,7 +106,12 @@ def test_a_model_without_a_template_is_told_what_to_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "prompt", "system", "said"),
     [
-        ("mixtral", "q", SYSTEM, "refuses messages of roles system, user: .*must alternate"),
+        (
+            "mixtral",
+            "q",
+            SYSTEM,
+            "roles system, user are refused by .*must alternate.*; change them, or data",
+        ),
         ("qwen3", [], None, "it is empty"),
         ("qwen3", 7, None, "expected text, or a list of messages"),
         ("qwen3", [{"content": "q"}], None, "has no role or no content"),
