@@ -37,6 +37,8 @@ class Odd(Service):
             time.sleep(1000)  # noqa: ASYNC251  # the wedge
         if self._way != "close":
             await stop.wait()
+        if self._way == "drain":
+            await asyncio.sleep(1000)
 
     async def close(self) -> None:
         if self._way == "close":
@@ -52,6 +54,7 @@ if __name__ == "__main__":
         "start": ServerSettings(start_seconds=1.0),
         "work": ServerSettings(watchdog_seconds=1.0),
         "close": ServerSettings(watchdog_seconds=1.0),
+        "drain": ServerSettings(drain_seconds=0.5),
         "stopped": ServerSettings(watchdog_seconds=2.0),
     }
     sys.exit(main(Odd(way), settings, servers.get(way, ServerSettings()), "ERROR"))

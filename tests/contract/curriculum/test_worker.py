@@ -178,8 +178,10 @@ async def test_the_first_evaluation_gives_up_with_the_reason(run: Run, tmp_path:
         )
         with pytest.raises(
             DeadlineError, match=r"version 0 is not evaluated after \d+ s: Generate: the engine is silent"
-        ):
+        ) as given_up:
             await worker.evaluate_start()
+        for setting in ("answer_seconds", "patience_seconds"):
+            assert f"curriculum.evaluation.{setting}" in str(given_up.value)
     assert (await run.progress()).evaluated_version is None
 
 

@@ -3,9 +3,13 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from services.cli.commands import report
-from services.cli.commands.run import rollouts_per_second
-from shared.streams.run import Ledger
+from services.cli.commands.run import _drained, rollouts_per_second
+from shared.errors import DeadlineError
+from shared.streams.run import Ledger, Run
+from tests.support.runs import prompt
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -39,6 +43,12 @@ def test_a_run_from_its_beginning_counts_from_its_first_evaluation() -> None:
 def test_a_start_without_a_step_has_no_rate() -> None:
     steps, evaluations = records_at(50, 100), records_at(10, 100)
     assert rollouts_per_second(BEGAN + timedelta(hours=1), ledger(3, 1), ledger(3, 1), steps, evaluations) is None
+
+
+async def test_a_run_that_does_not_drain_names_the_setting(run: Run) -> None:
+    await run.admit(0, prompt(0), 100)
+    with pytest.raises(DeadlineError, match=r"4 trajectories are still in flight .* raise supervisor\.drain_seconds"):
+        await _drained(run, 0.1)
 
 
 def test_the_best_says_who_sampled(tmp_path: Any) -> None:

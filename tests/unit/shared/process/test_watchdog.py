@@ -85,3 +85,14 @@ def test_a_process_that_was_stopped_is_no_wedge(begin: Begin, tmp_path: Path) ->
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert logged(tmp_path)[-1]["message"] == "odd drained"
+
+
+def test_work_that_does_not_drain_names_the_setting(begin: Begin, tmp_path: Path) -> None:
+    process = begin("drain")
+    while not any("serves gRPC" in line["message"] for line in logged(tmp_path)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "did not finish within odd.drain_seconds = 0.5; it will be redelivered; raise that" in err
