@@ -11,8 +11,9 @@ from typing import Any
 from services.cli.evaluations import versions_in_words
 from services.cli.recipe import Recipe
 from shared.errors import DeadlineError, UnavailableError
+from shared.streams.account import Ledger
 from shared.streams.progress import Progress
-from shared.streams.run import PAUSED, Ledger, Run
+from shared.streams.run import PAUSED, Run
 from shared.tracking import records
 
 _LEDGER_SECONDS = 2.0  # between looks at the ledger

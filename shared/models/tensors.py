@@ -109,7 +109,7 @@ def _check_tied(where: str, files: Sequence[Path], target: str, source: str) -> 
 
 
 def _dtypes(files: Sequence[Path]) -> dict[str, str]:
-    """Of each tensor by name, as safetensors calls it. The files are whole."""
+    """The dtype of each tensor by name, as safetensors calls it. The files are whole."""
     found: dict[str, str] = {}
     for file in files:
         with safe_open(file, framework="np") as tensors:

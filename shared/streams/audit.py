@@ -16,10 +16,11 @@ from redis.asyncio import Redis
 
 from shared.errors import CorruptDataError
 from shared.settings import StreamSettings
+from shared.streams.account import Account, Ledger
 from shared.streams.entries import EntryRef
 from shared.streams.keys import STAGES, Stream
 from shared.streams.payloads import Payloads
-from shared.streams.run import Account, Ledger, Run
+from shared.streams.run import Run
 
 _ENTRIES_PAGE, _ENDS_PAGE = 8, 1000
 _LOOKS = 3

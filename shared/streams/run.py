@@ -1,7 +1,7 @@
 """A run as Redis knows it: admission of prompts, tickets, the account, weights and progress."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import PreconditionError
 from shared.settings import StreamSettings
+from shared.streams.account import Account, Ledger, decode_account
 from shared.streams.consumer import Consumer
 from shared.streams.dead import DeadLetters
 from shared.streams.keys import READERS, STAGES, Keys, Stream
@@ -28,37 +29,6 @@ _WEIGHTS_KEPT = 16
 # A replica says this often that it is there, and is forgotten after so much silence.
 REPLICA_BEAT_SECONDS = 3.0
 _REPLICA_MILLISECONDS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """Counts of trajectories at one moment. `prompted = trained + dropped + dead + in_flight`, always.
-
-    `stages` is what is in flight by how far it has come: prompted, generated or scored.
-    """
-
-    prompted: int
-    trained: int
-    dropped: Mapping[str, int]
-    dead: Mapping[str, int]
-    in_flight: int
-    stages: Mapping[str, int]
-
-    @property
-    def balanced(self) -> bool:
-        ended = self.trained + sum(self.dropped.values()) + sum(self.dead.values())
-        return self.prompted == ended + self.in_flight
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Everything that is counted, at one moment."""
-
-    ledger: Ledger
-    in_flight: Mapping[str, tuple[int, str]]  # group: its trajectories and its stage
-    tickets: frozenset[str]
-    bytes: Mapping[str, int]  # by stream, the dead letters included
-    last_end: str  # id of the newest end; '' for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +139,8 @@ class Run:
     async def account(self) -> Account:
         """The account at one moment, read in one transaction."""
         k = self.keys
-        counts, in_flight, tickets, sizes, last_end = await self._account(
-            keys=[k.ledger, k.in_flight, k.tickets, k.bytes, k.ended], args=[]
-        )
-        groups = {group: _in_flight(value) for group, value in _pairs(in_flight)}
-        return Account(
-            ledger=_ledger({field: int(value) for field, value in _pairs(counts)}, groups),
-            in_flight=groups,
-            tickets=frozenset(group.decode() for group in tickets),
-            bytes={stream: int(value) for stream, value in _pairs(sizes)},
-            last_end=last_end.decode(),
-        )
+        answer = await self._account(keys=[k.ledger, k.in_flight, k.tickets, k.bytes, k.ended], args=[])
+        return decode_account(*answer)
 
     async def backlog(self) -> dict[Stream, Backlog]:
         """What every stream holds, at one moment."""
@@ -279,30 +240,3 @@ class Run:
 def group_name(prompt: pb.Prompt) -> str:
     """Names a trajectory group within its run: the first parts of the TrajectoryId of each of its samples."""
     return f"{prompt.prompt_id}/{prompt.attempt}"
-
-
-def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[str, str]]:
-    """Pairs of a hash as a script answers it: field, value, field, value."""
-    yield from zip((f.decode() for f in flat[::2]), (v.decode() for v in flat[1::2]), strict=True)
-
-
-def _in_flight(value: str) -> tuple[int, str]:
-    trajectories, _, stage = value.partition(" ")
-    return int(trajectories), stage
-
-
-def _ledger(fields: Mapping[str, int], groups: Mapping[str, tuple[int, str]]) -> Ledger:
-    def by_reason(kind: str) -> dict[str, int]:
-        return {name.partition(":")[2]: n for name, n in sorted(fields.items()) if n and name.startswith(f"{kind}:")}
-
-    stages = dict.fromkeys(STAGES.values(), 0)
-    for trajectories, stage in groups.values():
-        stages[stage] += trajectories
-    return Ledger(
-        prompted=fields.get("prompted", 0),
-        trained=fields.get("trained", 0),
-        dropped=by_reason("dropped"),
-        dead=by_reason("dead"),
-        in_flight=sum(stages.values()),
-        stages=stages,
-    )

@@ -8,7 +8,8 @@ import pytest
 from services.cli.commands import report
 from services.cli.commands.run import _drained, rollouts_per_second
 from shared.errors import DeadlineError
-from shared.streams.run import Ledger, Run
+from shared.streams.account import Ledger
+from shared.streams.run import Run
 from tests.support.runs import prompt
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -156,7 +156,7 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
             raise RuntimeError("the weights before are no longer finite")
 
     def _tensors(self, source: list[Any] | dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Of open files, or by name; those that the model has."""
+        """The tensors that the model has, from open files or by name."""
         if isinstance(source, dict):
             yield from source.items()
             return
