@@ -69,3 +69,23 @@ class Settings(BaseSettings):
         if self.run.task is not None and self.data.train:
             raise ValueError(f"run.task is {self.run.task!r}, and there is [[data.train]]; take one of both out")
         return self
+
+    @model_validator(mode="after")
+    def _held_out_sets_are_due_when_versions_are_kept(self) -> Self:
+        most = self.run.evaluate_every
+        for table in self.data.eval:
+            if table.every and (not most or table.every % most):
+                raise ValueError(
+                    f"every of held-out set {table.label!r} in data.eval is {table.every}; it must be 0 or a multiple "
+                    f"of run.evaluate_every, which is {most}: these are the versions that the learner keeps"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_have_priorities_where_they_decide(self) -> Self:
+        chosen = self.curriculum.selection.strategy == "priority"
+        if chosen and not any("priority" in source.columns for source in self.data.train):
+            raise ValueError(
+                "curriculum.selection.strategy 'priority' needs a column: set columns.priority in [[data.train]]"
+            )
+        return self

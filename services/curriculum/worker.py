@@ -13,7 +13,7 @@ from services.curriculum.selection import Selector
 from services.curriculum.settings import Settings
 from shared import wire
 from shared.clients import GenerationClient
-from shared.errors import DeadlineError, InvalidInputError, OverloadedError, RouterShiftError
+from shared.errors import DeadlineError, OverloadedError, RouterShiftError
 from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
 from shared.tracking.recording import Recording
@@ -38,7 +38,7 @@ class CurriculumWorker:
         self._recording = Recording(settings.run)
         self._reported = 0.0  # when the progress of an evaluation was
         self._poll = settings.curriculum.poll_seconds
-        self._held_out = _checked(problems.held_out(), settings.run.evaluate_every)
+        self._held_out = problems.held_out()
         # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
         self._first_seed = settings.run.seed << 40
 
@@ -247,14 +247,3 @@ class CurriculumWorker:
 def _is_due(held_out: HeldOutSet, evaluated: int, version: int) -> bool:
     """Whether a multiple of the set's `every` lies after the version evaluated last, up to this one."""
     return held_out.every > 0 and version // held_out.every > evaluated // held_out.every
-
-
-def _checked(sets: Sequence[HeldOutSet], evaluate_every: int) -> Sequence[HeldOutSet]:
-    """Raises InvalidInputError for a set that is due at versions which the learner does not keep."""
-    for held_out in sets:
-        if held_out.every and (not evaluate_every or held_out.every % evaluate_every):
-            raise InvalidInputError(
-                f"every is {held_out.every} for held-out set {held_out.name!r}; it must be 0 or a multiple of "
-                f"run.evaluate_every, which is {evaluate_every}: the learner keeps these versions"
-            )
-    return sets

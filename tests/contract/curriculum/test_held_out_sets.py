@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from prometheus_client import REGISTRY
 
 from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.problems import HeldOutSet, Problem
-from services.curriculum.worker import CurriculumWorker
-from shared.errors import InvalidInputError
 from shared.streams.run import FINISHED, Run
 from shared.tracking import records
-from tests.support.curriculum import EVERY, PROBLEMS, SAMPLES, TASK, HandWritten, servers, training
+from tests.support.curriculum import EVERY, PROBLEMS, SAMPLES, TASK, HandWritten, training
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,12 @@ class TwoSets:
         return [self.main, self.other]
 
 
-def two_sets(every: int = 2 * EVERY) -> TwoSets:
+def two_sets() -> TwoSets:
     problems = [Problem(p.prompt, p.reference, TASK.verifier) for p in PROBLEMS]
     sampling = EvaluationSampling(n=1, temperature=0.0, max_tokens=7)
     return TwoSets(
         HeldOutSet("easy", problems[:4], EvaluationSampling(n=SAMPLES, temperature=0.5, greedy=False), (1, 4), EVERY),
-        HeldOutSet("hard", problems[4:], sampling, (), every),
+        HeldOutSet("hard", problems[4:], sampling, (), 2 * EVERY),
     )
 
 
@@ -85,9 +82,3 @@ async def test_a_set_whose_turn_was_passed_over_has_it_at_the_next_evaluation(ru
         await all_of_it.until("evaluated_version", 30)
         found = records.read(all_of_it.settings.run.path / records.EVALUATIONS)
     assert [(r["set"], r["version"]) for r in found[2:]] == [("easy", 10), ("easy", 30), ("hard", 30)]
-
-
-async def test_a_set_that_is_due_at_versions_which_are_not_kept_is_refused(run: Run, tmp_path: Path) -> None:
-    async with servers(HandWritten(right=lambda version, index: 1), run, tmp_path) as settings:
-        with pytest.raises(InvalidInputError, match=r"every is 15 for held-out set 'hard'.*multiple.*which is 10"):
-            CurriculumWorker(settings, two_sets(every=15), run)

@@ -1,6 +1,7 @@
 """What an evaluation estimates, and what of it can be set."""
 
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,44 @@ def test_sampling_that_cannot_be_is_refused(flags: list[str], text: str) -> None
     named = [f"curriculum.evaluation.sampling.{flag}" for flag in flags]
     with pytest.raises(InvalidInputError, match=text):
         load(Settings, None, {}, ["run.model=m", *named])
+
+
+ROWS = """
+[[data.train]]
+source = "train.jsonl"
+verifier = "math"
+columns = { prompt = "question", reference = "answer" }
+[[data.eval]]
+source = "hard.jsonl"
+every = 30
+verifier = "math"
+columns = { prompt = "question", reference = "answer" }
+"""
+
+
+@pytest.mark.parametrize("every", [20, 0])
+def test_a_set_that_is_due_at_versions_which_are_not_kept_is_refused(tmp_path: Path, every: int) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(ROWS)
+    for fine in (10, 15, 30):
+        load(Settings, recipe, {}, ["run.model=m", f"run.evaluate_every={fine}"])
+    with pytest.raises(InvalidInputError, match=f"every of held-out set 'hard' in data.eval is 30.*which is {every}"):
+        load(Settings, recipe, {}, ["run.model=m", f"run.evaluate_every={every}"])
+
+
+def test_a_strategy_by_priority_needs_rows_that_have_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    flags = ["run.model=m", "run.evaluate_every=30", "curriculum.selection.strategy=priority"]
+    recipe.write_text(ROWS)
+    with pytest.raises(InvalidInputError, match=r"needs a column: set columns.priority in \[\[data.train\]\]"):
+        load(Settings, recipe, {}, flags)
+    recipe.write_text(ROWS.replace('"answer" }', '"answer", priority = "score" }', 1))
+    load(Settings, recipe, {}, flags)
+
+
+def test_a_window_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"low is 0.95 and high is 0.9; low must be at most high"):
+        load(Settings, None, {}, ["run.model=m", "curriculum.selection.low=0.95"])
 
 
 @pytest.mark.parametrize("k", ["2,4", "0"])
