@@ -2,15 +2,24 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from services.cli import ports
 from services.cli.recipe import Recipe
-from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
+from services.curriculum.data.files import find_files
+from services.reward.verifiers.registry import AnyVerifier
+from shared.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    NotFoundError,
+    PreconditionError,
+    RouterShiftError,
+)
 from shared.models.families import family_of, no_routers_in_words
 from shared.models.layout import context_length, layout_of_folder, text_config
+from shared.sources import is_file
 from shared.streams.capacity import check_step_fits, trajectory_bytes
 from shared.trajectory import RouterExport
 
@@ -105,13 +114,29 @@ def _task(recipe: Recipe) -> str:
     return f"{name}, judged by {known[name].verifier}"
 
 
-def _sources(recipe: Recipe, verifiers: Iterable[str]) -> str:
+def _sources(recipe: Recipe, verifiers: Mapping[str, AnyVerifier]) -> str:
+    """What can be told without reading rows: files are there, verifiers are known, and get the references they need."""
     from services.reward.verifiers.registry import unknown_in_words
 
     for part, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
         for index, source in enumerate(sources):
-            if source.verifier is not None and source.verifier not in verifiers:
-                raise NotFoundError(f"data.{part}.{index}: {unknown_in_words(source.verifier, verifiers)}")
+            where = f"data.{part}.{index}"
+            if is_file(source.source):
+                try:
+                    find_files(source.source)
+                except RouterShiftError as error:
+                    raise type(error)(f"{where}: {error}") from None
+            if source.verifier is None:  # rows name theirs
+                continue
+            if source.verifier not in verifiers:
+                raise NotFoundError(f"{where}: {unknown_in_words(source.verifier, verifiers)}")
+            needed = verifiers[source.verifier].reference_schema.get("required", [])
+            missing = [name for name in needed if name not in source.columns]
+            if missing and "reference" not in source.columns:
+                raise InvalidInputError(
+                    f"{where}: verifier {source.verifier} reads {', '.join(missing)} of a reference, and columns names "
+                    f"no such field; set columns.{missing[0]}, or columns.reference to a column with all of it"
+                )
     return ", ".join(
         f"{source.label}, judged by {source.verifier or 'what each row names'}" for source in recipe.data.train
     )

@@ -172,6 +172,11 @@ def _csv(name: str, file: IO[bytes], delimiter: str = ",") -> Iterator[Row | Bad
                 continue
             if header is None:
                 header = cells
+                if len(cells) == 1 and (sign := next((sign for sign in ";|\t" if sign in cells[0]), None)):
+                    raise InvalidInputError(
+                        f"{name} row 1 is one column, {cells[0]!r}; separate columns by commas rather than {sign!r}, "
+                        "or by tabs in a file that ends in .tsv"
+                    )
                 if twice := next((cell for cell in cells if cells.count(cell) > 1), None):
                     raise InvalidInputError(f"{name} row 1 names the column {twice!r} twice; give each its own name")
             elif len(cells) != len(header):

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from services.cli.main import main
-from services.cli.preflight import preflight
+from services.cli.preflight import CHECKS, preflight
 from services.cli.recipe import Recipe
 from shared.errors import RouterShiftError
 from shared.settings import SERVICES, load
@@ -63,6 +63,38 @@ def test_what_cannot_work_is_refused_at_once(
 ) -> None:
     with pytest.raises(RouterShiftError) as refused:
         check(f"run.model={model(tmp_path, **config)}", *flags)
+    assert said in str(refused.value)
+
+
+ROWS = ["data.train.0.source=rows.csv", "data.train.0.columns.prompt=q", "data.train.0.verifier=math"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            [],
+            "data.train.0: verifier math reads answer of a reference, and columns names no such field; set columns.an",
+        ),
+        (["data.train.0.verifier=mth"], "data.train.0: verifier is 'mth'; known:"),
+        (["data.train.0.source=none.csv"], "data.train.0: source none.csv: no such file"),
+        (["data.train.0.source=no*.csv"], "data.train.0: source no*.csv: no file matches it"),
+        (["data.train.0.columns.answer=a"], ""),
+        (["data.train.0.columns.reference=a"], ""),
+        (["data.train.0.verifier=format"], ""),
+    ],
+)
+def test_what_data_lack_is_told_before_a_row_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").touch()
+    recipe = load(Recipe, None, {}, [*FREE, "generation.engine=torch", f"run.model={model(tmp_path)}", *ROWS, *flags])
+    if not said:
+        CHECKS["task"](recipe)
+        return
+    with pytest.raises(RouterShiftError) as refused:
+        CHECKS["task"](recipe)
     assert said in str(refused.value)
 
 

@@ -107,6 +107,7 @@ def test_few_bad_rows_are_counted_and_the_rest_is_used(model: Path, tmp_path: Pa
         ("a.jsonl.gz", gzip.compress(b'{"question": "q", "answer": "1"}\n' * 9)[:-9], CorruptDataError, "whole gzip"),
         ("a.jsonl.gz", b'{"question": "q", "answer": "1"}\n', CorruptDataError, "is no gzip file; name it a.jsonl"),
         ("a.csv", b'question,answer\n"a,b\n', CorruptDataError, "a.csv row 2 is not CSV: .*; mend the quotes"),
+        ("a.csv", b"question;answer\n1;2\n", InvalidInputError, "is one column, .*; separate columns by commas"),
         ("a.csv", b"question,question\n1,2\n", InvalidInputError, "names the column 'question' twice"),
         ("a.csv", b"question,answer\n\xff\xff,1\n", CorruptDataError, "is not UTF-8 after row .*; convert it"),
         ("a.parquet", b"PAR1 and then nothing", CorruptDataError, "a.parquet is no whole Parquet file"),
