@@ -19,6 +19,7 @@ from services.reward.verifiers.json_schema import JsonSchemaVerifier
 from services.reward.verifiers.math.verifier import MathVerifier
 from services.reward.verifiers.model import ModelVerifier
 from services.reward.verifiers.names import nearest
+from services.reward.verifiers.reasoning_gym import ReasoningGymVerifier
 from services.reward.verifiers.regex import RegexVerifier
 from services.reward.verifiers.remote.verifier import RemoteVerifier
 from services.reward.verifiers.weighted import WeightedVerifier
@@ -40,6 +41,7 @@ _BUILT_IN: tuple[type[AnyVerifier], ...] = (
     InstructionsVerifier,
     FormatVerifier,
     FileVerifier,
+    ReasoningGymVerifier,
     ModelVerifier,
     RemoteVerifier,
     CompositeVerifier,
