@@ -3,12 +3,14 @@
 A row has question, answer and metadata, and what the verifier reasoning_gym reads: dataset, config and entry.
 """
 
-import difflib
+import contextlib
+import io
 from collections.abc import Iterator
 from typing import Any
 
 from services.curriculum.data.rows import Row
 from services.curriculum.data.settings import EvalSettings, SourceSettings
+from shared import procedural
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError
 from shared.sources import PROCEDURAL
 
@@ -24,30 +26,32 @@ def read_procedural(settings: SourceSettings) -> Iterator[Row]:
 
     Raises:
         NotFoundError: no such task; names the nearest.
-        InvalidInputError: `config` has a key or a value that the task refuses.
+        InvalidInputError: the task is one that is not used here, or `config` has a key or a value that it refuses.
         MissingDependencyError: reasoning_gym is not installed.
     """
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ModuleNotFoundError:
-        raise MissingDependencyError(
-            f"source {settings.source} needs the package reasoning-gym: pip install 'routershift[reasoning-gym]'"
-        ) from None
     name = settings.source.removeprefix(PROCEDURAL)
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, list(DATASETS), n=1, cutoff=0.0)[0]
-        raise NotFoundError(f"source {settings.source}: no such task; did you mean {near!r}?")
     is_eval = isinstance(settings, EvalSettings)
     given: dict[str, Any] = settings.config if isinstance(settings.config, dict) else {}
     own = {key: value for key, value in given.items() if key not in ("seed", "size")}
     config = {"seed": _EVAL_SEED if is_eval else 0, "size": _EVAL_ROWS if is_eval else _TRAIN_ROWS, **given}
     try:
-        dataset = reasoning_gym.create_dataset(name, **config)
-        for index in range(len(dataset)):
-            made = dataset[index]
-            entry = {"question": made["question"], "answer": made["answer"], "metadata": made["metadata"]}
-            yield Row(settings.source, index + 1, {**entry, "dataset": name, "config": own, "entry": entry})
-    except Exception as error:  # a task refuses by AssertionError, TypeError or ValueError, and may fail in any way
+        task = procedural.create(name, config)
+    except MissingDependencyError as error:
+        raise MissingDependencyError(f"source {settings.source}: {error}") from None
+    except NotFoundError as error:
+        raise NotFoundError(f"source {settings.source}: {error}") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"source {settings.source} with config {config}: {error}") from None
+    for index in range(len(task)):
+        entry = _entry(settings.source, task, index)
+        yield Row(settings.source, index + 1, {**entry, "dataset": name, "config": own, "entry": entry})
+
+
+def _entry(source: str, task: Any, index: int) -> dict[str, Any]:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # some tasks print
+            made = task[index]
+    except Exception as error:  # a task may fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
-        raise InvalidInputError(f"source {settings.source} with config {config}: {reason}; change config") from None
+        raise InvalidInputError(f"source {source} cannot make row {index + 1}: {reason}; change config") from None
+    return {key: made[key] for key in ("question", "answer", "metadata")}

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from types import CodeType
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from services.reward.verifiers import answers, cpu
 from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierError
 from services.reward.verifiers.values import number, shown
 from shared import procedural
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, NotFoundError
 
 _MAX_CHARACTERS = 65_536  # of an answer
 _TUPLES = ("arc_agi", "rearc")  # compare the board of the entry with one of tuples
@@ -120,10 +121,20 @@ def _read(reference: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
             f"reference of reasoning_gym has entry = {shown(entry)}; expected a table with question, answer "
             "and metadata"
         )
-    data_set = procedural.create(name, config, seed=0, size=1)
+    try:
+        data_set = _task(name, json.dumps(dict(config), sort_keys=True))
+    except (NotFoundError, InvalidInputError) as error:
+        raise InvalidInputError(
+            f"reference of reasoning_gym has dataset = {name!r}, config = {shown(dict(config))}: {error}"
+        ) from None
     # A scorer may change what it is given.
     copied = json.loads(json.dumps(dict(entry)))
     return name, data_set, _with_tuples(copied) if name in _TUPLES else copied
+
+
+@lru_cache(maxsize=64)
+def _task(name: str, config: str) -> Any:
+    return procedural.create(name, {**json.loads(config), "seed": 0, "size": 1})
 
 
 def _with_tuples(value: Any) -> Any:

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import reasoning_gym
 
+from services.reward.verifiers.base import Item as Judged
+from services.reward.verifiers.base import Verifier
+from services.reward.verifiers.registry import make_verifiers
 from shared import wire
 from shared.errors import InvalidInputError, NotFoundError
 from tests.support.data import loaded, save_chat_model
@@ -39,12 +42,36 @@ def test_rows_follow_from_the_config_and_are_made_again_from_the_reference(model
     assert dataset.score_answer(entry["answer"], entry) == 1
 
 
+@pytest.mark.parametrize("task", ["leg_counting", "bf", "caesar_cipher"])
+def test_rows_of_a_task_are_judged_by_the_verifier_that_they_name(
+    model: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = loaded(model, [{"source": f"reasoning_gym:{task}", "config": {"size": 4}}])
+    assert made.errors == []
+    items = [item for items in (*made.train, *made.eval) for item in items]
+    assert len(items) == 4
+    for item in items:
+        verifier = make_verifiers({})[item.verifier]
+        assert isinstance(verifier, Verifier)
+        verifier.start()
+        answer = item.reference["entry"]["answer"]
+        assert verifier.verify(Judged("", f"<answer>{answer}</answer>", item.reference)).reward == 1
+        assert verifier.verify(Judged("", "no idea", item.reference)).reward < 1
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("table", "error", "said"),
     [
         ({"source": "reasoning_gym:chain_sums"}, NotFoundError, "no such task; did you mean 'chain_sum'"),
         ({"source": TASK, "config": {"min_term": 2}}, InvalidInputError, "min_term"),
         ({"source": TASK, "config": {"min_terms": 9, "max_terms": 2}}, InvalidInputError, "max_terms.*; change config"),
+        ({"source": "reasoning_gym:countdown"}, InvalidInputError, "the task is refused: its scorer evaluates"),
+        (
+            {"source": "reasoning_gym:word_ladder", "config": {"size": 10**9}},
+            InvalidInputError,
+            "cannot make row 1|size",
+        ),
         ({"source": TASK, "config": {"size": 0}}, InvalidInputError, "size"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from services.curriculum.data.items import plain
 from services.reward.verifiers.base import Item, Verdict, VerifierError
-from services.reward.verifiers.reasoning_gym import ReasoningGymVerifier, _Guard
+from services.reward.verifiers.reasoning_gym import ReasoningGymVerifier, _Guard, _task
 from services.reward.verifiers.registry import make_verifiers
 from shared import procedural, wire
 from shared.errors import InvalidInputError, MissingDependencyError
@@ -15,8 +15,8 @@ from shared.errors import InvalidInputError, MissingDependencyError
 NAMES = ["chain_sum", "arc_agi", "rearc", "boxnet", "coin_flip", "game_of_life", "prime_factorization", "word_ladder",
          "rubiks_cube", "propositional_logic", "sudoku", "family_relationships", "gsm_symbolic", "acre"]  # fmt: skip
 HOSTILE = ["", " ", "5", "-1", "1e999", "nan", "[[1, 2]]", '{"a": 1}', "__import__('os').abort()", "1/0",
-           "((((" * 500, "[" * 5000, "9" * 20_000, "9**9**9", "\x00", "None", "<answer>", "<answer></answer>", "é\n" * 300, r"\boxed{",
-           "x" * 100_000]  # fmt: skip
+           "((((" * 500, "[" * 5000, "9" * 20_000, "9**9**9", "\x00", "None", "<answer>", "<answer></answer>",
+           "é\n" * 300, r"\boxed{", "x" * 100_000]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def verifier() -> ReasoningGymVerifier:
 
 def reference(name: str, index: int = 0, **config: Any) -> dict[str, Any]:
     """As it comes out of a message."""
-    entry = procedural.create(name, config, seed=3, size=100)[index]
+    entry = procedural.create(name, {**config, "seed": 3, "size": 100})[index]
     return wire.decode_struct(wire.encode_struct(plain({"dataset": name, "config": config, "entry": entry})))
 
 
@@ -76,10 +76,9 @@ def test_a_box_is_an_answer_too(verifier: ReasoningGymVerifier) -> None:
         ({"entry": None}, "has entry = None; expected a table with question, answer and metadata"),
         ({"entry": {"answer": "5"}}, "has entry = "),
         ({"dataset": "chain_sums"}, "did you mean 'chain_sum'"),
-        ({"config": {"min_terms": 9, "max_terms": 2}}, "config of reasoning_gym's chain_sum is"),
-        ({"config": {"terms": 9}}, "config of reasoning_gym's chain_sum is"),
-        ({"config": {"seed": 9}}, "has 'seed', which is not for it to say"),
-        ({"dataset": "composite"}, "'composite' is refused: it is made of others"),
+        ({"config": {"min_terms": 9, "max_terms": 2}}, "dataset = 'chain_sum', config = .*; change config"),
+        ({"config": {"terms": 9}}, "dataset = 'chain_sum', config = .*; change config"),
+        ({"dataset": "composite"}, "'composite', config = .*: the task is refused: it is made of others"),
         ({"dataset": "sudoku"}, "cannot read the entry"),
     ],
 )
@@ -95,7 +94,7 @@ def test_a_reference_that_cannot_be_used_is_refused(
 @pytest.mark.parametrize("name", sorted(procedural.REFUSED))
 def test_data_sets_that_evaluate_text_are_refused_by_name(verifier: ReasoningGymVerifier, name: str) -> None:
     known = {"dataset": name, "entry": {"question": "", "answer": "1", "metadata": {}}}
-    with pytest.raises(InvalidInputError, match=f"'{name}' is refused: it"):
+    with pytest.raises(InvalidInputError, match=f"'{name}', .*: the task is refused: it"):
         verifier.verify(Item("", "__import__('os').abort()", known))
 
 
@@ -103,12 +102,12 @@ def test_data_sets_that_evaluate_text_are_refused_by_name(verifier: ReasoningGym
 def test_what_evaluates_text_nevertheless_is_stopped_and_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a later version might."""
     monkeypatch.setattr(procedural, "REFUSED", {})
-    procedural._create.cache_clear()
+    _task.cache_clear()
     late = ReasoningGymVerifier(ReasoningGymVerifier.Settings())
     late.start()
     with pytest.raises(VerifierError, match=f"scorer of {name} evaluates text as Python"):
         late.verify(Item("", "[[1, 2], [3, 4]]", reference(name)))
-    procedural._create.cache_clear()
+    _task.cache_clear()
 
 
 def test_the_guard_lets_imports_and_literals_through() -> None:
