@@ -1,11 +1,17 @@
 """The verifier `reasoning_gym`: data sets' own scorers, which evaluate nothing that a model or a row says."""
 
+import ast
 import copy
+import inspect
+import sys
 from typing import Any
 
 import pytest
 
 from services.curriculum.data.items import plain
+from services.reward.outcomes import Outcome
+from services.reward.scoring import Scorer
+from services.reward.settings import RewardSettings
 from services.reward.verifiers.base import Item, Verdict, VerifierError
 from services.reward.verifiers.reasoning_gym import ReasoningGymVerifier, _Guard, _task
 from services.reward.verifiers.registry import make_verifiers
@@ -111,9 +117,6 @@ def test_what_evaluates_text_nevertheless_is_stopped_and_said(name: str, monkeyp
 
 
 def test_the_guard_lets_imports_and_literals_through() -> None:
-    import ast
-    import sys
-
     guard = _Guard()
     sys.addaudithook(guard)
     with guard:
@@ -125,8 +128,45 @@ def test_the_guard_lets_imports_and_literals_through() -> None:
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(MissingDependencyError, match=r"routershift\[reasoning-gym\]"):
         ReasoningGymVerifier(ReasoningGymVerifier.Settings()).start()
+
+
+# Modules that evaluate text, and not where answers are scored: read in reasoning-gym 0.1.25.
+GENERATES_ONLY = {
+    "reasoning_gym.arithmetic.basic_arithmetic",  # the expression that it has made
+    "reasoning_gym.code.codeio",  # the programs that the package ships
+    "reasoning_gym.logic.propositional_logic",  # a parser of its own
+}
+
+
+def test_every_task_whose_module_could_evaluate_text_is_refused_or_was_read() -> None:
+    """Looks at what is installed, so that a later version cannot bring one in unseen."""
+    procedural.check("chain_sum")
+    from reasoning_gym.factory import DATASETS
+
+    assert len(DATASETS) > 100
+    suspicious = {"eval", "exec", "parse_expr", "sympify", "system", "Popen", "check_output"}
+    found = {}
+    for name, (kind, _) in DATASETS.items():
+        tree = ast.parse(inspect.getsource(sys.modules[kind.__module__]))
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        called = {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls}
+        if called & suspicious and kind.__module__ not in GENERATES_ONLY:
+            found[name] = called & suspicious
+    assert found.keys() - procedural.REFUSED.keys() == set(), found
+
+
+async def test_it_runs_in_the_worker_processes_of_the_service() -> None:
+    scorer = Scorer(make_verifiers({}), RewardSettings(processes=1))
+    known = reference("chain_sum")
+    items = [Item("", response, known) for response in (known["entry"]["answer"], *HOSTILE)]
+    refused = Item("", "5", {"dataset": "n_queens", "entry": known["entry"]})
+    try:
+        scored = await scorer.score("reasoning_gym", [*items, refused])
+    finally:
+        await scorer.close()
+    assert [s.outcome for s in scored] == [Outcome.SCORED] * len(items) + [Outcome.REFUSED]
+    assert scored[0].verdict is not None
+    assert scored[0].verdict.reward == 1
