@@ -23,6 +23,7 @@ from shared.streams.consumer import Consumer, End
 from shared.streams.keys import Stream
 from shared.streams.progress import Progress
 from shared.streams.run import Run
+from shared.streams.solve_rates import SolveRate
 from tests.support.certificates import Authority
 
 USERS = ("curriculum", "generation", "reward", "learner", "operator")
@@ -169,6 +170,13 @@ async def test_a_run_from_prompt_to_weights_and_every_way_out(server: Server) ->
         found = await audit(operator.redis, operator.run, None)
         assert found.problems == {}
         assert found.ledger.balanced
+
+
+async def test_solve_rates_go_from_reward_to_the_curriculum(server: Server) -> None:
+    async with users(server, "solved") as by:
+        await by["curriculum"].run.solve_rates.open(10)
+        await by["reward"].run.solve_rates.record("row", 0.5, equal=False)
+        assert await by["curriculum"].run.solve_rates.read(["row"]) == [SolveRate(1, 0.5, equal=False)]
 
 
 async def test_entries_of_the_dead_are_taken_over(server: Server) -> None:

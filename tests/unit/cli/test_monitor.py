@@ -176,7 +176,7 @@ async def test_admitted_prompts_are_no_progress(run: Run, tmp_path: Path, clock:
 
     async def admit() -> None:
         for index in range(100):
-            await run.admit(index, prompt(index), 1000)
+            await run.admit(index, prompt(index), 1000, {"turns": index + 1, "choices": {"taken": index + 1}})
             await look(watch, run, clock, 1)
 
     with pytest.raises(DeadlineError, match=r"supervisor\.progress_seconds"):
