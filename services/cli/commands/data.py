@@ -4,16 +4,18 @@ import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.cli.arguments import add_settings
 from services.cli.judging import make_judge
 from services.cli.recipe import Recipe
-from services.curriculum.data.check import check
-from services.curriculum.data.report import Report, SourceReport
 from shared.errors import InvalidInputError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
 from shared.settings import load
 from shared.tracking import records
+
+if TYPE_CHECKING:
+    from services.curriculum.data.report import Report, SourceReport
 
 _BAR = 40  # characters of the longest bar of a histogram
 _ROWS_SHOWN = 20
@@ -32,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """EXIT_BAD_INPUT where a start would be refused."""
+    from services.curriculum.data.check import check  # here: the list of commands needs no tokenizer
+
     recipe = _recipe(arguments.recipe, arguments.model, arguments.flags)
     report = check(recipe, recipe.run.model_folder(weights=False), make_judge(recipe))
     if arguments.json:
@@ -53,7 +57,7 @@ def _recipe(file: Path, model: str | None, flags: list[str]) -> Recipe:
     return guess(model, file).recipe(flags)
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: "Report") -> Iterator[str]:
     for source in (*report.train, *report.eval):
         yield str(source)
         yield from _details(source)
@@ -63,7 +67,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield "nothing to mend"
 
 
-def _details(source: SourceReport) -> Iterator[str]:
+def _details(source: "SourceReport") -> Iterator[str]:
     if source.verifiers:
         judged = ", ".join(f"{name} {count}" for name, count in source.verifiers.most_common())
         yield f"  judged by: {judged}"

@@ -36,10 +36,8 @@ class Card:
 
     @property
     def _model(self) -> str:
-        """As the recipe named it: a name on the Hub where the folder is a snapshot in its cache."""
-        model = str(self.settings.get("run", {}).get("model", ""))
-        snapshot = _SNAPSHOT.search(model)
-        return f"{snapshot[1]}/{snapshot[2]}" if snapshot else model
+        """A name on the Hub where the folder is a snapshot in its cache, else the name of the folder."""
+        return without_place(str(self.settings.get("run", {}).get("model", "")))
 
     def text(self, name: str) -> str:
         """Markdown with the front matter of the Hugging Face Hub. Args: name: of the folder."""
@@ -119,7 +117,7 @@ class Card:
         data, run = self.settings.get("data") or {}, self.settings.get("run", {})
         for kind in ("train", "eval"):
             for source in data.get(kind) or ():
-                yield f"- {kind}: `{source.get('source')}`"
+                yield f"- {kind}: `{without_place(source.get('source'))}`"
         if not data.get("train") and run.get("task"):
             yield f"- task: `{run['task']}`"
 
@@ -136,7 +134,7 @@ class Card:
         yield "Those that are not the default:"
         yield ""
         yield "```toml"
-        yield from (f"{name} = {json.dumps(value)}" for name, value in changed.items())
+        yield from (f"{name} = {json.dumps(without_place(value))}" for name, value in changed.items())
         yield "```"
 
     def _files(self) -> Iterator[str]:
@@ -144,6 +142,17 @@ class Card:
         yield _row(["---", "---:", "---"])
         for file in self.manifest.files:
             yield _row([file.name, file.size_bytes, f"`{file.sha256}`"])
+
+
+def without_place(value: Any) -> Any:
+    """A setting as others may see it: names in place of absolute paths, at any depth, and without what is not set."""
+    if isinstance(value, str):
+        if snapshot := _SNAPSHOT.search(value):
+            return f"{snapshot[1]}/{snapshot[2]}"
+        return value.rstrip("/").rpartition("/")[2] if value.startswith("/") else value
+    if isinstance(value, Mapping):
+        return {key: without_place(inner) for key, inner in value.items() if inner not in (None, {}, [])}
+    return [without_place(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _changed(prefix: str, table: Mapping[str, Any], usual: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.commands import report
-from services.cli.exporting.card import Card
+from services.cli.exporting.card import Card, without_place
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError
 from shared.files import sync
 from shared.models.folder import read_json, weight_files
@@ -135,7 +135,9 @@ def _describe(source: Path, made: Path) -> None:
     weights = source.parent if source.name == published.ADAPTER else source
     skipped = {published.MANIFEST, *(path.name for path in weights.glob("*.safetensors"))}
     if weights != source:
-        _copy(source / "adapter_config.json", made)
+        config = read_json(source / "adapter_config.json")
+        config["base_model_name_or_path"] = without_place(config.get("base_model_name_or_path"))
+        (made / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         skipped |= {"config.json", "generation_config.json", "model.safetensors.index.json"}  # of the merged model
     for path in sorted(weights.iterdir()):
         if path.is_file() and path.name not in skipped:

@@ -106,6 +106,7 @@ def test_the_chat_template_that_the_run_was_trained_with_goes_along(run: Path, t
     file.write_text(json.dumps(tables))
     made = export(run, "4", tmp_path / "out")
     assert (made.folder / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert str(tmp_path) not in (made.folder / CARD).read_text()  # others may read it
     assert "- train: `a.jsonl`" in (made.folder / CARD).read_text()
     template.unlink()
     with pytest.raises(RouterShiftError, match=r"chat template .*mine\.jinja, which cannot be read now"):
