@@ -37,6 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     from services.curriculum.data.check import check  # here: the list of commands needs no tokenizer
 
     recipe = _recipe(arguments.recipe, arguments.model, arguments.flags)
+    if recipe.run.task is not None and not recipe.data.train:
+        raise InvalidInputError(
+            f"{arguments.recipe}: run.task is {recipe.run.task!r}, whose prompts are not rows: there is nothing to check"
+        )
     report = check(recipe, recipe.run.model_folder(weights=False), make_judge(recipe))
     if arguments.json:
         print(records.dumps(report.as_record(), indent=2))

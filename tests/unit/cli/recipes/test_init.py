@@ -159,6 +159,11 @@ def test_data_check_names_row_column_value_and_fix(
     assert report["train"][0]["prompt_tokens"]["histogram"]
 
 
+def test_a_task_has_no_rows_to_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(GSM8K.parents[1] / "countdown.toml")]) == 2
+    assert "run.task is 'countdown', whose prompts are not rows" in capsys.readouterr().err
+
+
 def test_data_check_of_a_file_needs_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = lines(tmp_path / "rows.jsonl", sums(3))
     assert main(["data", "check", str(file)]) == 2
