@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = _recipe(arguments.recipe, arguments.model, arguments.flags)
     if recipe.run.task is not None and not recipe.data.train:
         raise InvalidInputError(
-            f"{arguments.recipe}: run.task is {recipe.run.task!r}, whose prompts are not rows: there is nothing to check"
+            f"{arguments.recipe}: run.task is {recipe.run.task!r}, whose prompts are not rows to check"
         )
     report = check(recipe, recipe.run.model_folder(weights=False), make_judge(recipe))
     if arguments.json:
