@@ -37,7 +37,7 @@ class Card:
     @property
     def _model(self) -> str:
         """A name on the Hub where the folder is a snapshot in its cache, else the name of the folder."""
-        return without_place(str(self.settings.get("run", {}).get("model", "")))
+        return str(without_place(self.settings.get("run", {}).get("model", "")))
 
     def text(self, name: str) -> str:
         """Markdown with the front matter of the Hugging Face Hub. Args: name: of the folder."""
