@@ -17,7 +17,7 @@ from shared.errors import (
     PreconditionError,
     RouterShiftError,
 )
-from shared.models.families import family_of, no_routers_in_words
+from shared.models.families import family_of, no_routers_in_words, why_refused
 from shared.models.layout import context_length, layout_of_folder, text_config
 from shared.sources import is_file
 from shared.streams.capacity import check_step_fits, trajectory_bytes
@@ -46,6 +46,8 @@ def _model(recipe: Recipe) -> str:
     config = _config(folder)
     text = text_config(config)
     kinds = [str(part.get("model_type")) for part in (config, text)]
+    if refused := next(filter(why_refused, kinds), None):
+        raise PreconditionError(f"run.model is {folder}: {refused!r} cannot be trained: {why_refused(refused)}")
     if recipe.learner.uses_traces and not any(map(family_of, kinds)):
         raise PreconditionError(f"run.model is {folder}: {no_routers_in_words(kinds[0])}")
     length, source = longest(recipe, text)

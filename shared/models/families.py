@@ -46,12 +46,19 @@ class Family:
     lora_attention: tuple[str, ...] = ATTENTION
     lora_feed_forward: tuple[str, ...] = FEED_FORWARD
     vllm_names_scores: bool = True  # False: vLLM does not say how the routers score, the table does
+    vllm_on_cpu: bool = True  # False: vLLM has what it needs for GPUs alone
     vllm_updates: bool = True  # False: vLLM leaves some weights as they are in an update, without saying so
 
 
 _BUILT_IN: Mapping[str, Family] = {
     "deepseek_v3": Family("mlp.gate", ScoreFunction.SIGMOID, lora_attention=LATENT_ATTENTION),
     "glm4_moe": Family("mlp.gate", ScoreFunction.SIGMOID),
+    "glm_moe_dsa": Family(  # GLM-5; DeepSeek's sparse attention: each token attends to those that an indexer picks
+        "mlp.gate",
+        ScoreFunction.SIGMOID,
+        lora_attention=LATENT_ATTENTION,
+        vllm_on_cpu=False,
+    ),
     "gpt_oss": Family(
         "mlp.router",
         ScoreFunction.SOFTMAX_TOPK,
@@ -66,10 +73,21 @@ _BUILT_IN: Mapping[str, Family] = {
         packing=Packing.ONE_CHUNK,
         vllm_names_scores=False,
     ),
+    # vLLM's routing on CPU knows sigmoid scores only where experts come from groups.
+    "minimax_m2": Family("mlp.gate", ScoreFunction.SIGMOID, normalised=True, vllm_on_cpu=False),
     "mixtral": Family("mlp.gate", ScoreFunction.SOFTMAX, normalised=True),
     "olmoe": Family("mlp.gate", ScoreFunction.SOFTMAX),
     "qwen2_moe": Family("mlp.gate", ScoreFunction.SOFTMAX),
     "qwen3_moe": Family("mlp.gate", ScoreFunction.SOFTMAX),
+}
+
+_STATE = "its {} layers carry their state from one sequence of a packed row into the next"
+# MoE families that cannot be trained, with any algorithm.
+_REFUSED: Mapping[str, str] = {
+    "nemotron_h": _STATE.format("Mamba"),
+    "qwen3_5_moe": _STATE.format("linear-attention"),
+    "qwen3_5_moe_text": _STATE.format("linear-attention"),
+    "qwen3_next": _STATE.format("linear-attention"),
 }
 
 
@@ -86,6 +104,11 @@ def families() -> Mapping[str, Family]:
 def family_of(model_type: str) -> Family | None:
     """The row of a `model_type`; None for a dense model or an unknown family. Raises as `families` does."""
     return families().get(model_type)
+
+
+def why_refused(model_type: str) -> str:
+    """Why a known family cannot be trained, with any algorithm; "" for all others."""
+    return _REFUSED.get(model_type, "")
 
 
 def no_routers_in_words(model_type: str) -> str:

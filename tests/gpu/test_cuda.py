@@ -22,7 +22,7 @@ from tests.support.rollouts import load, perturbed, random_groups
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: run tests/gpu/run.sh on one")
 
-KINDS = ["qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "deepseek_v3", "glm4_moe", "gpt_oss"]
+KINDS = ["qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "deepseek_v3", "glm4_moe", "minimax_m2", "gpt_oss"]
 SAMPLING = EngineSampling(n=2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=24, seed=1)
 
 

@@ -10,10 +10,14 @@ from transformers import (
     DeepseekV3ForCausalLM,
     Glm4MoeConfig,
     Glm4MoeForCausalLM,
+    GlmMoeDsaConfig,
+    GlmMoeDsaForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
+    MiniMaxM2Config,
+    MiniMaxM2ForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     OlmoeConfig,
@@ -52,6 +56,16 @@ _MOE: dict[str, Any] = {"num_experts": EXPERTS, "num_experts_per_tok": TOP_K, "m
 _QWEN3: dict[str, Any] = {"head_dim": 32, "norm_topk_prob": True}
 _OLMOE: dict[str, Any] = {"num_experts": EXPERTS, "num_experts_per_tok": TOP_K}
 _MIXTRAL: dict[str, Any] = {"num_local_experts": EXPERTS, "num_experts_per_tok": TOP_K, "sliding_window": None}
+_MINIMAX: dict[str, Any] = {
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "head_dim": 32,
+    "intermediate_size": 96,
+    "rotary_dim": 16,
+    # Released models have them, and only vLLM reads them.
+    "use_routing_bias": True,
+    "scoring_func": "sigmoid",
+}
 _QWEN2: dict[str, Any] = {"shared_expert_intermediate_size": 64}
 # Experts come from one of two groups; the first layer is dense.
 _GROUPED: dict[str, Any] = {
@@ -71,6 +85,14 @@ _DEEPSEEK: dict[str, Any] = {
     "qk_rope_head_dim": 16,
     "qk_nope_head_dim": 16,
     "v_head_dim": 32,
+}
+# Sparse attention to 8 tokens, chosen anew in the first and the last layer.
+_GLM_DSA: dict[str, Any] = {
+    "q_lora_rank": 32,
+    "index_topk": 8,
+    "index_head_dim": 32,
+    "index_n_heads": 2,
+    "indexer_types": ["full", "shared", "full"],
 }
 _GPT_OSS: dict[str, Any] = {
     "num_local_experts": EXPERTS,
@@ -95,9 +117,11 @@ _KINDS: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any]]] = {
     "qwen3_dense": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen2_moe": (Qwen2MoeForCausalLM, Qwen2MoeConfig, _MOE | _QWEN2),
     "mixtral": (MixtralForCausalLM, MixtralConfig, _MIXTRAL),
+    "minimax_m2": (MiniMaxM2ForCausalLM, MiniMaxM2Config, _MINIMAX),
     "olmoe": (OlmoeForCausalLM, OlmoeConfig, _OLMOE),
     "deepseek_v3": (DeepseekV3ForCausalLM, DeepseekV3Config, _GROUPED | _DEEPSEEK),
     "glm4_moe": (Glm4MoeForCausalLM, Glm4MoeConfig, _GROUPED | {"head_dim": 32}),
+    "glm_moe_dsa": (GlmMoeDsaForCausalLM, GlmMoeDsaConfig, _GROUPED | _DEEPSEEK | _GLM_DSA),
     "gpt_oss": (GptOssForCausalLM, GptOssConfig, _GPT_OSS),
     "llama4": (Llama4ForCausalLM, Llama4TextConfig, _LLAMA4),
 }

@@ -23,6 +23,8 @@ _SCORE_FUNCTIONS = {
     "deepseek_v3": ScoreFunction.SIGMOID,
     "glm4_moe": ScoreFunction.SIGMOID,
     "gpt_oss": ScoreFunction.SOFTMAX_TOPK,
+    "glm_moe_dsa": ScoreFunction.SIGMOID,
+    "minimax_m2": ScoreFunction.SIGMOID,
     "llama4_text": ScoreFunction.SIGMOID,
 }
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from shared.errors import PreconditionError
-from shared.models.families import Packing, family_of
+from shared.models.families import Packing, family_of, why_refused
 
 _FIRST, _OTHER, _SECOND = [1, 2, 3], [3, 1, 1], [2, 1, 3, 2]
 # Of the spread of the logits. The passes have the same shapes, so that even bfloat16 rounds them alike.
@@ -36,9 +36,10 @@ def check_isolation(model: PreTrainedModel) -> None:
         logits: Tensor = model(input_ids=row, position_ids=positions, use_cache=False).logits
         seen.append(logits[0, len(_FIRST) :].float())
     if not (seen[0] - seen[1]).abs().max() < _TOLERANCE * seen[0].std():
+        kind = model.config.model_type
+        why = why_refused(kind) or "transformers does not make it the mask for packed sequences"
         raise PreconditionError(
-            f"model_type {model.config.model_type!r} lets sequences in one row see each other: transformers does not "
-            "make it the mask for packed sequences; choose another model"
+            f"model_type {kind!r} lets sequences in one row see each other: {why}; choose another model"
         )
 
 

@@ -56,6 +56,8 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
         ({}, ["reward.verifiers.mine.kind=regx"], "did you mean 'regex'?"),
         ({}, ["generation.router_export=none"], "generation.router_export is 'none'"),
         ({"model_type": "qwen3"}, [], "'qwen3' is dense or unknown"),
+        ({"model_type": "nemotron_h"}, [], "'nemotron_h' cannot be trained: its Mamba layers"),
+        ({"model_type": "qwen3_5_moe"}, ["learner.algorithm=gmpo"], "cannot be trained: its linear-attention layers"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(

@@ -15,6 +15,7 @@ from services.generation.engines.base import EngineOptions
 from services.generation.engines.vllm.settings import VllmSettings
 from services.generation.engines.vllm.stats import LoadStats
 from shared.errors import PreconditionError
+from shared.models.families import family_of
 from shared.process.orphans import die_with_parent
 
 # What vLLM is to load as its worker and its scheduler.
@@ -108,6 +109,12 @@ def launch(
 
     on_cpu = current_platform.is_cpu()
     settings.refuse_inexact(on_cpu=on_cpu)
+    family = family_of(str(config.get("model_type")))
+    if on_cpu and family is not None and not family.vllm_on_cpu:
+        raise PreconditionError(
+            f"vLLM cannot serve model folder {model} on CPU: it has what {config['model_type']!r} needs for GPUs "
+            "alone; set generation.engine to torch"
+        )
     for architecture in config.get("architectures", []):
         if (known := ModelRegistry.models.get(architecture)) is not None:
             # vLLM would look at the class in a process of its own, which takes 10 s where no cache is at hand.

@@ -16,7 +16,8 @@ from shared.models.routers import routers_of
 from tests.support.models import LAYERS, VOCABULARY, save_model
 
 KINDS = [
-    "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe", "gpt_oss", "llama4", "qwen3_dense"
+    "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe", "glm_moe_dsa", "minimax_m2", "gpt_oss",
+    "llama4", "qwen3_dense",
 ]  # fmt: skip
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 FEED_FORWARD = {"experts", "gate_proj", "up_proj", "down_proj"}  # "experts": the two stacked parameters

@@ -46,9 +46,9 @@ def weights_by_hand(kind: str, logits: torch.Tensor, chosen: list[int]) -> torch
         return logits[chosen].softmax(0)
     if kind == "llama4":
         return logits[chosen].sigmoid()
-    if kind in {"deepseek_v3", "glm4_moe"}:
+    if kind in {"deepseek_v3", "glm4_moe", "glm_moe_dsa", "minimax_m2"}:
         scores = logits.sigmoid()[chosen]
-        return 1.5 * scores / scores.sum()
+        return (1.0 if kind == "minimax_m2" else 1.5) * scores / scores.sum()
     scores = logits.softmax(0)[chosen]
     return scores if kind in {"qwen2_moe", "olmoe"} else scores / scores.sum()
 
@@ -71,7 +71,7 @@ def block_by_hand(kind: str, block: Any, hidden: torch.Tensor, chosen: list[int]
         total += block.shared_expert_gate(hidden).sigmoid() * block.shared_expert(hidden)
     elif kind == "llama4":
         total += block.shared_expert(hidden)
-    elif kind in {"deepseek_v3", "glm4_moe"}:
+    elif kind in {"deepseek_v3", "glm4_moe", "glm_moe_dsa"}:
         total += block.shared_experts(hidden)
     return total
 

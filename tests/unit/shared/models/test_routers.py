@@ -22,6 +22,8 @@ LAYOUTS = {
     "olmoe": layout(),
     "deepseek_v3": layout((1, 2), SIGMOID),
     "glm4_moe": layout((1, 2), SIGMOID),
+    "glm_moe_dsa": layout((1, 2), SIGMOID),
+    "minimax_m2": layout(score_function=SIGMOID),
     "gpt_oss": layout(score_function=SOFTMAX_TOPK),
     "llama4": layout((0, 2), SIGMOID),
 }
@@ -60,7 +62,7 @@ def test_a_router_sent_to_its_own_choice_gives_its_own_output(
             torch.testing.assert_close(rerouted, original, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe", "glm_moe_dsa", "minimax_m2"])
 def test_a_correction_bias_selects_and_does_not_score(tmp_path: Path, kind: str) -> None:
     """The tiny model must be able to tell the difference."""
     model = load(save_model(tmp_path, kind))

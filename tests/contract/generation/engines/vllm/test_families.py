@@ -16,6 +16,7 @@ from services.generation.engines.vllm.child.taps import BufferTaps, RowPacker
 from shared.errors import PreconditionError, UnavailableError
 from shared.trajectory import RouterExport, ScoreFunction
 from tests.bench.parity import FAMILIES, LAYERS, NOT_UPDATED, PROMPT, SAMPLING, Exactness, Reference, measure, start
+from tests.support.models import save_model
 
 pytestmark = [
     pytest.mark.vllm,
@@ -93,3 +94,9 @@ def test_model_runner_v2_keeps_a_step_until_it_is_copied() -> None:
     assert output.index_of == {"a": 0, "b": 1}
     ids = [list(output.rows[start : start + 2]) for start in (0, output.row_bytes)]
     assert ids == first[[1, 3]].topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("kind", ["glm_moe_dsa", "minimax_m2"])
+async def test_what_vllm_serves_on_gpus_alone_is_refused_on_cpu(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(PreconditionError, match=f"on CPU: it has what '{kind}' needs for GPUs alone"):
+        await start(save_model(tmp_path, kind))
