@@ -86,13 +86,15 @@ _DEEPSEEK: dict[str, Any] = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 32,
 }
-# Sparse attention to 8 tokens, chosen anew in the first and the last layer.
+# Sparse attention to 8 tokens, chosen anew in the first and the last layer. What is equal is chosen in any order, so
+# that nothing may be: scores are 0 where all of few heads have none, or the embedding is that of padding.
 _GLM_DSA: dict[str, Any] = {
     "q_lora_rank": 32,
     "index_topk": 8,
     "index_head_dim": 32,
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     "indexer_types": ["full", "shared", "full"],
+    "pad_token_id": None,
 }
 _GPT_OSS: dict[str, Any] = {
     "num_local_experts": EXPERTS,

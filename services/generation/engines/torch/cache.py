@@ -22,7 +22,7 @@ class SlotCache:
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
-        self._layers: dict[int, list[torch.Tensor]] = {}  # keys, values
+        self._stores: dict[tuple[int, str], torch.Tensor] = {}  # by layer, and what is stored of it
         self._target: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
         self._decoding = False
         self._positions = 0
@@ -39,21 +39,22 @@ class SlotCache:
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores the new keys and values [rows, heads, new, head_dim]; returns all that the pass attends to."""
-        if layer not in self._layers:
-            self._layers[layer] = [keys.new_zeros(0), values.new_zeros(0)]
-        stored = self._layers[layer]
-        attended = []
-        for kind, new in enumerate((keys, values)):
-            store = stored[kind] = self._room(stored[kind], new)
-            if self._decoding:
-                slots, at = self._target
-                store[slots, :, at] = new[:, :, 0]
-                attended.append(store[: len(slots), :, : self._positions])
-            else:
-                slots, rows = self._target
-                store[slots, :, : self._positions] = new[rows]
-                attended.append(new)
-        return attended[0], attended[1]
+        return self._store(layer, "keys", keys), self._store(layer, "values", values)
+
+    def update_indexer(self, keys: torch.Tensor, layer: int) -> torch.Tensor:
+        """As `update` for the keys [rows, new, index_head_dim] by which an indexer picks what a token attends to."""
+        return self._store(layer, "indexer", keys[:, None])[:, 0]
+
+    def _store(self, layer: int, kind: str, new: torch.Tensor) -> torch.Tensor:
+        """Stores tensors [rows, heads, new, width]; returns those of all positions that the pass attends to."""
+        store = self._stores[layer, kind] = self._room(self._stores.get((layer, kind), new.new_zeros(0)), new)
+        if self._decoding:
+            slots, at = self._target
+            store[slots, :, at] = new[:, :, 0]
+            return store[: len(slots), :, : self._positions]
+        slots, rows = self._target
+        store[slots, :, : self._positions] = new[rows]
+        return new
 
     def _room(self, store: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """Zeros, never uninitialised memory: a masked position still multiplies its value by 0, and 0 * NaN is NaN."""
@@ -66,9 +67,8 @@ class SlotCache:
         return grown
 
     def move(self, sources: list[int], targets: list[int]) -> None:
-        for stored in self._layers.values():
-            for store in stored:
-                store[targets] = store[sources]
+        for store in self._stores.values():
+            store[targets] = store[sources]
 
 
 class Records:
