@@ -5,7 +5,7 @@ import re
 _NEAR = 0.3  # for all digits but one, less: a group of wrong answers still says which is closer
 
 
-def score(response: str, reference: int) -> dict[str, float]:
+def score(response: str, reference: int | str) -> dict[str, float]:
     """Judges the last number of a response.
 
     Args:

@@ -42,8 +42,9 @@ def test_every_recipe_has_nothing_to_mend(recipe: Path, tmp_path: Path) -> None:
     done = cli.run("run", str(recipe), "--dry-run", *flags, cwd=tmp_path, changes={"HF_HOME": str(tmp_path)})
     assert done.returncode in (0, 2), done.stderr
     faults = [line for line in done.stdout.splitlines() if line.startswith("MEND")]
-    # What this machine lacks is no fault of a recipe.
-    assert [line for line in faults if "is not installed" not in line and "do not fit" not in line] == []
+    # What this machine lacks is no fault of a recipe, nor is a model that a script makes first.
+    passed_over = ("is not installed", "do not fit", f"{COUNTDOWN.parent}/arithmetic/model")
+    assert [line for line in faults if not any(part in line for part in passed_over)] == []
     assert "responses to" in done.stdout
 
 

@@ -31,6 +31,7 @@ GPT_OSS = layout(24, 32, 4)
 OLMOE, QWEN3_30B, DEMO = layout(16, 64, 8), layout(48, 128, 8), layout(3, 16, 2)
 RECIPES: dict[str, RouterLayout | None] = {
     "recipes/gpt-oss-20b-code.toml": GPT_OSS,
+    "recipes/arithmetic.toml": layout(30, 4, 2),
     "recipes/gsm8k.toml": OLMOE,
     "recipes/olmoe-1b-7b-math.toml": OLMOE,
     "recipes/qwen3-30b-a3b-math.toml": QWEN3_30B,
