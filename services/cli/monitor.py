@@ -21,7 +21,8 @@ _SAY_SECONDS = 15.0  # in which every group was dropped, after which that is sai
 _MANY = 8  # steps' worth of dropped groups that are worth a word although some group was of use
 _IN_WORDS = {
     "zero_variance": "had equal rewards for all their responses (zero variance), which teaches nothing: check the "
-    "verifier and the prompts' difficulty, or raise rollout.n or rollout.temperature",
+    "verifier and the prompts' difficulty, set curriculum.selection.strategy to dynamic where prompts come back, or "
+    "raise rollout.n or rollout.temperature",
     "stale": "were too stale: raise run.max_staleness, or look for why generation does not load new weights in "
     "logs/generation.jsonl",
     "missing_traces": "came without router traces; see generation.router_export",
