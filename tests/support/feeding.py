@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from services.curriculum.data.settings import DataSettings, TrainSettings
 from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.problems import HeldOutSet, Problem
 from services.curriculum.settings import CurriculumSettings, SelectionSettings, Settings
@@ -38,9 +39,12 @@ class Rows:
 
 
 def tables(run_id: str, folder: Path, selection: SelectionSettings, groups_per_step: int = 2) -> Settings:
+    columns = {"prompt": "question", "reference": "answer", "priority": "priority"}
+    source = TrainSettings(source="rows.jsonl", columns=columns, verifier="exact")  # `Rows` stands in for the file
     return Settings(
-        run=RunSettings(id=run_id, folder=folder, model=folder, task="rows", groups_per_step=groups_per_step),
+        run=RunSettings(id=run_id, folder=folder, model=folder, groups_per_step=groups_per_step),
         curriculum=CurriculumSettings(poll_seconds=0.001, selection=selection),
+        data=DataSettings(train=(source,)),
     )
 
 
