@@ -13,6 +13,8 @@ from services.reward.verifiers.tags import THOUGHTS
 _QUOTES = "\"'`"
 _QUOTED = 200  # characters after a tag within which its quote must end
 _OPENED = re.compile(rf"({'|'.join(re.escape(opening) for opening, _ in THOUGHTS)})\s*\Z")
+_STARTS = {opening[0] for opening, _ in THOUGHTS}
+_ENDS = tuple({opening[-1] for opening, _ in THOUGHTS})
 _PROMPT_END = 100  # characters of a prompt in which it opens thoughts
 
 # Around the text of a special token: code points that are no characters.
@@ -59,10 +61,12 @@ def without(response: str, prompt: str = "") -> str:
     Thoughts run from an opening tag to the first closing one, and from the start where the prompt has opened them or a
     closing tag comes first. A tag in quotes, as in `print("</think>")`, or in a fenced block is text.
     """
+    response = opened_by(prompt) + response
+    if not any(start in response for start in _STARTS):  # nearly all are so, and verifiers of theirs may be cheap
+        return response
     if _HARMONY.match(response):
         messages = _MESSAGE.finditer(response)
         return "\n".join(m["content"] for m in messages if m["channel"].translate(_UNMARK).strip() == _FINAL)
-    response = opened_by(prompt) + response
     if not any(tag in response for pair in THOUGHTS for tag in pair):
         return response
     text = fences.hidden(response) if "```" in response or "~~~" in response else response
@@ -74,7 +78,8 @@ def without(response: str, prompt: str = "") -> str:
 
 def opened_by(prompt: str) -> str:
     """The opening tag that a prompt ends with; "" where there is none."""
-    opened = _OPENED.search(prompt[-_PROMPT_END:])
+    end = prompt[-_PROMPT_END:].rstrip()
+    opened = _OPENED.search(end) if end.endswith(_ENDS) else None
     return opened[1] if opened else ""
 
 
