@@ -75,6 +75,8 @@ def guess(model: str, source: Path, reward: Path | None = None) -> Guess:
         NotFoundError, CorruptDataError: the model or a file is missing or broken.
         InvalidInputError: no column looks like a prompt or a right answer; names the columns that there are.
     """
+    if reward is not None and not reward.is_file():
+        raise NotFoundError(f"--reward {reward} does not exist; expected a Python file with a function score")
     folder = load(Recipe, None, os.environ, [f"run.model={model}"]).run.model_folder(weights=False)
     read = islice((row for path in find_files(str(source)) for row in read_file(path)), _ROWS)
     found = list(read)
