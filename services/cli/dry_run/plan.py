@@ -68,12 +68,19 @@ def _model_folder(recipe: Recipe) -> tuple[Path | None, list[Line]]:
         return recipe.run.require_model(), []
     except RouterShiftError as error:
         if not isinstance(error, NotFoundError) or isinstance(recipe.run.model, Path):
-            return None, [Line("MEND", "model", str(error))]
+            return None, [Line("MEND", "model", f"{error}{_how_it_is_made(recipe)}")]
         lines = [Line("note", "model", f"not there, so what needs its weights is left out: {error}")]
     try:
         return recipe.run.model_folder(weights=False), lines
     except RouterShiftError:
         return None, lines
+
+
+def _how_it_is_made(recipe: Recipe) -> str:
+    """A hint where a recipe brings a script for its model in place of the model."""
+    model = recipe.run.model
+    script = model.parent / "make_model.py" if isinstance(model, Path) and not model.exists() else None
+    return f". It is made by {script}" if script and script.is_file() else ""
 
 
 def _checked(name: str, recipe: Recipe, check: Callable[[Recipe], str]) -> Line:

@@ -10,7 +10,7 @@ from services.cli.dry_run.lines import Kind, Line
 from services.cli.judging import make_judge
 from services.cli.recipe import Recipe
 from services.curriculum.data.items import Item, ItemMaker
-from services.curriculum.data.loading import read_rows
+from services.curriculum.data.reading import read_rows
 from services.curriculum.data.rows import BadRow, Row
 from services.curriculum.data.settings import EvalSettings, SourceSettings
 from services.curriculum.origin import NO_PROMPTS

@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from services.curriculum.data.files import find_files, read_file
-from services.curriculum.data.hub import read_data_set
 from services.curriculum.data.items import Item, ItemMaker, Left
-from services.curriculum.data.procedural import read_procedural
+from services.curriculum.data.reading import read_rows
 from services.curriculum.data.report import Report, SourceReport
-from services.curriculum.data.rows import BadRow, Row, in_words
+from services.curriculum.data.rows import BadRow, in_words
 from services.curriculum.data.settings import DataSettings, EvalSettings, SourceSettings
 from services.curriculum.settings import Settings
 from shared.errors import InvalidInputError, RouterShiftError
 from shared.models.folder import read_json
 from shared.models.layout import context_length
 from shared.models.tokenizer import load_tokenizer
-from shared.sources import PROCEDURAL, is_file
 
 # Says why a verifier cannot read a reference; None where it can.
 Judge = Callable[[str, Mapping[str, Any]], str | None]
@@ -88,18 +85,6 @@ def load(settings: Settings, model: Path, judge: Judge | None = None) -> Loaded:
     _give_unique_ids(loaded, data)
     _finish(loaded, data)
     return loaded
-
-
-def read_rows(source: SourceSettings) -> Iterator[Row | BadRow]:
-    """The rows of a source, as they stand there. Raises what the readers of its kind raise."""
-    if source.source.startswith(PROCEDURAL):
-        yield from read_procedural(source)
-        return
-    if not is_file(source.source) and not Path(source.source).exists():
-        yield from read_data_set(source, "test" if isinstance(source, EvalSettings) else "train")
-        return
-    for path in find_files(source.source):
-        yield from read_file(path)
 
 
 def _usable(
