@@ -52,7 +52,7 @@ def final(response: str, whole: int = 0, thinking: bool = False) -> str | None:
         return None
     text, whole = content or text, max(whole, len(content))
     if _BOX.search(text):
-        return boxed(text)
+        return boxed(text) or None
     stated = None
     for stated in _STATED.finditer(text):  # noqa: B007  # the last one is meant
         pass

@@ -118,12 +118,13 @@ class _Kind:
         Args:
             thinking: in the place of the setting.
         """
-        choices = (thinking, self.settings.thinking, self.thinking)
+        for choice in (self.settings.thinking, self.thinking):
+            thinking = choice if thinking is None else thinking
         return text_of(
             item.response,
             item.prompt,
             item.special_tokens,
-            with_thinking=next(choice for choice in choices if choice is not None),
+            with_thinking=bool(thinking),
             with_special_tokens=self.settings.special_tokens,
         )
 

@@ -13,7 +13,7 @@ from services.reward.verifiers.tags import THOUGHTS
 _QUOTES = "\"'`"
 _QUOTED = 200  # characters after a tag within which its quote must end
 _OPENED = re.compile(rf"({'|'.join(re.escape(opening) for opening, _ in THOUGHTS)})\s*\Z")
-_STARTS = {opening[0] for opening, _ in THOUGHTS}
+_STARTS = re.compile(f"[{re.escape(''.join({opening[0] for opening, _ in THOUGHTS}))}]")
 _ENDS = tuple({opening[-1] for opening, _ in THOUGHTS})
 _PROMPT_END = 100  # characters of a prompt in which it opens thoughts
 
@@ -62,7 +62,7 @@ def without(response: str, prompt: str = "") -> str:
     closing tag comes first. A tag in quotes, as in `print("</think>")`, or in a fenced block is text.
     """
     response = opened_by(prompt) + response
-    if not any(start in response for start in _STARTS):  # nearly all are so, and verifiers of theirs may be cheap
+    if not _STARTS.search(response):  # nearly all are so, and verifiers of theirs may be cheap
         return response
     if _HARMONY.match(response):
         messages = _MESSAGE.finditer(response)

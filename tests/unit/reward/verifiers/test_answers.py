@@ -52,6 +52,7 @@ from services.reward.verifiers.thoughts import without
         ('print("</think>")', 'print("</think>")'),
         ('<think>I end with "</think>", says he: 72</think>73', "73"),
         # Boxes
+        (r"\boxed{}", None),
         (r"\boxed{-2} \quad \text{and} \quad \boxed{1}", "-2,1"),
         (r"\boxed{-2}\text{ or }\boxed{1}", "-2,1"),
         (r"\boxed{-2}, \text{and } \boxed{1}", "-2,1"),
