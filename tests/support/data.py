@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from services.curriculum.data.loading import Loaded, load
+from services.curriculum.data.loading import load
+from services.curriculum.data.overlap import Loaded
 from services.curriculum.settings import Settings
 from tests.support.tokenizers import byte_level
 

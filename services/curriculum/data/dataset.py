@@ -4,8 +4,9 @@ import logging
 from collections.abc import Sequence
 
 from services.curriculum.data.items import Item
-from services.curriculum.data.loading import HELD_OUT, Loaded, load
+from services.curriculum.data.loading import HELD_OUT, load
 from services.curriculum.data.order import Order, Share
+from services.curriculum.data.overlap import Loaded
 from services.curriculum.data.settings import EvalSettings
 from services.curriculum.held_out import HeldOutSettings
 from services.curriculum.problems import HeldOutSet, Problem

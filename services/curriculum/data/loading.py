@@ -1,17 +1,24 @@
 """Reads all sources of a recipe, leaves out what cannot or must not be used, and says what it found."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from services.curriculum.data.items import Item, ItemMaker, Left
+from services.curriculum.data.overlap import (
+    Loaded,
+    drop_contaminated,
+    drop_duplicates,
+    place,
+    place_in_order,
+    split_off,
+)
 from services.curriculum.data.reading import read_rows
-from services.curriculum.data.report import Report, SourceReport
+from services.curriculum.data.report import SourceReport
 from services.curriculum.data.rows import BadRow, in_words
 from services.curriculum.data.settings import DataSettings, EvalSettings, SourceSettings
 from services.curriculum.settings import Settings
@@ -25,20 +32,6 @@ Judge = Callable[[str, Mapping[str, Any]], str | None]
 
 HELD_OUT = "held-out"  # the name of the set that is split off the training rows
 _TYPES = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table"}
-
-
-@dataclass
-class Loaded:
-    """The usable rows, by table, and the report on all of them."""
-
-    train: list[list[Item]] = field(default_factory=list)
-    eval: list[list[Item]] = field(default_factory=list)  # one list a table, or the one that is split off
-    report: Report = field(default_factory=Report)
-    errors: list[RouterShiftError] = field(default_factory=list)  # why a start is refused
-
-    def fail(self, error: RouterShiftError) -> None:
-        self.errors.append(error)
-        self.report.problems.append(str(error))
 
 
 def load(settings: Settings, model: Path, judge: Judge | None = None) -> Loaded:
@@ -77,11 +70,11 @@ def load(settings: Settings, model: Path, judge: Judge | None = None) -> Loaded:
         is_train = not isinstance(source, EvalSettings)
         (loaded.train if is_train else loaded.eval).append(items)
         (loaded.report.train if is_train else loaded.report.eval).append(report)
-    _drop_duplicates(loaded, data)
+    drop_duplicates(loaded, data)
     if data.eval:
-        _drop_contaminated(loaded, data)
+        drop_contaminated(loaded, data)
     else:
-        _split(loaded, data.held_out_share)
+        split_off(loaded, data.held_out_share)
     _give_unique_ids(loaded, data)
     _finish(loaded, data)
     return loaded
@@ -104,7 +97,7 @@ def _usable(
             report.bad.append(each)
         elif most is not None and each.token_ids.size > most:
             report.too_long += 1
-            report.note("too_long", f"{_place(each)}: {each.token_ids.size} tokens")
+            report.note("too_long", f"{place(each)}: {each.token_ids.size} tokens")
         elif fault := _unfit(each, room) or _misread(each, judge):
             report.bad.append(fault)
         else:
@@ -154,97 +147,18 @@ def _of_one_type(items: list[Item], report: SourceReport) -> list[Item]:
     return kept
 
 
-def _drop_duplicates(loaded: Loaded, data: DataSettings) -> None:
-    """In all training sources together, and in each held-out set; the first row of a problem stays."""
-    if data.duplicates == "keep":
-        return
-    seen: dict[str, Item] = {}
-    for items, report in zip(loaded.train, loaded.report.train, strict=True):
-        _drop_seen(items, report, seen)
-    for items, report in zip(loaded.eval, loaded.report.eval, strict=True):
-        _drop_seen(items, report, {})
-    if data.duplicates == "refuse":
-        for report in (*loaded.report.train, *loaded.report.eval):
-            if report.duplicates:
-                loaded.fail(
-                    InvalidInputError(
-                        f"{report.where}: {report.duplicates} of {report.rows} rows have the prompt of another row, as "
-                        f"{report.examples['duplicates'][0]}; take them out, or set data.duplicates to drop or keep"
-                    )
-                )
-
-
-def _drop_seen(items: list[Item], report: SourceReport, seen: dict[str, Item]) -> None:
-    kept = []
-    for item in items:
-        if (first := seen.setdefault(item.key, item)) is item:
-            kept.append(item)
-        else:
-            report.duplicates += 1
-            report.note("duplicates", f"{_place(item)} is {_place(first)}")
-    items[:] = kept
-
-
-def _drop_contaminated(loaded: Loaded, data: DataSettings) -> None:
-    if data.contamination == "off":
-        return
-    held_out = {item.key: item for items in loaded.eval for item in items}
-    for items, report in zip(loaded.train, loaded.report.train, strict=True):
-        kept = []
-        for item in items:
-            if (twin := held_out.get(item.key)) is None:
-                kept.append(item)
-            else:
-                report.contaminated += 1
-                report.note("contaminated", f"{_place(item)} is {_place(twin)}")
-        items[:] = kept
-        if report.contaminated and data.contamination == "refuse":
-            loaded.fail(
-                InvalidInputError(
-                    f"{report.where}: {report.contaminated} training prompts stand in a held-out set, as "
-                    f"{report.examples['contaminated'][0]}; take them out, or set data.contamination to drop"
-                )
-            )
-
-
-def _split(loaded: Loaded, share: float) -> None:
-    """Holds out the share of problems whose hashes are lowest: for every seed the same, and whatever rows are added."""
-    everything = [item for items in loaded.train for item in items]
-    hashes = sorted({_hash(item.key) for item in everything})
-    if len(hashes) < 2:
-        if not loaded.errors:
-            found = f"data.train has {len(hashes)} usable problems"
-            loaded.fail(InvalidInputError(f"{found}; it needs 2, one of them to hold out, or a table [[data.eval]]"))
-        loaded.eval.append([])
-        return
-    # Of few rows, none may be below the share: one is held out at least, and one is trained on.
-    limit = min(max(share, hashes[0]), hashes[-2])
-    held_out: list[Item] = []
-    for items, report in zip(loaded.train, loaded.report.train, strict=True):
-        out = [item for item in items if _hash(item.key) <= limit]
-        report.held_out = len(out)
-        held_out += out
-        items[:] = [item for item in items if _hash(item.key) > limit]
-    loaded.eval.append(held_out)
-
-
-def _hash(key: str) -> float:
-    """Uniform in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
-
-
 def _give_unique_ids(loaded: Loaded, data: DataSettings) -> None:
     """Ids of a column must be unique; those of file and row are made so by the path, where names of files are equal."""
     seen: dict[str, Item] = {}
     for items, report, source in zip(loaded.train, loaded.report.train, data.train, strict=True):
         found = False
-        for place, item in enumerate(items):
+        for at, item in enumerate(items):
             name = item.id
             if name in seen and "id" not in source.columns:
-                name = next(n for n in (_place(item), *(f"{_place(item)}#{i}" for i in range(2, 99))) if n not in seen)
-                items[place] = item = replace(item, id=name)
+                name = next(n for n in (place(item), *(f"{place(item)}#{i}" for i in range(2, 99))) if n not in seen)
+                items[at] = item = replace(item, id=name)
             if (first := seen.setdefault(name, item)) is not item:
-                reason = f"{_place(first)} has the same id; give each row its own, or leave columns.id out"
+                reason = f"{place(first)} has the same id; give each row its own, or leave columns.id out"
                 report.bad.append(BadRow(item.row.file, item.row.number, "id", in_words(name), reason))
                 found = True
         if found:
@@ -258,9 +172,9 @@ def _finish(loaded: Loaded, data: DataSettings) -> None:
         _count(items, report)
     for items, report in zip(loaded.eval, loaded.report.eval, strict=False):  # a split-off set has no table
         _count(items, report)
-        items.sort(key=lambda item: _hash(item.key))  # a cap takes the first: whatever order the file has
+        items.sort(key=lambda item: place_in_order(item.key))  # a cap takes the first: whatever order the file has
     if not data.eval:
-        loaded.eval[0].sort(key=lambda item: _hash(item.key))
+        loaded.eval[0].sort(key=lambda item: place_in_order(item.key))
     for report in (*loaded.report.train, *loaded.report.eval):
         if not loaded.errors and not report.used and not report.held_out:
             loaded.fail(InvalidInputError(f"{report}: none is left; change what leaves them out"))
@@ -280,7 +194,3 @@ def _count(items: Sequence[Item], report: SourceReport) -> None:
     report.used = len(items)
     report.verifiers = Counter(item.verifier for item in items)
     report.lengths = np.array([item.token_ids.size for item in items], np.int64)
-
-
-def _place(item: Item) -> str:
-    return f"{item.row.file}:{item.row.number}"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from services.curriculum.data.check import check
 from services.curriculum.data.dataset import DataProblems
 from services.curriculum.data.hub import read_data_set
-from services.curriculum.data.loading import Loaded
+from services.curriculum.data.overlap import Loaded
 from services.curriculum.data.settings import SourceSettings
 from shared.errors import InvalidInputError, NotFoundError
 from tests.support.data import loaded, save_chat_model, settings, source, sums, write_jsonl
