@@ -16,7 +16,8 @@ from services.cli.local.services import ENDPOINTS
 from services.cli.recipe import run_folder
 from services.cli.settings import SupervisorSettings
 from shared.errors import NotFoundError, PreconditionError, UnavailableError
-from shared.settings import RedisSettings, StreamSettings, redis_of
+from shared.recipes import redis_of
+from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.progress import Progress
 from shared.streams.run import Run

@@ -12,7 +12,7 @@ from shared.settings import SERVICES, ServerSettings
 
 
 class Recipe(CurriculumTables, GenerationTables, LearnerTables, RewardTables):
-    """All tables. Its order of strength and its errors are those of `shared.settings.load`."""
+    """All tables. Its order of strength and its errors are those of `shared.recipes.load`."""
 
     supervisor: SupervisorSettings = SupervisorSettings()
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from shared.settings import is_array, table_of
+from shared.recipes import is_array, table_of
 
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path", SecretStr: "text"}
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from services.cli.recipe import Recipe
-from shared.settings import load
+from shared.recipes import load
 from tests.support.kubernetes import COMBINATIONS, K8S, Combination, Resource, Stack, render
 
 

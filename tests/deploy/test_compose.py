@@ -10,7 +10,7 @@ import yaml
 
 from services.cli.recipe import Recipe
 from services.cli.settings import SupervisorSettings
-from shared.settings import ENV_PREFIX, load
+from shared.recipes import ENV_PREFIX, load
 from tests.support.containers import ROOT, compose_command
 from tests.support.dockerfile import stages
 

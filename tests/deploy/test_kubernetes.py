@@ -17,7 +17,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from services.cli.recipe import Recipe
-from shared.settings import load
+from shared.recipes import load
 from tests.support.kubernetes import (
     K8S,
     OVERLAYS,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.cli.recipe import Recipe
 from shared.errors import InvalidInputError
-from shared.settings import load, redis_of
+from shared.recipes import load, redis_of
 
 FUZZ = settings(
     max_examples=200,

@@ -11,7 +11,7 @@ from services.cli.judging import make_judge
 from services.cli.recipe import Recipe
 from shared.errors import InvalidInputError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
-from shared.settings import load
+from shared.recipes import load
 from shared.tracking import records
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from services.cli.preflight import CHECKS
 from services.cli.recipe import Recipe
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
-from shared.settings import load
+from shared.recipes import load
 from shared.streams.connection import connect, server_name
 
 _FREE_DISK = 1 << 30

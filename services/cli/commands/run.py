@@ -23,7 +23,7 @@ from services.cli.recipe import Recipe
 from services.cli.signals import interruptible
 from shared.errors import DeadlineError, UnavailableError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
-from shared.settings import load
+from shared.recipes import load
 from shared.streams.account import Ledger
 from shared.streams.connection import connect, server_name
 from shared.streams.run import FINISHED, Run

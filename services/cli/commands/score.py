@@ -21,7 +21,7 @@ from services.reward.verifiers.registry import make_verifiers
 from shared import wire
 from shared.errors import InvalidInputError, NotFoundError
 from shared.process.exits import EXIT_FAILURE, EXIT_OK
-from shared.settings import load
+from shared.recipes import load
 from shared.tracking import records
 
 _AT_ONCE = 256

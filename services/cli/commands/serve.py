@@ -6,7 +6,8 @@ import os
 
 from services.cli.arguments import add_log_level, add_recipe, add_settings
 from shared.process import service as process
-from shared.settings import SERVICES, load
+from shared.recipes import load
+from shared.settings import SERVICES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

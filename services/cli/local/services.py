@@ -20,9 +20,10 @@ from services.cli.preflight import preflight
 from services.cli.recipe import Recipe
 from shared.errors import PreconditionError, UnavailableError
 from shared.process import logs
+from shared.recipes import load
 from shared.rpc.address import join, local
 from shared.rpc.channel import open_channel
-from shared.settings import SERVICES, AccessSettings, load
+from shared.settings import SERVICES, AccessSettings
 from shared.streams.connection import connect
 
 ENDPOINTS = "endpoints.json"

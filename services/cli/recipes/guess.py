@@ -24,7 +24,7 @@ from shared.models.families import family_of
 from shared.models.folder import read_json
 from shared.models.layout import layout_of_folder, text_config
 from shared.models.tokenizer import load_tokenizer
-from shared.settings import load
+from shared.recipes import load
 from shared.streams.capacity import trajectory_bytes
 
 _ROWS = 200  # that are looked at

@@ -9,7 +9,7 @@ from services.cli import monitor
 from services.cli.monitor import Monitor
 from services.cli.recipe import Recipe
 from shared.errors import DeadlineError
-from shared.settings import load
+from shared.recipes import load
 from shared.streams.consumer import End
 from shared.streams.keys import Stream
 from shared.streams.progress import Progress

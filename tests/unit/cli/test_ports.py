@@ -9,7 +9,8 @@ import pytest
 from services.cli import ports
 from services.cli.recipe import Recipe
 from shared.errors import PreconditionError
-from shared.settings import SERVICES, load
+from shared.recipes import load
+from shared.settings import SERVICES
 
 
 def recipe(**values: int) -> Recipe:

@@ -14,7 +14,8 @@ from services.cli.main import main
 from services.cli.preflight import CHECKS, preflight
 from services.cli.recipe import Recipe
 from shared.errors import RouterShiftError
-from shared.settings import SERVICES, load
+from shared.recipes import load
+from shared.settings import SERVICES
 
 CONFIG = {"model_type": "qwen3_moe", "max_position_embeddings": 64}
 FREE = [f"{service}.{key}=0" for service in SERVICES for key in ("port", "metrics_port")]

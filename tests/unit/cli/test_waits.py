@@ -5,7 +5,7 @@ import pytest
 from services.cli.monitor import Monitor
 from services.cli.recipe import Recipe
 from shared.errors import DeadlineError
-from shared.settings import load
+from shared.recipes import load
 
 SLOW = {  # seconds; steps of ten minutes, and models that load for twenty
     "supervisor.progress_seconds": 7200,

@@ -9,7 +9,8 @@ from services.curriculum.evaluation import pass_at_k
 from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.settings import EvaluationSettings, Settings
 from shared.errors import InvalidInputError
-from shared.settings import RolloutSettings, load
+from shared.recipes import load
+from shared.settings import RolloutSettings
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 8])

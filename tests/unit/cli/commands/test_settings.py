@@ -12,7 +12,8 @@ from services.cli.commands import settings as command
 from services.cli.main import main
 from services.cli.recipe import Recipe
 from services.cli.tables import tables
-from shared.settings import Table, load
+from shared.recipes import load
+from shared.settings import Table
 from tests.support import cli
 
 

@@ -16,7 +16,8 @@ from services.cli.main import main
 from services.cli.recipe import Recipe
 from services.learner.model.lora import add_lora
 from services.learner.settings import LoraSettings
-from shared.settings import SERVICES, load
+from shared.recipes import load
+from shared.settings import SERVICES
 from tests.support import cli
 from tests.support.models import save_model
 

@@ -10,7 +10,8 @@ import pytest
 
 from services.cli.main import main
 from services.cli.recipe import Recipe
-from shared.settings import SERVICES, StreamSettings, load
+from shared.recipes import load
+from shared.settings import SERVICES, StreamSettings
 from tests.support.models import save_model
 
 GSM8K = Path(__file__).parents[4] / "deploy/recipes/gsm8k/train.jsonl"

@@ -9,7 +9,7 @@ import pytest
 from services.curriculum.data.presets import PRESETS
 from services.curriculum.data.settings import ROLES
 from services.curriculum.settings import Settings
-from shared.settings import load
+from shared.recipes import load
 
 PAGE = (Path(__file__).parents[4] / "docs" / "how-to" / "use-your-own-data.md").read_text()
 BLOCKS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)

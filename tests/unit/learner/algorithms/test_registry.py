@@ -13,7 +13,7 @@ from services.learner.data.batch import Group
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared.errors import NotFoundError, PreconditionError
-from shared.settings import load
+from shared.recipes import load
 from tests.support.entry_points import Site
 from tests.support.models import save_model
 from tests.support.rollouts import load as load_model

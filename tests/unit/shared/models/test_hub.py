@@ -16,7 +16,7 @@ from services.learner.model.policy import load as load_policy
 from services.reward.settings import Settings as RewardTables
 from shared.errors import InvalidInputError
 from shared.models.hub import parse_model
-from shared.settings import load
+from shared.recipes import load
 from tests.support.hub import COMMIT, LATER, Hub, cache_model, hub
 from tests.support.models import save_model
 

@@ -9,7 +9,8 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.cli.recipe import Recipe
 from shared import wire
 from shared.errors import InvalidInputError
-from shared.settings import RolloutSettings, RunSettings, StreamSettings, load
+from shared.recipes import load
+from shared.settings import RolloutSettings, RunSettings, StreamSettings
 from shared.streams.capacity import check_step_fits, trajectory_bytes
 from shared.trajectory import (
     Completion,

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from shared.errors import NotFoundError, PreconditionError
-from shared.settings import BaseSettings, RunSettings, load
+from shared.recipes import load
+from shared.settings import BaseSettings, RunSettings
 from shared.tracking import recording, records
 from shared.tracking.recording import Recording
 from shared.tracking.registry import GROUP

@@ -11,7 +11,7 @@ from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
 from shared.errors import InvalidInputError, NotFoundError, RouterShiftError
-from shared.settings import load
+from shared.recipes import load
 
 
 @pytest.fixture
