@@ -44,7 +44,7 @@ def load(
         flags: `table.key=value` each.
 
     Raises:
-        NotFoundError: there is no such recipe.
+        NotFoundError: there is no such recipe, or nothing of a name in it, such as an objective.
         InvalidInputError: not TOML, an unknown table or key (names the nearest), or a value out of range.
     """
     data = _read(recipe) if recipe else {}

@@ -60,7 +60,7 @@ def test_run_and_up_refuse_alike_before_anything_starts(
 
 
 def test_a_folder_for_a_recipe(start: Start) -> None:
-    fails_with(start("run", str(RECIPE.parent)), "is a folder", "countdown.toml")
+    fails_with(start("run", str(RECIPE.parent)), "is a folder", "did you mean", "arithmetic.toml")
 
 
 def test_a_service_without_redis_says_how_to_get_one(start: Start) -> None:

@@ -113,7 +113,7 @@ def save_adapters(
         for name, tensor in state.items()
         if ".lora_" in name
     }
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = _config(model, settings)
     if config.target_parameters:

@@ -81,4 +81,5 @@ def test_time_grows_with_the_length_of_a_response(name: str, piece: str) -> None
 
     seconds(1000)
     short = max(min(seconds(16_000) for _ in range(2)), 0.001)
-    assert seconds(256_000) < 64 * short
+    # Another one if it was disturbed.
+    assert any(seconds(256_000) < 64 * short for _ in range(4))

@@ -88,4 +88,5 @@ def test_its_time_is_linear_in_the_response(pattern: str, unit: str) -> None:
         return time.process_time() - began
 
     small = min(seconds(3_000) for _ in range(3))
-    assert seconds(30_000) < 40 * small + 0.5
+    # Another one if it was disturbed.
+    assert any(seconds(30_000) < 40 * small + 0.5 for _ in range(4))
