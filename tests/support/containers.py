@@ -38,10 +38,10 @@ _DPKG = [
 _APT = ['Dir::Cache::pkgcache ""', 'Dir::Cache::srcpkgcache ""']  # as in Debian's images
 
 _LOCKS = {
-    "curriculum": ["core"],
-    "reward": ["core", "reward"],
-    "learner": ["core", "reward", "torch"],
-    "generation-cpu": ["core", "reward", "torch", "vllm"],
+    "curriculum": ["core", "data"],
+    "reward": ["core", "data", "reward"],
+    "learner": ["core", "data", "reward", "torch"],
+    "generation-cpu": ["core", "data", "reward", "torch", "vllm"],
 }  # the builder makes every stage above a target too
 
 _STAND_INS: dict[str, tuple[dict[str, str], str]] = {
