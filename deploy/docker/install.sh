@@ -4,7 +4,7 @@
 set -eu
 /opt/pip/bin/pip --python /opt/routershift/bin/python install --quiet --root /opt/packages --no-compile \
     --no-deps --require-hashes --requirement "$1"
-for folder in numpy sympy mpmath; do
+for folder in numpy sympy mpmath pandas pyarrow; do
     find /opt/packages/opt/routershift/lib/python3*/site-packages/"$folder" -type d -name tests -prune -exec rm -rf {} + \
         2>/dev/null || true
 done

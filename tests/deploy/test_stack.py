@@ -21,7 +21,7 @@ STEPS = 5
 ENGINE = os.environ.get("ENGINE", "torch")
 SAMPLER = {"torch": "learner", "vllm": "generation-cpu"}[ENGINE]  # the image that has the engine
 TARGETS = list(dict.fromkeys(["curriculum", "reward", "learner", SAMPLER]))
-SIZES = {"curriculum": 250_000_000, "reward": 300_000_000, "learner": 1_500_000_000}  # bytes
+SIZES = {"curriculum": 700_000_000, "reward": 300_000_000, "learner": 1_500_000_000}  # bytes
 SERVICES = ("redis", "reward", "learner", "generation", "curriculum", "prometheus", "alertmanager")
 _FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
 
