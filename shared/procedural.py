@@ -40,9 +40,8 @@ def check(name: str) -> None:
     if name in REFUSED:
         raise InvalidInputError(f"the task is refused: {REFUSED[name]}")
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, [known for known in DATASETS if known not in REFUSED], n=1, cutoff=0.0)[
-            0
-        ]
+        usable = [known for known in DATASETS if known not in REFUSED]
+        near = difflib.get_close_matches(name, usable, n=1, cutoff=0.0)[0]
         raise NotFoundError(f"no such task; did you mean {near!r}?")
 
 

@@ -1,12 +1,11 @@
 """Whether the verifiers of a recipe can read the references of its data, by the JSON Schemas that they publish."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from services.cli.recipe import Recipe
+from services.curriculum.data.loading import Judge
 from services.reward.verifiers.registry import make_verifiers, unknown_in_words
-
-Judge = Callable[[str, Mapping[str, Any]], str | None]
 
 
 def make_judge(recipe: Recipe) -> Judge:

@@ -1,9 +1,7 @@
 """What can be known to fail before anything is started."""
 
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from services.cli import ports
@@ -18,6 +16,7 @@ from shared.errors import (
     RouterShiftError,
 )
 from shared.models.families import family_of, no_routers_in_words, why_refused
+from shared.models.folder import read_json
 from shared.models.layout import context_length, layout_of_folder, text_config
 from shared.sources import is_file
 from shared.streams.capacity import check_step_fits, trajectory_bytes
@@ -43,7 +42,7 @@ def preflight(recipe: Recipe) -> None:
 
 def _model(recipe: Recipe) -> str:
     folder = recipe.run.require_model()
-    config = _config(folder)
+    config = read_json(folder / "config.json")
     text = text_config(config)
     kinds = [str(part.get("model_type")) for part in (config, text)]
     if refused := next(filter(why_refused, kinds), None):
@@ -57,17 +56,6 @@ def _model(recipe: Recipe) -> str:
             f"prompt and response together; set rollout.max_tokens below {length}"
         )
     return f"{config.get('model_type')} in {folder}"
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"run.model: {path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise InvalidInputError(f"run.model: {path} holds no JSON object; expected a Hugging Face model folder")
-    return config
 
 
 def longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum.data.settings import DataSettings, TrainSettings
 from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.problems import HeldOutSet, Problem
@@ -17,6 +18,8 @@ from services.curriculum.settings import CurriculumSettings, SelectionSettings, 
 from services.curriculum.worker import CurriculumWorker
 from shared.settings import RedisSettings, RunSettings, StreamSettings
 from shared.streams.connection import connect
+from shared.streams.entries import End
+from shared.streams.keys import Stream
 from shared.streams.run import Run
 
 ROWS = 50
@@ -57,3 +60,14 @@ async def main(url: str, run_id: str, folder: str, strategy: str) -> None:
 
 if __name__ == "__main__":
     asyncio.run(main(*sys.argv[1:]))
+
+
+async def end_prompts(run: Run, count: int) -> list[pb.Prompt]:
+    """Reads so many prompts and ends their groups, which frees their tickets."""
+    reader, found = run.consumer(Stream.PROMPTS), list[pb.Prompt]()
+    async with asyncio.timeout(60):
+        while len(found) < count:
+            for entry in await reader.read(count - len(found)):
+                found.append(pb.Prompt.FromString(entry.payload))
+                await reader.end(entry, End.dropped("test"))
+    return found

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from services.cli.dry_run.lines import Kind, Line
 from services.cli.judging import make_judge
 from services.cli.recipe import Recipe
 from services.curriculum.data.items import Item, ItemMaker
+from services.curriculum.data.loading import Judge
 from services.curriculum.data.reading import read_rows
 from services.curriculum.data.rows import BadRow, Row
 from services.curriculum.data.settings import EvalSettings, SourceSettings
@@ -36,20 +39,37 @@ class Prompts:
         self.lines.append(Line("", about, text))
 
 
+class _Tools:
+    """What all sources are read with; made when the first of them needs it."""
+
+    def __init__(self, recipe: Recipe, model: Path | None) -> None:
+        self.model = model
+        self.max_bad_share = recipe.data.max_bad_share
+        self._recipe = recipe
+
+    @cached_property
+    def judge(self) -> Judge:
+        return make_judge(self._recipe)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.model) if self.model else None
+
+
 def read_prompts(recipe: Recipe, model: Path | None) -> Prompts:
     """Looks at the task, or at the first rows of every source; nothing of a run's data is raised, each fault is a line.
 
     Args:
         model: the model folder, or None where it is not here: then there are no token ids.
     """
-    found = Prompts()
+    found, tools = Prompts(), _Tools(recipe, model)
     try:
         if recipe.run.task is not None:
             _task(recipe, recipe.run.task, model, found)
         elif recipe.data.train:
             for part, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
                 for index, source in enumerate(sources):
-                    _source(recipe, f"data.{part}.{index}", source, model, found)
+                    _source(tools, f"data.{part}.{index}", source, found)
         else:
             found.lines.append(Line("MEND", "data", NO_PROMPTS))
     except RouterShiftError as error:
@@ -71,7 +91,7 @@ def _task(recipe: Recipe, name: str, model: Path | None, found: Prompts) -> None
     _show(found, prompts[0], ids[0] if ids else ())
 
 
-def _source(recipe: Recipe, where: str, source: SourceSettings, model: Path | None, found: Prompts) -> None:
+def _source(tools: _Tools, where: str, source: SourceSettings, found: Prompts) -> None:
     try:
         rows = read_rows(source)
         first = list(islice(rows, _FIRST))
@@ -85,35 +105,34 @@ def _source(recipe: Recipe, where: str, source: SourceSettings, model: Path | No
         found.lines.append(Line("MEND", "data", f"{where}: {error}"))
         return
     found.say("data", f"{where}: {count} rows in {source.source}, judged by {source.verifier or 'what each row names'}")
-    if model is None:
+    if tools.model is None:
         columns = next((row.columns for row in first if isinstance(row, Row)), {})
         found.say("data", f"{where}: columns {', '.join(map(str, columns))}")
         return
     try:
-        made = list(ItemMaker(source, where, load_tokenizer(model), model).make(first))
+        made = list(ItemMaker(source, where, tools.tokenizer, tools.model).make(first))
     except RouterShiftError as error:
         found.lines.append(Line("MEND", "data", str(error)))
         return
     items = [each for each in made if isinstance(each, Item)]
-    _say_faults(recipe, where, [each for each in made if isinstance(each, BadRow)], items, len(first), found)
+    _say_faults(tools, where, [each for each in made if isinstance(each, BadRow)], items, len(first), found)
     if items and not isinstance(source, EvalSettings):
         found.lengths += [item.token_ids.size for item in items]
         ids: Sequence[int] = items[0].token_ids.tolist()
-        _show(found, load_tokenizer(model).decode(ids), ids)
+        _show(found, tools.tokenizer.decode(ids), ids)
 
 
 def _say_faults(
-    recipe: Recipe, where: str, bad: Sequence[BadRow], items: Sequence[Item], rows: int, found: Prompts
+    tools: _Tools, where: str, bad: Sequence[BadRow], items: Sequence[Item], rows: int, found: Prompts
 ) -> None:
     """Faults are to be mended where a start would be refused for that share of them, else notes."""
-    judge = make_judge(recipe)
     misread = (
         f"{item.row.file} row {item.row.number}: verifier {item.verifier}: {reason}"
         for item in items
-        if (reason := judge(item.verifier, item.reference))
+        if (reason := tools.judge(item.verifier, item.reference))
     )
     faults = [*chain(map(str, bad), misread)]
-    kind: Kind = "MEND" if len(faults) > recipe.data.max_bad_share * rows else "note"
+    kind: Kind = "MEND" if len(faults) > tools.max_bad_share * rows else "note"
     for fault in faults[:_SHOWN_FAULTS]:
         found.lines.append(Line(kind, "data", f"{where}: {fault}"))
     if (more := len(faults) - _SHOWN_FAULTS) > 0:

@@ -32,21 +32,21 @@ class Order:
         self._sources, self._seed = sources, seed
         self._first = np.cumsum([0, *(source.rows for source in sources)])
         weights = [source.weight for source in sources if source.weight is not None]
-        self._quotas = _apportion(weights) if weights else None
+        self._quotas = _apportion(weights) if weights else []  # of a block; none by size
         # Of the last epochs and blocks: indexes are asked for in order.
         self._permuted = lru_cache(maxsize=2 * len(sources) + 2)(self._permute)
 
     @property
     def epoch_size(self) -> int:
         """Prompts in which every row has come: by weight, those of the source that takes longest."""
-        if self._quotas is None:
+        if not self._quotas:
             return sum(source.rows * source.repeats for source in self._sources)
         needed = zip(self._sources, self._quotas, strict=True)
         return max(-(-source.rows * source.repeats * _BLOCK // quota) for source, quota in needed)
 
     def row(self, index: int) -> int:
         """The row at an index, both counted from 0, rows through all sources in order."""
-        if self._quotas is None:
+        if not self._quotas:
             epoch, place = divmod(index, self.epoch_size)
             return int(self._permuted(None, epoch)[place])
         block, place = divmod(index, _BLOCK)
@@ -63,7 +63,6 @@ class Order:
         kind = 0 if source is None else source + 2
         random = np.random.default_rng((self._seed, kind, number))
         if source == -1:
-            assert self._quotas is not None  # noqa: S101  # for the type checker
             return random.permutation(np.repeat(np.arange(len(self._quotas)), self._quotas))
         chosen = range(len(self._sources)) if source is None else (source,)
         rows = [np.tile(np.arange(self._first[i], self._first[i + 1]), self._sources[i].repeats) for i in chosen]

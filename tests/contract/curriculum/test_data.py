@@ -10,23 +10,11 @@ from services.curriculum.settings import Settings
 from services.curriculum.worker import CurriculumWorker
 from shared import wire
 from shared.models.tokenizer import load_tokenizer
-from shared.streams.entries import End
-from shared.streams.keys import Stream
 from shared.streams.run import Run
 from tests.support.data import save_chat_model, settings, source, sums, write_jsonl
+from tests.support.feeding import end_prompts
 
 ROWS = 40
-
-
-async def end_prompts(run: Run, count: int) -> list[pb.Prompt]:
-    """Reads so many prompts and ends their groups, which frees their tickets."""
-    reader, found = run.consumer(Stream.PROMPTS), list[pb.Prompt]()
-    async with asyncio.timeout(60):
-        while len(found) < count:
-            for entry in await reader.read(count - len(found)):
-                found.append(pb.Prompt.FromString(entry.payload))
-                await reader.end(entry, End.dropped("test"))
-    return found
 
 
 async def feed(tables: Settings, run: Run, count: int) -> list[pb.Prompt]:

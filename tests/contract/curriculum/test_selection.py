@@ -18,21 +18,8 @@ from services.curriculum.selection import Selector
 from services.curriculum.settings import SelectionSettings
 from services.curriculum.worker import CurriculumWorker
 from shared.errors import InvalidInputError
-from shared.streams.entries import End
-from shared.streams.keys import Stream
 from shared.streams.run import Run
-from tests.support.feeding import ROWS, Rows, tables
-
-
-async def end_prompts(run: Run, count: int) -> list[pb.Prompt]:
-    """Reads so many prompts and ends their groups, which frees their tickets."""
-    reader, found = run.consumer(Stream.PROMPTS), list[pb.Prompt]()
-    async with asyncio.timeout(60):
-        while len(found) < count:
-            for entry in await reader.read(count - len(found)):
-                found.append(pb.Prompt.FromString(entry.payload))
-                await reader.end(entry, End.dropped("test"))
-    return found
+from tests.support.feeding import ROWS, Rows, end_prompts, tables
 
 
 @contextlib.asynccontextmanager
