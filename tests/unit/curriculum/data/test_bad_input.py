@@ -104,7 +104,12 @@ def test_few_bad_rows_are_counted_and_the_rest_is_used(model: Path, tmp_path: Pa
         ("a.csv", b"question,answer\n", InvalidInputError, "a.csv holds no rows"),
         ("a.json", b"[1, 2", CorruptDataError, "a.json is not JSON: .*expected a list of objects"),
         ("a.json", b'{\n"a": 1, "b": 2}', InvalidInputError, "a.json holds one dict; expected a list of objects"),
-        ("a.jsonl.gz", gzip.compress(b'{"question": "q", "answer": "1"}\n' * 9)[:-9], CorruptDataError, "whole gzip"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"question": "q", "answer": "1"}\n' * 9, mtime=0)[:-9],
+            CorruptDataError,
+            "whole gzip",
+        ),
         ("a.jsonl.gz", b'{"question": "q", "answer": "1"}\n', CorruptDataError, "is no gzip file; name it a.jsonl"),
         ("a.csv", b'question,answer\n"a,b\n', CorruptDataError, "a.csv row 2 is not CSV: .*; mend the quotes"),
         ("a.csv", b"question;answer\n1;2\n", InvalidInputError, "is one column, .*; separate columns by commas"),
