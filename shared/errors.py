@@ -1,25 +1,31 @@
 """Every error that RouterShift raises on purpose, under one root.
 
-Each class also inherits the standard exception it specialises, carries one message and pickles. A message names
-the field, the value and the fix. `shared.rpc.status` maps the classes to gRPC status codes, the
-command line to exit code 2.
+Those of the library, `routershift.errors`, and beside them those of services. Each class also inherits the standard
+exception it specialises, carries one message and pickles. A message names the field, the value and the fix.
+`shared.rpc.status` maps the classes to gRPC status codes, the command line to exit code 2.
 """
 
+from routershift.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    NotFoundError,
+    PreconditionError,
+    RouterShiftError,
+)
 
-class RouterShiftError(Exception):
-    """Root of all errors with a message meant for the user."""
-
-
-class InvalidInputError(RouterShiftError, ValueError):
-    """A request, recipe or message breaks a documented rule."""
-
-
-class NotFoundError(RouterShiftError, LookupError):
-    """Something that was named does not exist."""
-
-
-class PreconditionError(RouterShiftError, RuntimeError):
-    """The input is valid, but not in the present state; a retry alone does not help."""
+__all__ = [
+    "CorruptDataError",
+    "DeadlineError",
+    "ForbiddenError",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "NotFoundError",
+    "OverloadedError",
+    "PreconditionError",
+    "RouterShiftError",
+    "UnauthenticatedError",
+    "UnavailableError",
+]
 
 
 class UnauthenticatedError(PreconditionError):
@@ -48,7 +54,3 @@ class DeadlineError(RouterShiftError, TimeoutError):
 
 class CorruptDataError(RouterShiftError, ValueError):
     """Bytes that fail their checksum or contradict their own description."""
-
-
-class MissingDependencyError(RouterShiftError, ImportError):
-    """An optional package that the chosen setting needs is not installed."""

@@ -11,18 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from routershift.routing.layout import RouterLayout
 from shared.errors import CorruptDataError, InvalidInputError
 
 # The score of a route that was not recorded. Scores are logarithms of probabilities, so never above 0.
 MISSING_LOG_SCORE = 1.0
-
-
-class ScoreFunction(StrEnum):
-    """How a router turns logits into the score of an expert. A correction bias selects, it never scores."""
-
-    SOFTMAX = "softmax"
-    SIGMOID = "sigmoid"
-    SOFTMAX_TOPK = "softmax_topk"
 
 
 class FinishReason(StrEnum):
@@ -46,20 +39,6 @@ class ScoreDtype(StrEnum):
 
     FLOAT16 = "float16"
     UINT8 = "uint8"
-
-
-@dataclass(frozen=True, slots=True)
-class RouterLayout:
-    """Where a model's routers sit and how they score. Shared experts are not routed and are not counted."""
-
-    layer_ids: tuple[int, ...]
-    num_experts: int
-    top_k: int
-    score_function: ScoreFunction
-
-    @property
-    def id_dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8) if self.num_experts <= 256 else np.dtype(np.uint16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import numpy as np
 from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
+from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.v1 import trajectory_pb2 as pb
 from shared import score_code
 from shared.errors import CorruptDataError, InvalidInputError
@@ -21,10 +22,8 @@ from shared.trajectory import (
     Completion,
     FinishReason,
     RouterExport,
-    RouterLayout,
     RouterTrace,
     ScoreDtype,
-    ScoreFunction,
     SpecialToken,
     TopLogprobs,
     VersionSpan,

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from routershift.routing.families import family_of, no_routers_in_words, why_refused
 from services.cli import ports
 from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files
@@ -15,7 +16,6 @@ from shared.errors import (
     PreconditionError,
     RouterShiftError,
 )
-from shared.models.families import family_of, no_routers_in_words, why_refused
 from shared.models.folder import read_json
 from shared.models.layout import context_length, layout_of_folder, text_config
 from shared.sources import is_file

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from services.learner.algorithms.aggregation import Totals, token_weights
-from services.learner.algorithms.choices import CORRECTION_HIGH
-from services.learner.algorithms.corrections import Correction, Rule, correct
-from services.learner.algorithms.objectives.base import Clipping, ObjectiveResult, PolicyBatch
-from services.learner.algorithms.regularizers import entropy_terms, kl_terms
+from routershift.algorithms.aggregation import Totals, token_weights
+from routershift.algorithms.choices import CORRECTION_HIGH
+from routershift.algorithms.corrections import Correction, Rule, correct
+from routershift.algorithms.objectives.base import Clipping, ObjectiveResult, PolicyBatch
+from routershift.algorithms.regularizers import entropy_terms, kl_terms
+from routershift.routing.expert_load import ExpertUse
+from routershift.routing.shift import Shift, clip_log_gamma
 from services.learner.data.collate import Batch
-from services.learner.routing.expert_load import ExpertUse
-from services.learner.routing.shift import Shift, clip_log_gamma
 from services.learner.settings import LearnerSettings
 
 

@@ -5,13 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.learner.algorithms.choices import AdvantageKind, Aggregation, Application, CorrectionKind, Proximal
-from services.learner.algorithms.presets import Preset, preset_of, refusals
+from routershift.algorithms.choices import AdvantageKind, Aggregation, Application, CorrectionKind, Proximal
+from routershift.algorithms.presets import Preset, preset_of, refusals
+from routershift.routing.choices import LayerAggregation, MismatchBaseline, Replay
 from shared.settings import BaseSettings, ServerSettings, Table
 
-LayerAggregation = Literal["mean", "product"]
-Replay = Literal["none", "r2", "r3"]
-MismatchBaseline = Literal["none", "subtract"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 

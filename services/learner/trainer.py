@@ -16,8 +16,10 @@ from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
-from services.learner.algorithms.advantages import drop_reason
-from services.learner.algorithms.aggregation import Totals
+from routershift.algorithms.advantages import drop_reason
+from routershift.algorithms.aggregation import Totals
+from routershift.routing.hooks import Observation, Routing
+from routershift.routing.layout import RouterLayout
 from services.learner.checkpointing import state
 from services.learner.checkpointing.identity import check_identity, identity
 from services.learner.data.batch import Group
@@ -31,10 +33,8 @@ from services.learner.model.optimizer import make_optimizer, set_learning_rate
 from services.learner.model.policy import Policy, Reference
 from services.learner.monitoring.diagnostics import Diagnostics, summarise
 from services.learner.monitoring.report import NON_FINITE, StepReport
-from services.learner.routing.hooks import Observation, Routing
 from services.learner.settings import LearnerSettings
 from shared.settings import RolloutSettings, RunSettings
-from shared.trajectory import RouterLayout
 
 _BASELINE = "mismatch_baseline"
 

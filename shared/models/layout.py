@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shared.models.families import family_of
+from routershift.routing.families import family_of
+from routershift.routing.layout import RouterLayout
 from shared.models.folder import read_json, tensor_shapes, weight_files
-from shared.trajectory import RouterLayout
 
 # What families call the number of experts that a token activates.
 _TOP_K = ("num_experts_per_tok", "moe_topk", "top_k_experts")
@@ -30,7 +30,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
 
 
 def layout_of_folder(folder: Path) -> RouterLayout | None:
-    """That of `shared.models.routers.layout_of` for the model that the folder holds.
+    """That of `routershift.routing.routers.layout_of` for the model that the folder holds.
 
     The layers that have routers, and the number of experts, are those of the weights themselves: configs of different
     families say it in different words.

@@ -4,11 +4,12 @@ import logging
 
 import numpy as np
 
+from routershift.routing.layout import RouterLayout
 from routershift.v1 import trajectory_pb2 as pb
 from shared import wire
 from shared.errors import InvalidInputError
 from shared.settings import RolloutSettings, RunSettings, StreamSettings
-from shared.trajectory import Completion, FinishReason, RouterExport, RouterLayout, RouterTrace, ScoreDtype, VersionSpan
+from shared.trajectory import Completion, FinishReason, RouterExport, RouterTrace, ScoreDtype, VersionSpan
 
 log = logging.getLogger(__name__)
 

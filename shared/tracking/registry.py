@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import TypeGuard
 
+from routershift.plugins import with_plugins
 from shared.errors import NotFoundError
-from shared.plugins import with_plugins
 from shared.settings import RunSettings
 from shared.tracking.base import Tracker
 

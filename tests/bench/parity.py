@@ -30,10 +30,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from routershift.routing.layout import RouterLayout, ScoreFunction
 from services.generation.engines.base import EngineOptions, EngineSampling, Files
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
-from shared.trajectory import Completion, RouterExport, RouterLayout, ScoreFunction
+from shared.trajectory import Completion, RouterExport
 
 LAYERS, EXPERTS, TOP_K, VOCABULARY = 3, 8, 2, 20
 PROMPT = [2, 9, 4, 11, 17]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from routershift.routing.routers import require_layout
 from services.learner.data.batch import Group, Sample
-from shared.models.routers import require_layout
 from shared.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
 
 GROUP = 4  # responses to a prompt

@@ -6,16 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from routershift.routing.layout import RouterLayout, ScoreFunction
 from shared import wire
-from shared.trajectory import (
-    Completion,
-    FinishReason,
-    RouterLayout,
-    RouterTrace,
-    ScoreDtype,
-    ScoreFunction,
-    VersionSpan,
-)
+from shared.trajectory import Completion, FinishReason, RouterTrace, ScoreDtype, VersionSpan
 
 ROWS = re.findall(
     r"^\| ([^|]+) \| (\d+) x (\d+) \| ([\d,]+) \| ([\d,]+) \|$",

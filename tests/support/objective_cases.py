@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.learner.algorithms.choices import Application, CorrectionKind, Proximal
-from services.learner.algorithms.corrections import Correction, Rule, correct
-from services.learner.algorithms.objectives.base import Clipping, ObjectiveResult, PolicyBatch
-from services.learner.algorithms.objectives.registry import objectives
+from routershift.algorithms.choices import Application, CorrectionKind, Proximal
+from routershift.algorithms.corrections import Correction, Rule, correct
+from routershift.algorithms.objectives.base import Clipping, ObjectiveResult, PolicyBatch
+from routershift.algorithms.objectives.registry import objectives
 from tests.support.objective_reference import Recipe, Response
 
 RESPONSES, LONGEST = 12, 11

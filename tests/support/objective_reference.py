@@ -7,7 +7,7 @@ are central differences. What a formula puts under stop-gradient is read from `f
 import math
 from dataclasses import dataclass, replace
 
-from services.learner.algorithms.choices import Application, CorrectionKind, Proximal
+from routershift.algorithms.choices import Application, CorrectionKind, Proximal
 
 NUDGE = 1e-5
 

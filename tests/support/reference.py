@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from routershift.routing.layout import RouterLayout
 from services.generation.engines.base import EngineSampling
 from shared.models.loading import LOADING
-from shared.trajectory import Completion, RouterLayout, RouterTrace, TopLogprobs, versions_of
+from shared.trajectory import Completion, RouterTrace, TopLogprobs, versions_of
 from tests.support.models import TOP_K
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from services.learner.routing.shift import Routes, ShiftMeter
-from shared.trajectory import ScoreFunction
+from routershift.routing.layout import ScoreFunction
+from routershift.routing.shift import Routes, ShiftMeter
 
 SCALE = 0.02  # moves the routers enough that some tokens fall below gamma_min and some top-k sets change
 

@@ -10,8 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from routershift.routing.families import ATTENTION, FEED_FORWARD, family_of
 from services.cli.recipe import Recipe
-from shared.models.families import ATTENTION, FEED_FORWARD, family_of
 from shared.models.folder import INDEX, read_json, tensor_shapes, weight_files
 from shared.models.layout import text_config
 from shared.streams.keys import Stream

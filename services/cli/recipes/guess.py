@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from routershift.routing.families import family_of
 from services.cli.dry_run import memory
 from services.cli.judging import make_judge
 from services.cli.preflight import longest
@@ -20,7 +21,6 @@ from services.curriculum.data.presets import PRESETS
 from services.curriculum.data.rows import BadRow, Row
 from services.curriculum.data.settings import TrainSettings
 from shared.errors import InvalidInputError, NotFoundError, RouterShiftError
-from shared.models.families import family_of
 from shared.models.folder import read_json
 from shared.models.layout import layout_of_folder, text_config
 from shared.models.tokenizer import load_tokenizer

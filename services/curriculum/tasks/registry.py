@@ -2,10 +2,10 @@
 
 from typing import TypeGuard
 
+from routershift.plugins import with_plugins
 from services.curriculum.tasks.base import Task
 from services.curriculum.tasks.countdown import Countdown
 from shared.errors import NotFoundError
-from shared.plugins import with_plugins
 
 GROUP = "routershift.tasks"  # entry points of other packages: name = "module:class"
 

@@ -9,7 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from shared.trajectory import Completion, RouterExport, RouterLayout
+from routershift.routing.layout import RouterLayout
+from shared.trajectory import Completion, RouterExport
 from shared.weights.rendezvous import Rendezvous, TensorSpec
 
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Protocol, TypeGuard
 
+from routershift.plugins import with_plugins
 from services.generation.engines.base import Engine, EngineOptions
 from services.generation.settings import GenerationSettings, Settings
 from shared.errors import NotFoundError
-from shared.plugins import with_plugins
 
 GROUP = "routershift.engines"  # entry points of other packages: name = "module:function"
 

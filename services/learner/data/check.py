@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from routershift.routing.layout import RouterLayout
+from routershift.routing.routers import check_layout
 from services.learner.data.batch import Group, Sample
 from shared.errors import CorruptDataError, InvalidInputError
-from shared.models.routers import check_layout
-from shared.trajectory import Completion, RouterLayout, check_trace
+from shared.trajectory import Completion, check_trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
-from services.learner.algorithms.aggregation import Totals
+from routershift.algorithms.aggregation import Totals
+from routershift.routing.shift import Routes
 from services.learner.data.batch import MicroBatch
-from services.learner.routing.shift import Routes
 from shared.trajectory import RouterTrace, versions_of
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from services.learner.algorithms.advantages import group_advantages, overlong_penalty
-from services.learner.algorithms.aggregation import Totals
+from routershift.algorithms.advantages import group_advantages, overlong_penalty
+from routershift.algorithms.aggregation import Totals
 from services.learner.data.batch import Group, Weighted, micro_batches, minibatches
 from services.learner.data.collate import Update, collate
 from services.learner.settings import LearnerSettings

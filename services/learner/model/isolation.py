@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from routershift.routing.families import Packing, family_of, why_refused
 from shared.errors import PreconditionError
-from shared.models.families import Packing, family_of, why_refused
 
 _FIRST, _OTHER, _SECOND = [1, 2, 3], [3, 1, 1], [2, 1, 3, 2]
 # Of the spread of the logits. The passes have the same shapes, so that even bfloat16 rounds them alike.

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 from transformers import PreTrainedModel
 
+from routershift.routing.families import ATTENTION, FEED_FORWARD, family_of
 from services.learner.settings import LoraSettings
 from shared.errors import PreconditionError
-from shared.models.families import ATTENTION, FEED_FORWARD, family_of
 
 _ADAPTER = "default"
 _STACKED = ("gate_up_proj", "down_proj")  # of all experts of a layer: [E, out, in], or [E, in, out] where transposed

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from routershift.routing.routers import layout_of
 from services.learner.data.collate import Batch
 from services.learner.distributed import fsdp
 from services.learner.distributed.ranks import Ranks
 from services.learner.model import isolation, lora
 from services.learner.settings import LearnerSettings
 from shared.models.loading import LOADING
-from shared.models.routers import layout_of
 from shared.models.tensors import model_tensors, require_float
 from shared.settings import RolloutSettings, RunSettings
 from shared.weights.published import ADAPTER

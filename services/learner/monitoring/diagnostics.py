@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.learner.algorithms.objectives.base import MAX_EXPONENT
+from routershift.algorithms.objectives.base import MAX_EXPONENT
+from routershift.routing.expert_load import balance
 from services.learner.data.collate import Batch
 from services.learner.loss import Forward, LossParts
-from services.learner.routing.expert_load import balance
 
 
 class Diagnostics:

@@ -6,6 +6,7 @@ from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from routershift.plugins import with_plugins
 from services.reward.verifiers.base import AsyncVerifier, Verifier
 from services.reward.verifiers.choice import ChoiceVerifier
 from services.reward.verifiers.code.verifier import CodeVerifier
@@ -24,7 +25,6 @@ from services.reward.verifiers.regex import RegexVerifier
 from services.reward.verifiers.remote.verifier import RemoteVerifier
 from services.reward.verifiers.weighted import WeightedVerifier
 from shared.errors import InvalidInputError, RouterShiftError
-from shared.plugins import with_plugins
 
 GROUP = "routershift.verifiers"  # entry points of other packages: kind = "module:class"
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.routing.routers import layout_of
 from services.curriculum.tasks.countdown import Countdown
 from shared.files import sha256
-from shared.models.routers import layout_of
-from shared.trajectory import RouterLayout, ScoreFunction
 
 
 def make(repository: Path, out: Path, seed: int) -> dict[str, str]:

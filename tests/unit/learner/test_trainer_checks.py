@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from routershift.routing.layout import RouterLayout, ScoreFunction
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError
-from shared.trajectory import MISSING_LOG_SCORE, RouterLayout, ScoreFunction
+from shared.trajectory import MISSING_LOG_SCORE
 from tests.support.models import EXPERTS, MAX_MODEL_LEN, TOP_K, VOCABULARY
 from tests.support.rollouts import layout
 from tests.support.training import filled, make, trace_of, with_completion, with_trace

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from services.learner.algorithms.advantages import ZERO_VARIANCE
+from routershift.algorithms.advantages import ZERO_VARIANCE
 from services.learner.data.batch import Group
 from services.learner.model.optimizer import factor
 from services.learner.settings import OptimizerSettings

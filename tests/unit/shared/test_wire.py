@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.v1 import trajectory_pb2 as pb
 from shared import wire
 from shared.errors import CorruptDataError, InvalidInputError
@@ -19,10 +20,8 @@ from shared.trajectory import (
     MISSING_LOG_SCORE,
     Completion,
     FinishReason,
-    RouterLayout,
     RouterTrace,
     ScoreDtype,
-    ScoreFunction,
     TopLogprobs,
     VersionSpan,
     spans_of,

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.trajectory import RouterExport, RouterLayout, RouterTrace
+from routershift.routing.layout import RouterLayout
+from shared.trajectory import RouterExport, RouterTrace
 
 
 class SlotCache:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from routershift.routing.families import family_of
 from services.generation.engines.base import EngineOptions
 from services.generation.engines.vllm.settings import VllmSettings
 from services.generation.engines.vllm.stats import LoadStats
 from shared.errors import PreconditionError
-from shared.models.families import family_of
 from shared.process.orphans import die_with_parent
 
 # What vLLM is to load as its worker and its scheduler.

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from routershift.routing.layout import RouterLayout
 from shared.errors import PreconditionError
-from shared.trajectory import RouterExport, RouterLayout, RouterTrace
+from shared.trajectory import RouterExport, RouterTrace
 
 
 def unpack_rows(rows: NDArray[np.uint8] | None, layout: RouterLayout, export: RouterExport, tokens: int) -> RouterTrace:

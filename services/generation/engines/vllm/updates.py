@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from routershift.routing.families import family_of
 from services.generation.engines.base import Arriving, Files, UpdatePolicy, Weights
 from services.generation.engines.model_files import OVERFLOW, check_specs, check_weights
 from services.generation.engines.vllm.stats import LoadStats
@@ -23,7 +24,6 @@ from shared.errors import (
     RouterShiftError,
     UnavailableError,
 )
-from shared.models.families import family_of
 
 T = TypeVar("T")
 

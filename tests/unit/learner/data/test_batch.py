@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.learner.algorithms.aggregation import Totals
+from routershift.algorithms.aggregation import Totals
 from services.learner.data.batch import MicroBatch, Sample, Weighted, micro_batches, pack
 from services.learner.data.collate import Batch, Update, collate, decode, encode
 from shared.trajectory import Completion, FinishReason, VersionSpan

@@ -9,10 +9,10 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from routershift.routing.routers import routers_of
 from services.learner.model.lora import GroupedExperts, add_lora, merge, save_adapters, without_adapters
 from services.learner.settings import LoraSettings
 from shared.errors import PreconditionError
-from shared.models.routers import routers_of
 from tests.support.models import LAYERS, VOCABULARY, save_model
 
 KINDS = [

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from routershift.routing.routers import layout_of
 from shared.models.layout import layout_of_folder
-from shared.models.routers import layout_of
 from tests.support.models import MOE_KINDS, save_model
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.v1 import trajectory_pb2 as pb
 from services.cli.recipe import Recipe
 from shared import wire
@@ -12,16 +13,7 @@ from shared.errors import InvalidInputError
 from shared.recipes import load
 from shared.settings import RolloutSettings, RunSettings, StreamSettings
 from shared.streams.capacity import check_step_fits, trajectory_bytes
-from shared.trajectory import (
-    Completion,
-    FinishReason,
-    RouterExport,
-    RouterLayout,
-    RouterTrace,
-    ScoreDtype,
-    ScoreFunction,
-    VersionSpan,
-)
+from shared.trajectory import Completion, FinishReason, RouterExport, RouterTrace, ScoreDtype, VersionSpan
 
 
 def layout(layers: int, experts: int, top_k: int) -> RouterLayout:

@@ -32,11 +32,11 @@ from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
+from routershift.routing.families import family_of
 from services.generation.engines.vllm.child.arrival import Arrival
 from services.generation.engines.vllm.child.probe import is_finite
 from services.generation.engines.vllm.child.runners import RunnerAdapter, V1Adapter, V2Adapter
 from services.generation.engines.vllm.child.taps import BufferTaps, EagerTaps, RowPacker, Taps
-from shared.models.families import family_of
 from shared.models.folder import weight_files
 from shared.trajectory import RouterExport
 
