@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from io import FileIO
 from pathlib import Path
 
 from shared.errors import RouterShiftError
@@ -23,6 +24,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(file: FileIO, data: bytes, end: int) -> None:
+    """Writes all of `data` at the end of an unbuffered file, or cuts the file to `end` bytes and raises OSError."""
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        file.truncate(end)
+        raise
 
 
 def refusal(error: Exception) -> OSError | None:

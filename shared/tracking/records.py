@@ -8,6 +8,8 @@ from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Any
 
+from shared.files import write_whole
+
 LEARNER = "learner.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 _LONGEST_BYTES = 1 << 20  # of a record
@@ -29,18 +31,17 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Adds a line, with the time (UTC, ISO 8601) in front; all of it, or nothing where it raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     line = dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record})
-    data = f"{line}\n".encode()
+    append_lines(path, f"{line}\n".encode())
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Adds lines, the last of which ends too; all of them, or nothing where it raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Without a buffer, which would try to write what is left of the line before it lets the file be cut.
     with path.open("ab+", buffering=0) as file:
         whole = _cut_half_a_line(file)
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            file.truncate(whole)
-            raise
+        write_whole(file, lines, whole)
 
 
 def _cut_half_a_line(file: FileIO) -> int:
