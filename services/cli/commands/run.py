@@ -15,10 +15,11 @@ import psutil
 from pydantic import SecretStr
 
 from services.cli.arguments import add_log_level, add_settings
-from services.cli.commands import report
+from services.cli.evaluations import best as best_of
 from services.cli.evaluations import by_set, of_main_set, versions_in_words
 from services.cli.local.services import Services, services
 from services.cli.monitor import Monitor, say
+from services.cli.pages import report
 from services.cli.recipe import Recipe
 from services.cli.signals import interruptible
 from shared.errors import DeadlineError, UnavailableError
@@ -117,7 +118,7 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
         watching.cancel()
     folder = running.recipe.run.path
     evaluations = records.read(folder / records.EVALUATIONS)
-    main, best = of_main_set(evaluations), report.best(folder, evaluations)
+    main, best = of_main_set(evaluations), best_of(folder, evaluations)
     details = {
         **summary,
         "greedy_accuracy_before": _rounded(main[0]["greedy_accuracy"]),
@@ -129,7 +130,7 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
         "peak_memory_bytes": memory.peak,
     }
     (folder / "summary.json").write_text(records.dumps(details, indent=2) + "\n", encoding="utf-8")
-    plot, page = report.write(folder)
+    page = report.write(folder)
     say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
     say(f"checkpoint: {folder / 'checkpoints'}")
     say(f"weights:    {folder / 'weights'}")
@@ -139,7 +140,6 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
         if best[kind]:
             say(f"            {best[kind]}")
     say(f"metrics:    {folder / records.LEARNER}, {folder / records.EVALUATIONS}")
-    say(f"plot:       {plot}")
     say(f"report:     {page}")
     return summary
 

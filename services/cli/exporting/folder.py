@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.cli.commands import report
+from services.cli.evaluations import best as best_of
 from services.cli.exporting.card import Card, without_place
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError
 from shared.files import sync
@@ -98,7 +98,7 @@ def _number(run: Path, version: str) -> int:
             f"run {run.name} has no evaluation yet, so that none of its versions is the best; "
             f"give --version, {_kept_in_words(run)}"
         )
-    return int(report.best(run, evaluations)["version"])
+    return int(best_of(run, evaluations)["version"])
 
 
 def _source(run: Path, version: int, adapter: bool) -> Path:

@@ -68,7 +68,7 @@ class Recorder:
             kind, _, layer = name.partition("_layer_")
             if layer:
                 metrics.BY_LAYER[kind].labels(layer).set(value)
-        backlog = await self._run.backlog()
+        backlog, ledger = await self._run.backlog(), await self._run.ledger()
         record = {
             "step": report.step,
             "trajectories": len(rewards),
@@ -79,6 +79,7 @@ class Recorder:
             "age_seconds_mean": float(np.mean(ages)),
             "queue": {stream: held.entries for stream, held in backlog.items()},
             "seconds": self._phases,
+            "dropped": {**ledger.dropped, **{f"dead: {reason}": count for reason, count in ledger.dead.items()}},
             **report.diagnostics,
         }
         with _not_needed("record"):

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from services.cli.commands import report
 from services.cli.commands.run import _drained, rollouts_per_second
+from services.cli.evaluations import best
 from shared.errors import DeadlineError
 from shared.streams.account import Ledger
 from shared.streams.run import Run
@@ -54,8 +54,8 @@ async def test_a_run_that_does_not_drain_names_the_setting(run: Run) -> None:
 
 def test_the_best_says_who_sampled(tmp_path: Any) -> None:
     alone = {"main": True, "version": 10, "oldest_version": 10, "newest_version": 10, "accuracy": 0.5}
-    found = report.best(tmp_path, [alone, {**alone, "version": 20, "accuracy": 0.75, "newest_version": 23}])
+    found = best(tmp_path, [alone, {**alone, "version": 20, "accuracy": 0.75, "newest_version": 23}])
     assert found["sampled_by"] == "sampled by versions 10 to 23"
-    assert "sampled_by" not in report.best(tmp_path, [alone])
-    found = report.best(tmp_path, [{**alone, "oldest_version": 12, "newest_version": 12}])
+    assert "sampled_by" not in best(tmp_path, [alone])
+    found = best(tmp_path, [{**alone, "oldest_version": 12, "newest_version": 12}])
     assert found["sampled_by"] == "sampled by version 12"

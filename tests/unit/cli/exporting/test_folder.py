@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.cli.commands import report
+from services.cli.evaluations import best
 from services.cli.exporting.folder import BEST, CARD, export
 from services.cli.main import main
 from shared.errors import RouterShiftError
@@ -181,7 +181,7 @@ def test_the_command(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert report.best(run, records.read(run / records.EVALUATIONS))["version"] == 3
+    assert best(run, records.read(run / records.EVALUATIONS))["version"] == 3
     assert main(["export", "small", "out dir", "--push", "me/mine"]) == 0
     said = capsys.readouterr().out
     assert "version 3, " in said
