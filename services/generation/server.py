@@ -9,12 +9,12 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
 from services.generation.admission import admit
 from services.generation.engines.base import Engine, EngineSampling
-from services.generation.requests.detokenizer import TextStream
 from services.generation.requests.validation import Requests
 from services.generation.settings import GenerationSettings
 from services.generation.weights.loader import WeightsLoader
 from shared import wire
 from shared.errors import InvalidInputError, PreconditionError, UnavailableError
+from shared.models.detokenizer import TextStream
 from shared.rpc.server import begin
 from shared.rpc.status import MAX_MESSAGE_BYTES
 from shared.trajectory import Completion, RouterExport

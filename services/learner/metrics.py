@@ -61,6 +61,9 @@ RUNNING_REWARD = Gauge("routershift_learner_reward_running_mean", "Running mean 
 COLLAPSED = Gauge("routershift_learner_reward_collapsed", "1 while the running mean has fallen too far from its best")
 TORN = Counter("routershift_learner_checkpoints_torn_total", "Checkpoints passed over because they were not whole")
 REFUSED_WRITES = Counter("routershift_learner_writes_refused_total", "Writes that the disk refused", ["write"])
-for _write in ("checkpoint", "trained_list", "weights", "record", "skipped_batch"):
+for _write in ("checkpoint", "trained_list", "weights", "record", "skipped_batch", "samples"):
     REFUSED_WRITES.labels(_write)  # from 0 on: Prometheus sees no increase from nothing to 1
+SAMPLES = Counter("routershift_learner_samples_total", "Samples for people to read: kept, or why not", ["outcome"])
+for _outcome in ("kept", "refused", "no_room", "behind", "failed"):
+    SAMPLES.labels(_outcome)
 TRANSFERS = Counter("routershift_learner_transfers_total", "Versions sent over the network", ["outcome"])

@@ -99,6 +99,22 @@ class CollapseSettings(Table):
     pause: bool = Field(False, description="pause training on a collapse, until a person resumes it")
 
 
+class SampleSettings(Table):
+    """Samples kept for people to read, in samples/ of the run's folder, with what is known of each token."""
+
+    groups: int = Field(2, ge=0, description="groups of each step that are kept, chosen at random; 0: none")
+    dropped: int = Field(
+        1, ge=0, description="groups kept of those that were dropped, for each reason, while a step was collected"
+    )
+    max_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="bytes of all of them, above which the oldest steps are removed"
+    )
+
+    @property
+    def are_kept(self) -> bool:
+        return self.groups + self.dropped > 0
+
+
 class ParallelSettings(Table):
     """How training is spread over processes."""
 
@@ -171,6 +187,7 @@ class LearnerSettings(ServerSettings):
     checkpoints: CheckpointSettings = CheckpointSettings()
     transfer: TransferSettings = TransferSettings()
     collapse: CollapseSettings = CollapseSettings()
+    samples: SampleSettings = SampleSettings()
 
     @property
     def preset(self) -> Preset:

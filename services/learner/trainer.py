@@ -5,7 +5,7 @@ With several ranks every method is collective: rank 0 calls it, which tells the 
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from services.learner.loss import Forward, Loss
 from services.learner.model.optimizer import make_optimizer, set_learning_rate
 from services.learner.model.policy import Policy, Reference
 from services.learner.monitoring.diagnostics import Diagnostics, summarise
+from services.learner.monitoring.kept import KeptTokens, kept_tokens
 from services.learner.monitoring.report import NON_FINITE, StepReport
 from services.learner.settings import LearnerSettings
 from shared.settings import RolloutSettings, RunSettings
@@ -103,18 +104,29 @@ class Trainer:
         """Why a group has nothing to teach; None where it has."""
         return drop_reason(self._planner.rewards(group))
 
-    def train_step(self, groups: Sequence[Group]) -> StepReport:
+    def train_step(self, groups: Sequence[Group], kept: Collection[int] = ()) -> StepReport:
         """Takes every update of a batch. Groups must have passed `check`.
 
         An update whose loss or gradient is not finite is left out. A batch with no other update is skipped: `step`,
         weights and optimizer are then as before.
+
+        Args:
+            kept: indices of the groups whose tokens the report has, for people to look at.
         """
-        shares = self._planner.plan(groups, self._run.seed, self.step)
+        shares = self._planner.plan(groups, self._run.seed, self.step, kept)
         tokens = self._settings.epochs * sum(sample.input_tokens for group in groups for sample in group.samples)
         if self._ranks.size > 1:
             self._tell("train")
             shares[0] = decode(self._ranks.scatter([encode(share) for share in shares]))
-        return replace(self._train(shares[0]), flops=tokens * self._flops_per_token)
+        parts, taken = self._train(shares[0])
+        places = [(g, s) for g, group in enumerate(groups) for s in range(len(group.samples))]
+        return StepReport(
+            self.step,
+            skipped=None if taken else NON_FINITE,
+            diagnostics=summarise(parts, self._settings.router_shift.gamma_min),
+            flops=tokens * self._flops_per_token,
+            kept={places[place]: found for place, found in kept_tokens(parts).items()},
+        )
 
     def export_weights(self, folder: Path) -> None:
         """Writes safetensors with the tensor names and the dtype of the model folder."""
@@ -156,19 +168,19 @@ class Trainer:
     def _tell(self, *command: str) -> None:
         self._ranks.command(json.dumps(command).encode())
 
-    def _train(self, updates: Sequence[Update]) -> StepReport:
+    def _train(self, updates: Sequence[Update]) -> tuple[list[dict[str, Tensor]], bool]:
+        """What every rank found, on rank 0; and whether any update was taken."""
         set_learning_rate(self._optimizer, self._settings.optimizer, self.step, self._run.steps)
         before = [[self._look(batch) for batch in update.batches] for update in updates]
-        diagnostics = Diagnostics(self.step)
+        diagnostics, keeps = Diagnostics(self.step), KeptTokens()
         taken = 0
         for update, known in zip(updates, before, strict=True):
-            taken += self._update(update, known, diagnostics, is_unmoved=taken == 0)
+            taken += self._update(update, known, diagnostics, keeps, is_unmoved=taken == 0)
         self.step += taken > 0
         if self._routing:
             self._routing.baseline.close_batch(self._ranks.sum)
-        parts = [decode_tensors(part) for part in self._ranks.gather(encode_tensors(diagnostics.tensors()))]
-        numbers = summarise(parts, self._settings.router_shift.gamma_min) if parts else {}
-        return StepReport(self.step, None if taken else NON_FINITE, numbers, flops=0.0)
+        found = encode_tensors(diagnostics.tensors() | keeps.tensors())
+        return [decode_tensors(part) for part in self._ranks.gather(found)], taken > 0
 
     @torch.no_grad()
     def _look(self, batch: Batch) -> _Before | None:
@@ -184,13 +196,18 @@ class Trainer:
             return _Before(self._policy.logprobs(batch)[0], None)
 
     def _update(
-        self, update: Update, before: Sequence[_Before | None], diagnostics: Diagnostics, is_unmoved: bool
+        self,
+        update: Update,
+        before: Sequence[_Before | None],
+        diagnostics: Diagnostics,
+        keeps: KeptTokens,
+        is_unmoved: bool,
     ) -> bool:
         """One optimizer update; False, and nothing changed, where loss or gradient is not finite."""
         self._optimizer.zero_grad()
         total = torch.zeros((), device=self._ranks.device)
         for batch, known in zip(update.batches, before, strict=True):
-            total += self._backward(batch, update.totals, known, diagnostics, is_unmoved)
+            total += self._backward(batch, update.totals, known, diagnostics, keeps, is_unmoved)
         total = self._ranks.sum(total)
         norm = fsdp.clip_gradients(self._parameters.values(), self._settings.optimizer.max_grad_norm)
         diagnostics.add_update(total, norm)
@@ -200,10 +217,17 @@ class Trainer:
         return True
 
     def _backward(
-        self, batch: Batch, totals: Totals, before: _Before | None, diagnostics: Diagnostics, is_unmoved: bool
+        self,
+        on_cpu: Batch,
+        totals: Totals,
+        before: _Before | None,
+        diagnostics: Diagnostics,
+        keeps: KeptTokens,
+        is_unmoved: bool,
     ) -> Tensor:
         """Adds the gradient of a micro-batch; gives its part of the loss."""
-        batch = batch.to(self._ranks.device)
+        kept = on_cpu.kept_tokens
+        batch = on_cpu.to(self._ranks.device)
         reference = self._reference.logprobs(batch) if self._reference else None
         with self._observing(batch, before, is_unmoved) as observation:
             logprobs, entropy = self._policy.logprobs(batch, entropy_gradient=self._settings.entropy_coefficient > 0)
@@ -213,6 +237,8 @@ class Trainer:
             parts = self._loss(batch, forward, totals)
             parts.loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
         diagnostics.add_forward(batch, forward, parts, is_unmoved)
+        if kept.numel():
+            keeps.add(on_cpu, kept.to(self._ranks.device), forward, parts)
         return parts.loss.detach()
 
     def _observing(

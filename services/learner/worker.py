@@ -18,6 +18,7 @@ from services.learner.checkpointing.durable import Durable
 from services.learner.data.messages import Scored, decode_group
 from services.learner.monitoring.collapse import RewardWatch
 from services.learner.monitoring.recorder import Recorder
+from services.learner.monitoring.samples import SampleKeeper
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError, PreconditionError
@@ -58,9 +59,10 @@ class LearnerWorker:
         self._between_steps.set()
         self._activity = "waiting"  # or "training", from the start of a step to its end
         self._skipped = 0  # batches in a row
-        self._watch = _watch_of(settings)
+        self._watch = RewardWatch.of(settings)
         self._diagnostics: Mapping[str, float] = {}
         self._recorder = Recorder(settings, run)
+        self._samples = SampleKeeper(settings)
         self._next_reminder = 0.0
 
     def status(self) -> Status:
@@ -104,8 +106,9 @@ class LearnerWorker:
         await self._report_progress()
 
     async def close(self) -> None:
-        """Gives trackers the time to send what they hold."""
+        """Gives trackers and the writer of samples the time for what they hold."""
         await asyncio.to_thread(self._recorder.close)
+        await asyncio.to_thread(self._samples.close)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Trains until `run.steps`, then drops what still comes; returns when told to stop.
@@ -170,12 +173,14 @@ class LearnerWorker:
             await self._drop(entry, "run_finished")
             return
         await self._watch_reward(scored)
-        if reason := self._trainer.drop_reason(scored.group):
-            await self._drop(entry, reason)
-        elif self._staleness(scored) > self._settings.run.max_staleness:
-            await self._drop(entry, "stale")
-        else:
+        reason = self._trainer.drop_reason(scored.group)
+        if reason is None and self._staleness(scored) > self._settings.run.max_staleness:
+            reason = "stale"
+        if reason is None:
             self._batch.append(scored)
+            return
+        self._samples.drop(scored, reason, self._trainer.step + 1)
+        await self._drop(entry, reason)
 
     def _decode(self, entry: Entry) -> Scored:
         """In a thread: the payloads of a batch may take seconds, and the event loop has heartbeats to send."""
@@ -213,7 +218,9 @@ class LearnerWorker:
         batch, self._batch = self._batch, []
         doubles, self._doubles = self._doubles, []
         staleness = [self._staleness(scored) for scored in batch]
-        report = await asyncio.to_thread(self._trainer.train_step, [scored.group for scored in batch])
+        kept = self._samples.choose(self._trainer.step + 1, len(batch))
+        report = await asyncio.to_thread(self._trainer.train_step, [scored.group for scored in batch], kept)
+        self._samples.add(batch, report)
         self._recorder.lap("train")
         if report.skipped:
             await self._skip(batch, doubles, report.skipped)
@@ -290,10 +297,3 @@ class LearnerWorker:
 
     def _staleness(self, scored: Scored) -> int:
         return self._trainer.step - scored.oldest_version
-
-
-def _watch_of(settings: Settings) -> RewardWatch | None:
-    collapse = settings.learner.collapse
-    if not collapse.window:
-        return None
-    return RewardWatch(collapse.window * settings.run.groups_per_step, collapse.fraction)

@@ -108,7 +108,7 @@ class Samples:
         return _steps(self._folder)
 
     def summaries(self, step: int | None = None) -> list[Summary]:
-        """Of one step, or of all in their order. None for a step without samples."""
+        """All summaries of a step, or of every step in their order; none for a step without samples."""
         return [summary for each in ([step] if step is not None else self.steps()) for summary in self._index(each)]
 
     def read(self, step: int, trajectory: str) -> Sample:
@@ -136,7 +136,7 @@ class Samples:
             raise CorruptDataError(f"sample {trajectory} at byte {place.offset} of {path}: {error}") from None
 
     def _index(self, step: int) -> dict[Summary, _Place]:
-        """Of each trajectory the last line; of those trained on only what the newest writer did."""
+        """The last line of each trajectory; of those trained on only what the newest writer did."""
         found: dict[str, tuple[Summary, _Place]] = {}
         trainer = ""
         for summary, place in _lines(_file(self._folder, step, _INDEX)):

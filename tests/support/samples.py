@@ -9,7 +9,7 @@ from shared.tracking.sample import TRAINED, Sample, Tokens
 
 
 def tokens(count: int = 5, layers: int = 3, seed: int = 0) -> Tokens:
-    """Of a response that was trained on; its bytes hardly compress."""
+    """Those of a response that was trained on; their bytes hardly compress."""
     rng = np.random.default_rng(seed)
 
     def single(*shape: int) -> Any:

@@ -31,6 +31,7 @@ class Routes:
     log_scores: Tensor  # [R, L, K] float16
     missing: Tensor  # [R] bool: the route of some layer was not recorded
     lag_zero: Tensor  # [R] bool: sampled from exactly the weights that are now in the forward pass
+    traced: Tensor | None = None  # [S] int64: the response tokens, of the R, whose shift is wanted for each layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Shift:
     log_gamma: Tensor  # [R] float32, <= 0, less the mismatch baseline; exactly 0 where a route is missing
     measured: Tensor  # [R] float32: `log_gamma` with nothing subtracted; the same tensor where there is no baseline
     layers: Tensor  # [L] float32: sum of the layer's shift, nothing subtracted, over the tokens whose routes are known
+    traced: Tensor | None  # [S, L] float32: the shift of each layer at `Routes.traced`; NaN where a route is missing
 
 
 class Baseline:
@@ -106,6 +108,8 @@ class ShiftMeter:
         self._corrected = self._measured if baseline is None else torch.zeros_like(self._measured)
         self._layers = torch.zeros(layers, device=device)
         self._medians = torch.full((layers,), torch.nan, device=device)
+        traced = routes.traced
+        self._traced = None if traced is None else torch.zeros((layers, traced.shape[0]), device=device)
 
     @torch.no_grad()
     def add(self, layer: int, logits: Tensor) -> None:
@@ -117,6 +121,8 @@ class ShiftMeter:
             shift = distance.mean(dim=1)
         else:  # bounded: scores very far apart would leave nothing of the mean, and no logarithm
             shift = distance.neg_().exp_().mean(dim=1).clamp_(min=_LEAST_FACTOR).log_().neg_()
+        if self._traced is not None and routes.traced is not None:
+            self._traced[layer] = shift.index_select(0, routes.traced)
         self._layers[layer] = shift.masked_fill(routes.missing, 0.0).sum()
         self._measured -= shift
         if self._baseline is not None:
@@ -137,7 +143,14 @@ class ShiftMeter:
         """After the forward pass."""
         measured = self._log_gamma(self._measured)
         corrected = measured if self._baseline is None else self._log_gamma(self._corrected)
-        return Shift(corrected, measured, self._layers)
+        return Shift(corrected, measured, self._layers, self._of_each_layer())
+
+    def _of_each_layer(self) -> Tensor | None:
+        """[S, L]"""
+        if self._traced is None or self._routes.traced is None:
+            return None
+        missing = self._routes.missing.index_select(0, self._routes.traced)
+        return self._traced.masked_fill(missing, torch.nan).T
 
     def _log_gamma(self, total: Tensor) -> Tensor:
         scale = self._layers.shape[0] if self._aggregation == "mean" else 1

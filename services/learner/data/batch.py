@@ -38,6 +38,7 @@ class Weighted:
 
     sample: Sample
     advantage: float
+    kept: int = -1  # its place among all samples of the step, where its tokens are kept for people
 
 
 # Samples that one row of the input holds, one after the other.

@@ -37,11 +37,17 @@ class Batch:
     versions: Tensor  # [R] int64: policy version that sampled the token
     advantages: Tensor  # [B] float32
     filler: Tensor  # [] bool: counts for nothing
+    kept: Tensor  # [B] int64: the place in its step of a response that is kept for people, else -1
     routes: Routes | None
 
     def padded(self, values: Tensor) -> Tensor:
         """[R] to [B, T], 0 on padding."""
         return torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device).masked_scatter(self.mask, values)
+
+    @property
+    def kept_tokens(self) -> Tensor:
+        """[S] int64: where the tokens of the kept responses are in the flattened [B, T]."""
+        return (self.mask & (self.kept >= 0)[:, None]).flatten().nonzero()[:, 0]
 
     def to(self, device: torch.device) -> "Batch":
         moved: Batch = _moved(self, device)
@@ -56,8 +62,14 @@ class Update:
     batches: tuple[Batch, ...]
 
 
-def collate(micro_batch: MicroBatch, with_routes: bool, step: int) -> Batch:
-    """On the CPU. `with_routes` wants a router trace on every sample; `step` is the version of the current weights."""
+def collate(micro_batch: MicroBatch, with_routes: bool, step: int, keeps: bool = True) -> Batch:
+    """On the CPU.
+
+    Args:
+        with_routes: wants a router trace on every sample.
+        step: the version of the current weights.
+        keeps: False where an earlier pass over these samples was kept for people.
+    """
     samples = [weighted.sample for weighted in micro_batch.samples]
     completions = [sample.completion for sample in samples]
     width = max(sum(w.sample.input_tokens for w in row) for row in micro_batch.rows)
@@ -79,7 +91,11 @@ def collate(micro_batch: MicroBatch, with_routes: bool, step: int) -> Batch:
     behaviour[mask] = np.concatenate([c.logprobs for c in completions])
     versions = np.concatenate([versions_of(c.versions) for c in completions])
     rows = np.concatenate(predicted_at)
-    routes = _routes([c.router_trace for c in completions], rows, versions == step) if with_routes else None
+    kept = np.array([w.kept if keeps and not micro_batch.filler else -1 for w in micro_batch.samples], dtype=np.int64)
+    routes = None
+    if with_routes:
+        traced = np.flatnonzero(np.repeat(kept >= 0, lengths))
+        routes = _routes([c.router_trace for c in completions], rows, versions == step, traced)
     return Batch(
         input_ids=torch.from_numpy(inputs),
         position_ids=torch.from_numpy(positions),
@@ -90,6 +106,7 @@ def collate(micro_batch: MicroBatch, with_routes: bool, step: int) -> Batch:
         versions=torch.from_numpy(versions),
         advantages=torch.tensor([w.advantage for w in micro_batch.samples], dtype=torch.float32),
         filler=torch.tensor(micro_batch.filler),
+        kept=torch.from_numpy(kept),
         routes=routes,
     )
 
@@ -140,7 +157,12 @@ def _batch(tensors: dict[str, Tensor], prefix: str) -> Batch:
     return Batch(**read(Batch, prefix), routes=Routes(**routes) if routes else None)
 
 
-def _routes(traces: Sequence[RouterTrace | None], rows: NDArray[np.int64], lag_zero: NDArray[np.bool_]) -> Routes:
+def _routes(
+    traces: Sequence[RouterTrace | None],
+    rows: NDArray[np.int64],
+    lag_zero: NDArray[np.bool_],
+    traced: NDArray[np.int64],
+) -> Routes:
     present = [trace for trace in traces if trace is not None]
     ids = np.concatenate([trace.expert_ids for trace in present])
     return Routes(
@@ -150,4 +172,5 @@ def _routes(traces: Sequence[RouterTrace | None], rows: NDArray[np.int64], lag_z
         log_scores=torch.from_numpy(np.concatenate([trace.scores for trace in present])),
         missing=torch.from_numpy(np.concatenate([trace.missing.any(axis=1) for trace in present])),
         lag_zero=torch.from_numpy(lag_zero),
+        traced=torch.from_numpy(traced) if traced.size else None,
     )

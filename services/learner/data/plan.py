@@ -1,6 +1,8 @@
 """The plan of a batch: rewards to advantages, groups to updates, and updates to the ranks that compute them."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,17 +28,28 @@ class Planner:
         longest, buffer = self._max_tokens, self._settings.overlong_buffer_tokens
         return [s.reward + overlong_penalty(s.completion.token_ids.size, longest, buffer) for s in group.samples]
 
-    def plan(self, groups: Sequence[Group], seed: int, step: int) -> list[list[Update]]:
-        """For each rank its part of every update. `step` is the version of the weights that the first one changes."""
+    def plan(self, groups: Sequence[Group], seed: int, step: int, kept: Collection[int] = ()) -> list[list[Update]]:
+        """For each rank its part of every update.
+
+        Args:
+            step: the version of the weights that the first update changes.
+            kept: indices of the groups whose tokens are kept for people, as the first pass over them has them.
+        """
         settings = self._settings
         weighted = [self._weighted(group) for group in groups]
+        places = itertools.count()
+        for i, group in enumerate(weighted):
+            numbers = [next(places) for _ in group]
+            if i in kept:
+                weighted[i] = [replace(w, kept=n) for w, n in zip(group, numbers, strict=True)]
+        first_pass = min(settings.minibatches, len(groups))
         shares: list[list[Update]] = [[] for _ in range(self._ranks)]
         order = np.random.default_rng((seed, step))
-        for minibatch in minibatches(weighted, order, settings.epochs, settings.minibatches):
+        for i, minibatch in enumerate(minibatches(weighted, order, settings.epochs, settings.minibatches)):
             tokens = sum(w.sample.completion.token_ids.size for w in minibatch)
             totals = Totals(len(minibatch), tokens, self._max_tokens)
             passes = [
-                collate(micro_batch, self._with_routes, step)
+                collate(micro_batch, self._with_routes, step, keeps=i < first_pass)
                 for micro_batch in micro_batches(minibatch, settings.micro_batch_tokens, self._ranks)
             ]
             for rank, share in enumerate(shares):

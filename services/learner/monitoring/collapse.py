@@ -1,5 +1,9 @@
 """Notices when the reward of a run falls back."""
 
+from typing import Self
+
+from services.learner.settings import Settings
+
 
 class RewardWatch:
     """A running mean of the rewards of groups, and whether it has lost too much of its best value.
@@ -16,6 +20,12 @@ class RewardWatch:
         self._window = window
         self._fraction = fraction
         self.restart()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """As the settings want it; None where they want none."""
+        collapse = settings.learner.collapse
+        return cls(collapse.window * settings.run.groups_per_step, collapse.fraction) if collapse.window else None
 
     def restart(self) -> None:
         """Forgets all it has seen."""

@@ -16,9 +16,9 @@ from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import server as server_module
-from services.generation.requests.detokenizer import TextStream
 from shared.clients import GenerationClient, Message
 from shared.errors import DeadlineError, InvalidInputError, OverloadedError, PreconditionError
+from shared.models.detokenizer import TextStream
 from shared.rpc.channel import open_channel, raise_typed
 from shared.streams.run import Run
 from tests.support.generation import PROMPT, generation_server, save_chat_model

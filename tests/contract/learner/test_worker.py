@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +161,11 @@ async def test_what_a_step_leaves_in_the_metrics(
 ) -> None:
     before, during = gauge("model_flops_total"), []
 
-    def train_step(trainer: Trainer, batch: Sequence[Group], train: Any = Trainer.train_step) -> StepReport:
+    whole = Trainer.train_step
+
+    def train_step(trainer: Trainer, *arguments: Any) -> StepReport:
         during.extend(shown_state())
-        report: StepReport = train(trainer, batch)
+        report: StepReport = whole(trainer, *arguments)
         return report
 
     monkeypatch.setattr(Trainer, "train_step", train_step)

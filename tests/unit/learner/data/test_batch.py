@@ -96,7 +96,7 @@ def test_rows_are_full_before_another_begins() -> None:
 def test_batches_travel_between_ranks_unchanged(tmp_path: Path) -> None:
     model = load(save_model(tmp_path))
     groups = random_groups(model, groups=2, samples=3)
-    packed = [MicroBatch((tuple(Weighted(s, 0.5) for s in group.samples),)) for group in groups]
+    packed = [MicroBatch((tuple(Weighted(s, 0.5, kept=i) for s in g.samples),)) for i, g in enumerate(groups, -1)]
     batches = [collate(packed[0], with_routes=True, step=0), collate(packed[1], with_routes=True, step=1)]
     other = collate(MicroBatch(packed[0].rows, filler=True), with_routes=False, step=0)
     sent = [Update(Totals(6, 30, 12), tuple(batches)), Update(Totals(3, 9, 12), (other,))]
@@ -113,8 +113,15 @@ def assert_same(before: Batch, after: Batch) -> None:
         left, right = getattr(before, field.name), getattr(after, field.name)
         if field.name == "routes":
             assert (left is None) == (right is None)
-            if left is not None:
-                assert all(torch.equal(getattr(left, f.name), getattr(right, f.name)) for f in fields(left))
+            for inner in fields(left) if left is not None else ():
+                assert_equal(getattr(left, inner.name), getattr(right, inner.name))
         else:
-            assert left.dtype == right.dtype
-            assert torch.equal(left, right)
+            assert_equal(left, right)
+
+
+def assert_equal(left: torch.Tensor | None, right: torch.Tensor | None) -> None:
+    if left is None or right is None:
+        assert left is right
+        return
+    assert left.dtype == right.dtype
+    assert torch.equal(left, right)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.generation.requests.detokenizer import TextStream
+from shared.models.detokenizer import TextStream, pieces, text
 from tests.support.tokenizers import TOKENIZERS, WORDS, spelt
 
 
@@ -60,3 +60,23 @@ def test_many_broken_characters_are_not_decoded_again_with_every_token(monkeypat
     pieces = [stream.add([half], last=i == count - 1) for i in range(count)]
     assert "".join(pieces) == decode([half] * count)
     assert decoded < 20 * count
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_each_token_has_its_piece_of_the_text(name: str, data: st.DataObject) -> None:
+    tokenizer = TOKENIZERS[name]
+    ordinary = st.integers(2, tokenizer.get_vocab_size() + 1)  # below are the special ones
+    tokens = data.draw(st.lists(ordinary, max_size=20))
+    found = pieces(tokenizer, tokens)
+    assert len(found) == len(tokens)
+    assert "".join(found) == tokenizer.decode(tokens)
+
+
+def test_special_tokens_stand_in_the_pieces_and_no_tokenizer_makes_numbers() -> None:
+    tokens = [*spelt("byte-level", "ab"), 1]
+    assert pieces(TOKENIZERS["byte-level"], tokens)[-1] == "<eos>"
+    assert text(TOKENIZERS["byte-level"], tokens) == "ab<eos>"
+    assert pieces(None, [5, 7]) == ("<5>", "<7>")
+    assert text(None, [5, 7]) == "<5><7>"

@@ -1,10 +1,11 @@
 """The text of a response that comes in pieces."""
 
 import re
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from shared.models.tokenizer import special_ids
+from shared.models.tokenizer import special_ids, special_texts
 
 _INCOMPLETE = "\ufffd"  # what the bytes of a character decode to before the last of them has come
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token of byte fallback, as of Llama-2 and Mixtral
@@ -49,3 +50,22 @@ class TextStream:
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def pieces(tokenizer: Tokenizer | None, tokens: Sequence[int]) -> tuple[str, ...]:
+    """The text that each token adds, special tokens by their names; "" where the bytes of a character go on.
+
+    Without a tokenizer, a token is its number in angle brackets.
+    """
+    if tokenizer is None:
+        return tuple(f"<{token}>" for token in tokens)
+    stream, special = TextStream(tokenizer), special_texts(tokenizer)
+    last = len(tokens) - 1
+    return tuple(stream.add([token], last=i == last) + special.get(token, "") for i, token in enumerate(tokens))
+
+
+def text(tokenizer: Tokenizer | None, tokens: Sequence[int]) -> str:
+    """Whole, with special tokens by their names; without a tokenizer as above."""
+    if tokenizer is None:
+        return "".join(pieces(None, tokens))
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=False))
