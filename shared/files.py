@@ -36,6 +36,23 @@ def write_whole(file: FileIO, data: bytes, end: int) -> None:
         raise
 
 
+def write_durably(path: Path, text: str) -> None:
+    """Writes a file that is there with all of its text (UTF-8), or as it was before; durable on return.
+
+    Raises:
+        OSError: the disk is full, read-only or gone.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        sync(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
 def refusal(error: Exception) -> OSError | None:
     """What the operating system said where `error` is a write that it refused; None for any other error.
 

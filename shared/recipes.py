@@ -82,11 +82,7 @@ def _read(recipe: Path) -> dict[str, Any]:
         data = tomllib.loads(recipe.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInputError(f"recipe {recipe} is not TOML: {error}") from None
-    for path, is_path in _PATHS.items():
-        for table in _tables(data, path[:-1]):
-            value = table.get(path[-1])
-            if isinstance(value, str) and is_path(value):
-                table[path[-1]] = str(recipe.parent / value)
+    place_paths(data, recipe.parent)
     run = data.get("run")
     if isinstance(run, dict) and isinstance(run.get("model"), str):
         try:
@@ -95,6 +91,15 @@ def _read(recipe: Path) -> dict[str, Any]:
             raise InvalidInputError(f"recipe {recipe}: run.model: {error}") from None
         run["model"] = model if isinstance(model, Path) else SCHEME + model
     return data
+
+
+def place_paths(data: dict[str, Any], folder: Path) -> None:
+    """Makes the paths in the tables of a recipe begin in a folder, where they are relative; but for its model."""
+    for path, is_path in _PATHS.items():
+        for table in _tables(data, path[:-1]):
+            value = table.get(path[-1])
+            if isinstance(value, str) and is_path(value):
+                table[path[-1]] = str(folder / value)
 
 
 def _tables(data: Any, path: Sequence[str]) -> list[dict[str, Any]]:

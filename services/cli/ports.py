@@ -9,7 +9,7 @@ from shared.errors import PreconditionError, RouterShiftError
 from shared.rpc.address import check_port, held_port
 from shared.settings import SERVICES
 
-_KEYS = ("port", "metrics_port", "health_port")
+KEYS = ("port", "metrics_port", "health_port")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def plan(recipe: Recipe) -> Plan:
     moved: dict[str, int] = {}
     refused: list[str] = []
     given: dict[tuple[str, int], str] = {}
-    settings = [(service, key) for service in SERVICES for key in _KEYS]
+    settings = [(service, key) for service in SERVICES for key in KEYS]
     # Explicit ports first: a default that is one of them gives way.
     for service, key in sorted(settings, key=lambda at: at[1] not in recipe.server(at[0]).model_fields_set):
         server, setting = recipe.server(service), f"{service}.{key}"

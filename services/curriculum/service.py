@@ -9,6 +9,7 @@ from services.curriculum.worker import CurriculumWorker
 from shared.process.service import Service, background
 from shared.rpc.server import Server
 from shared.streams.run import Run
+from shared.streams.saved import restore_lost
 
 
 class CurriculumService(Service):
@@ -24,6 +25,7 @@ class CurriculumService(Service):
     async def start(self, run: Run) -> None:
         # Reading rows takes a while: it must not hold up the event loop.
         problems = await asyncio.to_thread(make_problems, self._settings)
+        await restore_lost(run, self._settings.run.path / "checkpoints")
         self._worker = CurriculumWorker(self._settings, problems, run)
 
     async def work(self, stop: asyncio.Event) -> None:

@@ -14,6 +14,7 @@ from services.curriculum.settings import Settings
 from shared import wire
 from shared.clients import GenerationClient
 from shared.errors import DeadlineError, OverloadedError, RouterShiftError
+from shared.streams import saved
 from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, Run
 from shared.tracking.recording import Recording
@@ -79,7 +80,9 @@ class CurriculumWorker:
             DeadlineError: generation or reward gave no answer for `patience_seconds`.
         """
         if (await self._run.progress()).evaluated_version is None:
-            await self._evaluate_sets(0, self._held_out)
+            # A run that was forked starts from a checkpoint: it is the version of its step that has to be served.
+            start = saved.newest(self._settings.run.path / "checkpoints")
+            await self._evaluate_sets(start[1].step if start else 0, self._held_out)
 
     async def evaluate_versions(self) -> None:
         """Evaluates every multiple of `run.evaluate_every`, and the last version, each on the sets that are due.

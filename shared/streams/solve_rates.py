@@ -1,7 +1,7 @@
 """How well each problem is solved, from the groups that were judged: written by reward, read by the curriculum."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from shared.streams.keys import Keys
 from shared.streams.scripts import Script
 
 _LEAST_WEIGHT = 0.25  # of the newest group in the running rate, so that it follows the policy
+_PAGE = 1000  # problems that one call reads or writes
 _LONGEST_NAME = 64  # of a problem in Redis; a longer id is known by its digest
 
 
@@ -56,6 +57,20 @@ class SolveRates:
             _decode(value) if value and problem_id else None
             for value, problem_id in zip(found, problem_ids, strict=True)
         ]
+
+    async def dump(self) -> dict[str, str]:
+        """All records by problem, as `restore` takes them. What changes meanwhile is there as it was or as it is."""
+        return {
+            name.decode(): value.decode()
+            async for name, value in self._redis.hscan_iter(self._key, count=_PAGE)
+            if name  # the number of problems is for the strategy of the recipe to say
+        }
+
+    async def restore(self, records: Mapping[str, str]) -> None:
+        """Puts records back, in the place of others of these problems."""
+        pairs = list(records.items())
+        for first in range(0, len(pairs), _PAGE):
+            await self._redis.hset(self._key, mapping=dict(pairs[first : first + _PAGE]))
 
 
 def _name(problem_id: str) -> str:

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Ctrl-C and SIGTERM are its regular end: then it gives EXIT_OK."""
 
     async def until_interrupted() -> None:
-        async with services(arguments.recipe, arguments.flags, arguments.log_level) as running:
+        async with services(arguments.recipe, arguments.flags, arguments.log_level, "up") as running:
             for service in SERVICES:
                 sys.stderr.write(f"{service:<10} {running.address(service)}\n")
             sys.stderr.write(f"run {running.recipe.run.id} in {running.recipe.run.path}; Ctrl-C stops\n")

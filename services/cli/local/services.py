@@ -17,6 +17,7 @@ from services.cli.errors import ServiceEndedError
 from services.cli.local.redis import local_redis
 from services.cli.local.supervisor import SupervisedProcess, first_ended, until_serving
 from services.cli.preflight import preflight
+from services.cli.provenance import record
 from services.cli.recipe import Recipe
 from shared.errors import PreconditionError, UnavailableError
 from shared.process import logs
@@ -52,14 +53,21 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def services(recipe_file: Path | None, flags: Sequence[str], log_level: str) -> AsyncIterator[Services]:
+async def services(
+    recipe_file: Path | None, flags: Sequence[str], log_level: str, command: str
+) -> AsyncIterator[Services]:
     """Starts everything, yields when all services serve, keeps them alive, and stops everything.
 
+    Args:
+        command: that starts them, for the run's provenance.
+
     Raises:
-        RouterShiftError: what `preflight` finds, or why a service was given up before all served.
+        RouterShiftError: what `preflight` finds, settings that would make another run of one that goes on, or why a
+            service was given up before all served.
     """
     recipe = load(Recipe, recipe_file, os.environ, flags)
     preflight(recipe)
+    start = await asyncio.to_thread(record.prepare, recipe)  # reads all data: minutes, where that is large
     async with contextlib.AsyncExitStack() as stack:
         # The run's name may come from the clock: settle it once, for all processes.
         wanted = ports.plan(recipe)
@@ -82,13 +90,16 @@ async def services(recipe_file: Path | None, flags: Sequence[str], log_level: st
             url, redis = await stack.enter_async_context(local_redis(recipe.run.path / "redis", recipe.supervisor))
             shown = url
             processes.append(redis)
+        for change in start.changes:
+            sys.stderr.write(f"other than before: {change}\n")
+        await asyncio.to_thread(start.write, command)  # not before the run is known to be ours
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         own: list[SupervisedProcess] = []
         for service in SERVICES:
-            command = [sys.executable, "-m", "services.cli.main", "serve", service, "--log-level", log_level]
-            command += ["--recipe", str(recipe_file)] if recipe_file else []
-            command += [part for flag in settled for part in ("--set", flag)]
-            own.append(_supervised(recipe, service, command, environment))
+            arguments = [sys.executable, "-m", "services.cli.main", "serve", service, "--log-level", log_level]
+            arguments += ["--recipe", str(recipe_file)] if recipe_file else []
+            arguments += [part for flag in settled for part in ("--set", flag)]
+            own.append(_supervised(recipe, service, arguments, environment))
         stack.push_async_callback(_stop_all, recipe, own)
         for process in own:
             process.start()

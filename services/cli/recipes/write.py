@@ -1,12 +1,11 @@
 """Writes a guessed recipe, each setting with a comment where it stands."""
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from services.cli.recipes.guess import Guess
+from shared import toml
 
 _COMMENTS = {
     "preset": "form of a known data set; the other keys of this table change it",
@@ -34,7 +33,7 @@ def _lines(guess: Guess, folder: Path | None) -> Iterator[str]:
         yield f"# {reason}"
     yield ""
     yield "[run]"
-    yield f"model = {json.dumps(model)}  # {'relative to this file' if is_folder else 'on the Hugging Face Hub'}"
+    yield f"model = {toml.inline(model)}  # {'relative to this file' if is_folder else 'on the Hugging Face Hub'}"
     yield "steps = 100  # optimizer steps, each of which publishes a version"
     yield "groups_per_step = 32  # prompts of a step"
     yield "max_staleness = 2  # versions that a rollout may be behind when it is trained on; 0: synchronous"
@@ -53,16 +52,16 @@ def _lines(guess: Guess, folder: Path | None) -> Iterator[str]:
     yield "held_out_share = 0.05  # of the rows, for evaluation; a table [[data.eval]] in its place names other data"
     yield ""
     yield "[[data.train]]"
-    yield f"source = {json.dumps(_relative(guess.source, folder))}"
+    yield f"source = {toml.inline(_relative(guess.source, folder))}"
     for key, value in guess.data.items():
-        yield f"{key} = {_toml(value)}  # {_COMMENTS[key]}"
+        yield f"{key} = {toml.inline(value)}  # {_COMMENTS[key]}"
     yield ""
     if guess.reward is not None:
         yield "[reward.verifiers.mine]"
-        yield f"file = {json.dumps(_relative(guess.reward, folder))}  # its function score(response, reference) judges"
+        yield f"file = {toml.inline(_relative(guess.reward, folder))}  # its function score(response, reference) judges"
         yield ""
     yield "[generation]"
-    yield f"engine = {json.dumps(guess.settings['generation.engine'])}  # vllm, or torch"
+    yield f"engine = {toml.inline(guess.settings['generation.engine'])}  # vllm, or torch"
     if guess.settings["learner.device"] == "cuda":
         yield 'vllm.dtype = "bfloat16"'
         yield "vllm.gpu_memory_utilization = 0.4  # of each GPU's memory; the rest is the learner's"
@@ -70,8 +69,8 @@ def _lines(guess: Guess, folder: Path | None) -> Iterator[str]:
         yield f"vllm.kv_cache_bytes = {cache}"
     yield ""
     yield "[learner]"
-    yield f"algorithm = {json.dumps(guess.settings['learner.algorithm'])}"
-    yield f"device = {json.dumps(guess.settings['learner.device'])}"
+    yield f"algorithm = {toml.inline(guess.settings['learner.algorithm'])}"
+    yield f"device = {toml.inline(guess.settings['learner.device'])}"
     yield "optimizer.learning_rate = 1e-6  # ten times as much is usual with lora.rank"
     yield "checkpoints.every = 10  # steps between checkpoints"
 
@@ -82,9 +81,3 @@ def _relative(path: Path, folder: Path | None) -> str:
         return str(path.absolute())
     text = os.path.relpath(path.absolute(), folder)
     return text if text.startswith("..") else f"./{text}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
-    return json.dumps(value)

@@ -45,12 +45,20 @@ class Resumed:
 
 
 def save(
-    root: Path, trainer: Checkpointable, groups: Mapping[str, int], keep: int, protected: Collection[int] = ()
+    root: Path,
+    trainer: Checkpointable,
+    groups: Mapping[str, int],
+    keep: int,
+    protected: Collection[int] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a checkpoint, durable on return; `groups` are those that it contains since the one before, with steps.
 
     The `keep` newest stay on disk, and those of the steps in `protected`. A second checkpoint of the same step stands
     beside the first, so that nothing durable is ever replaced in place. `list_trained` has to follow.
+
+    Args:
+        texts: of further files in the checkpoint, by name.
 
     Raises:
         OSError: the disk is full, read-only or gone; the checkpoints before are as they were.
@@ -65,6 +73,8 @@ def save(
     try:
         beside.mkdir()
         trainer.save(beside, {"groups": dict(groups)})
+        for file, text in (texts or {}).items():
+            (beside / file).write_text(text, encoding="utf-8")
         _describe(beside)
         final = beside.rename(root / name)
     except BaseException:

@@ -19,6 +19,7 @@ from services.learner.settings import Settings
 from shared.errors import CorruptDataError, DeadlineError, NotFoundError, PreconditionError, UnavailableError
 from shared.files import refusal
 from shared.models.folder import copy_descriptions
+from shared.streams import saved
 from shared.streams.consumer import Consumer, End, Entry, EntryRef
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -98,8 +99,8 @@ class Durable:
                 f"{lost} trajectories of run {self._settings.run.id} were trained on, but {self._checkpoints} has no "
                 "checkpoint; bring it back, or begin again with another run.id"
             )
-        saved = max(self._checkpoints.glob("step-*"), default=None)
-        metrics.CHECKPOINTED.set(saved.stat().st_mtime if saved else time.time())
+        last = max(self._checkpoints.glob("step-*"), default=None)
+        metrics.CHECKPOINTED.set(last.stat().st_mtime if last else time.time())
         newest = await self._run.newest_weights()
         if self._trainer.step > 0 and not await asyncio.to_thread(self._is_served, newest):
             await self.publish(asyncio.Event())
@@ -151,9 +152,11 @@ class Durable:
         """Makes the state durable, then settles everything it contains."""
         groups = {entry.group: step for entry, step in self._waiting.values()}
         kept, protected = self._settings.learner.checkpoints.keep, await self._protected()
+        carried = await saved.Saved.collect(self._run, self._trainer.step)
 
         def save() -> Path:
-            return checkpoint.save(self._checkpoints, self._trainer, groups, kept, protected)
+            texts = {saved.FILE: carried.encode()}
+            return checkpoint.save(self._checkpoints, self._trainer, groups, kept, protected, texts)
 
         path = await self._written("checkpoint", self._checkpoints, save, stop)
         metrics.CHECKPOINTED.set_to_current_time()

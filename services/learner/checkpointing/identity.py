@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from services.learner.settings import LearnerSettings
 from shared.errors import InvalidInputError
+from shared.resuming import settings_of
 from shared.settings import RolloutSettings, RunSettings
 
 MODEL = "run.model"
-# Settings that every trajectory, optimizer moment or sequence of random numbers of a run depends on.
-_RUN = ("task", "seed", "groups_per_step")
-_ROLLOUT = ("n", "temperature")
 
 # What says where a folder came from, and nothing of the model.
 _IRRELEVANT = ("_name_or_path", "transformers_version")
@@ -26,13 +26,14 @@ def identity(settings: LearnerSettings, run: RunSettings, rollout: RolloutSettin
     The model is known by `fingerprint`, so that its folder may move.
     """
     folder = run.require_model()
-    return {
-        MODEL: {"folder": str(folder), "fingerprint": fingerprint(folder)},
-        **{f"run.{name}": getattr(run, name) for name in _RUN},
-        **{f"rollout.{name}": getattr(rollout, name) for name in _ROLLOUT},
-        "learner.algorithm": settings.algorithm,
-        "learner.lora": settings.lora.model_dump(mode="json"),
-    }
+    tables = {"run": run, "rollout": rollout, "learner": settings}
+    found: dict[str, Any] = {MODEL: {"folder": str(folder), "fingerprint": fingerprint(folder)}}
+    for name in settings_of(*tables):
+        if name != MODEL:
+            table, _, key = name.partition(".")
+            value = getattr(tables[table], key)
+            found[name] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return found
 
 
 def check_identity(own: Mapping[str, Any], saved: Mapping[str, Any], checkpoint: Path) -> None:
