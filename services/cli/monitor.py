@@ -3,30 +3,29 @@
 import contextlib
 import dataclasses
 import math
-import sys
 import time
+from collections import deque
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from services.cli.evaluations import versions_in_words
+from services.cli.live.losses import DropRate, in_words, lost_between
+from services.cli.live.pace import STEPS, pace
+from services.cli.live.words import duration, number
+from services.cli.progress_line import Show, say
 from services.cli.recipe import Recipe
 from shared.errors import DeadlineError, UnavailableError
 from shared.streams.account import Ledger
 from shared.streams.progress import Progress
-from shared.streams.run import PAUSED, Run
+from shared.streams.run import FINISHED, PAUSED, TRAINING, Run
 from shared.tracking import records
 
 _LEDGER_SECONDS = 2.0  # between looks at the ledger
 _SAY_SECONDS = 15.0  # in which every group was dropped, after which that is said; and again after twice as long
+_QUIET_SECONDS = 60.0  # without a line about a step, after which the next one gets one
+_JUDGED = 4  # steps' worth of trajectories over which the share of dropped ones is taken
 _MANY = 8  # steps' worth of dropped groups that are worth a word although some group was of use
-_IN_WORDS = {
-    "zero_variance": "had equal rewards for all their responses (zero variance), which teaches nothing: check the "
-    "verifier and the prompts' difficulty, set curriculum.selection.strategy to dynamic where prompts come back, or "
-    "raise rollout.n or rollout.temperature",
-    "stale": "were too stale: raise run.max_staleness, or look for why generation does not load new weights in "
-    "logs/generation.jsonl",
-    "missing_traces": "came without router traces; see generation.router_export",
-}
 
 
 class Monitor:
@@ -37,8 +36,15 @@ class Monitor:
     `supervisor.progress_seconds`.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, since: datetime | None = None, show: Show = lambda _: None) -> None:
+        """
+        Args:
+            since: what was recorded before is of an earlier start, and not said again; None: there was none.
+            show: takes the progress line at every look.
+        """
         self._recipe = recipe
+        self._since = since
+        self._show = show
         self._learner = records.Tail(recipe.run.path / records.LEARNER)
         self._evaluations = records.Tail(recipe.run.path / records.EVALUATIONS)
         self._phase: str | None = None
@@ -52,6 +58,10 @@ class Monitor:
         self._before: Ledger | None = None  # when the last step ended, or at the first look
         self._lost_since = time.monotonic()
         self._say_after = _SAY_SECONDS
+        self._begun = False  # whether it is known at which step this start goes on
+        self._said_step = -math.inf  # when the last line about a step was said
+        self._recent: deque[Mapping[str, Any]] = deque(maxlen=STEPS)  # records of steps
+        self._drops = DropRate(_JUDGED * recipe.run.groups_per_step * recipe.rollout.n)
 
     async def update(self, run: Run) -> Progress:
         """Looks once; gives the run's progress, which is empty while Redis does not answer.
@@ -67,28 +77,88 @@ class Monitor:
                 self._ledger = await run.ledger()
                 self._ledger_at = time.monotonic()
                 self._before = self._before or self._ledger
-        self._show_records()
+                if progress.phase != FINISHED and (high := self._drops.note(self._ledger)):
+                    say(high)
+        self._show_records(progress)
         self._show_phase(progress.phase)
+        self._show(self._line(progress))
         self._note(progress)
         self._warn()
         self._require_progress()
         return progress
 
-    def _show_records(self) -> None:
+    def _show_records(self, progress: Progress) -> None:
         steps, evaluations = self._learner.read(), self._evaluations.read()
+        self._recent.extend(steps)
+        if not all(map(self._is_new, [*steps, *evaluations])):
+            steps, evaluations = ([r for r in found if self._is_new(r)] for found in (steps, evaluations))
+        self._say_where_it_goes_on(steps[0]["step"] - 1 if steps else progress.step)
         for record in evaluations:
-            say(_evaluation_line(record))
+            say(_evaluation_line(record), datetime.fromisoformat(record["time"]))
         for record in steps:
-            if record["step"] % 10 == 0 or record["step"] in (1, self._recipe.run.steps):
-                say(
-                    f"step {record['step']:>4}/{self._recipe.run.steps}: reward {_finite(record['reward_mean']):.3f}, "
-                    f"staleness {record['staleness_max']}, gamma {_finite(record.get('gamma_mean', 1.0)):.4f}"
-                )
+            self._say_step(record)
         if steps or evaluations:
             self._moved = time.monotonic()
         if steps:
             self._stepped = self._lost_since = time.monotonic()
             self._before, self._say_after = self._ledger, _SAY_SECONDS
+
+    def _is_new(self, record: Mapping[str, Any]) -> bool:
+        return self._since is None or datetime.fromisoformat(record["time"]) >= self._since
+
+    def _say_where_it_goes_on(self, done: int | None) -> None:
+        """Once, as soon as it is known how many steps were done before this start."""
+        if self._begun or done is None:
+            return
+        self._begun, steps = True, self._recipe.run.steps
+        if done >= steps:
+            say(f"all {steps} steps were done before; what is left to evaluate is evaluated")
+        elif done:
+            say(f"going on with step {done + 1} of {steps}: {done} were done before")
+
+    def _say_step(self, record: Mapping[str, Any]) -> None:
+        """Every tenth, the first and the last, and any when nothing was said for a while."""
+        step, steps = record["step"], self._recipe.run.steps
+        quiet = time.monotonic() - self._said_step
+        if step % 10 and step not in (1, steps) and quiet < _QUIET_SECONDS:
+            return
+        self._said_step = time.monotonic()
+        parts = [
+            f"reward {number(record['reward_mean'], 3)}",
+            f"staleness {record['staleness_max']}",
+            f"gamma {number(record.get('gamma_mean', 1.0), 4)}",
+            *self._rates(step),
+        ]
+        say(f"step {step:>4}/{steps}: {', '.join(parts)}", datetime.fromisoformat(record["time"]))
+
+    def _rates(self, step: int) -> list[str]:
+        """How long the rest takes, speed and losses, as far as they are known."""
+        found = pace(list(self._recent))
+        rates = []
+        if found is not None:
+            remaining = found.remaining_seconds(step, self._recipe.run.steps)
+            rates += [f"{duration(remaining)} left"] if remaining else []
+            rates.append(f"{found.tokens_per_second:,.0f} tokens/s")
+        if self._drops.share is not None:
+            rates.append(f"{self._drops.share:.0%} dropped")
+        return rates
+
+    def _line(self, progress: Progress) -> str:
+        """Where the run is, in a line."""
+        if progress.step is None:
+            return "Redis does not answer" if self._begun else "waiting for the learner"
+        step, steps = progress.step, self._recipe.run.steps
+        parts = [f"step {step}/{steps}", *self._rates(step)]
+        if progress.phase == TRAINING:
+            waiting = f"{progress.collected or 0} of {self._recipe.run.groups_per_step} groups for the next"
+            parts.append("training" if progress.activity == "training" else waiting)
+        elif progress.phase is not None:
+            parts.append(progress.phase)
+        if progress.evaluating_version is not None and progress.evaluating_version != progress.evaluated_version:
+            parts.append(
+                f"evaluating version {progress.evaluating_version}: {progress.evaluated_problems or 0} problems"
+            )
+        return ", ".join(parts)
 
     def _show_phase(self, phase: str | None) -> None:
         if phase == PAUSED != self._phase:
@@ -109,10 +179,8 @@ class Monitor:
         """Groups that ended untrained since the last step, by reason; `dead: REASON` for dead letters."""
         if self._ledger is None or self._before is None:
             return {}
-        now, before = _ends(self._ledger), _ends(self._before)
-        size = self._recipe.rollout.n
-        lost = {reason: (count - before.get(reason, 0)) // size for reason, count in now.items()}
-        return {reason: groups for reason, groups in lost.items() if groups > 0}
+        groups = {r: count // self._recipe.rollout.n for r, count in lost_between(self._before, self._ledger).items()}
+        return {reason: count for reason, count in groups.items() if count > 0}
 
     def reason(self) -> str:
         """Why there is no step, in words; "" where nothing is known."""
@@ -121,9 +189,9 @@ class Monitor:
         if not lost:
             return ""
         if len(lost) == 1:
-            found = f"all {total} groups that ended since the last step {_in_words(*lost)}"
+            found = f"all {total} groups that ended since the last step {in_words(*lost)}"
         else:
-            parts = "; ".join(f"{groups} {_in_words(reason)}" for reason, groups in lost.items())
+            parts = "; ".join(f"{groups} {in_words(reason)}" for reason, groups in lost.items())
             found = f"all {total} groups that ended since the last step were lost: {parts}"
         return f"{found} ({self._collected} of the {wanted} groups of a step are there)"
 
@@ -153,17 +221,6 @@ class Monitor:
             )
 
 
-def say(text: str) -> None:
-    """A line on stderr, with the time."""
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
-
-
-def _finite(value: float | None) -> float:
-    """A number of a record, where null stands for what is not finite."""
-    return math.nan if value is None else value
-
-
 def _evaluation_line(record: Mapping[str, Any]) -> str:
     shares = {"greedy": record["greedy_accuracy"]} | {f"pass@{k}": p for k, p in record["pass_at_k"].items()}
     others = ", ".join(f"{name} {share:.3f}" for name, share in shares.items() if share is not None)
@@ -174,13 +231,3 @@ def _evaluation_line(record: Mapping[str, Any]) -> str:
         f"on {record['problems']} problems x {record['samples'] // record['problems']}"
         f"{f', {sampled_by}' if sampled_by else ''}"
     )
-
-
-def _ends(ledger: Ledger) -> dict[str, int]:
-    return {**ledger.dropped, **{f"dead: {reason}": count for reason, count in ledger.dead.items()}}
-
-
-def _in_words(reason: str) -> str:
-    if reason.startswith("dead: "):
-        return f"went to the dead letters ({reason.removeprefix('dead: ')}); see `routershift dead RUN list`"
-    return _IN_WORDS.get(reason, f"were dropped ({reason})")

@@ -9,11 +9,14 @@ from collections.abc import Coroutine
 from shared.process.exits import EXIT_INTERRUPTED, EXIT_OK
 
 
-def interruptible(work: Coroutine[None, None, None]) -> int:
+def interruptible(work: Coroutine[None, None, None], quiet: bool = False) -> int:
     """Runs it; gives EXIT_OK, or EXIT_INTERRUPTED where a signal ended it.
 
     The first SIGINT or SIGTERM unwinds it in order. A second SIGINT ends everything at once: it only has to end this
     process, because its children die with it.
+
+    Args:
+        quiet: says nothing of it, for work that ends at once.
     """
 
     async def guarded() -> int:
@@ -25,7 +28,8 @@ def interruptible(work: Coroutine[None, None, None]) -> int:
             if interrupted:
                 os._exit(EXIT_INTERRUPTED)
             interrupted = True
-            sys.stderr.write("stopping; once more Ctrl-C ends everything at once\n")
+            if not quiet:
+                sys.stderr.write("stopping; once more Ctrl-C ends everything at once\n")
             task.cancel()
 
         loop = asyncio.get_running_loop()

@@ -4,12 +4,25 @@ import json
 import logging
 import os
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 _TAIL_BYTES = 1 << 16  # more than the longest last line worth showing
+_RECENT_BYTES = 1 << 18  # of a log, in which its last problems are looked for
+_PROBLEMS = ("warning", "error", "critical")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A line of a log that is a warning or worse."""
+
+    time: datetime  # UTC
+    service: str
+    level: str  # warning, error or critical
+    message: str  # on one line, with the last line of a traceback
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,6 +44,17 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+class TerminalHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at that moment, which a progress line replaces while it stands there."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # the base class has an attribute
+        return sys.stderr
 
 
 class TerminalFormatter(logging.Formatter):
@@ -57,17 +81,44 @@ def path(folder: Path, service: str) -> Path:
 
 def last_line(file: Path) -> str:
     """What a log says last: of a JSON line its message and exception, else the line itself; "" where there is none."""
+    line = _tail(file, _TAIL_BYTES).rstrip().rpartition("\n")[2]
     try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            line = stream.read().decode(errors="replace").rstrip().rpartition("\n")[2]
-    except OSError:
-        return ""
-    try:
-        record = json.loads(line)
-        return ": ".join([record["message"], *record.get("traceback", "").splitlines()[-1:]])
+        return _message(json.loads(line))
     except (ValueError, LookupError, TypeError):
         return line
+
+
+def problems(folder: Path, count: int) -> list[Problem]:
+    """The last warnings and errors of all logs of a folder, the newest last, as far as the ends of the files hold them.
+
+    What is no line of a log, as the first one where a file is cut, is passed over.
+    """
+    found = []
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in _tail(file, _RECENT_BYTES).splitlines():
+            try:
+                record = json.loads(line)
+                if record["level"] in _PROBLEMS:
+                    message = " ".join(_message(record).split())
+                    when = datetime.fromisoformat(record["time"])
+                    found.append(Problem(when, record["service"], record["level"], message))
+            except (ValueError, LookupError, TypeError):
+                continue
+    return sorted(found, key=lambda problem: problem.time)[-count:]
+
+
+def _tail(file: Path, size: int) -> str:
+    """The last bytes of a file as text; "" where it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - size))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _message(record: dict[str, Any]) -> str:
+    return ": ".join([record["message"], *record.get("traceback", "").splitlines()[-1:]])
 
 
 def configure(service: str, folder: Path | None, terminal_level: str = "INFO") -> None:
@@ -76,7 +127,7 @@ def configure(service: str, folder: Path | None, terminal_level: str = "INFO") -
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    terminal = logging.StreamHandler(sys.stderr)
+    terminal = TerminalHandler()
     terminal.setLevel(terminal_level)
     terminal.setFormatter(TerminalFormatter(service))
     root.addHandler(terminal)

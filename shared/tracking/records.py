@@ -13,6 +13,7 @@ from shared.files import write_whole
 LEARNER = "learner.jsonl"
 EVALUATIONS = "evaluations.jsonl"
 _LONGEST_BYTES = 1 << 20  # of a record
+_RECENT_BYTES = 1 << 19  # of a file, in which its last records are looked for
 
 
 def strict(value: Any) -> Any:
@@ -77,6 +78,18 @@ class Tail:
 def steps(path: Path) -> list[dict[str, Any]]:
     """The records of the learner, the last one of each step: steps since a checkpoint are done again after a crash."""
     return list({record["step"]: record for record in read(path)}.values())
+
+
+def recent(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last complete lines, oldest first, as far as the end of the file holds them; costs the same in any run."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        cut = max(0, file.seek(0, SEEK_END) - _RECENT_BYTES)
+        file.seek(cut)
+        data = file.read()
+    complete = data[: data.rfind(b"\n") + 1].splitlines()
+    return [json.loads(line) for line in complete[1 if cut else 0 :][-count:]]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

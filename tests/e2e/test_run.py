@@ -136,7 +136,7 @@ def test_two_runs_on_one_machine_need_no_ports(start: Start, tmp_path: Path) -> 
         wait_for(tmp_path / "runs" / name / records.LEARNER, 1, both[-1])
     used = []
     for name in ("one", "two"):
-        code, out, err = start("status", name).finish(timeout=60)
+        code, out, err = start("status", name, "--json").finish(timeout=60)
         assert code == 0, err
         assert json.loads(out)["activity"] in ("training", "waiting")
         used.append(json.loads((tmp_path / "runs" / name / "endpoints.json").read_text())["services"])
@@ -186,7 +186,7 @@ def test_nothing_outlives_a_killed_supervisor(start: Start, tmp_path: Path, engi
 def test_up_serves_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> None:
     invocation = start("up", "--recipe", str(RECIPE), *settings(run__steps=1000, learner__checkpoints__every=1))
     wait_for(tmp_path / "runs/test" / records.LEARNER, 1, invocation)
-    status = start("status", "test")
+    status = start("status", "test", "--json")
     code, out, err = status.finish(timeout=30)
     assert code == 0, err
     shown = json.loads(out)
@@ -194,7 +194,7 @@ def test_up_serves_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> Non
     assert shown["ledger"]["balanced"]
     # A trained group gives its ticket back before its checkpoint is durable and settles it: at rest, all hold one.
     asyncio.run(come_to_rest(tmp_path / "runs/test/endpoints.json"))
-    code, out, err = start("status", "test").finish(timeout=30)
+    code, out, err = start("status", "test", "--json").finish(timeout=30)
     assert code == 0, err
     shown = json.loads(out)
     assert shown["ledger"]["balanced"]

@@ -18,8 +18,9 @@ from services.cli.arguments import add_log_level, add_settings
 from services.cli.evaluations import best as best_of
 from services.cli.evaluations import by_set, of_main_set, versions_in_words
 from services.cli.local.services import Services, services
-from services.cli.monitor import Monitor, say
+from services.cli.monitor import Monitor
 from services.cli.pages import report
+from services.cli.progress_line import progress_line, say
 from services.cli.recipe import Recipe
 from services.cli.signals import interruptible
 from shared.errors import DeadlineError, UnavailableError
@@ -169,8 +170,12 @@ async def _follow(running: Services) -> _Followed:
 
 
 async def _to_the_end(running: Services) -> _Followed:
+    with progress_line() as show:
+        return await _watched(running, Monitor(running.recipe, running.started, show))
+
+
+async def _watched(running: Services, monitor: Monitor) -> _Followed:
     recipe = running.recipe
-    monitor = Monitor(recipe)
     redis = await connect(recipe.redis.model_copy(update={"url": SecretStr(running.redis_url)}))
     try:
         say(f"streams are in {await server_name(redis)}")

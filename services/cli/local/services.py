@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Services:
     def __init__(self, recipe: Recipe, redis_url: str, processes: Sequence[SupervisedProcess]) -> None:
         self.recipe = recipe
         self.redis_url = redis_url
+        self.started = datetime.now(UTC)
         self._processes = processes
 
     def address(self, service: str) -> str:
@@ -101,9 +103,9 @@ async def services(
             arguments += [part for flag in settled for part in ("--set", flag)]
             own.append(_supervised(recipe, service, arguments, environment))
         stack.push_async_callback(_stop_all, recipe, own)
+        running = Services(recipe, url, [*processes, *own])  # before anything of this start can be recorded
         for process in own:
             process.start()
-        running = Services(recipe, url, [*processes, *own])
         _write_endpoints(running, shown)
         # A start that fails once in a way that may pass has the time of a second one.
         await until_serving([*processes, *own], 2 * max(recipe.server(service).start_seconds for service in SERVICES))

@@ -1,6 +1,8 @@
 """What follows a run: when it speaks, what it says, and when it gives up. A real Redis, and a clock by hand."""
 
+import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -197,3 +199,77 @@ async def test_an_evaluation_says_who_sampled(run: Run, tmp_path: Path, clock: C
     first, second = said()
     assert first.endswith("on 2 problems x 2, sampled by versions 20 to 23")
     assert second.endswith("on 2 problems x 2")
+
+
+async def test_a_run_that_goes_on_says_where_and_repeats_nothing(
+    run: Run, tmp_path: Path, clock: Clock, said: Said
+) -> None:
+    of = recipe(tmp_path, "run.steps=100")
+    for step in range(1, 21):
+        records.append(of.run.path / records.LEARNER, {**STEP, "step": step})
+    watch = Monitor(of, since=datetime.now(UTC) + timedelta(milliseconds=1))  # records have milliseconds
+    await look(watch, run, clock, 3)
+    assert said() == []
+    await run.report_progress(Progress(step=20, phase=TRAINING))
+    await look(watch, run, clock, 3)
+    (line,) = said()
+    assert line.endswith("going on with step 21 of 100: 20 were done before")
+    await asyncio.sleep(0.01)
+    records.append(of.run.path / records.LEARNER, {**STEP, "step": 21})
+    await look(watch, run, clock, 3)
+    (line,) = said()
+    assert "step   21/100" in line
+
+
+async def test_a_step_taken_before_the_first_look_is_not_one_that_was_done_before(
+    run: Run, tmp_path: Path, said: Said
+) -> None:
+    of = recipe(tmp_path, "run.steps=100")
+    watch = Monitor(of, since=datetime.now(UTC) - timedelta(seconds=1))
+    records.append(of.run.path / records.LEARNER, {**STEP, "step": 31})
+    await run.report_progress(Progress(step=31, phase=TRAINING))
+    await watch.update(run)
+    assert said()[0].endswith("going on with step 31 of 100: 30 were done before")
+
+
+async def test_a_run_that_was_done_before_says_so(run: Run, tmp_path: Path, said: Said) -> None:
+    await run.report_progress(Progress(step=100, phase="finished"))
+    await Monitor(recipe(tmp_path, "run.steps=100"), since=datetime.now(UTC)).update(run)
+    assert "all 100 steps were done before" in said()[0]
+
+
+async def test_the_line_has_what_is_left_speed_losses_and_what_happens(run: Run, tmp_path: Path, clock: Clock) -> None:
+    of, shown = recipe(tmp_path, "run.steps=100"), list[str]()
+    watch, groups = Monitor(of, show=shown.append), Groups(run)
+    await watch.update(run)
+    assert shown[-1] == "waiting for the learner"
+    await run.report_progress(Progress(step=0, phase=TRAINING, collected=1, evaluating_version=0, evaluated_problems=9))
+    await look(watch, run, clock, 1)
+    assert shown[-1] == "step 0/100, 1 of 3 groups for the next, evaluating version 0: 9 problems"
+    await groups.ended(9, End.trained(1))
+    await groups.ended(3, End.dropped("stale"))
+    records.append(of.run.path / records.LEARNER, {**STEP, "tokens": 500.0, "seconds": {"train": 2.0}})
+    await run.report_progress(Progress(step=1, activity="training", evaluated_version=0))
+    await look(watch, run, clock, 3)
+    assert shown[-1] == "step 1/100, 3 min left, 250 tokens/s, 25% dropped, training"
+
+
+async def test_much_that_is_dropped_is_said_although_steps_come(
+    run: Run, tmp_path: Path, clock: Clock, said: Said
+) -> None:
+    watch, groups = Monitor(recipe(tmp_path)), Groups(run)
+    await look(watch, run, clock, 3)
+    await groups.ended(3, End.trained(1))
+    await groups.ended(9, End.dropped("zero_variance"))
+    await look(watch, run, clock, 3)
+    (line,) = said()
+    assert "75% of the last 48 trajectories were dropped: 36 had equal rewards" in line
+
+
+async def test_steps_that_take_long_get_a_line_each(run: Run, tmp_path: Path, clock: Clock, said: Said) -> None:
+    of = recipe(tmp_path)
+    watch = Monitor(of)
+    for step in (2, 3, 4):
+        records.append(of.run.path / records.LEARNER, {**STEP, "step": step})
+        await look(watch, run, clock, 70)
+    assert len([line for line in said() if "reward" in line]) == 3

@@ -81,3 +81,16 @@ def test_numbers_that_json_does_not_have_become_null_at_any_depth(tmp_path: Path
     found = json.loads(line, parse_constant=refuse)
     found.pop("time")
     assert found == {"kl": None, "by": {"layer": [None, 1.5, [None]]}, "loss": None, "n": 3, "x": True}
+
+
+def test_recent_lines_are_whole_and_the_last(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    assert records.recent(file, 3) == []
+    for step in range(10):
+        records.append(file, {"step": step, "padding": "x" * 200_000})
+    with file.open("a") as half:
+        half.write('{"step": 10')
+    assert [record["step"] for record in records.recent(file, 2)] == [8, 9]
+    assert [record["step"] for record in records.recent(file, 100)] == [8, 9], (
+        "as far as the end of the file holds them"
+    )
