@@ -35,10 +35,9 @@ def pace(records: Sequence[Mapping[str, Any]]) -> Pace | None:
         timed.pop()
     if not timed:
         return None
-    total = sum(seconds for seconds, _ in timed)
+    total: float = sum(seconds for seconds, _ in timed)
 
     def per_second(field: str) -> float:
-        count: float = sum(record.get(field) or 0 for _, record in timed)
-        return count / total
+        return sum(float(record.get(field) or 0) for _, record in timed) / total
 
     return Pace(total / len(timed), per_second("tokens"), per_second("trajectories"))
