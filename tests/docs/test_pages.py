@@ -7,7 +7,11 @@ import pytest
 from tests.support.pages import follow
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
-PAGES = [page for pattern in ("add-*.md", "write-*.md", "choose-prompts-*.md") for page in sorted(HOW_TO.glob(pattern))]
+PAGES = [
+    page
+    for pattern in ("add-*.md", "use-as-*.md", "write-*.md", "choose-prompts-*.md")
+    for page in sorted(HOW_TO.glob(pattern))
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -7,21 +7,78 @@ live logits of the replayed experts, so the router has its gradient.
 Shapes: N rows of W tokens, R response tokens, L routed layers, K experts activated per token.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from routershift.errors import InvalidInputError
+from routershift.errors import InvalidInputError, PreconditionError
 from routershift.routing.choices import LayerAggregation, MismatchBaseline, Replay
 from routershift.routing.expert_load import ExpertUse, UseMeter
 from routershift.routing.families import Family, families
 from routershift.routing.layout import RouterLayout
 from routershift.routing.routers import read, require_layout, reroute, routers_of
 from routershift.routing.shift import Baseline, Routes, Shift, ShiftMeter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Watcher(Protocol):
+    """What looks at the routers of a forward pass, and may replace what they choose."""
+
+    def see(self, layer: int, router: nn.Module, output: Any) -> Any:
+        """The forward of a router is over. What it returns takes the place of `output`; None leaves it."""
+
+
+class RouterHooks:
+    """Hooks on the routers of one model. They do nothing outside of `watched_by`.
+
+    Hooks go on before the model is sharded; under FSDP2 they see plain tensors.
+
+    Attributes:
+        layout: of the routers, in the order in which `see` counts the layers.
+        family: of the model.
+
+    Raises:
+        PreconditionError: the model has no routers, or its family is unknown.
+    """
+
+    layout: RouterLayout
+    family: Family
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.layout = require_layout(model)
+        self.family = families()[model.config.model_type]
+        self._watcher: Watcher | None = None
+        routers = routers_of(model).values()
+        self._handles = [router.register_forward_hook(self._hook_of(layer)) for layer, router in enumerate(routers)]
+
+    @contextmanager
+    def watched_by(self, watcher: Watcher) -> Iterator[None]:
+        """Raises PreconditionError where another one watches."""
+        if self._watcher is not None:
+            raise PreconditionError("the routers are watched already; leave the `with` block of before first")
+        self._watcher = watcher
+        try:
+            yield
+        finally:
+            self._watcher = None
+
+    def remove(self) -> None:
+        """Takes them off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook_of(self, layer: int) -> Any:
+        def hook(router: nn.Module, inputs: Any, output: Any) -> Any:
+            return None if self._watcher is None else self._watcher.see(layer, router, output)
+
+        return hook
 
 
 class Observation:
@@ -82,9 +139,9 @@ class Recording:
 
 
 class Routing:
-    """Hooks on the routers of one model. They do nothing outside of `observing` and `recording`.
+    """The routers of a model in training. Nothing happens outside of `observing` and `recording`.
 
-    Hooks go on before the model is sharded; under FSDP2 they see plain tensors.
+    The model must not be sharded yet, see `RouterHooks`.
 
     Attributes:
         layout: of the routers, in the order of the traces' layers.
@@ -104,15 +161,12 @@ class Routing:
         replay: Replay = "none",
         mismatch_baseline: MismatchBaseline = "none",
     ) -> None:
-        self.layout = require_layout(model)
+        self._hooks = RouterHooks(model)
+        self.layout = self._hooks.layout
         self.baseline = Baseline(len(self.layout.layer_ids))
-        self._family = families()[model.config.model_type]
         self._aggregation = aggregation
         self._replay = replay
         self._subtracts = mismatch_baseline == "subtract"
-        self._active: Observation | Recording | None = None
-        for layer, router in enumerate(routers_of(model).values()):
-            router.register_forward_hook(self._hook_of(layer))
 
     @contextmanager
     def observing(self, routes: Routes | None, own: Tensor | None = None) -> Iterator[Observation]:
@@ -142,28 +196,18 @@ class Routing:
                 routes, len(self.layout.layer_ids), self.layout.score_function, self._aggregation, baseline
             )
             use = UseMeter(routes, self.layout)
-        self._active = Observation(self._family, meter, use, routes if self._replay == "r3" else None, own)
-        try:
-            yield self._active
-        finally:
-            self._active = None
+        observation = Observation(self._hooks.family, meter, use, routes if self._replay == "r3" else None, own)
+        with self._hooks.watched_by(observation):
+            yield observation
         if meter is not None and self._subtracts:
             self.baseline.add(meter.medians, meter.lag_zero_tokens)
 
     @contextmanager
     def recording(self) -> Iterator[Recording]:
         """One forward pass without gradient, live, whose choices `Recording.expert_ids` has afterwards."""
-        self._active = recording = Recording(self._family, self.layout)
-        try:
+        recording = Recording(self._hooks.family, self.layout)
+        with self._hooks.watched_by(recording):
             yield recording
-        finally:
-            self._active = None
-
-    def _hook_of(self, layer: int) -> Any:
-        def hook(router: nn.Module, inputs: Any, output: Any) -> Any:
-            return None if self._active is None else self._active.see(layer, router, output)
-
-        return hook
 
 
 def _replaced(expert_ids: Tensor, routes: Routes, layer: int) -> Tensor:

@@ -2,21 +2,25 @@
 
 Families differ in the table of `routershift.routing.families`.
 
-Needs torch and transformers, so only the learner and the torch engine import it.
+Needs torch, and transformers for its types alone.
 
 Shapes: N tokens of a forward pass, E experts, K experts activated per token.
 """
 
+from __future__ import annotations
+
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedModel
 
 from routershift.errors import InvalidInputError, PreconditionError
 from routershift.routing.families import Family, family_of, no_routers_in_words
 from routershift.routing.layout import RouterLayout, ScoreFunction
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def read(family: Family, router: Any, output: Any) -> tuple[Tensor, Tensor]:
@@ -63,9 +67,14 @@ def routers_of(model: PreTrainedModel) -> dict[int, nn.Module]:
     family = family_of(model.config.model_type)
     if family is None:
         return {}
-    layers: Any = model.get_submodule("model.layers")  # Llama-4 answers to no other name: it is its own base model
-    found = ((i, _descendant(layer, family.router)) for i, layer in enumerate(layers))
+    found = ((i, _descendant(layer, family.router)) for i, layer in enumerate(decoder_layers(model)))
     return {i: router for i, router in found if router is not None}
+
+
+def decoder_layers(model: PreTrainedModel) -> Any:
+    """The ModuleList of the decoder layers of a model with a head."""
+    layers: Any = model.get_submodule("model.layers")  # Llama-4 answers to no other name: it is its own base model
+    return layers
 
 
 def layout_of(model: PreTrainedModel) -> RouterLayout | None:

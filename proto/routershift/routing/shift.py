@@ -9,13 +9,16 @@ Shapes: R response tokens of a micro-batch, L routed layers, K experts activated
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from routershift.errors import InvalidInputError
 from routershift.routing.choices import LayerAggregation
 from routershift.routing.layout import ScoreFunction
-from routershift.routing.routers import log_scores
+from routershift.routing.routers import log_scores as log_scores_of
+from routershift.tensors import require_float, require_shape
 
 # What a new batch weighs in the running baseline; half of an old disagreement is forgotten after 6.6 batches.
 BASELINE_RATE = 0.1
@@ -115,12 +118,8 @@ class ShiftMeter:
     def add(self, layer: int, logits: Tensor) -> None:
         """Takes the router logits [N * W, E] of a layer, each layer once."""
         routes = self._routes
-        live = log_scores(self._function, logits.index_select(0, routes.rows), routes.expert_ids[:, layer].long())
-        distance = live.sub_(routes.log_scores[:, layer]).abs_()
-        if self._aggregation == "mean":
-            shift = distance.mean(dim=1)
-        else:  # bounded: scores very far apart would leave nothing of the mean, and no logarithm
-            shift = distance.neg_().exp_().mean(dim=1).clamp_(min=_LEAST_FACTOR).log_().neg_()
+        live = log_scores_of(self._function, logits.index_select(0, routes.rows), routes.expert_ids[:, layer].long())
+        shift = layer_shift(live.sub_(routes.log_scores[:, layer]).abs_(), self._aggregation)
         if self._traced is not None and routes.traced is not None:
             self._traced[layer] = shift.index_select(0, routes.traced)
         self._layers[layer] = shift.masked_fill(routes.missing, 0.0).sum()
@@ -153,8 +152,75 @@ class ShiftMeter:
         return self._traced.masked_fill(missing, torch.nan).T
 
     def _log_gamma(self, total: Tensor) -> Tensor:
-        scale = self._layers.shape[0] if self._aggregation == "mean" else 1
-        return (total / scale).masked_fill(self._routes.missing, 0.0)
+        layers = _layers_in_mean(self._layers.shape[0], self._aggregation)
+        return (total / layers).masked_fill(self._routes.missing, 0.0)
+
+
+def router_shift(
+    log_scores: Tensor,
+    old_log_scores: Tensor,
+    *,
+    missing: Tensor | None = None,
+    gamma_min: float = 0.8,
+    layer_aggregation: LayerAggregation = "mean",
+) -> Tensor:
+    """gamma~, how little the routers have moved on each token since it was sampled: 1 where not at all.
+
+    arXiv 2510.23027 v2, equations 5 to 9. Both scores are of the experts that the policy activated which sampled the
+    token. Shapes: B responses, T tokens of the longest, L routed layers, K experts activated per token.
+
+    Args:
+        log_scores: [B, T, L, K] float, natural log of what the routers of the policy in training give these experts.
+        old_log_scores: [B, T, L, K] float, the same of the policy that sampled.
+        missing: [B, T] bool, tokens some of whose routes were not recorded: they take 1. None: there are none.
+        gamma_min: lower bound of gamma~, in (0, 1].
+        layer_aggregation: mean is the paper's; product is the code of its authors, whose gamma falls faster.
+
+    Returns:
+        [B, T] float32 in [gamma_min, 1], without gradient. Padding has a value too, which a mask must hide.
+
+    Raises:
+        InvalidInputError: a shape, type or value that is none of these; the message names the argument.
+    """
+    for name, scores in (("log_scores", log_scores), ("old_log_scores", old_log_scores)):
+        require_float(name, scores)
+    if log_scores.dim() != 4 or 0 in log_scores.shape[2:]:
+        raise InvalidInputError(
+            f"log_scores has shape {list(log_scores.shape)}; expected [B, T, L, K]: responses, tokens, layers, experts"
+        )
+    require_shape("old_log_scores", old_log_scores, log_scores.shape, "[B, T, L, K]")
+    if not 0 < gamma_min <= 1:
+        raise InvalidInputError(f"gamma_min is {gamma_min}; expected a number above 0 and at most 1")
+    if layer_aggregation not in get_args(LayerAggregation):
+        raise InvalidInputError(f"layer_aggregation is {layer_aggregation!r}; expected mean or product")
+    with torch.no_grad():
+        distance = (log_scores.float() - old_log_scores.float()).abs()
+        if missing is not None:
+            require_shape("missing", missing, log_scores.shape[:2], "[B, T]")
+            distance = distance.masked_fill((missing != 0)[:, :, None, None], 0.0)
+        if not bool(distance.isfinite().all()):
+            raise InvalidInputError(
+                "log_scores or old_log_scores is not finite; mark the tokens whose routes are unknown by `missing`"
+            )
+        total = -layer_shift(distance, layer_aggregation).sum(dim=2)
+        log_gamma = total / _layers_in_mean(log_scores.shape[2], layer_aggregation)
+        return clip_log_gamma(log_gamma, gamma_min).exp()
+
+
+def layer_shift(distance: Tensor, aggregation: LayerAggregation) -> Tensor:
+    """The shift s [...] of layers from |difference of log-scores| [..., K] float32, which is overwritten.
+
+    See `ShiftMeter` for its definition.
+    """
+    if aggregation == "mean":
+        return distance.mean(dim=-1)
+    # Bounded: scores very far apart would leave nothing of the mean, and no logarithm.
+    return distance.neg_().exp_().mean(dim=-1).clamp_(min=_LEAST_FACTOR).log_().neg_()
+
+
+def _layers_in_mean(layers: int, aggregation: LayerAggregation) -> int:
+    """What the sum of the shifts of L layers is divided by."""
+    return layers if aggregation == "mean" else 1
 
 
 def clip_log_gamma(log_gamma: Tensor, gamma_min: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from routershift.routing.routers import decoder_layers
 from services.learner.distributed.ranks import Ranks
 
 
@@ -37,8 +38,7 @@ def shard(model: PreTrainedModel, ranks: Ranks, dtype: torch.dtype = torch.float
         model.to(ranks.device)
         return
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    layers: Any = model.get_submodule("model.layers")
-    for module in (*layers, model):
+    for module in (*decoder_layers(model), model):
         _receive(module, ranks)
         # Also the root is dropped after its forward pass: a copy of it would hide weights that are loaded later.
         sharded: Any = fully_shard(module, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
