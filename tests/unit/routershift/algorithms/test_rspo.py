@@ -56,13 +56,20 @@ def test_it_is_what_the_learner_computes() -> None:
     routes = int(mask.sum())
     nothing = torch.zeros(routes, dtype=torch.int64)
     batch = Batch(
-        *(nothing[None], nothing[None], nothing, nothing, mask, given["old_logprobs"], nothing),
+        input_ids=nothing[None],
+        position_ids=nothing[None],
+        rows=nothing,
+        targets=nothing,
+        mask=mask,
+        behaviour_logprobs=given["old_logprobs"],
+        versions=nothing,
         advantages=given["advantages"],
         filler=torch.tensor(False),
+        kept=torch.full((B,), -1),
         routes=None,
     )
     log_gamma = gamma[mask].log()
-    shift = Shift(log_gamma, log_gamma, torch.zeros(1))
+    shift = Shift(log_gamma, log_gamma, torch.zeros(1), traced=None)
     forward = Forward(given["logprobs"], torch.zeros(B, T), None, None, shift)
     learner = Loss(LearnerSettings(algorithm="rspo"))(batch, forward, Totals(B, routes, T)).loss
     (theirs,) = torch.autograd.grad(learner, given["logprobs"])
