@@ -162,7 +162,7 @@ class Monitor:
 
     def _show_phase(self, phase: str | None) -> None:
         if phase == PAUSED != self._phase:
-            say("the learner is paused, and goes on when LearnerService.Resume is called")
+            say("the learner is paused, and goes on after `routershift resume RUN`")
         self._phase = phase
 
     def _note(self, progress: Progress) -> None:

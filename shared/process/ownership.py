@@ -103,9 +103,17 @@ def locked(folder: Path, role: str, wait_seconds: float = 0.0) -> Iterator[None]
         yield
 
 
-def taken(role: str, run: str, holder: Holder | None) -> str:
-    """The message for a role that another process holds; None: it has not said who it is."""
-    who = holder or "another process"
+def holder(folder: Path, role: str) -> Holder | None:
+    """Who holds the lock of a role, or held it last; None where nobody ever did."""
+    try:
+        return _written(folder / _FOLDER / f"{role}.lock")
+    except OSError:
+        return None
+
+
+def taken(role: str, run: str, known: Holder | None) -> str:
+    """The message for a role that another process holds; `known` None: it has not said who it is."""
+    who = known or "another process"
     return f"the {role} of run {run} is held by {who}; stop that one, or choose another run.id"
 
 

@@ -94,7 +94,7 @@ async def services(
             processes.append(redis)
         for change in start.changes:
             sys.stderr.write(f"other than before: {change}\n")
-        await asyncio.to_thread(start.write, command)  # not before the run is known to be ours
+        await asyncio.to_thread(start.write, command, recipe_file)  # not before the run is known to be ours
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         own: list[SupervisedProcess] = []
         for service in SERVICES:

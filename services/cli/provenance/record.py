@@ -53,13 +53,14 @@ class Start:
     now: Mapping[str, Any]  # settings, model and files
     changes: Sequence[Change]
 
-    def write(self, command: str) -> None:
-        """Adds this start, begun by `command`, to the run's folder. Raises OSError where the disk takes no writes."""
+    def write(self, command: str, recipe_file: Path | None) -> None:
+        """Adds this start to the run's folder. Raises OSError where the disk takes no writes."""
         folder, around = self.recipe.run.path, environment()
         found = differing(flat(self.before["environment"]), flat(around)) if self.before else ()
         start = {
             "time": _now(),
             "command": command,
+            "recipe": str(recipe_file.absolute()) if recipe_file else None,
             "step": checkpointed_step(folder) or 0,
             "settings_changed": [change.as_record() for change in self.changes],
             "environment_changed": [{"name": name, "before": was, "now": value} for name, was, value in found],

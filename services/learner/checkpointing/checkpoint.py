@@ -15,6 +15,7 @@ from shared.errors import CorruptDataError
 from shared.files import sha256, sync
 
 MANIFEST = "manifest.json"
+STATE = "state.json"  # what a trainer says of itself in a checkpoint
 TRAINED = "trained"
 
 # In front of the name of what was set aside: a torn checkpoint, or the list of one.
@@ -75,7 +76,7 @@ def save(
         trainer.save(beside, {"groups": dict(groups)})
         for file, text in (texts or {}).items():
             (beside / file).write_text(text, encoding="utf-8")
-        _describe(beside)
+        describe(beside)
         final = beside.rename(root / name)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -204,9 +205,14 @@ def _read_list(path: Path) -> dict[str, int]:
         raise CorruptDataError(f"{path} is no list of trained groups: {error}; bring it back from a copy") from None
 
 
-def _describe(folder: Path) -> None:
-    """Adds the manifest and makes everything durable."""
-    files = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
+def describe(folder: Path) -> None:
+    """Adds the manifest of a checkpoint and makes everything durable."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
+    }
+    (folder / MANIFEST).unlink(missing_ok=True)  # it may be a link to that of another checkpoint
     (folder / MANIFEST).write_text(json.dumps(files, indent=1))
     for path in (*folder.iterdir(), folder):
         sync(path)

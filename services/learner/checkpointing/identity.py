@@ -58,9 +58,7 @@ def fingerprint(folder: Path) -> str:
     Of a large file it reads 64 blocks of 64 KiB, evenly spaced, and its size: training moves every tensor, and reading
     hundreds of gigabytes at each start would take minutes.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    known = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_config(folder), sort_keys=True).encode())
     for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
@@ -72,6 +70,19 @@ def fingerprint(folder: Path) -> str:
                 file.seek(block * (size - _BLOCK_BYTES) // (_BLOCKS - 1))
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
+
+
+def same_shape(folder: Path, other: Path) -> bool:
+    """Whether two model folders have the same config, so that the tensors of one fit into the other."""
+    try:
+        return _config(folder) == _config(other)
+    except (OSError, ValueError):  # one is not there any more
+        return False
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if key not in _IRRELEVANT}
 
 
 def _model(known: Mapping[str, str]) -> str:

@@ -16,10 +16,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.tensor import DTensor
 
+from services.learner.checkpointing.checkpoint import STATE
 from services.learner.distributed.ranks import Ranks
 from shared.errors import InvalidInputError
 
-_META = "state.json"
 _PARAMETERS, _OPTIMIZER, _TENSORS = "parameters/", "optimizer/", "tensors/"
 _FILE_BYTES = 1 << 30  # a file is composed in memory before it is written
 
@@ -50,7 +50,7 @@ def save(
     try:
         _write({name: tensor for name, tensor in state.items() if _is_ours(tensor, ranks)}, folder, ranks)
         if ranks.rank == 0:
-            (folder / _META).write_text(json.dumps(dict(meta), indent=1))
+            (folder / STATE).write_text(json.dumps(dict(meta), indent=1))
     except OSError as error:
         place = error.filename and str(error.filename)
         failure = json.dumps([error.errno, f"rank {ranks.rank}: {error.strerror}", place]).encode()
@@ -105,7 +105,7 @@ def load(
 
 def about(folder: Path) -> dict[str, Any]:
     """The `meta` of what `save` wrote, without loading anything."""
-    meta: dict[str, Any] = json.loads((folder / _META).read_text())
+    meta: dict[str, Any] = json.loads((folder / STATE).read_text())
     return meta
 
 

@@ -38,7 +38,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
 
 def begin(recipe: Recipe) -> list[str]:
     start = record.prepare(recipe)
-    start.write("run")
+    start.write("run", Path("recipe.toml"))
     return [str(change) for change in start.changes]
 
 
