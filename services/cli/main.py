@@ -13,6 +13,8 @@ from services.cli.errors import ServiceEndedError, exit_code_of
 from shared.errors import RouterShiftError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_CLOSED_PIPE, EXIT_FAILURE, EXIT_INTERRUPTED
 
+_COMMIT_CHARACTERS = 12
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -51,7 +53,9 @@ def build_parser(names: Sequence[str] | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="routershift", description="Asynchronous reinforcement learning for Mixture-of-Experts language models."
     )
-    parser.add_argument("--version", action="version", version=f"routershift {_version()}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show the version, and the commit where it is known"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command", title="commands")
     for entry in registry.known().values():
         own = commands.add_parser(entry.name, help=entry.help, description=entry.help)
@@ -71,11 +75,24 @@ def _run(arguments: Sequence[str]) -> int:
     return int(parsed.handler(parsed))
 
 
+class _Version(argparse.Action):
+    """Looks only when it is asked: git is started for it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"routershift {_version()}")
+        parser.exit()
+
+
 def _version() -> str:
+    from services.cli.provenance.environment import INSTALLATION, code
+
     try:
-        return version("routershift")
+        found = version("routershift")
     except PackageNotFoundError:  # run from its sources
-        return "(not installed)"
+        found = "(not installed)"
+    checkout = code(INSTALLATION)
+    commit = f", commit {checkout['commit'][:_COMMIT_CHARACTERS]}" if checkout["commit"] else ""
+    return f"{found}{commit}{' with changes' if checkout['dirty'] else ''}"
 
 
 def _say(error: Exception) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from routershift.routing.families import family_of, no_routers_in_words, why_refused
 from services.cli import ports
+from services.cli.local.redis import MAX_MEMORY_BYTES
+from services.cli.machine import MACHINE_CHECKS
 from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files
 from services.reward.verifiers.registry import AnyVerifier
@@ -19,7 +21,7 @@ from shared.errors import (
 from shared.models.folder import read_json
 from shared.models.layout import context_length, layout_of_folder, text_config
 from shared.sources import is_file
-from shared.streams.capacity import check_step_fits, trajectory_bytes
+from shared.streams.capacity import check_memory, check_step_fits, trajectory_bytes
 from shared.trajectory import RouterExport
 
 # How to install the package that an engine is named after.
@@ -33,10 +35,10 @@ def preflight(recipe: Recipe) -> None:
         NotFoundError: the model folder, the engine, the task or a verifier is missing.
         InvalidInputError: settings that contradict each other or the model; a step that fits into no stream.
         MissingDependencyError: the engine is not installed.
-        PreconditionError: a dense model for an algorithm that needs routers; or ports that were given explicitly are
-            taken: names all of them.
+        PreconditionError: a dense model for an algorithm that needs routers; ports that were given explicitly are
+            taken: names all of them; a folder that takes no writes, or a device that is not there.
     """
-    for check in CHECKS.values():
+    for check in (*CHECKS.values(), *MACHINE_CHECKS.values()):
         check(recipe)
 
 
@@ -50,6 +52,12 @@ def _model(recipe: Recipe) -> str:
     if recipe.learner.uses_traces and not any(map(family_of, kinds)):
         raise PreconditionError(f"run.model is {folder}: {no_routers_in_words(kinds[0])}")
     length, source = longest(recipe, text)
+    made_for, given = context_length(text), recipe.generation.max_model_len
+    if recipe.generation.engine == "vllm" and made_for is not None and given is not None and given > made_for:
+        raise InvalidInputError(
+            f"generation.max_model_len is {given}, and the model's max_position_embeddings is {made_for}; vLLM takes "
+            f"no more: set it to {made_for} or less, or leave it out"
+        )
     if length is not None and recipe.rollout.max_tokens >= length:
         raise InvalidInputError(
             f"rollout.max_tokens is {recipe.rollout.max_tokens}, and {source} leaves room for {length} tokens of "
@@ -145,6 +153,8 @@ def _streams(recipe: Recipe) -> str:
     layout = layout_of_folder(recipe.run.require_model())
     trajectory = trajectory_bytes(recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores)
     check_step_fits(recipe.run, recipe.rollout, recipe.streams, trajectory)
+    if not recipe.names_redis:
+        check_memory(recipe.streams, MAX_MEMORY_BYTES)
     step = recipe.run.groups_per_step * recipe.rollout.n * trajectory
     return (
         f"a step takes at most {step / 2**20:.1f} MiB of streams.max_bytes {recipe.streams.max_bytes / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Whether the groups of a step fit into a stream, known before anything is sampled."""
+"""Whether the groups of a step fit into a stream, and the streams into Redis, known before anything is sampled."""
 
 import logging
 
@@ -7,8 +7,9 @@ import numpy as np
 from routershift.routing.layout import RouterLayout
 from routershift.v1 import trajectory_pb2 as pb
 from shared import wire
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RolloutSettings, RunSettings, StreamSettings
+from shared.streams.keys import Stream
 from shared.trajectory import Completion, FinishReason, RouterExport, RouterTrace, ScoreDtype, VersionSpan
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,25 @@ def trajectory_bytes(
         ),
     )
     return int(message.ByteSize())
+
+
+def check_memory(streams: StreamSettings, limit: int) -> None:
+    """Refuses streams that may grow beyond what Redis holds.
+
+    Args:
+        limit: its maxmemory in bytes.
+
+    Raises:
+        PreconditionError: names the setting, both numbers and what fits.
+    """
+    # The room of one stream more: for what is on its way in and out, and for dead letters.
+    count = len(Stream) + 1
+    if count * streams.max_bytes > limit:
+        raise PreconditionError(
+            f"streams.max_bytes is {streams.max_bytes}; its {len(Stream)} streams and as much as one more need "
+            f"{count * streams.max_bytes} bytes, and Redis has maxmemory {limit}; raise that, or set "
+            f"streams.max_bytes to {limit // count} or less"
+        )
 
 
 def check_step_fits(run: RunSettings, rollout: RolloutSettings, streams: StreamSettings, trajectory: int) -> None:

@@ -11,6 +11,7 @@ from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import PreconditionError
 from shared.settings import StreamSettings
 from shared.streams.account import Account, Ledger, decode_account
+from shared.streams.capacity import check_memory
 from shared.streams.consumer import Consumer
 from shared.streams.dead import DeadLetters
 from shared.streams.keys import READERS, STAGES, Keys, Stream
@@ -227,14 +228,7 @@ class Run:
             raise PreconditionError(
                 f"Redis has maxmemory-policy {policy} and would evict data of the run; set it to noeviction"
             )
-        # The room of one stream more: for what is on its way in and out, and for dead letters.
-        streams = len(Stream) + 1
-        if streams * self._settings.max_bytes > limit:
-            raise PreconditionError(
-                f"streams.max_bytes is {self._settings.max_bytes}; its {len(Stream)} streams and as much as one more "
-                f"need {streams * self._settings.max_bytes} bytes, and Redis has maxmemory {limit}; raise that, or set "
-                f"streams.max_bytes to {limit // streams} or less"
-            )
+        check_memory(self._settings, limit)
 
 
 def group_name(prompt: pb.Prompt) -> str:

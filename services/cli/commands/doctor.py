@@ -17,6 +17,7 @@ import psutil
 
 from services.cli.arguments import add_recipe, add_settings
 from services.cli.local.redis import find_server
+from services.cli.machine import MACHINE_CHECKS, existing_folder
 from services.cli.preflight import CHECKS
 from services.cli.recipe import Recipe
 from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError
@@ -64,7 +65,7 @@ async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
     unnamed = {"model", "streams"} if not names_model else set()
     if recipe_file is None and recipe.run.task is None and not recipe.data.train:
         unnamed.add("task")
-    checks = {name: check for name, check in CHECKS.items() if name not in unnamed}
+    checks = {name: check for name, check in {**CHECKS, **MACHINE_CHECKS}.items() if name not in unnamed}
     return [*rows, *(_check(name, partial(check, recipe)) for name, check in checks.items())]
 
 
@@ -102,11 +103,7 @@ def _enough(found: int, wanted: int, what: str) -> str:
 
 def _disk(recipe: Recipe) -> str:
     """Room for the versions and the checkpoints that are kept, by the size of the model's files."""
-    folder = recipe.run.folder.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
-    if not os.access(folder, os.W_OK):
-        raise PreconditionError(f"run.folder is {recipe.run.folder}; {folder} cannot be written to")
+    folder = existing_folder(recipe)
     return _enough(shutil.disk_usage(folder).free, _FREE_DISK + _kept_bytes(recipe), f"free in {folder}")
 
 

@@ -110,7 +110,6 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     memory = _Memory()
     watching = asyncio.create_task(memory.watch())
     try:
-        say("starting services")
         async with services(recipe_file, flags, log_level, "run") as running:
             say(f"run {running.recipe.run.id}: logs, metrics and weights in {running.recipe.run.path}")
             followed = await _follow(running)

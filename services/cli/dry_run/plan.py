@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import psutil
-
 from services.cli.dry_run import memory
 from services.cli.dry_run.lines import Kind, Line
 from services.cli.dry_run.prompts import Prompts, read_prompts
+from services.cli.machine import device_bytes
 from services.cli.preflight import CHECKS, longest
 from services.cli.recipe import Recipe
 from shared.errors import NotFoundError, RouterShiftError
@@ -152,7 +151,7 @@ def _devices(parts: Sequence[memory.Part], share: float | None) -> Iterator[Line
         own = [part for part in parts if part.device == device]
         needed = sum(part.bytes for part in own)
         exact = sum(part.bytes for part in own if not part.is_estimate)
-        total = _capacity(device)
+        total = device_bytes(device)
         if total is None:
             yield Line("", "memory", f"{'sum':<39} {_size(needed)} on {device}")
             yield Line("note", "memory", f"this machine has no {device}, so its memory was not compared")
@@ -171,18 +170,6 @@ def _devices(parts: Sequence[memory.Part], share: float | None) -> Iterator[Line
                 f"{_size(needed)} do not fit into the {_size(total)} of {device}; the largest part is "
                 f"{_size(largest.bytes)} of {largest.component} for {largest.what}: change {largest.change}",
             )
-
-
-def _capacity(device: str) -> int | None:
-    """Bytes of a device of this machine; None where it has none."""
-    if device.partition(":")[0] == "cpu":
-        return int(psutil.virtual_memory().total)
-    import torch
-
-    try:
-        return int(torch.cuda.get_device_properties(device).total_memory) if torch.cuda.is_available() else None
-    except (RuntimeError, ValueError, AssertionError):
-        return None
 
 
 def _size(count: int) -> str:

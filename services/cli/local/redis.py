@@ -16,7 +16,7 @@ from shared.process.ownership import locked
 
 _STOP_SECONDS = 10.0
 _LOCK_SECONDS = 5.0
-_MAX_MEMORY = "2gb"
+MAX_MEMORY_BYTES = 2 << 30
 
 
 def find_server() -> str:
@@ -65,7 +65,7 @@ async def local_redis(data: Path, settings: SupervisorSettings) -> AsyncIterator
             "--appendonly": "yes",
             "--appendfsync": "everysec",
             "--save": "",
-            "--maxmemory": _MAX_MEMORY,
+            "--maxmemory": str(MAX_MEMORY_BYTES),
             "--maxmemory-policy": "noeviction",
         }
         command = [find_server(), *(part for pair in arguments.items() for part in pair)]

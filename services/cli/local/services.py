@@ -18,6 +18,7 @@ from services.cli.errors import ServiceEndedError
 from services.cli.local.redis import local_redis
 from services.cli.local.supervisor import SupervisedProcess, first_ended, until_serving
 from services.cli.preflight import preflight
+from services.cli.progress_line import say
 from services.cli.provenance import record
 from services.cli.recipe import Recipe
 from shared.errors import PreconditionError, UnavailableError
@@ -75,7 +76,8 @@ async def services(
         wanted = ports.plan(recipe)
         found = stack.enter_context(ports.reserved(recipe, wanted))
         if line := wanted.in_words(found):
-            sys.stderr.write(f"{line}\n")
+            say(line)
+        say("starting services")
         settled = [*flags, f"run.id={recipe.run.id}", *(f"{name}={port}" for name, port in found.items())]
         # And its model from a branch of the Hub, which may move.
         settled += [f"run.model={recipe.run.model_folder().absolute()}", "run.model_revision="]
@@ -93,7 +95,7 @@ async def services(
             shown = url
             processes.append(redis)
         for change in start.changes:
-            sys.stderr.write(f"other than before: {change}\n")
+            say(f"other than before: {change}")
         await asyncio.to_thread(start.write, command, recipe_file)  # not before the run is known to be ours
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         own: list[SupervisedProcess] = []

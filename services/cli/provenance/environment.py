@@ -10,14 +10,14 @@ from typing import Any
 
 import psutil
 
-_INSTALLATION = Path(__file__).resolve().parents[3]
+INSTALLATION = Path(__file__).resolve().parents[3]
 _SECONDS = 20.0  # for a tool to answer
 
 
 def environment() -> dict[str, Any]:
     """Fit for JSON; its keys are described in docs/reference/provenance.md."""
     return {
-        "code": code(_INSTALLATION),
+        "code": code(INSTALLATION),
         "python": platform.python_version(),
         "packages": packages(),
         "host": {

@@ -94,9 +94,13 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert all(f"    {name} " in ran.stdout or f"    {name}\n" in ran.stdout for name in COMMANDS)
 
 
-def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+def test_the_version_is_that_of_the_package_and_names_its_commit(repository: Path, tmp_path: Path) -> None:
     ran = cli.run("--version", cwd=tmp_path)
-    assert (ran.returncode, ran.stdout) == (0, f"routershift {version('routershift')}\n")
+    assert ran.returncode == 0
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True)
+    commit = f", commit {head.stdout[:12]}" if head.returncode == 0 else ""
+    known = f"routershift {version('routershift')}{commit}"
+    assert ran.stdout in (f"{known}\n", f"{known} with changes\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["run"], ["dead", "x", "eat"], ["serve", "nothing"]])
@@ -130,6 +134,8 @@ def _closed_early(tmp_path: Path, *arguments: str) -> tuple[int, str]:
         ["run", "--help"],
         ["settings"],
         ["settings", "--json"],
+        ["doctor"],
+        ["--version"],
         ["completion", "bash"],
         ["bench"],
         ["score", "--verifier", "exact", "--input", "items.jsonl"],

@@ -47,6 +47,21 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
         ({}, ["rollout.max_tokens=32", "generation.max_model_len=32"], "generation.max_model_len leaves room for 32"),
         ({"text_config": {"max_position_embeddings": 24}}, [], "leaves room for 24"),
         ({}, ["streams.max_bytes=65536"], "streams.max_bytes is 65536, and a step takes run.groups_per_step 32"),
+        (
+            {},
+            ["streams.max_bytes=1000000000"],
+            "Redis has maxmemory 2147483648; raise that",
+        ),
+        (
+            {},
+            ["generation.engine=vllm", "generation.max_model_len=65"],
+            "generation.max_model_len is 65, and the model's max_position_embeddings is 64",
+        ),
+        ({}, ["learner.device=cuda:99"], "learner.device is 'cuda:99', which this machine does not have"),
+        ({}, ["generation.device=banana"], "generation.device is 'banana', which this machine does not have"),
+        ({}, ["run.folder=/dev/null"], "run.folder is /dev/null, and /dev/null is no folder"),
+        ({}, ["access.tokens=/none/tokens"], "/none/tokens cannot be read"),
+        ({}, ["access.certificate=/none/pem", "access.key=/none/key"], "/none/pem cannot be read"),
         ({}, ["run.task=sodoku"], "run.task is 'sodoku'; known: countdown"),
         (
             {},

@@ -5,6 +5,8 @@ import pty
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import cli
 
 SCRIPT = """
@@ -39,3 +41,18 @@ def test_on_a_terminal_it_is_one_line_and_goes_in_the_end() -> None:
     assert "\x1b[2K" in seen[:stays], "the line is cleared for what is said"
     assert "\x1b[2K" in seen[seen.rindex("step 2") : seen.index("the end")]
     assert "\x1b[?25h" in seen, "the cursor is there again"
+
+
+@pytest.mark.parametrize("on_a_terminal", [False, True])
+def test_a_reader_that_is_gone_stops_nothing(on_a_terminal: bool) -> None:
+    ours, theirs = pty.openpty() if on_a_terminal else os.pipe()
+    os.close(ours)
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT + "print('done')"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env=cli.environment(TERM="xterm"),
+    )
+    os.close(theirs)
+    assert (ran.returncode, ran.stdout) == (0, "done\n")

@@ -104,13 +104,13 @@ def test_a_cache_too_small_for_one_sequence() -> None:
 
 def test_memory_that_this_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"total": 100 << 20})())
-    (said,) = mended(planned("streams.max_bytes=1073741824"))
+    (said,) = mended(planned("streams.max_bytes=536870912"))
     assert "do not fit into the 100.00 MiB of cpu" in said
     assert said.endswith("change streams.max_bytes")
 
 
 def test_what_vllm_reserves_of_a_gpu_is_not_there_for_the_learner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.cli.dry_run.plan._capacity", lambda device: 1 << 30)
+    monkeypatch.setattr("services.cli.dry_run.plan.device_bytes", lambda device: 1 << 30)
     flags = ["learner.device=cuda", "generation.engine=vllm", "generation.max_model_len=64", "rollout.max_tokens=16"]
     assert mended(planned(*flags, "generation.vllm.gpu_memory_utilization=0.5")) == []
     (said,) = mended(planned(*flags, "generation.vllm.gpu_memory_utilization=0.999"))

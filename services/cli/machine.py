@@ -1,0 +1,76 @@
+"""What of a recipe only this machine can answer: its devices, its disk, its files of secrets.
+
+A dry run leaves these out, because it may plan for another machine.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from services.cli.recipe import Recipe
+from shared.errors import PreconditionError
+from shared.rpc.access import AccessControl
+from shared.rpc.credentials import Bearer, channel_credentials, require_privacy, server_credentials
+from shared.settings import SERVICES
+
+
+def device_bytes(device: str) -> int | None:
+    """Memory of a device of this machine; None where it has none. Imports torch for any but the CPU."""
+    if device.partition(":")[0] == "cpu":
+        return int(psutil.virtual_memory().total)
+    import torch
+
+    try:
+        return int(torch.cuda.get_device_properties(device).total_memory) if torch.cuda.is_available() else None
+    except (RuntimeError, ValueError, AssertionError):
+        return None
+
+
+def existing_folder(recipe: Recipe) -> Path:
+    """The run's folder, or what there is of the way to it.
+
+    Raises:
+        PreconditionError: it is no folder, or cannot be written to.
+    """
+    folder = recipe.run.path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise PreconditionError(f"run.folder is {recipe.run.folder}, and {folder} is no folder; set another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PreconditionError(f"run.folder is {recipe.run.folder}; {folder} cannot be written to; set another")
+    return folder
+
+
+def _devices(recipe: Recipe) -> str:
+    settings = {"learner.device": recipe.learner.device}
+    if recipe.generation.engine == "torch":
+        settings["generation.device"] = recipe.generation.device
+    for setting, device in settings.items():
+        if device_bytes(device) is None:
+            raise PreconditionError(
+                f"{setting} is {device!r}, which this machine does not have, or torch cannot use; set it to cpu, or "
+                "install a torch for this accelerator"
+            )
+    return ", ".join(f"{setting} {device}" for setting, device in settings.items())
+
+
+def _access(recipe: Recipe) -> str:
+    access = recipe.access
+    server_tls, client_tls = server_credentials(access), channel_credentials(access)
+    Bearer(access)
+    for service in SERVICES:
+        server = recipe.server(service)
+        AccessControl(access, server)
+        require_privacy(access, server.host, server_tls is not None)
+    return f"{'TLS' if server_tls or client_tls else 'clear text'}, {'tokens' if access.tokens else 'no tokens'}"
+
+
+# By what they look at. Each gives what it found, in words, or raises a RouterShiftError.
+MACHINE_CHECKS: Mapping[str, Callable[[Recipe], str]] = {
+    "folder": lambda recipe: f"{recipe.run.path}, in {existing_folder(recipe)}",
+    "devices": _devices,
+    "access": _access,
+}
