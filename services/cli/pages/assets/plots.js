@@ -1,7 +1,7 @@
 "use strict";
 // Plots of steps: the same zoom and the same cursor in all of them.
 const MARGIN = { left: 50, right: 10, top: 8, bottom: 24 };
-const shared = { zoom: null, cursor: null, smoothing: 0, runs: [], charts: [] };
+const shared = { zoom: null, cursor: null, smoothing: 0, runs: [], hiddenRuns: new Set(), charts: [] };
 
 function redrawAll() { for (const chart of shared.charts) chart.draw(); }
 
@@ -146,6 +146,17 @@ class Chart {
   }
 }
 
+function toggle(shown, change, ...content) {
+  return element("button", {
+    type: "button", title: "Show or hide", "aria-pressed": String(shown),
+    onclick: (event) => {
+      const button = event.currentTarget, now = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", String(now));
+      change(now);
+    },
+  }, ...content);
+}
+
 function tipRow(paint, name, value) {
   const mark = element("i");
   mark.style.background = paint;
@@ -172,7 +183,7 @@ class LinePlot extends Chart {
 
   label(series) { return this.several ? `${series.name} · ${shared.runs[series.run]}` : series.name; }
 
-  visible() { return this.figure.series.filter((s) => !this.hidden.has(this.label(s))); }
+  visible() { return this.figure.series.filter((s) => !this.hidden.has(s.name) && !shared.hiddenRuns.has(s.run)); }
 
   steps() { return [...new Set(this.visible().flatMap((s) => s.x))].sort((a, b) => a - b); }
 
@@ -184,19 +195,18 @@ class LinePlot extends Chart {
     return [low - edge, high + edge];
   }
 
+  // By curve; runs are shown and hidden for the whole page.
   makeLegend() {
-    this.legend.replaceChildren(...(this.figure.series.length < 2 ? [] : this.figure.series.map((series) => {
+    const names = this.names();
+    this.legend.replaceChildren(...(names.length < 2 ? [] : names.map((name) => {
+      const series = this.figure.series.find((s) => s.name === name);
+      const stroke = this.several && !this.figure.stacked ? "currentColor" : this.paint(series);
       const key = shape("svg", { viewBox: "0 0 18 8", "aria-hidden": "true" });
-      key.append(shape("line", { x1: 0, x2: 18, y1: 4, y2: 4, stroke: this.paint(series), "stroke-width": 3, "stroke-dasharray": this.dash(series) }));
-      const label = this.label(series);
-      return element("button", {
-        type: "button", "aria-pressed": String(!this.hidden.has(label)), title: "Show or hide",
-        onclick: (event) => {
-          if (!this.hidden.delete(label)) this.hidden.add(label);
-          event.currentTarget.setAttribute("aria-pressed", String(!this.hidden.has(label)));
-          this.draw();
-        },
-      }, key, label);
+      key.append(shape("line", { x1: 0, x2: 18, y1: 4, y2: 4, stroke, "stroke-width": 3, "stroke-dasharray": this.dash(series) }));
+      return toggle(!this.hidden.has(name), (shown) => {
+        if (shown) this.hidden.delete(name); else this.hidden.add(name);
+        this.draw();
+      }, key, name);
     })));
   }
 
@@ -431,4 +441,11 @@ addEventListener("DOMContentLoaded", () => {
     redrawAll();
   });
   for (const button of document.querySelectorAll(".reset-zoom")) button.addEventListener("click", () => setZoom(null));
+  for (const place of document.querySelectorAll(".run[data-run]")) {
+    const run = Number(place.dataset.run);
+    place.replaceChildren(toggle(true, (shown) => {
+      if (shown) shared.hiddenRuns.delete(run); else shared.hiddenRuns.add(run);
+      redrawAll();
+    }, ...place.childNodes));
+  }
 });
