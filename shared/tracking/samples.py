@@ -107,6 +107,13 @@ class Samples:
         """Those that have samples, in their order."""
         return _steps(self._folder)
 
+    def index_bytes(self, step: int) -> int:
+        """Size of a step's index, which grows with every sample of the step; 0 where there is none."""
+        try:
+            return _file(self._folder, step, _INDEX).stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def summaries(self, step: int | None = None) -> list[Summary]:
         """All summaries of a step, or of every step in their order; none for a step without samples."""
         return [summary for each in ([step] if step is not None else self.steps()) for summary in self._index(each)]

@@ -154,7 +154,7 @@ def _address(process: subprocess.Popen[bytes], file: Path) -> str:
     while time.monotonic() < end:
         assert process.poll() is None, f"Chromium ended with {process.returncode}"
         if file.is_file() and (lines := file.read_text().splitlines()):
-            with urlopen(f"http://127.0.0.1:{lines[0]}/json", timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
+            with urlopen(f"http://127.0.0.1:{lines[0]}/json", timeout=_ANSWER_SECONDS) as answer:
                 tabs = [tab for tab in json.load(answer) if tab["type"] == "page"]
             if tabs:
                 return str(tabs[0]["webSocketDebuggerUrl"])

@@ -6,8 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shared.tracking import records
 from shared.tracking import settings as recorded
+from shared.tracking.sample import TRAINED, Sample, Tokens
+from shared.tracking.samples import SampleWriter
 
 
 def evaluation(version: int, accuracy: float, **more: Any) -> dict[str, Any]:
@@ -77,3 +81,42 @@ def write_run(
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
+
+
+def sample(step: int, index: int, tokens: int = 12, layers: int = 3, **more: Any) -> Sample:
+    """A kept sample of group `index // 4`; the later ones drifted further."""
+    i = np.arange(tokens)
+    drift = np.abs(np.sin(i[:, None] / 3 + np.arange(layers))) * 0.01 * (1 + index % 5)
+    values: dict[str, Any] = {
+        "step": step,
+        "trajectory": f"{step:04d}{index // 4:04d}/0/{index % 4}",
+        "prompt": f"{index},7,5:26=",
+        "problem": f"row {index}",
+        "response": "".join(f" t{k}" for k in i),
+        "outcome": TRAINED,
+        "reward": float(index % 2),
+        "parts": {"correct": float(index % 2)},
+        "verifier": "countdown",
+        "advantage": 0.5,
+        "finish_reason": "stop",
+        "layers": tuple(range(layers)),
+        "tokens": Tokens(
+            ids=i.astype(np.int32),
+            pieces=tuple(f" t{k}" for k in i),
+            versions=np.where(i < tokens // 2, step - 1, step).astype(np.int64),
+            logprobs=(-0.1 * (1 + i % 4)).astype(np.float32),
+            trained_logprobs=(-0.1 * (1 + i % 3)).astype(np.float32),
+            entropy=(0.2 + 0.01 * i).astype(np.float32),
+            clipped=i == 3,
+            log_gamma=-drift.mean(axis=1).astype(np.float32),
+            drift=drift.astype(np.float32),
+        ),
+    }
+    return Sample(**values | more)
+
+
+def write_samples(folder: Path, steps: Iterable[int], each: int, **more: Any) -> None:
+    """So many samples of each step, in a run's folder."""
+    writer = SampleWriter(folder, 1 << 30)
+    for number in steps:
+        writer.add([sample(number, index, **more) for index in range(each)])

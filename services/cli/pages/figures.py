@@ -66,6 +66,7 @@ class Section:
     """Figures that answer one question."""
 
     id: str
+    short: str  # for a list of links; "": not in it
     title: str
     lead: str
     figures: Sequence[Lines | HeatMap] = field(default_factory=tuple)

@@ -35,7 +35,9 @@ def page(template: str, scripts: Sequence[str], connects: bool = False, **values
         "form-action": "'none'",
     }
     policy = "; ".join(f"{kind} {sources}" for kind, sources in allowed.items())
-    return _environment().get_template(template).render(policy=policy, script=script, style=style, **values)
+    return (
+        _environment().get_template(template).render(policy=policy, script=script, style=style, live=connects, **values)
+    )
 
 
 @cache

@@ -10,11 +10,14 @@ from services.cli.pages import run_data
 from services.cli.pages.answers import answers, dropped, time_shares
 from services.cli.pages.render import in_words, page
 from services.cli.pages.run_data import RunData
+from services.cli.pages.sample_table import SampleTable
 from services.cli.pages.sections import pass_at, sections
 from shared.errors import PreconditionError
 
 PAGE = "report.html"
-_SCRIPTS = ("theme.js", "drawing.js", "plots.js")
+_SCRIPTS = ("theme.js", "drawing.js", "plots.js", "tokens.js", "samples.js")
+_SAMPLES = 12
+_SAMPLE_NUMBERS = 200_000  # of all of them; about 2 MB of page
 
 
 def write(folder: Path) -> Path:
@@ -41,24 +44,27 @@ def report(folders: Sequence[Path]) -> str:
         if run.is_empty:
             raise PreconditionError(f"run folder {run.folder} holds no records yet; a run writes them as it trains")
     names = run_data.names(runs)
-    made = sections(runs, names)
+    made = [section for section in sections(runs, names) if section.figures]
     differing = {
         key: [in_words(value) for value in values] for key, values in sorted(run_data.differences(runs).items())
     }
-    links = [(section.id, section.title.partition(",")[0].rstrip("?")) for section in made if section.id != "others"]
+    samples = SampleTable(folders[0]).some(_SAMPLES, _SAMPLE_NUMBERS) if len(folders) == 1 else []
+    links = [(section.id, section.short) for section in made if section.short]
+    links += [("samples", "Samples")] if samples else []
+    links += [("evaluations", "Evaluations"), ("settings", "Settings")]
     return page(
         "report.html",
         _SCRIPTS,
         title=names[0] if len(runs) == 1 else f"{len(runs)} runs compared",
-        links=[*links, ("evaluations", "Evaluations"), ("settings", "Settings")],
-        runs=[_of_run(run, name) for run, name in zip(runs, names, strict=True)],
+        links=links,
+        runs=[of_run(run, name) for run, name in zip(runs, names, strict=True)],
         sections=made,
         differences=differing,
-        page={"runs": names, "sections": [asdict(section) for section in made]},
+        page={"runs": names, "sections": [asdict(section) for section in made], "samples": samples},
     )
 
 
-def _of_run(run: RunData, name: str) -> dict[str, Any]:
+def of_run(run: RunData, name: str) -> dict[str, Any]:
     """What the templates show of a run."""
     ks = pass_at(run.evaluations)
     return {

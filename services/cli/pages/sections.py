@@ -11,26 +11,28 @@ _Curves = Mapping[str, Callable[[Mapping[str, Any]], Value]]  # by name, what a 
 
 
 def sections(runs: Sequence[RunData], names: Sequence[str]) -> list[Section]:
-    """Every section, without the figures that have nothing to show."""
+    """Every section, with the figures that have something to show."""
     found = [
-        Section("learning", "Did it learn?", "Held-out accuracy with 95 % intervals, and the batches it trained on.",
+        Section("learning", "Learning", "Did it learn?",
+                "Held-out accuracy with 95 % intervals, and the batches it trained on.",
                 [*_accuracies(runs), *_of_steps(runs, _LEARNING)]),
-        Section("stability", "Is it stable?", "What moves first when a run is about to collapse.",
+        Section("stability", "Stability", "Is it stable?", "What moves first when a run is about to collapse.",
                 _of_steps(runs, _STABILITY)),
-        Section("drift", "Router drift",
+        Section("drift", "Drift", "Router drift",
                 "How far the routers of the learner have moved from those that sampled, by layer.",
                 _heat_maps(runs, names, _DRIFT)),
-        Section("load", "Expert load", "How evenly the routers spread tokens over experts, by layer.",
+        Section("load", "Load", "Expert load", "How evenly the routers spread tokens over experts, by layer.",
                 _heat_maps(runs, names, _LOAD)),
-        Section("time", "Where does the time go?",
+        Section("time", "Time", "Where does the time go?",
                 "Seconds of the learner by phase, and how much work waits in each stream.",
                 [*_phases(runs, names), *_of_steps(runs, _TIME), *_queues(runs)]),
-        Section("dropped", "What was dropped, and why?", "Trajectories that were sampled and not trained on.",
+        Section("dropped", "Dropped", "What was dropped, and why?",
+                "Trajectories that were sampled and not trained on.",
                 _dropped(runs, names)),
     ]  # fmt: skip
     shown = {name for figure in (*_LEARNING, *_STABILITY, *_TIME) for name in figure[4]}
-    others = Section("others", "Everything else that was recorded", "", list(_others(runs, shown)))
-    return [section for section in (*found, others) if section.figures]
+    others = Section("others", "", "Everything else that was recorded", "", list(_others(runs, shown)))
+    return [*found, others]
 
 
 def _of(name: str) -> Callable[[Mapping[str, Any]], Value]:

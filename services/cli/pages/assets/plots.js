@@ -432,10 +432,15 @@ function showFigures(page) {
   }
 }
 
+// Colours and widths that depend on data: the policy of the page allows no style in its markup.
+function dress(root) {
+  for (const mark of root.querySelectorAll("[data-colour]")) mark.style.background = colour(Number(mark.dataset.colour));
+  for (const bar of root.querySelectorAll("[data-share]")) bar.style.flexGrow = bar.dataset.share;
+}
+
 addEventListener("DOMContentLoaded", () => {
   showFigures(JSON.parse(document.getElementById("page-data").textContent));
-  for (const mark of document.querySelectorAll("[data-colour]")) mark.style.background = colour(Number(mark.dataset.colour));
-  for (const bar of document.querySelectorAll("[data-share]")) bar.style.flexGrow = bar.dataset.share;
+  dress(document);
   document.getElementById("smoothing").addEventListener("input", (event) => {
     shared.smoothing = Number(event.target.value);
     redrawAll();

@@ -1,0 +1,39 @@
+"""The page of a run that is looked into while it trains."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from services.cli.pages import run_data
+from services.cli.pages.render import page
+from services.cli.pages.report import of_run
+from services.cli.pages.sections import sections
+from shared.tracking import records
+
+_SCRIPTS = ("theme.js", "drawing.js", "plots.js", "tokens.js", "samples.js", "live.js")
+
+
+def view(folder: Path) -> str:
+    """The page as it is now; it asks its server for samples and for newer versions of itself.
+
+    Raises:
+        CorruptDataError: a file of the run that is not what a run writes.
+    """
+    run = run_data.read(folder)
+    made = sections([run], [run.name])
+    return page(
+        "view.html",
+        _SCRIPTS,
+        connects=True,
+        title=run.name,
+        links=[("samples", "Samples"), *((section.id, section.short) for section in made if section.short)],
+        runs=[of_run(run, run.name)],
+        sections=made,
+        page={"runs": [run.name], "sections": [asdict(section) for section in made], "samples": None},
+    )
+
+
+def state(folder: Path, samples: int) -> str:
+    """Changes whenever the page would."""
+    files = (records.LEARNER, records.EVALUATIONS, run_data.SUMMARY, run_data.PROVENANCE)
+    sizes = [(folder / name).stat().st_size if (folder / name).is_file() else 0 for name in files]
+    return "-".join(map(str, [*sizes, samples]))
