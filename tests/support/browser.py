@@ -124,7 +124,10 @@ class Page:
 
     def scheme(self, name: str) -> None:
         """What the reader's system prefers: light or dark."""
-        self.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+        # Nothing moves by itself, so that a place that was found is still there when it is clicked.
+        wishes = {"prefers-color-scheme": name, "prefers-reduced-motion": "reduce"}
+        features = [{"name": feature, "value": value} for feature, value in wishes.items()]
+        self.command("Emulation.setEmulatedMedia", features=features)
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.command("Page.captureScreenshot", format="png")["data"]))

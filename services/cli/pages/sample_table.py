@@ -45,7 +45,7 @@ class Query:
         made: dict[str, Any] = {name: given[name] for name in ("outcome", "text") if name in given}
         for name in ("offset", "limit", "first_step", "last_step"):
             if name in given:
-                made[name] = _whole(name, given[name])
+                made[name] = whole_number(name, given[name])
         for name in ("descending", "correct"):
             if name in given:
                 made[name] = _one_of(name, given[name], _CHOICES)
@@ -188,7 +188,8 @@ def _of_every_kind(summaries: Sequence[Summary]) -> Iterable[Summary]:
                 yield order[turn]
 
 
-def _whole(name: str, value: str) -> int:
+def whole_number(name: str, value: str) -> int:
+    """Of a parameter of a URL. Raises InvalidInputError, naming both, where it is none or far too large."""
     if not value.isascii() or not value.isdecimal() or len(value) > 12:
         raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least 0")
     return int(value)

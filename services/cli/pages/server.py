@@ -6,6 +6,7 @@ answers no name that is not its own, which DNS rebinding needs, and lets no othe
 
 import ipaddress
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from services.cli.pages.sample_table import Query, SampleTable
+from services.cli.pages.sample_table import Query, SampleTable, whole_number
 from services.cli.pages.view import state, view
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError
 from shared.rpc.address import join
@@ -76,8 +77,10 @@ class ViewServer(ThreadingHTTPServer):
             return False
         return True
 
-    def handle_error(self, request: object, client_address: object) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:
         """A reader that went away is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -102,6 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(status, str(error))
         except ValueError as error:
             self._error(HTTPStatus.BAD_REQUEST, str(error))
+        except ConnectionError:
+            raise  # the reader went away: there is nobody to tell
+        except OSError as error:
+            self._error(HTTPStatus.INTERNAL_SERVER_ERROR, f"{error.filename}: {error.strerror}")
 
     do_HEAD = do_GET  # noqa: N815  # as the base class calls it
 
@@ -116,10 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(HTTPStatus.OK, self.server.table.page(Query.of(parameters)).record())
 
     def _sample(self, parameters: Mapping[str, str]) -> None:
-        step = parameters.get("step", "")
-        if not step.isdecimal():
-            raise InvalidInputError(f"step is {step!r}; give a whole number of at least 0")
-        self._json(HTTPStatus.OK, self.server.table.sample(int(step), parameters.get("trajectory", "")))
+        step = whole_number("step", parameters.get("step", ""))
+        self._json(HTTPStatus.OK, self.server.table.sample(step, parameters.get("trajectory", "")))
 
     def _error(self, status: HTTPStatus, message: str) -> None:
         self._json(status, {"error": message})

@@ -30,7 +30,7 @@ function inWords(value) {
 // Round numbers within [low, high], about as many as wanted.
 function ticks(low, high, wanted, whole = false) {
   const span = high - low;
-  if (!(span > 0)) return [low];
+  if (!(span > Math.max(Math.abs(low), Math.abs(high)) * 1e-9)) return [low];
   const raw = span / Math.max(1, wanted);
   const power = 10 ** Math.floor(Math.log10(raw));
   let step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);

@@ -252,6 +252,8 @@ class LinePlot extends Chart {
       if (high > 4 * usual) high = 2 * usual;
       low = 0;
     }
+    // Values that differ by less than is shown of them are drawn as equal.
+    if (high - low <= Math.max(Math.abs(low), Math.abs(high)) * 1e-6) high = low;
     if (this.figure.log) return low === high ? [low / 2, high * 2] : [low / 1.1, high * 1.1];
     if (low === high) return low === 0 ? [0, 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
     const edge = (high - low) * 0.06;

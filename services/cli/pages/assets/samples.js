@@ -130,13 +130,13 @@ class SampleTable {
     ].filter(([, value]) => value);
     place.replaceChildren(
       element("div", { class: "tools" }, element("h3", {}, `Step ${sample.step}, ${sample.trajectory}`),
-        element("button", { type: "button", onclick: () => this.showGroup(summary) }, "Its group")),
+        element("button", { type: "button", onclick: () => this.showGroup(summary) }, "Whole group")),
       element("dl", {}, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
       ...(sample.message ? [element("h4", {}, "The verifier said"), element("pre", {}, sample.message)] : []),
       element("h4", {}, "Prompt"), element("pre", {}, sample.prompt),
       element("h4", {}, "Response"), new TokenView(sample).root,
     );
-    place.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    place.scrollIntoView({ block: "nearest" });
   }
 
   showGroup(summary) {
