@@ -98,7 +98,7 @@ def heat_map(
     id: str, title: str, note: str, run: int, steps: Sequence[Mapping[str, Any]], prefix: str,
     ends: tuple[str, str] = ("", ""),
 ) -> HeatMap | None:  # fmt: skip
-    """Of the records `PREFIX_layer_N`; None where there are none."""
+    """A map of the records `PREFIX_layer_N`; None where there are none."""
     start = f"{prefix}_layer_"
     keys = dict.fromkeys(key for step in steps for key in step if key.startswith(start))
     layers = sorted(int(layer) for key in keys if (layer := key.removeprefix(start)).isdigit())

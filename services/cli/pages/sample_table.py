@@ -189,7 +189,7 @@ def _of_every_kind(summaries: Sequence[Summary]) -> Iterable[Summary]:
 
 
 def whole_number(name: str, value: str) -> int:
-    """Of a parameter of a URL. Raises InvalidInputError, naming both, where it is none or far too large."""
+    """Reads a parameter of a URL. Raises InvalidInputError, naming both, where it is none or far too large."""
     if not value.isascii() or not value.isdecimal() or len(value) > 12:
         raise InvalidInputError(f"{name} is {value!r}; give a whole number of at least 0")
     return int(value)
