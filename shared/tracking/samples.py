@@ -101,22 +101,26 @@ class Samples:
 
     def __init__(self, run: Path) -> None:
         """Args: run: the run's folder."""
-        self._folder = run / FOLDER
+        self.folder = run / FOLDER
 
     def steps(self) -> list[int]:
         """Those that have samples, in their order."""
-        return _steps(self._folder)
+        return _steps(self.folder)
 
     def index_bytes(self, step: int) -> int:
         """Size of a step's index, which grows with every sample of the step; 0 where there is none."""
         try:
-            return _file(self._folder, step, _INDEX).stat().st_size
+            return _file(self.folder, step, _INDEX).stat().st_size
         except FileNotFoundError:
             return 0
 
     def summaries(self, step: int | None = None) -> list[Summary]:
         """All summaries of a step, or of every step in their order; none for a step without samples."""
         return [summary for each in ([step] if step is not None else self.steps()) for summary in self._index(each)]
+
+    def require(self, step: int) -> None:
+        """Raises NotFoundError for a step without samples; names those that have some."""
+        self._required(step)
 
     def read(self, step: int, trajectory: str) -> Sample:
         """One sample; see `Summary` for its name.
@@ -125,12 +129,10 @@ class Samples:
             NotFoundError: no such step or sample; names what there is.
             CorruptDataError: its data is torn.
         """
-        places = {summary.trajectory: place for summary, place in self._index(step).items()}
-        if not places:
-            raise NotFoundError(f"step {step} has no samples in {self._folder}; {_named(self.steps())}")
+        places = {summary.trajectory: place for summary, place in self._required(step).items()}
         if trajectory not in places:
             raise NotFoundError(f"step {step} has no sample {trajectory!r}; it has {', '.join(places)}")
-        path, place = _file(self._folder, step, _DATA), places[trajectory]
+        path, place = _file(self.folder, step, _DATA), places[trajectory]
         try:
             with path.open("rb") as file:
                 file.seek(place.offset)
@@ -142,11 +144,17 @@ class Samples:
         except CorruptDataError as error:
             raise CorruptDataError(f"sample {trajectory} at byte {place.offset} of {path}: {error}") from None
 
+    def _required(self, step: int) -> dict[Summary, _Place]:
+        index = self._index(step)
+        if not index:
+            raise NotFoundError(f"step {step} has no samples in {self.folder}; {_named(self.steps())}")
+        return index
+
     def _index(self, step: int) -> dict[Summary, _Place]:
         """The last line of each trajectory; of those trained on only what the newest writer did."""
         found: dict[str, tuple[Summary, _Place]] = {}
         trainer = ""
-        for summary, place in _lines(_file(self._folder, step, _INDEX)):
+        for summary, place in _lines(_file(self.folder, step, _INDEX)):
             if summary.is_trained and place.writer != trainer:
                 found = {name: line for name, line in found.items() if not line[0].is_trained}
                 trainer = place.writer

@@ -1,4 +1,4 @@
-"""A training step: tokens per second and peak memory with router shift, replay and recomputed old scores.
+"""A training step: tokens per second and peak memory with router shift, kept samples, replay and recomputed scores.
 
 What is compared runs in turns on the same rollouts, through the learner's own trainer. The model is random and in the
 shape of a Qwen3-MoE. The rollouts are random tokens with the log-probs and routes that this model gives them, so
@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,30 @@ import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
+from services.learner.data.batch import Group
+from services.learner.data.messages import Scored
 from services.learner.monitoring.report import StepReport
-from services.learner.settings import LearnerSettings
+from services.learner.monitoring.samples import SampleKeeper
+from services.learner.settings import LearnerSettings, Settings
 from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RolloutSettings, RunSettings
+from shared.streams.entries import Entry
 from tests.bench.memory import peak_bytes
 from tests.bench.shapes import DEFAULT_SHAPE, GROUP, SHAPES, Shape, rollouts, write_model
 from tests.bench.timing import Timings, interleaved
+from tests.support.entries import message
 
 BASELINE = "gmpo"
 SHIFTED = "gmpo_rs"
+KEEPING = "gmpo_rs_samples"
 # The settings of each variant; `rspo` is GMPO with router shift.
 VARIANTS: dict[str, dict[str, str]] = {
     BASELINE: {"algorithm": "gmpo"},
     SHIFTED: {"algorithm": "rspo"},
+    # With samples for people, as many as by default. The next step waits until they are written, as it never does in a
+    # run: no cost is left out.
+    KEEPING: {"algorithm": "rspo"},
     "gmpo_rs_r3": {"algorithm": "rspo", "routing_replay": "r3"},
     "gmpo_recompute": {"algorithm": "gmpo", "proximal": "recompute"},
 }
@@ -93,10 +103,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "shape": arguments.shape,
         "tokens_per_second": {name: speed.median for name, speed in speeds.items()},
         "ratio": {name: ratio.median for name, ratio in ratios.items()},
+        "samples_ratio": timings.ratio(KEEPING, SHIFTED).median,
         "memory_ratio": {name: first[name] / first[BASELINE] for name in ratios},
         "spread": {
             "tokens_per_second": {name: (speed.min, speed.max) for name, speed in speeds.items()},
             "ratio": {name: (ratio.min, ratio.max) for name, ratio in ratios.items()},
+            "samples_ratio": (timings.ratio(KEEPING, SHIFTED).min, timings.ratio(KEEPING, SHIFTED).max),
         },
         "cpu": timings.cpu(BASELINE),
         "peak_bytes": first,
@@ -125,13 +137,14 @@ class Steps:
         self.gamma_mean = 0.0
         self.flops = 0.0  # that the updates of a step need
         self._arguments = arguments
-        self._run = RunSettings(id="bench", model=folder)
+        self._run = RunSettings(id="bench", model=folder, folder=folder)
         self._rollout = RolloutSettings(n=GROUP, max_tokens=shape.sequence_tokens)
         sys.stderr.write(f"{shape.num_experts} experts: writing the model\n")
         self.parameters = write_model(shape, folder, self.device)
         sys.stderr.write(f"{self.parameters:,} parameters; recording the rollouts\n")
         self._groups = rollouts(shape, folder, self.device, getattr(torch, arguments.dtype))
         self.tokens = sum(sample.input_tokens for group in self._groups for sample in group.samples)
+        self._entries = [scored(group) for group in self._groups]
         self._trainers: dict[str, Trainer] = {}
 
     def timings(self, pairs: int) -> Timings:
@@ -155,7 +168,8 @@ class Steps:
         peaks = {}
         for name, changes in variants.items():
             trainer = self._trainer(changes)
-            peaks[name] = peak_bytes(partial(self._step, trainer), self.device, self.parameters * _HELD)
+            step = partial(self._step, trainer, keeps=name == KEEPING)
+            peaks[name] = peak_bytes(step, self.device, self.parameters * _HELD)
             sys.stderr.write(f"{self.shape.num_experts} experts, {name}: peak {peaks[name] / 2**20:.1f} MiB\n")
             del trainer
             self._drop_trainers()
@@ -181,10 +195,16 @@ class Steps:
         return trainer
 
     def _step_of(self, name: str) -> None:
-        self._step(self._trainers[name])
+        self._step(self._trainers[name], keeps=name == KEEPING)
 
-    def _step(self, trainer: Trainer) -> StepReport:
-        report = trainer.train_step(self._groups)
+    def _step(self, trainer: Trainer, keeps: bool = False) -> StepReport:
+        if keeps:
+            keeper = SampleKeeper(Settings(run=self._run, rollout=self._rollout))
+            report = trainer.train_step(self._groups, keeper.choose(trainer.step + 1, len(self._groups)))
+            keeper.add(self._entries, report)
+            keeper.close()
+        else:
+            report = trainer.train_step(self._groups)
         if report.skipped is not None:
             raise PreconditionError(f"the step was skipped ({report.skipped}); there is nothing to measure")
         return report
@@ -203,6 +223,13 @@ class Steps:
     def _settle(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def scored(group: Group) -> Scored:
+    """The group as it would come to the learner from its stream."""
+    made = message(group, 0)
+    entry = Entry("0-0", group.group_id, len(group.samples), made.SerializeToString(), 1)
+    return Scored(entry, group, 0, 0.0, datetime.now(UTC))
 
 
 def _device_name(device: torch.device) -> str:

@@ -17,7 +17,7 @@ from shared.errors import PreconditionError
 from tests.bench.memory import peak_bytes
 from tests.bench.timing import Timings, cpu_seconds, interleaved
 
-VARIANTS = {"gmpo", "gmpo_rs", "gmpo_rs_r3", "gmpo_recompute"}
+VARIANTS = {"gmpo", "gmpo_rs", "gmpo_rs_samples", "gmpo_rs_r3", "gmpo_recompute"}
 ROUTERSHIFT = [sys.executable, "-m", "services.cli.main"]
 
 
