@@ -1,6 +1,7 @@
 """The ports of all services on this machine: which are taken, and what a default that is taken becomes."""
 
 import contextlib
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -9,13 +10,19 @@ from shared.errors import PreconditionError, RouterShiftError
 from shared.rpc.address import check_port, held_port
 from shared.settings import SERVICES
 
+_TRIES = 10  # at ports that another start takes meanwhile
 KEYS = ("port", "metrics_port", "health_port")
+
+
+class _QuickerError(PreconditionError):
+    """Another start on this machine has taken a port since we looked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What each port setting becomes."""
 
+    kept: Mapping[str, int]  # settings that keep their value
     free: tuple[str, ...]  # settings that want any free port
     moved: Mapping[str, int]  # defaults that are taken, and so get a free port as well; by setting
 
@@ -59,16 +66,43 @@ def plan(recipe: Recipe) -> Plan:
             moved[setting] = port
     if refused:
         raise PreconditionError("; ".join(refused))
-    return Plan((*free, *moved), moved)
+    return Plan({setting: port for (_, port), setting in given.items()}, (*free, *moved), moved)
+
+
+@contextlib.contextmanager
+def settled(recipe: Recipe) -> Iterator[tuple[Plan, dict[str, int]]]:
+    """The plan, and a free port for every setting that wants one, as `reserved` holds them.
+
+    Starts at the same moment, whose services do not listen yet, get different ports as well.
+
+    Raises:
+        PreconditionError: as `plan`.
+    """
+    for attempt in range(_TRIES):
+        wanted = plan(recipe)
+        with contextlib.ExitStack() as held:
+            try:
+                found = held.enter_context(reserved(recipe, wanted))
+            except _QuickerError:
+                if attempt + 1 == _TRIES:
+                    raise
+                continue
+            yield wanted, found
+            return
 
 
 @contextlib.contextmanager
 def reserved(recipe: Recipe, wanted: Plan) -> Iterator[dict[str, int]]:
     """A free port for every setting that wants one, by the setting's name.
 
-    They are held for as long as the block lasts, for services to listen there, also after a restart.
+    All ports are held for as long as the block lasts, for services to listen there, also after a restart.
+
+    Raises:
+        PreconditionError: one that keeps its value is held by another start.
     """
     with contextlib.ExitStack() as held:
+        for setting, port in wanted.kept.items():
+            held.enter_context(_claimed(recipe.server(setting.partition(".")[0]).host, port, setting))
         ports = {}
         for setting in wanted.free:
             host = recipe.server(setting.partition(".")[0]).host
@@ -76,9 +110,29 @@ def reserved(recipe: Recipe, wanted: Plan) -> Iterator[dict[str, int]]:
         yield ports
 
 
+@contextlib.contextmanager
+def _claimed(host: str, port: int, setting: str) -> Iterator[None]:
+    """Claims a port among all starts on this machine, before anybody listens there.
+
+    A bound port cannot tell: services must be able to listen on it. An abstract name can; it lives in the network's
+    namespace, as ports do, and the kernel frees it with its process.
+    """
+    with socket.socket(socket.AF_UNIX) as claim:
+        try:
+            claim.bind(f"\0routershift-port-{host}-{port}")
+        except OSError:
+            raise _QuickerError(
+                f"{setting} = {port} on {host} is held by another run or up on this machine; set {setting} = 0 for a "
+                "free one"
+            ) from None
+        yield
+
+
 def _problem(host: str, port: int, setting: str) -> str:
     try:
         check_port(host, port, setting)
+        with _claimed(host, port, setting):
+            pass
     except RouterShiftError as error:
         return str(error)
     return ""

@@ -67,7 +67,7 @@ class DropRate:
             return ""
         by_reason, self._mark = lost_between(self._mark, ledger), ledger
         self.share = min(1.0, sum(by_reason.values()) / seen)
-        if self.share <= MANY:
+        if self.share <= MANY or self.share == 1.0:  # where none is left no step comes, and that is said elsewhere
             return ""
         self._high += 1
         if self._high & (self._high - 1):

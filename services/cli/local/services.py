@@ -73,8 +73,7 @@ async def services(
     start = await asyncio.to_thread(record.prepare, recipe)  # reads all data: minutes, where that is large
     async with contextlib.AsyncExitStack() as stack:
         # The run's name may come from the clock: settle it once, for all processes.
-        wanted = ports.plan(recipe)
-        found = stack.enter_context(ports.reserved(recipe, wanted))
+        wanted, found = stack.enter_context(ports.settled(recipe))
         if line := wanted.in_words(found):
             say(line)
         say("starting services")

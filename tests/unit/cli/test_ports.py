@@ -64,6 +64,25 @@ def test_nothing_is_said_where_nothing_moves(free: dict[str, int]) -> None:
     assert (wanted.free, wanted.in_words({})) == ((), "")
 
 
+def test_starts_at_the_same_moment_get_different_ports() -> None:
+    """Of the first, no service listens yet when the second looks."""
+    of = recipe(**{f"{service}__metrics_port": 0 for service in SERVICES})
+    with ports.settled(of) as (first, found), ports.settled(of) as (second, others):
+        assert second.moved == {**second.moved, **first.kept}
+        assert not second.kept.keys() & first.kept.keys()
+        assert not set(found.values()) & set(others.values())
+        assert set(others) >= set(first.kept)
+
+
+def test_a_port_that_is_given_and_held_by_another_start_is_refused() -> None:
+    with taken() as port:
+        pass
+    of = recipe(**{f"{service}__metrics_port": 0 for service in SERVICES}, learner__port=port)
+    with ports.settled(of), pytest.raises(PreconditionError, match=f"learner.port = {port} on .* is held by another"):
+        ports.plan(of)
+    assert ports.plan(of).kept["learner.port"] == port, "it is free again"
+
+
 def test_all_conflicts_are_named_at_once(free: dict[str, int]) -> None:
     with taken() as first, taken() as second:
         given = free | {"generation__port": first, "reward__metrics_port": second}

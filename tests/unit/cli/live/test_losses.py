@@ -42,5 +42,11 @@ def test_what_waits_for_its_checkpoint_is_not_lost() -> None:
 
 def test_it_is_said_less_and_less_often() -> None:
     drops = DropRate(window=10)
-    said = [window for window in range(20) if drops.note(ledger(zero_variance=10 * window))]
+    said = [window for window in range(20) if drops.note(ledger(trained=window, zero_variance=9 * window))]
     assert said == [1, 2, 4, 8, 16]
+
+
+def test_where_nothing_is_left_the_missing_step_is_said_instead() -> None:
+    drops = DropRate(window=10)
+    assert [drops.note(ledger(zero_variance=10 * window)) for window in range(5)] == [""] * 5
+    assert drops.share == 1.0
