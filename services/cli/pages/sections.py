@@ -162,7 +162,7 @@ def pass_at(evaluations: Sequence[dict[str, Any]]) -> list[str]:
 def _heat_maps(
     runs: Sequence[RunData], names: Sequence[str], kinds: Iterable[tuple[str, str, str, tuple[str, str]]]
 ) -> list[HeatMap]:
-    """Of each kind one for each run, all on one scale, so that runs can be compared by eye."""
+    """A map of each kind for each run, all on one scale, so that runs can be compared by eye."""
     shown: list[HeatMap] = []
     for prefix, title, note, ends in kinds:
         found = []
