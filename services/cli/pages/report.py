@@ -16,6 +16,9 @@ from shared.errors import PreconditionError
 
 PAGE = "report.html"
 _SCRIPTS = ("theme.js", "drawing.js", "plots.js", "tokens.js", "samples.js")
+# What differs from run to run and says nothing.
+_OWN_SETTINGS = ("run.id", "run.folder")
+_OWN_PROVENANCE = ("run", "created", "parent", "starts")
 _SAMPLES = 12
 _SAMPLE_NUMBERS = 200_000  # of all of them; about 2 MB of page
 
@@ -46,7 +49,8 @@ def report(folders: Sequence[Path]) -> str:
     names = run_data.names(runs)
     made = [section for section in sections(runs, names) if section.figures]
     differing = {
-        key: [in_words(value) for value in values] for key, values in sorted(run_data.differences(runs).items())
+        "Settings that differ": run_data.differences([run.settings for run in runs], _OWN_SETTINGS),
+        "What else differs": run_data.differences([run.provenance for run in runs], _OWN_PROVENANCE),
     }
     samples = SampleTable(folders[0]).some(_SAMPLES, _SAMPLE_NUMBERS) if len(folders) == 1 else []
     links = [(section.id, section.short) for section in made if section.short]
@@ -59,7 +63,11 @@ def report(folders: Sequence[Path]) -> str:
         links=links,
         runs=[of_run(run, name) for run, name in zip(runs, names, strict=True)],
         sections=made,
-        differences=differing,
+        differences={
+            heading: {key: [in_words(value) for value in values] for key, values in sorted(found.items())}
+            for heading, found in differing.items()
+            if found
+        },
         page={"runs": names, "sections": [asdict(section) for section in made], "samples": samples},
     )
 

@@ -1,7 +1,7 @@
 """What pages show of a run, read from its folder; nothing is asked of its services."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ class RunData:
     evaluations: Sequence[dict[str, Any]]
     summary: Mapping[str, Any]
     settings: Mapping[str, Any]  # by dotted key
-    provenance: Mapping[str, Any]  # by dotted key
+    provenance: Mapping[str, Any]  # by dotted key, without the settings
 
     @property
     def is_empty(self) -> bool:
@@ -37,14 +37,16 @@ def read(folder: Path) -> RunData:
     Raises:
         CorruptDataError: a file that is not the JSON that a run writes.
     """
+    provenance = _json(folder / PROVENANCE)
+    settings = recorded.read(folder) or provenance.get("settings", {})
     return RunData(
         name=folder.resolve().name,
         folder=folder,
         steps=records.steps(folder / records.LEARNER),
         evaluations=records.read(folder / records.EVALUATIONS),
         summary=_json(folder / SUMMARY),
-        settings=flat(recorded.read(folder)),
-        provenance=flat(_json(folder / PROVENANCE)),
+        settings=flat(settings),
+        provenance=flat({key: value for key, value in provenance.items() if key != "settings"}),
     )
 
 
@@ -60,9 +62,11 @@ def names(runs: Sequence[RunData]) -> list[str]:
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables by dotted key; a list is a value."""
+    """Nested tables by dotted key, those in a list by their number; any other list is a value."""
     found: dict[str, Any] = {}
     for key, value in tables.items():
+        if isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
+            value = {str(number): inner for number, inner in enumerate(value)}
         if isinstance(value, Mapping) and value:
             found |= flat(value, f"{prefix}{key}.")
         else:
@@ -70,13 +74,19 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def differences(runs: Sequence[RunData]) -> dict[str, list[Any]]:
-    """Settings that are not the same in all runs, by key; None where a run has no such setting.
+def differences(tables: Sequence[Mapping[str, Any]], own: Iterable[str] = ()) -> dict[str, list[Any]]:
+    """What is not the same in all tables, by key; None where one lacks it.
 
-    The id and the folder of a run always differ and are left out.
+    Args:
+        own: keys that differ from run to run and say nothing, or the tables that hold them.
     """
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    found = {key: [run.settings.get(key) for run in runs] for key in keys if key not in ("run.id", "run.folder")}
+    left_out = tuple(own)
+    keys = dict.fromkeys(key for table in tables for key in table)
+    found = {
+        key: [table.get(key) for table in tables]
+        for key in keys
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
+    }
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 

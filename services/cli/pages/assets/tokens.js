@@ -7,7 +7,7 @@ function known(values) { return (values ?? []).filter((value) => value !== null)
 // Where most of the values lie: one token out of a thousand does not make all others pale.
 function reach(values, least) {
   const sizes = known(values).map(Math.abs).sort((a, b) => a - b);
-  return Math.max(least, sizes.length ? sizes[Math.floor((sizes.length - 1) * 0.98)] : 0);
+  return Math.max(least, sizes.length ? sizes[Math.ceil((sizes.length - 1) * 0.98)] : 0);
 }
 
 function shade(colour, share) { return `rgb(${colour} / ${(0.75 * Math.min(1, Math.max(0, share))).toFixed(3)})`; }
@@ -126,7 +126,9 @@ class TokenView {
     this.tip.replaceChildren(...this.tipRows(i));
     const box = span.getBoundingClientRect(), root = this.root.getBoundingClientRect();
     const left = Math.min(Math.max(0, box.left - root.left), Math.max(0, root.width - this.tip.offsetWidth));
-    this.tip.style.transform = `translate(${left}px, ${box.bottom - root.top + 6}px)`;
+    const below = box.bottom + this.tip.offsetHeight + 6 <= innerHeight || box.top < this.tip.offsetHeight + 6;
+    const top = below ? box.bottom - root.top + 6 : box.top - root.top - this.tip.offsetHeight - 6;
+    this.tip.style.transform = `translate(${left}px, ${top}px)`;
   }
 
   numbers(i) {

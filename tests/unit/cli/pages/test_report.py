@@ -181,16 +181,22 @@ def test_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.chdir(tmp_path)
     for name, rate in (("one", 1e-4), ("two", 2e-4)):
         settings = {"run": {"id": name, "steps": 2}, "learner": {"optimizer": {"learning_rate": rate}}}
-        write_run(tmp_path / "runs" / name, [step(1), step(2)], [evaluation(0, 0.5)], settings=settings)
+        made_by = {
+            "run": name,
+            "settings": settings,
+            "environment": {"code": {"commit": f"of {name}", "dirty": False}},
+            "starts": [{"time": name}],
+        }
+        folder = tmp_path / "runs" / name
+        write_run(folder, [step(1), step(2)], [evaluation(0, 0.5)], settings=settings, provenance=made_by)
     assert main(["report", "one", "runs/two"]) == 0
     assert capsys.readouterr().out == "comparison.html\n"
     text = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     differing = text[text.index('id="differences"') : text.index('id="settings"')]
-    assert re.findall(r'<td class="\w+">([^<]*)</td>', differing) == [
-        "learner.optimizer.learning_rate",
-        "0.0001",
-        "0.0002",
-    ]
+    cells = re.findall(r'<td class="\w+">([^<]*)</td>', differing)
+    assert cells[:3] == ["learner.optimizer.learning_rate", "0.0001", "0.0002"]
+    assert cells[3:] == ["environment.code.commit", "of one", "of two"]
+    assert "starts.0.time" in text
     assert main(["report", "one", "two", "--output", "other.html"]) == 0
     assert (tmp_path / "other.html").read_text(encoding="utf-8") == text
     assert main(["report", "one"]) == 0
