@@ -47,7 +47,7 @@ _SCORE_FUNCTIONS = {
 }
 _SCORE_FUNCTION_CODES = {function: code for code, function in _SCORE_FUNCTIONS.items()}
 
-_FINISH_REASONS = {
+FINISH_REASONS = {
     pb.FINISH_REASON_UNSPECIFIED: None,
     pb.FINISH_REASON_STOP: FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -62,7 +62,7 @@ ROUTER_EXPORT_CODES = {
 
 _MAX_WHOLE = 1 << 53  # beyond, a double does not tell neighbouring integers apart
 
-_FINISH_REASON_CODES = {reason: code for code, reason in _FINISH_REASONS.items()}
+_FINISH_REASON_CODES = {reason: code for code, reason in FINISH_REASONS.items()}
 
 
 def encode_tensor(array: NDArray[Any]) -> pb.Tensor:
@@ -202,7 +202,7 @@ def decode_completion(message: pb.Completion, earlier_tokens: int = 0) -> Comple
         raise CorruptDataError("completion.logprobs holds a value that is no log-probability; expected finite and <= 0")
     if (covered := sum(s.tokens for s in message.versions)) != tokens:
         raise CorruptDataError(f"completion.versions covers {covered} tokens; token_ids has {tokens}")
-    if message.finish_reason not in _FINISH_REASONS:
+    if message.finish_reason not in FINISH_REASONS:
         raise CorruptDataError(
             f"completion.finish_reason is {message.finish_reason}; expected one of {list(FinishReason)}"
         )
@@ -212,7 +212,7 @@ def decode_completion(message: pb.Completion, earlier_tokens: int = 0) -> Comple
         token_ids=token_ids,
         logprobs=logprobs,
         versions=tuple(VersionSpan(s.version, s.tokens) for s in message.versions),
-        finish_reason=_FINISH_REASONS[message.finish_reason],
+        finish_reason=FINISH_REASONS[message.finish_reason],
         router_trace=decode_trace(message.router_trace, earlier_tokens + tokens) if has_trace else None,
         text=message.text,
         top_logprobs=_decode_top_logprobs(message.top_logprobs, tokens) if message.HasField("top_logprobs") else None,
@@ -276,6 +276,11 @@ def _decode_value(value: struct_pb2.Value, where: str) -> Any:
 def oldest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:
     """The oldest policy version that sampled any token of these trajectories; None where there is no token."""
     return min((s.version for t in trajectories for s in t.completion.versions), default=None)
+
+
+def newest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:
+    """The newest of them; None where there is no token."""
+    return max((s.version for t in trajectories for s in t.completion.versions), default=None)
 
 
 def _trace_checksum(message: pb.RouterTrace) -> int:

@@ -8,6 +8,7 @@ from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.reward.scoring import Scorer
 from services.reward.server import RewardServicer
 from services.reward.settings import Settings
+from services.reward.unscored import UnscoredSamples
 from services.reward.verifiers.registry import make_verifiers
 from services.reward.worker import RewardWorker
 from shared.process.service import Service, background
@@ -21,6 +22,7 @@ class RewardService(Service):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.reward
+        self._folder = settings.run.path
         self._scorer = Scorer(make_verifiers(settings.reward.verifiers), settings.reward)
 
     def register(self, server: Server) -> list[str]:
@@ -30,7 +32,8 @@ class RewardService(Service):
     async def start(self, run: Run) -> None:
         await self._scorer.start(self._settings.verifiers)  # those in the recipe are wanted; others may go unused
         self._consumer = run.consumer(Stream.ROLLOUTS)
-        self._worker = RewardWorker(self._consumer, self._scorer, self._settings.attempts, run.solve_rates)
+        unscored = UnscoredSamples(self._folder, self._consumer.name, self._settings.unscored)
+        self._worker = RewardWorker(self._consumer, self._scorer, self._settings.attempts, run.solve_rates, unscored)
 
     async def work(self, stop: asyncio.Event) -> None:
         async with background(self._consumer.beat()):

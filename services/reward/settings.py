@@ -4,7 +4,16 @@ from typing import Any
 
 from pydantic import Field
 
-from shared.settings import BaseSettings, ServerSettings
+from shared.settings import BaseSettings, ServerSettings, Table
+
+
+class UnscoredSettings(Table):
+    """Samples kept for people to read, in unscored/ of the run's folder: those that no verdict was reached on."""
+
+    groups: int = Field(2, ge=0, description="groups kept of each policy version and reason; 0: none")
+    max_bytes: int = Field(
+        64 << 20, ge=1 << 20, description="bytes that each reward process keeps, above which the oldest are removed"
+    )
 
 
 class RewardSettings(ServerSettings):
@@ -21,6 +30,7 @@ class RewardSettings(ServerSettings):
     attempts: int = Field(2, ge=1, description="verifications of a group before it is dropped")
     groups_in_flight: int = Field(16, ge=1, description="groups of the stream that are scored at once")
     max_queued: int = Field(8192, ge=1, description="items being scored or waiting for it; more are refused")
+    unscored: UnscoredSettings = UnscoredSettings()
     verifiers: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="a table [reward.verifiers.NAME] each: `kind`, and the settings of that kind"
     )

@@ -12,6 +12,7 @@ from services.reward.groups import RawGroup
 from services.reward.messages import encode_score
 from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
+from services.reward.unscored import UnscoredSamples
 from services.reward.verifiers.base import Item
 from shared import wire
 from shared.errors import (
@@ -35,8 +36,17 @@ _OVERLOAD_PAUSE_SECONDS = 0.1
 class RewardWorker:
     """Scores one group at a time for each of the tasks that call it."""
 
-    def __init__(self, consumer: Consumer, scorer: Scorer, attempts: int, solve_rates: SolveRates) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        scorer: Scorer,
+        attempts: int,
+        solve_rates: SolveRates,
+        unscored: UnscoredSamples | None = None,
+    ) -> None:
+        """Args: unscored: where groups without a verdict are kept for people; None: nowhere."""
         self._consumer = consumer
+        self._unscored = unscored
         self._scorer = scorer
         self._attempts = attempts
         self._solve_rates = solve_rates
@@ -45,24 +55,24 @@ class RewardWorker:
         """Hands the group over scored; drops it, counted, where a sample has no verdict after all attempts."""
         try:
             group = RawGroup(entry.payload)
-            scores, failed = await self._score(group)
+            results = await self._score(group)
         except (CorruptDataError, InvalidInputError, NotFoundError) as error:
             await self._consumer.bury(entry, "bad_group", str(error))
             return
-        if failed:
+        if failed := _failure(results):
             reason = f"verifier_{failed.outcome}"
             if await self._consumer.end(entry, End.dropped(reason)):
                 metrics.DROPPED.labels(reason).inc(entry.trajectories)
                 log.warning("dropped group %s: %s: %s", entry.group, reason, failed.error)
+                if self._unscored:
+                    await self._unscored.keep(entry, results, reason)
             return
+        scores = [encode_score(result) for result in results]
         if await self._consumer.hand_over(entry, Stream.SCORED, group.scored(scores)):
             await self._solve_rates.record(group.prompt.problem_id, _solved_share(scores), _are_equal(scores))
 
-    async def _score(self, group: RawGroup) -> tuple[list[pb.Score], Scored | None]:
-        """The score of each sample, and the result of one that could not be scored, if there is one.
-
-        A refusal is final: the same item would be refused again.
-        """
+    async def _score(self, group: RawGroup) -> list[Scored]:
+        """The result of each sample. A refusal is final: the same item would be refused again."""
         prompt = group.prompt
         reference = wire.decode_struct(prompt.reference)
         results: dict[int, Scored] = {}
@@ -73,12 +83,10 @@ class RewardWorker:
                 [Item(prompt.text, group.texts[i], reference, group.special_tokens[i]) for i in missing],
             )
             results |= dict(zip(missing, scored, strict=True))
-            failures = [result for result in scored if result.verdict is None]
-            if not failures:
-                return [encode_score(results[i]) for i in range(len(group.texts))], None
-            if refused := [result for result in failures if result.outcome is Outcome.REFUSED]:
-                return [], refused[0]
-        return [], failures[0]
+            failure = _failure(scored)
+            if failure is None or failure.outcome is Outcome.REFUSED:
+                break
+        return [results[i] for i in range(len(group.texts))]
 
     async def _ask(self, verifier: str, items: Sequence[Item]) -> list[Scored]:
         """Waits for room: a group that was taken from the stream is not given up because of others.
@@ -94,6 +102,13 @@ class RewardWorker:
             except OverloadedError as error:
                 log.info("waiting: %s", error)
                 await asyncio.sleep(_OVERLOAD_PAUSE_SECONDS)
+
+
+def _failure(results: Sequence[Scored]) -> Scored | None:
+    """A result without a verdict, a refusal where there is one; None where all have theirs."""
+    failures = [result for result in results if result.verdict is None]
+    refused = [result for result in failures if result.outcome is Outcome.REFUSED]
+    return next(iter([*refused, *failures]), None)
 
 
 def _solved_share(scores: Sequence[pb.Score]) -> float:

@@ -56,8 +56,8 @@ class Consumer:
         self._stream = stream
         self._settings = settings
         self._group = READERS[stream]
-        self._name = settings.consumer or socket.gethostname()
-        self._settling = Settling(redis, keys, stream, settings, self._name, fence)
+        self.name = settings.consumer or socket.gethostname()
+        self._settling = Settling(redis, keys, stream, settings, self.name, fence)
         self._hold = Script(redis, "hold")
         self._retire = Script(redis, "retire")
         self._payloads = Payloads(redis, keys, settings)
@@ -174,7 +174,7 @@ class Consumer:
                 await self._beat("", ids)
 
     async def _beat(self, deliveries: str, ids: list[str]) -> None:
-        args = [self._group, self._name, deliveries, *ids]
+        args = [self._group, self.name, deliveries, *ids]
         if await self._hold(keys=[self._keys(self._stream)], args=args) < 0:
             await self._reopen()
 
@@ -186,7 +186,7 @@ class Consumer:
         if self._own_cursor is None:
             return []
         key, held = self._keys(self._stream), frozenset(self._held)
-        answer: Any = await self._redis.xreadgroup(self._group, self._name, {key: self._own_cursor}, count=count)
+        answer: Any = await self._redis.xreadgroup(self._group, self.name, {key: self._own_cursor}, count=count)
         raw = answer[0][1] if answer else []
         self._own_cursor = raw[-1][0].decode() if raw else None
         return await self._entries(raw, held)
@@ -199,7 +199,7 @@ class Consumer:
         if self._losses == (now := losses(self._redis)):
             return []
         key, held, entries = self._keys(self._stream), frozenset(self._held), list[Entry]()
-        pending: Any = await self._redis.xpending_range(key, self._group, "-", "+", _MOST_PENDING, self._name)
+        pending: Any = await self._redis.xpending_range(key, self._group, "-", "+", _MOST_PENDING, self.name)
         for one in pending:
             if one["message_id"].decode() not in held:
                 found: Any = await self._redis.xrange(key, one["message_id"], one["message_id"])
@@ -216,20 +216,20 @@ class Consumer:
             return []
         held = frozenset(self._held)
         answer: Any = await self._redis.xautoclaim(
-            self._keys(self._stream), self._group, self._name,
+            self._keys(self._stream), self._group, self.name,
             min_idle_time=int(self._settings.idle_seconds * 1000), start_id=self._claim_cursor, count=count,
         )  # fmt: skip
         self._claim_cursor = answer[0].decode()
         if self._claim_cursor == "0-0":
             self._next_sweep = now + self._settings.idle_seconds / 2
             silent = int(1000 * _GONE_IDLES * self._settings.idle_seconds)
-            await self._retire(keys=[self._keys(self._stream)], args=[self._group, self._name, silent])
+            await self._retire(keys=[self._keys(self._stream)], args=[self._group, self.name, silent])
         return await self._entries(answer[1], held)
 
     async def _read_new(self, count: int) -> list[Entry]:
         held = frozenset(self._held)
         answer: Any = await self._redis.xreadgroup(
-            self._group, self._name, {self._keys(self._stream): ">"},
+            self._group, self.name, {self._keys(self._stream): ">"},
             count=count, block=int(self._settings.block_seconds * 1000),
         )  # fmt: skip
         # Where the group was created again, or Redis lost what it had not yet written down, "new" may be one held here.

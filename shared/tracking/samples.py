@@ -1,12 +1,16 @@
 """The samples that a run keeps for people, in its folder: samples/step-NUMBER.bin, and an index beside each.
 
+Those that could not be scored never reach the learner: each reward process keeps its own, in the same form, in
+unscored/NAME.
+
 The data file holds compressed samples, one after the other; the index has a line of JSON for each, with its summary and
 where it lies. Both are only ever appended to, the index last: what the index names is whole. A table reads indexes
-alone, and a sample is read by seeking. Only the learner writes; readers may come at any time.
+alone, and a sample is read by seeking. One process writes a folder; readers may come at any time.
 """
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +24,7 @@ from shared.tracking.sample import Sample, Summary
 log = logging.getLogger(__name__)
 
 FOLDER = "samples"
+UNSCORED = "unscored"
 _DATA, _INDEX = ".bin", ".jsonl"
 _NAMED = 8  # steps that a message names one by one
 
@@ -31,9 +36,15 @@ class SampleWriter:
     those of the newest writer.
     """
 
-    def __init__(self, run: Path, max_bytes: int) -> None:
-        """Args: run: the run's folder. max_bytes: of all files together."""
-        self._folder = run / FOLDER
+    def __init__(self, run: Path, max_bytes: int, process: str | None = None) -> None:
+        """Opens nothing yet.
+
+        Args:
+            run: the run's folder.
+            max_bytes: of all files of this writer.
+            process: the name of a reward process, the same again after a restart; None for the learner.
+        """
+        self._folder = run / FOLDER if process is None else run / UNSCORED / re.sub(r"[^\w-]", "_", process)
         self._max_bytes = max_bytes
         self._writer = uuid.uuid4().hex[:8]
         self._sizes: dict[int, int] | None = None  # bytes by step; None until the folder was looked at
@@ -51,7 +62,7 @@ class SampleWriter:
         if self._sizes is None:
             self._sizes = {found: _bytes_of(self._folder, found) for found in _steps(self._folder)}
         data_file = _file(self._folder, step, _DATA)
-        begin = data_file.stat().st_size if data_file.is_file() else 0
+        begin = _size(data_file)
         data, lines = [], []
         room = self._max_bytes - self._sizes.get(step, 0)
         for sample in samples:
@@ -91,6 +102,7 @@ class SampleWriter:
 class _Place(NamedTuple):
     """Where a sample lies in the data file of its step."""
 
+    folder: Path
     writer: str
     offset: int
     length: int
@@ -102,17 +114,15 @@ class Samples:
     def __init__(self, run: Path) -> None:
         """Args: run: the run's folder."""
         self.folder = run / FOLDER
+        self._unscored = run / UNSCORED
 
     def steps(self) -> list[int]:
         """Those that have samples, in their order."""
-        return _steps(self.folder)
+        return sorted({step for folder in self._folders() for step in _steps(folder)})
 
     def index_bytes(self, step: int) -> int:
         """Size of a step's index, which grows with every sample of the step; 0 where there is none."""
-        try:
-            return _file(self.folder, step, _INDEX).stat().st_size
-        except FileNotFoundError:
-            return 0
+        return sum(_size(_file(folder, step, _INDEX)) for folder in self._folders())
 
     def summaries(self, step: int | None = None) -> list[Summary]:
         """All summaries of a step, or of every step in their order; none for a step without samples."""
@@ -132,7 +142,8 @@ class Samples:
         places = {summary.trajectory: place for summary, place in self._required(step).items()}
         if trajectory not in places:
             raise NotFoundError(f"step {step} has no sample {trajectory!r}; it has {', '.join(places)}")
-        path, place = _file(self.folder, step, _DATA), places[trajectory]
+        place = places[trajectory]
+        path = _file(place.folder, step, _DATA)
         try:
             with path.open("rb") as file:
                 file.seek(place.offset)
@@ -144,6 +155,11 @@ class Samples:
         except CorruptDataError as error:
             raise CorruptDataError(f"sample {trajectory} at byte {place.offset} of {path}: {error}") from None
 
+    def _folders(self) -> list[Path]:
+        """Every writer's."""
+        processes = self._unscored.iterdir() if self._unscored.is_dir() else ()
+        return [self.folder, *sorted(processes)]
+
     def _required(self, step: int) -> dict[Summary, _Place]:
         index = self._index(step)
         if not index:
@@ -154,7 +170,7 @@ class Samples:
         """The last line of each trajectory; of those trained on only what the newest writer did."""
         found: dict[str, tuple[Summary, _Place]] = {}
         trainer = ""
-        for summary, place in _lines(_file(self.folder, step, _INDEX)):
+        for summary, place in (line for folder in self._folders() for line in _lines(folder, step)):
             if summary.is_trained and place.writer != trainer:
                 found = {name: line for name, line in found.items() if not line[0].is_trained}
                 trainer = place.writer
@@ -162,7 +178,8 @@ class Samples:
         return dict(found.values())
 
 
-def _lines(path: Path) -> Iterator[tuple[Summary, _Place]]:
+def _lines(folder: Path, step: int) -> Iterator[tuple[Summary, _Place]]:
+    path = _file(folder, step, _INDEX)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -170,7 +187,7 @@ def _lines(path: Path) -> Iterator[tuple[Summary, _Place]]:
     for line in data[: data.rfind(b"\n") + 1].splitlines():
         try:
             record: dict[str, Any] = json.loads(line)
-            yield Summary.of(record), _Place(record["writer"], record["offset"], record["length"])
+            yield Summary.of(record), _Place(folder, record["writer"], record["offset"], record["length"])
         except (ValueError, TypeError, KeyError) as error:  # a machine lost its power while this was written
             log.warning("%s: a line is no summary of a sample (%s: %s); left out", path, type(error).__name__, error)
 
@@ -182,6 +199,14 @@ def _file(folder: Path, step: int, suffix: str) -> Path:
 def _steps(folder: Path) -> list[int]:
     names = (path.stem.removeprefix("step-") for path in folder.glob(f"step-*{_INDEX}"))
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 where it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _bytes_of(folder: Path, step: int) -> int:

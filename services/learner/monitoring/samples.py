@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import Full, Queue
 
 import numpy as np
@@ -20,9 +21,9 @@ from shared.models.detokenizer import pieces, text
 from shared.models.tokenizer import read_tokenizer
 from shared.settings import RunSettings
 from shared.streams.consumer import parse
-from shared.tracking.sample import TRAINED, Sample, Tokens
+from shared.tracking.recorded import recorded_samples
+from shared.tracking.sample import TRAINED, Sample
 from shared.tracking.samples import SampleWriter
-from shared.trajectory import versions_of
 
 log = logging.getLogger(__name__)
 
@@ -150,46 +151,28 @@ class _Writer:
 
 
 def samples_of(scored: Scored, known: _Known, step: int, outcome: str, tokenizer: Tokenizer | None) -> list[Sample]:
-    """A group's samples with what generation and reward recorded of them, and training where that is known."""
+    """A group's samples, with texts that generation left out, and with what training knows where it does."""
     message = parse(pb.TrajectoryGroup, scored.entry)
+    found = recorded_samples(message, scored.entry.group, step, outcome, partial(pieces, tokenizer))
     prompt = message.prompt.text or text(tokenizer, list(message.prompt.token_ids))
-    samples = []
-    for i, (sample, trajectory) in enumerate(zip(scored.group.samples, message.trajectories, strict=True)):
-        completion, trained = sample.completion, known.get(i)
-        tokens = Tokens(
-            ids=completion.token_ids,
-            pieces=pieces(tokenizer, completion.token_ids.tolist()),
-            versions=versions_of(completion.versions),
-            logprobs=completion.logprobs,
+    return [
+        _with_training(
+            replace(sample, prompt=prompt, response=sample.response or text(tokenizer, sample.tokens.ids.tolist())),
+            known.get(i),
         )
-        samples.append(
-            Sample(
-                step=step,
-                trajectory=f"{scored.entry.group}/{trajectory.id.sample}",
-                prompt=prompt,
-                problem=message.prompt.problem_id,
-                response=completion.text or text(tokenizer, completion.token_ids.tolist()),
-                outcome=outcome,
-                reward=sample.reward,
-                verifier=trajectory.score.verifier or message.prompt.verifier,
-                tokens=_with_training(tokens, trained) if trained else tokens,
-                parts=dict(trajectory.score.parts),
-                verifier_version=trajectory.score.verifier_version,
-                message=trajectory.score.error,
-                advantage=trained.advantage if trained else None,
-                finish_reason=completion.finish_reason or "",
-                layers=completion.router_trace.layout.layer_ids if completion.router_trace else (),
-            )
-        )
-    return samples
+        for i, sample in enumerate(found)
+    ]
 
 
-def _with_training(tokens: Tokens, trained: TrainedTokens) -> Tokens:
-    return replace(
-        tokens,
+def _with_training(sample: Sample, trained: TrainedTokens | None) -> Sample:
+    if trained is None:
+        return sample
+    tokens = replace(
+        sample.tokens,
         trained_logprobs=trained.logprobs,
         entropy=trained.entropy,
         clipped=trained.clipped,
         log_gamma=trained.log_gamma,
         drift=trained.drift,
     )
+    return replace(sample, tokens=tokens, advantage=trained.advantage)

@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from redis.asyncio import Redis
@@ -14,13 +15,16 @@ from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward.messages import decode_item
 from services.reward.scoring import Scorer
-from services.reward.settings import RewardSettings
+from services.reward.settings import RewardSettings, UnscoredSettings
+from services.reward.unscored import UnscoredSamples
 from services.reward.verifiers.registry import make_verifiers
 from services.reward.worker import RewardWorker
+from shared import wire
 from shared.errors import UnavailableError
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from shared.streams.solve_rates import SolveRate
+from shared.tracking.samples import Samples
 from tests.support.entries import SAMPLES, dead_letters, put, until
 from tests.support.verifiers import ScriptedSettings, ScriptedVerifier, item
 
@@ -32,15 +36,34 @@ async def scorer() -> AsyncIterator[Scorer]:
     await scorer.close()
 
 
-async def score_one(run: Run, scorer: Scorer, response: str, verifier: str = "scripted", problem_id: str = "") -> None:
-    """A group whose last response is this one; the others are good."""
+async def score_one(
+    run: Run,
+    scorer: Scorer,
+    response: str,
+    verifier: str = "scripted",
+    problem_id: str = "",
+    unscored: UnscoredSamples | None = None,
+    version: int = 0,
+) -> None:
+    """A group whose last response is this one; the others are good. Each has two tokens of a version."""
     prompt = pb.Prompt(prompt_id="0", problem_id=problem_id, verifier=verifier, sampling=pb.SamplingParams(n=SAMPLES))
     texts = [*["ok 0.5"] * (SAMPLES - 1), response]
-    trajectories = [pb.Trajectory(completion=pb.Completion(text=text)) for text in texts]
+    trajectories = [
+        pb.Trajectory(
+            id=pb.TrajectoryId(sample=i),
+            completion=pb.Completion(
+                text=text,
+                token_ids=wire.encode_tensor(np.array([3, 4], dtype=np.int32)),
+                logprobs=wire.encode_tensor(np.array([-1, -2], dtype=np.float32)),
+                versions=[pb.VersionSpan(version=version, tokens=2)],
+            ),
+        )
+        for i, text in enumerate(texts)
+    ]
     await put(run, Stream.ROLLOUTS, pb.TrajectoryGroup(prompt=prompt, trajectories=trajectories))
     reader = run.consumer(Stream.ROLLOUTS)
     (entry,) = await reader.read(1)
-    await RewardWorker(reader, scorer, 2, run.solve_rates).handle(entry)
+    await RewardWorker(reader, scorer, 2, run.solve_rates, unscored).handle(entry)
 
 
 async def test_a_verifier_that_recovers_scores_everything(run: Run, scorer: Scorer, tmp_path: Path) -> None:
@@ -64,6 +87,45 @@ async def test_a_sample_without_a_verdict_drops_the_group_and_gives_no_reward(
     ledger = await run.ledger()
     assert ledger.dropped == {reason: SAMPLES}
     assert ledger.balanced
+
+
+async def test_a_group_without_a_verdict_is_kept_with_what_the_verifier_said(
+    run: Run, scorer: Scorer, tmp_path: Path
+) -> None:
+    unscored = UnscoredSamples(tmp_path, "one", UnscoredSettings(groups=2))
+    for version in (4, 4, 4, 5):
+        await score_one(run, scorer, "raise", problem_id="row-1", unscored=unscored, version=version)
+    reader = Samples(tmp_path)
+    found = reader.summaries()
+    assert [(s.step, s.outcome, s.problem) for s in found] == [
+        *[(5, "verifier_failed", "row-1")] * 2 * SAMPLES,
+        *[(6, "verifier_failed", "row-1")] * SAMPLES,
+    ]
+    group = found[0].group
+    samples = [reader.read(5, f"{group}/{i}") for i in range(SAMPLES)]
+    assert [s.reward for s in samples] == [*[0.5] * (SAMPLES - 1), None]
+    assert [s.response for s in samples] == [*["ok 0.5"] * (SAMPLES - 1), "raise"]
+    assert "RuntimeError" in samples[-1].message
+    assert [s.message for s in samples[:-1]] == [""] * (SAMPLES - 1)
+    assert samples[-1].tokens.versions.tolist() == [4, 4]
+
+
+async def test_a_disk_that_takes_no_samples_changes_nothing_for_the_group(
+    run: Run, scorer: Scorer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "unscored").touch()
+    unscored = UnscoredSamples(tmp_path, "one", UnscoredSettings())
+    for version in (4, 5):
+        await score_one(run, scorer, "raise", unscored=unscored, version=version)
+    assert (await run.ledger()).dropped == {"verifier_failed": 2 * SAMPLES}
+    assert sum("not kept" in line for line in caplog.messages) == 1
+
+
+async def test_no_sample_without_a_verdict_is_a_choice(run: Run, scorer: Scorer, tmp_path: Path) -> None:
+    await score_one(
+        run, scorer, "raise", unscored=UnscoredSamples(tmp_path, "one", UnscoredSettings(groups=0)), version=1
+    )
+    assert not (tmp_path / "unscored").exists()
 
 
 async def test_workers_that_are_killed_cost_groups_a_retry_or_a_reason_and_never_a_reward(

@@ -162,6 +162,25 @@ def test_a_step_done_again_after_a_crash_stands_in_for_the_first(tmp_path: Path)
     assert Samples(tmp_path).read(1, "2/0/0").reward == 0.25
 
 
+def test_each_process_writes_files_of_its_own_and_all_are_read(tmp_path: Path) -> None:
+    cap = 1 << 20
+    learner = SampleWriter(tmp_path, cap)
+    first, second = (SampleWriter(tmp_path, cap, process) for process in ("host/1", "host.2"))
+    first.add([dropped(2, "0/0/0", "verifier_failed", message="one")])
+    learner.add([sample(2, "1/0/0")])
+    second.add([dropped(2, "2/0/0", "verifier_failed"), dropped(2, "2/0/1", "verifier_failed")])
+    first.add([dropped(3, "3/0/0", "verifier_refused")])
+    reader = Samples(tmp_path)
+    assert reader.steps() == [2, 3]
+    assert sorted(s.trajectory for s in reader.summaries(2)) == ["0/0/0", "1/0/0", "2/0/0", "2/0/1"]
+    assert reader.read(2, "0/0/0").message == "one"
+    assert reader.read(3, "3/0/0").outcome == "verifier_refused"
+    assert sorted(path.name for path in (tmp_path / "unscored").iterdir()) == ["host_1", "host_2"]
+    before = reader.index_bytes(2)
+    second.add([dropped(2, "2/0/2", "verifier_failed")])
+    assert reader.index_bytes(2) > before > 0 == reader.index_bytes(9)
+
+
 def test_torn_files_hide_nothing_but_what_is_torn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     SampleWriter(tmp_path, PLENTY).add([sample(1, "0/0/0"), sample(1, "0/0/1")])
     data, index = (tmp_path / "samples" / f"step-00000001{suffix}" for suffix in (".bin", ".jsonl"))

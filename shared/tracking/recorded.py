@@ -1,0 +1,64 @@
+"""Samples from the messages that travel: what generation and reward recorded of a group."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from routershift.v1 import trajectory_pb2 as pb
+from shared import wire
+from shared.errors import CorruptDataError
+from shared.tracking.sample import Sample, Tokens
+from shared.trajectory import VersionSpan, versions_of
+
+# The text that each of some tokens adds.
+Pieces = Callable[[Sequence[int]], tuple[str, ...]]
+
+
+def no_pieces(tokens: Sequence[int]) -> tuple[str, ...]:
+    """For who has no tokenizer: the text of a response still stands as a whole."""
+    return ("",) * len(tokens)
+
+
+def recorded_samples(
+    group: pb.TrajectoryGroup, name: str, step: int, outcome: str, pieces: Pieces = no_pieces
+) -> list[Sample]:
+    """The samples of a group; what training adds, and texts that generation left out, are None and empty.
+
+    Args:
+        name: of the group: PROMPT/ATTEMPT.
+        outcome: what became of it, as `Sample.outcome` says.
+    """
+    return [_sample(group.prompt, trajectory, name, step, outcome, pieces) for trajectory in group.trajectories]
+
+
+def _sample(prompt: pb.Prompt, trajectory: pb.Trajectory, name: str, step: int, outcome: str, pieces: Pieces) -> Sample:
+    completion, score = trajectory.completion, trajectory.score
+    return Sample(
+        step=step,
+        trajectory=f"{name}/{trajectory.id.sample}",
+        prompt=prompt.text,
+        problem=prompt.problem_id,
+        response=completion.text,
+        outcome=outcome,
+        reward=score.reward if score.HasField("reward") else None,
+        verifier=score.verifier or prompt.verifier,
+        tokens=_tokens(completion, pieces),
+        parts=dict(score.parts),
+        verifier_version=score.verifier_version,
+        message=score.error,
+        finish_reason=wire.FINISH_REASONS.get(completion.finish_reason) or "",
+        layers=tuple(completion.router_trace.layout.layer_ids),
+    )
+
+
+def _tokens(completion: pb.Completion, pieces: Pieces) -> Tokens:
+    """None at all where the message is broken: its text is still worth reading."""
+    try:
+        ids = wire.decode_tensor(completion.token_ids, "completion.token_ids", "int32", 1)
+        logprobs = wire.decode_tensor(completion.logprobs, "completion.logprobs", "float32", 1)
+        versions = versions_of(tuple(VersionSpan(s.version, s.tokens) for s in completion.versions))
+        if not ids.size == logprobs.size == versions.size:
+            raise CorruptDataError(f"{ids.size} tokens, {logprobs.size} log-probs, {versions.size} versions")
+    except CorruptDataError:
+        ids, logprobs, versions = np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+    return Tokens(ids=ids, pieces=pieces(ids.tolist()), versions=versions, logprobs=logprobs)
