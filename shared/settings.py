@@ -10,9 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationInfo,
@@ -25,14 +23,10 @@ from shared.errors import NotFoundError
 from shared.models.folder import check_folder
 from shared.models.hub import fetch, parse_model
 from shared.sampling import MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
+from shared.table import Table, Texts
+from shared.tracking.trackers.settings import TrackingSettings
 
 SERVICES = ("curriculum", "generation", "reward", "learner")
-
-
-class Table(BaseModel):
-    """Base of every settings table: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ServerSettings(Table):
@@ -88,11 +82,6 @@ class AccessSettings(Table):
         return self
 
 
-# A list of texts, which environment and flags write as one,two.
-Texts = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda value: [text for text in value.split(",") if text] if isinstance(value, str) else value),
-]
 # Texts that end a response. Environment and flags can say one.
 StopTexts = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)], ...],
@@ -127,7 +116,9 @@ class RunSettings(Table):
     )
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
     trackers: Texts = Field(
-        (), description="experiment trackers that get every record beside the run's folder, as in one,two"
+        (),
+        description="experiment trackers that get every record beside the run's folder, as in tensorboard,wandb; "
+        "the tables [tracking.NAME] say how",
     )
 
     @field_validator("model", mode="before")
@@ -278,3 +269,4 @@ class BaseSettings(Table):
     redis: RedisSettings = RedisSettings()
     streams: StreamSettings = StreamSettings()
     access: AccessSettings = AccessSettings()
+    tracking: TrackingSettings = TrackingSettings()

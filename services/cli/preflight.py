@@ -22,6 +22,7 @@ from shared.models.folder import read_json
 from shared.models.layout import context_length, layout_of_folder, text_config
 from shared.sources import is_file
 from shared.streams.capacity import check_memory, check_step_fits, trajectory_bytes
+from shared.tracking.registry import make_trackers
 from shared.trajectory import RouterExport
 
 # How to install the package that an engine is named after.
@@ -32,9 +33,9 @@ def preflight(recipe: Recipe) -> None:
     """Makes every check; the first that fails raises.
 
     Raises:
-        NotFoundError: the model folder, the engine, the task or a verifier is missing.
+        NotFoundError: the model folder, the engine, the task, a verifier or a tracker is missing.
         InvalidInputError: settings that contradict each other or the model; a step that fits into no stream.
-        MissingDependencyError: the engine is not installed.
+        MissingDependencyError: the engine, or the package of a tracker, is not installed.
         PreconditionError: a dense model for an algorithm that needs routers; ports that were given explicitly are
             taken: names all of them; a folder that takes no writes, or a device that is not there.
     """
@@ -140,6 +141,12 @@ def _sources(recipe: Recipe, verifiers: Mapping[str, AnyVerifier]) -> str:
     )
 
 
+def _trackers(recipe: Recipe) -> str:
+    for service in ("learner", "curriculum"):
+        make_trackers(recipe.run.trackers, recipe, service)
+    return ", ".join(recipe.run.trackers) or "none"
+
+
 def _ports(recipe: Recipe) -> str:
     moved = ports.plan(recipe).moved
     if not moved:
@@ -168,5 +175,6 @@ CHECKS: Mapping[str, Callable[[Recipe], str]] = {
     "algorithm": _routers,
     "task": _task,
     "streams": _streams,
+    "trackers": _trackers,
     "ports": _ports,
 }

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from shared.settings import Table
+from shared.table import Table
 
 
 class SupervisorSettings(Table):

@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from shared.clients import Sampling
 from shared.sampling import MAX_SAMPLES, MAX_TEMPERATURE, MIN_TEMPERATURE
-from shared.settings import RolloutSettings, StopTexts, Table
+from shared.settings import RolloutSettings, StopTexts
+from shared.table import Table
 
 _GREEDY = 0.0  # temperature at which generation takes the likeliest token
 

@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from services.curriculum.data.settings import DataSettings
 from services.curriculum.held_out import HeldOutSettings
-from shared.settings import BaseSettings, ServerSettings, Table
+from shared.settings import BaseSettings, ServerSettings
+from shared.table import Table
 
 
 class EvaluationSettings(HeldOutSettings):

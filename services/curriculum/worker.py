@@ -36,7 +36,7 @@ class CurriculumWorker:
         selection = settings.curriculum.selection
         self._selector = Selector(problems, selection, settings.run.seed, run.solve_rates)
         self._run = run
-        self._recording = Recording(settings.run)
+        self._recording = Recording(settings, "curriculum")
         self._reported = 0.0  # when the progress of an evaluation was
         self._poll = settings.curriculum.poll_seconds
         self._held_out = problems.held_out()

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from routershift.algorithms.choices import AdvantageKind, Aggregation, Application, CorrectionKind, Proximal
 from routershift.algorithms.presets import Preset, preset_of, refusals
 from routershift.routing.choices import LayerAggregation, MismatchBaseline, Replay
-from shared.settings import BaseSettings, ServerSettings, Table
+from shared.settings import BaseSettings, ServerSettings
+from shared.table import Table
 
 Schedule = Literal["constant", "linear", "cosine"]
 

@@ -21,7 +21,8 @@ from services.curriculum.settings import CurriculumSettings
 from services.generation.settings import GenerationSettings
 from services.learner.settings import LearnerSettings
 from services.reward.settings import RewardSettings
-from shared.settings import RunSettings, ServerSettings, StreamSettings, Table
+from shared.settings import RunSettings, ServerSettings, StreamSettings
+from shared.table import Table
 
 SERVERS: dict[str, type[ServerSettings]] = {
     "curriculum": CurriculumSettings,

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from services.curriculum.data.presets import PRESETS
 from services.curriculum.held_out import HeldOutSettings
-from shared.settings import Table
 from shared.sources import ENDINGS, PROCEDURAL, is_file
+from shared.table import Table
 
 # Of the columns that a source maps, those that are no field of the reference.
 ROLES = ("prompt", "problem", "reference", "id", "verifier", "priority")

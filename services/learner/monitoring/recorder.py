@@ -26,7 +26,7 @@ class Recorder:
     def __init__(self, settings: Settings, run: Run) -> None:
         self._settings = settings
         self._run = run
-        self._recording = Recording(settings.run)
+        self._recording = Recording(settings, "learner")
         self._began = time.perf_counter()
         self._phases: dict[str, float] = {}
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.reward.verifiers.thoughts import text_of
 from shared.errors import MissingDependencyError
-from shared.settings import Table
+from shared.table import Table
 
 # What two parts of most verdicts mean.
 CORRECT = "1 for a right answer, 0 for a wrong one"

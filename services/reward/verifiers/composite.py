@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from services.reward.verifiers import parts
 from services.reward.verifiers.base import CORRECT, AsyncVerifier, Item, Parts, Verdict, VerifierSettings
 from shared.errors import InvalidInputError
-from shared.settings import Table
+from shared.table import Table
 
 
 class PartSettings(Table):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from shared.errors import PreconditionError
 from shared.processor import processor
-from shared.settings import Table
+from shared.table import Table
 
 
 class VllmSettings(Table):

@@ -13,7 +13,7 @@ from services.cli.main import main
 from services.cli.recipe import Recipe
 from services.cli.tables import tables
 from shared.recipes import load
-from shared.settings import Table
+from shared.table import Table
 from tests.support import cli
 
 

@@ -12,9 +12,10 @@ from prometheus_client import REGISTRY
 from shared.errors import NotFoundError, PreconditionError
 from shared.recipes import load
 from shared.settings import BaseSettings, RunSettings
-from shared.tracking import recording, records
+from shared.tracking import records
 from shared.tracking.recording import Recording
 from shared.tracking.registry import GROUP
+from shared.tracking.trackers.settings import TrackingSettings
 from tests.support.entry_points import Site
 
 PACKAGE = """
@@ -55,12 +56,13 @@ def counted(tracker: str, outcome: str) -> float:
     return REGISTRY.get_sample_value("routershift_tracker_records_total", labels) or 0.0
 
 
-def run(tmp_path: Path, *trackers: str) -> RunSettings:
-    return RunSettings(id="test", folder=tmp_path, model=tmp_path, trackers=trackers)
+def settings(tmp_path: Path, *trackers: str, **tracking: float) -> BaseSettings:
+    run = RunSettings(id="test", folder=tmp_path, model=tmp_path, trackers=trackers)
+    return BaseSettings(run=run, tracking=TrackingSettings.model_validate(tracking))
 
 
 def test_without_trackers_there_is_the_folder(tmp_path: Path) -> None:
-    recording = Recording(run(tmp_path))
+    recording = Recording(settings(tmp_path), "learner")
     recording.add("step", {"step": 1})
     recording.add("evaluation", {"version": 0})
     recording.close()
@@ -73,7 +75,7 @@ def test_a_tracker_gets_every_record_and_its_failures_are_counted(
 ) -> None:
     site.install(GROUP, "lines = routershift_lines:Lines", "routershift_lines", PACKAGE)
     before = {outcome: counted("lines", outcome) for outcome in ("ok", "failed", "dropped")}
-    recording = Recording(run(tmp_path, "lines"))
+    recording = Recording(settings(tmp_path, "lines"), "learner")
     with caplog.at_level(logging.ERROR):
         for step in (1, 2, 3):
             recording.add("step", {"step": step})
@@ -96,13 +98,11 @@ def test_a_tracker_gets_every_record_and_its_failures_are_counted(
 
 
 def test_one_that_hangs_loses_records_and_holds_nobody_up(
-    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     site.install(GROUP, "stuck = routershift_lines:Stuck", "routershift_lines", PACKAGE)
-    monkeypatch.setattr(recording, "_MOST_WAITING", 4)
-    monkeypatch.setattr(recording, "_CLOSE_SECONDS", 0.2)
     before = counted("stuck", "dropped")
-    stuck = Recording(run(tmp_path, "stuck"))
+    stuck = Recording(settings(tmp_path, "stuck", max_waiting=4, close_seconds=0.2), "learner")
     for step in range(20):
         stuck.add("step", {"step": step})
     with caplog.at_level(logging.ERROR):
@@ -114,11 +114,14 @@ def test_one_that_hangs_loses_records_and_holds_nobody_up(
 
 
 def test_an_unknown_tracker_is_named_with_those_there_are(tmp_path: Path, site: Site) -> None:
-    with pytest.raises(NotFoundError, match=r"run\.trackers has 'nowhere'; known: none.*routershift\.trackers"):
-        Recording(run(tmp_path, "nowhere"))
+    with pytest.raises(
+        NotFoundError,
+        match=r"run\.trackers has 'nowhere'; known: tensorboard, wandb, mlflow, trackio\..*routershift\.trackers",
+    ):
+        Recording(settings(tmp_path, "nowhere"), "learner")
     site.install(GROUP, "json = json:loads", "routershift_lines", PACKAGE)
     with pytest.raises(PreconditionError, match=r"entry point json = json:loads .* is no subclass of Tracker"):
-        Recording(run(tmp_path, "json"))
+        Recording(settings(tmp_path, "json"), "learner")
 
 
 def test_flags_and_environment_name_several() -> None:
