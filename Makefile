@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := deploy/locks
 FLAGS ?=
 
-.PHONY: help demo test test-deploy lint format install generated proto dashboards rules reference baseline locks image-locks clean
+.PHONY: help demo test test-deploy lint format install generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -88,6 +88,9 @@ locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins what is installed now.
 
 image-locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins by hash what the images install; asks the package index.
 	$(BIN)/python -m deploy.locks.images
+
+tracker-locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins what the tests of experiment trackers install; asks the package index.
+	$(BIN)/python -m deploy.locks.trackers
 
 clean:  ## Removes the virtual environment and what building left.
 	rm -rf $(VENV) build *.egg-info

@@ -54,6 +54,11 @@ _KNOBS: Mapping[str, str] = {
         "max_bytes inline_bytes max_entry_bytes block_seconds idle_seconds max_deliveries consumer lease_seconds"
     ),
     "access": "certificate key authority mutual server_name tokens token",
+    "tracking": "max_waiting close_seconds",
+    "tracking.tensorboard": "folder",
+    "tracking.wandb": "project entity mode folder tags start_seconds",
+    "tracking.mlflow": "uri experiment tags",
+    "tracking.trackio": "project folder space",
     "reward": (
         f"{_SERVER} processes memory_mb printed_kb timeout_seconds attempts groups_in_flight max_queued"
     ),

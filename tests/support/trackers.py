@@ -77,7 +77,7 @@ class Trackers:
         *names: str,
         service: str,
         records: list[dict[str, Any]],
-        environment: dict[str, str] | None = None,
+        environment: Any = None,
         **options: Any,
     ) -> dict[str, Any]:
         """What a service does, from start to end; see `tests.support.tracker_process` for options and answer."""
