@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from prometheus_client import REGISTRY
 from shared.errors import NotFoundError, PreconditionError
 from shared.recipes import load
 from shared.settings import BaseSettings, RunSettings
-from shared.tracking import records
+from shared.tracking import recording, records
 from shared.tracking.recording import Recording
 from shared.tracking.registry import GROUP
 from shared.tracking.trackers.settings import TrackingSettings
@@ -41,6 +42,31 @@ class Stuck(Tracker):
 
     def log(self, kind, record):
         self.free.wait()
+
+    def abandon(self):
+        (self.run.folder / "abandoned.txt").write_text(self.service)
+
+class Late(Tracker):
+    name = "late"
+    attempts = 0
+    taken = []
+
+    def open(self):
+        Late.attempts += 1
+        if Late.attempts < 3:
+            raise ConnectionError("the tracker is away")
+        return "there"
+
+    def log(self, kind, record):
+        self.taken.append(record["step"])
+
+class Exits(Lines):
+    name = "exits"
+
+    def log(self, kind, record):
+        if record["step"] == 2:
+            raise SystemExit(1)
+        super().log(kind, record)
 """
 
 
@@ -107,10 +133,51 @@ def test_one_that_hangs_loses_records_and_holds_nobody_up(
         stuck.add("step", {"step": step})
     with caplog.at_level(logging.ERROR):
         stuck.close()
-    assert counted("stuck", "dropped") - before >= 20 - 4 - 1
+    assert counted("stuck", "dropped") - before == 20, "none was taken, and none is lost in silence"
+    assert (tmp_path / "abandoned.txt").read_text() == "learner"
     assert "tracker stuck did not end within 0.2 s" in caplog.text
     assert len(records.read(tmp_path / "test" / records.LEARNER)) == 20
     sys.modules["routershift_lines"].Stuck.free.set()
+
+
+def test_records_wait_for_one_that_is_away_at_the_start(
+    tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.install(GROUP, "late = routershift_lines:Late", "routershift_lines", PACKAGE)
+    monkeypatch.setattr(recording, "_FIRST_PAUSE_SECONDS", 0.05)
+    late = Recording(settings(tmp_path, "late"), "learner")
+    with caplog.at_level(logging.INFO):
+        for step in (1, 2, 3):
+            late.add("step", {"step": step})
+        taken = sys.modules["routershift_lines"].Late.taken
+        deadline = time.monotonic() + 60
+        while len(taken) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        late.close()
+    assert taken == [1, 2, 3]
+    assert caplog.text.count("tracker late: ConnectionError: the tracker is away") == 1
+    assert "tracker late: there" in caplog.text
+
+
+def test_one_that_never_opens_has_its_records_counted_as_failed(tmp_path: Path, site: Site) -> None:
+    site.install(GROUP, "late = routershift_lines:Late", "routershift_lines", PACKAGE)
+    before = counted("late", "failed")
+    late = Recording(settings(tmp_path, "late"), "learner")
+    for step in (1, 2, 3):
+        late.add("step", {"step": step})
+    late.close()
+    assert counted("late", "failed") - before == 3
+
+
+def test_a_package_that_would_end_the_process_costs_one_record(tmp_path: Path, site: Site) -> None:
+    site.install(GROUP, "exits = routershift_lines:Exits", "routershift_lines", PACKAGE)
+    exits = Recording(settings(tmp_path, "exits"), "learner")
+    for step in (1, 2, 3):
+        exits.add("step", {"step": step})
+    exits.close()
+    *lines, closed = (tmp_path / "lines.txt").read_text().splitlines()
+    assert ([json.loads(line)[1]["step"] for line in lines], closed) == ([1, 3], "closed")
+    assert (counted("exits", "ok"), counted("exits", "failed")) == (2, 1)
 
 
 def test_an_unknown_tracker_is_named_with_those_there_are(tmp_path: Path, site: Site) -> None:
