@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import Field
 
-from shared.settings import BaseSettings, ServerSettings, Table
+from shared.settings import BaseSettings, ServerSettings
+from shared.table import Table
 
 
 class UnscoredSettings(Table):
