@@ -27,8 +27,8 @@ OLDER_PYTHON = "async-timeout==5.0.1"  # what redis needs below Python 3.11.3, a
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    core = _closure(project["dependencies"])
-    torch = _closure(extras["torch"])
+    core = _closure([*project["dependencies"], *extras["services"]])
+    torch = _closure(extras["learner"])
     sets = {
         "core": core,
         "data": _closure(extras["data"]) - core,

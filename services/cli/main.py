@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from services.cli import registry
 from services.cli.errors import ServiceEndedError, exit_code_of
 from shared.errors import RouterShiftError
+from shared.extras import missing
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_CLOSED_PIPE, EXIT_FAILURE, EXIT_INTERRUPTED
 
 _COMMIT_CHARACTERS = 12
@@ -70,9 +71,13 @@ def _run(arguments: Sequence[str]) -> int:
     named = next((argument for argument in arguments if not argument.startswith("-")), None)
     try:
         parsed = build_parser([named] if named else []).parse_args(arguments)
+        return int(parsed.handler(parsed))
     except SystemExit as ended:  # --help, --version, or arguments that do not fit
         return ended.code if isinstance(ended.code, int) else EXIT_BAD_INPUT
-    return int(parsed.handler(parsed))
+    except ModuleNotFoundError as error:
+        if (said := missing(f"the command {named}", error)) is None:
+            raise
+        raise said from None
 
 
 class _Version(argparse.Action):

@@ -78,7 +78,7 @@ class Followers:
         os.environ.update(rendezvous, RANK="0", LOCAL_RANK="0")
         for rank in range(1, settings.parallel.processes):
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "services.learner.follower"),
+                *(sys.executable, "-P", "-m", "services.learner.follower"),
                 env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=asyncio.subprocess.PIPE,
             )

@@ -58,7 +58,13 @@ def test_images_have_the_versions_that_are_tested() -> None:
 
 @pytest.mark.parametrize(
     ("extra", "files"),
-    [("", ["core"]), ("data", ["core", "data"]), ("reward", ["core", "reward"]), ("torch", ["core", "torch"])],
+    [
+        ("", ["core"]),
+        ("services", ["core"]),
+        ("data", ["core", "data"]),
+        ("reward", ["core", "reward"]),
+        ("learner", ["core", "torch"]),
+    ],
 )
 def test_images_have_what_the_project_declares(extra: str, files: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,18 +1,24 @@
 """The wheel, installed by itself into an empty environment: its commands run, and what they read is in it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from deploy.locks.lock import closure
 from tests.support import cli
 
+Small = Callable[..., Path]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 _SOURCES = ("services", "shared", "proto", "pyproject.toml", "README.md", "LICENSE")
 
@@ -68,6 +74,61 @@ def routershift(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     assert where.returncode == 0, where.stderr
     assert where.stdout.count(str(packages)) == 3, where.stdout
     return run
+
+
+@pytest.fixture
+def small(wheel: Path, tmp_path: Path) -> Small:
+    """Makes an environment of the wheel and of these packages with all that they need, and nothing else; its python."""
+
+    def make(*packages: str) -> Path:
+        venv.create(tmp_path / "venv", symlinks=True)
+        site = tmp_path / "venv/lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        pip("install", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+        for name in closure([Requirement(package) for package in packages]):
+            for part in {file.parts[0] for file in distribution(name).files or () if file.parts[0] != ".."}:
+                if part != "__pycache__" and not (site / part).exists():
+                    (site / part).symlink_to(Path(str(distribution(name).locate_file(part))).resolve())
+        return tmp_path / "venv/bin/python"
+
+    return make
+
+
+def python(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in cli.environment().items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        [str(python), *arguments], cwd=python.parent, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_the_library_needs_torch_alone(small: Small) -> None:
+    installed = small("torch", "numpy")
+    code = """
+import importlib.util, torch
+from routershift import RouterTap, router_shift, rspo_loss
+gamma = router_shift(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+print(rspo_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2), gamma).item())
+print([name for name in ("redis", "grpc", "google", "pydantic", "transformers") if importlib.util.find_spec(name)])
+"""
+    ran = python(installed, "-c", code)
+    assert (ran.stdout, ran.returncode) == ("-1.0\n[]\n", 0), ran.stderr
+
+
+def test_without_extras_there_are_clients_and_settings_and_errors_name_what_lacks(small: Small) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    installed = small(*project["dependencies"])
+    ran = python(installed, "-c", "from shared.clients import GenerationClient, RewardClient, LearnerClient")
+    assert ran.returncode == 0, ran.stderr
+    command = ("-P", "-m", "services.cli.main")
+    for arguments in (["--help"], ["--version"], ["settings", "learner.optimizer"]):
+        ran = python(installed, *command, *arguments)
+        assert ran.returncode == 0, ran.stderr
+    for arguments in (["status", "first"], ["run", "recipe.toml"], ["up"], ["serve", "reward"], ["doctor"], ["score"]):
+        ran = python(installed, *command, *arguments)
+        assert ran.returncode == 2, ran.stderr
+        lacks = r"needs the package \w+: pip install 'routershift\[(services|local)\]'\n"
+        assert re.fullmatch(f"routershift: the command {arguments[0]} {lacks}", ran.stderr), ran.stderr
+    ran = python(installed, "-c", "import routershift; routershift.RouterTap")
+    assert ran.stderr.endswith("RouterTap needs the package torch: pip install 'routershift[learner]'\n")
 
 
 def test_the_wheel_holds_what_the_code_reads(wheel: Path, repository: Path) -> None:

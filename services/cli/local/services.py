@@ -99,7 +99,7 @@ async def services(
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         own: list[SupervisedProcess] = []
         for service in SERVICES:
-            arguments = [sys.executable, "-m", "services.cli.main", "serve", service, "--log-level", log_level]
+            arguments = [sys.executable, "-P", "-m", "services.cli.main", "serve", service, "--log-level", log_level]
             arguments += ["--recipe", str(recipe_file)] if recipe_file else []
             arguments += [part for flag in settled for part in ("--set", flag)]
             own.append(_supervised(recipe, service, arguments, environment))

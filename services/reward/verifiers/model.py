@@ -133,7 +133,7 @@ class ModelVerifier(BatchVerifier):
             import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
         except ImportError:
-            raise MissingDependencyError("verifier model needs torch: pip install 'routershift[torch]'") from None
+            raise MissingDependencyError("verifier model needs torch: pip install 'routershift[learner]'") from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             with LOADING:

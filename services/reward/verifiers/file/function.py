@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import sys
+import sysconfig
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ _ITEMS = "items"
 _EXPECTED = (
     "its parameters are given by name: response, and if wanted reference and prompt; or items alone, for a list of them"
 )
+_OURS = ("routershift", "services", "shared")  # imported already where the file is loaded
 _MAX_CHARACTERS = 500  # of what an exception says
 
 
@@ -150,7 +152,7 @@ class Function:
 def load(file: Path, source: str, name: str | None) -> Function:
     """Runs the file and gives its function.
 
-    Modules beside the file can be imported, as where Python runs it.
+    Modules beside the file can be imported, except where the standard library or RouterShift has one of that name.
 
     Args:
         source: what the file holds.
@@ -162,7 +164,7 @@ def load(file: Path, source: str, name: str | None) -> Function:
     module = ModuleType(_MODULE)
     module.__file__ = str(file)
     sys.modules[_MODULE] = module  # as dataclasses and pickle look it up
-    sys.path.insert(0, str(file.resolve().parent))
+    _find_beside(file)
     try:
         exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # the user's own
     except SyntaxError as error:
@@ -170,7 +172,7 @@ def load(file: Path, source: str, name: str | None) -> Function:
         raise InvalidInputError(f"{where}: {type(error).__name__}: {error.msg}") from None
     except BaseException as error:
         where = _place(error, file) or str(file)
-        raise InvalidInputError(f"{where}: loading it raises {_raised(error)}") from None
+        raise InvalidInputError(f"{where}: loading it raises {_raised(error)}{_name_taken(error)}") from None
     own = [
         key for key, value in vars(module).items()
         if inspect.isroutine(value) and getattr(value, "__module__", None) == _MODULE and not key.startswith("_")
@@ -188,6 +190,24 @@ def load(file: Path, source: str, name: str | None) -> Function:
     if not callable(call):
         raise InvalidInputError(f"{file}: {wanted} is {shown(call)}; expected a function")
     return Function(file, wanted, call)
+
+
+def _find_beside(file: Path) -> None:
+    """Makes the modules beside the file importable.
+
+    They stand behind the standard library: a file of the user's named random.py would otherwise be what every other
+    package gets that imports random.
+    """
+    library = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    library |= {str(Path(path) / "lib-dynload") for path in library}
+    behind = max((n for n, path in enumerate(sys.path) if path in library), default=-1)
+    sys.path.insert(behind + 1, str(file.resolve().parent))
+
+
+def _name_taken(error: BaseException) -> str:
+    """The fix where a folder beside the file has the name of a package of ours."""
+    top = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    return f"; {top} is a package of RouterShift here: rename the one beside the file" if top in _OURS else ""
 
 
 def _plain(item: Item) -> dict[str, Any]:
