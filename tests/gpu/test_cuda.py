@@ -1,9 +1,11 @@
 """The learner and the torch engine on a GPU against the same code on the CPU. Skipped where there is no GPU."""
 
 import asyncio
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -34,7 +36,7 @@ def full_precision() -> None:
 
 def steps(folder: Path, out: Path, groups: list[Group], **settings: Any) -> tuple[list[StepReport], dict[str, Any]]:
     trainer = Trainer(LearnerSettings.model_validate(settings), RunSettings(model=folder), RolloutSettings())
-    reports = [trainer.train_step(groups) for _ in range(3)]
+    reports = [trainer.train_step(groups, kept=range(len(groups))) for _ in range(3)]
     out.mkdir()
     trainer.export_weights(out)
     weights: dict[str, Any] = load_file(out / "model.safetensors")
@@ -53,6 +55,10 @@ def test_training_steps_equal_those_of_the_cpu(tmp_path: Path, kind: str, replay
         assert here.skipped is None
         for key in ("loss", "grad_norm", "gamma_mean", "ratio_max", "entropy"):
             assert here.diagnostics[key] == pytest.approx(there.diagnostics[key], rel=1e-3, abs=1e-5), key
+        assert here.kept.keys() == there.kept.keys() != set()
+        for place, tokens in here.kept.items():
+            for ours, theirs in zip(astuple(tokens), astuple(there.kept[place]), strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-3)
     for name, tensor in cpu.items():
         torch.testing.assert_close(cuda[name], tensor, rtol=1e-3, atol=1e-5)
 
