@@ -1,7 +1,7 @@
 """Weights & Biases: a run for each service, in a group for the run.
 
-W&B can let two processes write one run (mode "shared"), which it calls experimental and which has no offline mode. A
-group of runs is what its documentation has for processes of different kinds, and works in every mode.
+W&B lets two processes write one run in its mode "shared", which it calls experimental and which excludes the mode
+"offline". Runs in a group work in every mode.
 """
 
 import contextlib
