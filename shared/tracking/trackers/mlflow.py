@@ -11,6 +11,7 @@ from shared.settings import BaseSettings
 from shared.tracking.base import Kind, Tracker
 from shared.tracking.trackers.flat import flat_config, flatten
 from shared.tracking.trackers.packages import require
+from shared.tracking.trackers.urls import without_secrets
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class MlflowTracker(Tracker):
             self._id = self._find(experiment) or self._make(experiment)
         self._client.update_run(self._id, status="RUNNING")  # it has ended before where it is resumed
         self._add_config()
-        return f"run {self._id} of experiment {self._own.experiment!r} in {self._uri}"
+        return f"run {self._id} of experiment {self._own.experiment!r} in {without_secrets(self._uri)}"
 
     def log(self, kind: Kind, record: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, RunTag

@@ -12,6 +12,7 @@ from shared.settings import BaseSettings
 from shared.tracking.base import Kind, Tracker
 from shared.tracking.trackers.flat import config, flatten
 from shared.tracking.trackers.packages import require
+from shared.tracking.trackers.urls import without_secrets
 
 
 class TrackioTracker(Tracker):
@@ -43,7 +44,7 @@ class TrackioTracker(Tracker):
             embed=False,
         )
         where = self._own.space or os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")
-        return f"project {self._own.project!r} in {where or self._folder}"
+        return f"project {self._own.project!r} in {without_secrets(where or str(self._folder))}"
 
     def log(self, kind: Kind, record: Mapping[str, Any]) -> None:
         flat = flatten(kind, record)

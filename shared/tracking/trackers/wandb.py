@@ -67,7 +67,9 @@ class WandbTracker(Tracker):
         )
         # Not W&B's own step, which never goes back: a resumed run takes some steps again.
         self._wandb_run.define_metric("*", step_metric=_AXIS)
-        return self._wandb_run.url if self._mode == "online" else f"offline, in {folder / 'wandb'}; wandb sync sends it"
+        if self._mode == "online":
+            return str(self._wandb_run.url)
+        return f"{self._mode}, in {folder / 'wandb'}; wandb sync sends it"
 
     def log(self, kind: Kind, record: Mapping[str, Any]) -> None:
         flat = flatten(kind, record)
