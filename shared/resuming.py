@@ -48,6 +48,7 @@ _IDENTITY: Mapping[str, str] = {
 }
 _KNOBS: Mapping[str, str] = {
     "run": "id folder model_revision steps max_staleness weights_transfer evaluate_every trackers",
+    "run.stop": "accuracy seconds tokens",
     "rollout": "max_tokens stop top_p top_k min_p min_tokens",
     "redis": "url username password_file authority certificate key timeout_seconds connect_seconds outage_seconds",
     "streams": (
@@ -78,7 +79,8 @@ _KNOBS: Mapping[str, str] = {
         "learning_rate warmup_steps schedule weight_decay beta1 beta2 fused max_grad_norm max_skipped"
     ),
     "learner.parallel": "processes timeout_seconds",
-    "learner.checkpoints": "every keep keep_weights disk_seconds step_seconds",
+    "learner.checkpoints": "every keep keep_best keep_seconds keep_weights disk_seconds step_seconds",
+    "learner.samples": "groups dropped max_bytes",
     "learner.transfer": "host backend timeout_seconds",
     "learner.collapse": "window fraction pause",
     "generation": (

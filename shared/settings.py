@@ -90,6 +90,18 @@ StopTexts = Annotated[
 ]
 
 
+class StopSettings(Table):
+    """Criteria that end a run before its steps are done; the first that is met does, after the step in progress."""
+
+    accuracy: float | None = Field(
+        None, gt=0, le=1, description="sampled accuracy on the main held-out set; default: none"
+    )
+    seconds: float | None = Field(
+        None, gt=0, description="time that the learner has worked or waited, over all starts; pauses do not count"
+    )
+    tokens: int | None = Field(None, ge=1, description="tokens of responses that were trained on")
+
+
 class RunSettings(Table):
     """What all services of one run must agree on."""
 
@@ -114,6 +126,7 @@ class RunSettings(Table):
     weights_transfer: Literal["files", "broadcast"] = Field(
         "files", description="how new weights reach generation: from a folder that both see, or over the network too"
     )
+    stop: StopSettings = StopSettings()
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
     trackers: Texts = Field(
         (),
@@ -125,6 +138,15 @@ class RunSettings(Table):
     @classmethod
     def _folder_or_name(cls, value: Any) -> Any:
         return parse_model(value, Path()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _accuracy_is_measured(self) -> Self:
+        if self.stop.accuracy is not None and not self.evaluate_every:
+            raise ValueError(
+                f"stop.accuracy is {self.stop.accuracy:g}, and evaluate_every is 0: no version is evaluated before the "
+                "end; set evaluate_every to the versions between evaluations"
+            )
+        return self
 
     @model_validator(mode="after")
     def _revision_is_of_a_name(self) -> Self:

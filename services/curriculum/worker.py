@@ -194,6 +194,7 @@ class CurriculumWorker:
                 greedy_accuracy=result.greedy_accuracy,
                 best_version=best_version,
                 best_accuracy=best_accuracy,
+                accuracies=earlier.with_accuracy(result.version, result.accuracy),
             )
         )
         metrics.BEST_VERSION.set(best_version)

@@ -8,6 +8,7 @@ from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
 from services.learner import metrics
 from services.learner.checkpointing import checkpoint
+from services.learner.ending import Spent
 from services.learner.follower import Followers
 from services.learner.server import LearnerServicer
 from services.learner.settings import Settings
@@ -43,7 +44,9 @@ class LearnerService(Service):
             resumed = await asyncio.to_thread(checkpoint.load_latest, settings.run.path / "checkpoints", self._trainer)
             _say(resumed, self._trainer.step)
             self._consumer = run.consumer(Stream.SCORED)
-            self._worker = LearnerWorker(settings, self._trainer, run, self._consumer, resumed.trained)
+            self._worker = LearnerWorker(
+                settings, self._trainer, run, self._consumer, resumed.trained, Spent.of(resumed.meta)
+            )
             await self._worker.start()
         self._servicer.open(self._worker)
 

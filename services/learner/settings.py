@@ -9,6 +9,7 @@ from routershift.algorithms.choices import AdvantageKind, Aggregation, Applicati
 from routershift.algorithms.presets import Preset, preset_of, refusals
 from routershift.routing.choices import LayerAggregation, MismatchBaseline, Replay
 from shared.settings import BaseSettings, ServerSettings
+from shared.streams.progress import MOST_ACCURACIES
 from shared.table import Table
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -71,6 +72,15 @@ class CheckpointSettings(Table):
 
     every: int = Field(10, ge=1, description="batches between checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints kept; with 2 a run survives the loss of one")
+    keep_best: int = Field(
+        1,
+        ge=1,
+        le=MOST_ACCURACIES,
+        description="versions of the highest held-out accuracy whose checkpoint and weights are kept beside the newest",
+    )
+    keep_seconds: float = Field(
+        0.0, ge=0, description="age up to which a checkpoint is kept beside the newest, in seconds; 0: by number alone"
+    )
     keep_weights: int = Field(4, ge=1, description="newest published versions of the weights kept")
     disk_seconds: float = Field(
         120.0, ge=0, description="how long a failing write is retried before the learner ends, in seconds"

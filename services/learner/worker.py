@@ -16,6 +16,7 @@ import numpy as np
 from services.learner import metrics
 from services.learner.checkpointing.durable import Durable
 from services.learner.data.messages import Scored, decode_group
+from services.learner.ending import Ending, Spent
 from services.learner.monitoring.collapse import RewardWatch
 from services.learner.monitoring.recorder import Recorder
 from services.learner.monitoring.samples import SampleKeeper
@@ -30,6 +31,7 @@ from shared.streams.run import FINISHED, PAUSED, TRAINING, Run
 log = logging.getLogger(__name__)
 
 _REMIND_SECONDS = 5.0
+_LOOK_SECONDS = 1.0  # between looks at the criteria that end a run, while groups are waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,27 @@ class Status:
 
 class LearnerWorker:
     def __init__(
-        self, settings: Settings, trainer: Trainer, run: Run, consumer: Consumer, trained: Mapping[str, int]
+        self,
+        settings: Settings,
+        trainer: Trainer,
+        run: Run,
+        consumer: Consumer,
+        trained: Mapping[str, int],
+        spent: Spent,
     ) -> None:
-        """Args: trained: the groups that the state of the trainer contains, each with its step."""
+        """
+        Args:
+            trained: the groups that the state of the trainer contains, each with its step.
+            spent: what training has taken up to that state; it is counted on.
+        """
+        self._ending = Ending(settings.run, spent)
+        self._end: str | None = None  # why the run has ended
+        self._next_look = 0.0
         self._settings = settings
         self._trainer = trainer
         self._run = run
         self._consumer = consumer
-        self._durable = Durable(settings, trainer, run, consumer, trained)
+        self._durable = Durable(settings, trainer, run, consumer, trained, self._ending.spent)
         self._batch: list[Scored] = []
         self._doubles: list[EntryRef] = []  # other entries of groups in the batch
         self._paused = False
@@ -103,6 +118,7 @@ class LearnerWorker:
         if (await self._run.progress()).phase == PAUSED:
             self._paused = True
             log.warning("still paused, as before the restart")
+        await self._check_end()
         await self._report_progress()
 
     async def close(self) -> None:
@@ -111,7 +127,7 @@ class LearnerWorker:
         await asyncio.to_thread(self._samples.close)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Trains until `run.steps`, then drops what still comes; returns when told to stop.
+        """Trains until the run ends, then drops what still comes; returns when told to stop.
 
         Raises:
             UnavailableError: the disk took no writes for `disk_seconds`; what is not in a checkpoint is redelivered.
@@ -119,6 +135,7 @@ class LearnerWorker:
         while not stop.is_set():
             if self._durable.is_wanted:
                 await self._durable.checkpoint(stop)
+            await self._end_between_steps(stop)
             if self._phase == PAUSED:
                 await asyncio.sleep(self._settings.streams.block_seconds)
                 await self._remind()
@@ -150,9 +167,34 @@ class LearnerWorker:
 
     @property
     def _phase(self) -> str:
-        if self._trainer.step >= self._settings.run.steps:
+        if self._end:
             return FINISHED
         return PAUSED if self._paused else TRAINING
+
+    async def _check_end(self) -> bool:
+        """Looks whether a criterion is met; tells whether it is one more than before."""
+        self._ending.tick(counts=self._phase == TRAINING)
+        if self._end:
+            return False
+        self._end = self._ending.reason(self._trainer.step, await self._run.progress())
+        if self._end:
+            log.info("finished after step %d: %s", self._trainer.step, self._end)
+        return self._end is not None
+
+    async def _end_between_steps(self, stop: asyncio.Event) -> None:
+        """Ends the run in order where a criterion is met while groups are waited for: an accuracy, or a time."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        if not await self._check_end():
+            return
+        if self._durable.is_behind:
+            await self._durable.checkpoint(stop)
+        batch, self._batch = self._batch, []
+        doubles, self._doubles = self._doubles, []
+        for entry in (*(scored.entry for scored in batch), *doubles):
+            await self._drop(entry, "run_finished")
+        await self._report_progress()
 
     async def _accept(self, entry: Entry) -> None:
         """Into the batch, or out of the stream with a reason."""
@@ -231,6 +273,8 @@ class LearnerWorker:
         await self._durable.publish(stop)
         self._recorder.lap("publish")
         self._durable.add([*(scored.entry.ref for scored in batch), *doubles])
+        self._ending.spent.tokens += sum(s.completion.token_ids.size for g in batch for s in g.group.samples)
+        await self._check_end()
         await self._run.return_tickets([scored.entry.group for scored in batch])
         if self._phase == FINISHED or self._is_kept(self._trainer.step):
             await self._durable.checkpoint(stop)
@@ -239,8 +283,6 @@ class LearnerWorker:
         self._recorder.lap("checkpoint")
         self._diagnostics = report.diagnostics
         await self._recorder.step(batch, staleness, report)
-        if self._phase == FINISHED:
-            log.info("finished after %d steps", self._trainer.step)
         self._activity = "waiting"
         await self._report_progress()
 
@@ -290,6 +332,7 @@ class LearnerWorker:
                 version=step,
                 total_steps=self._settings.run.steps,
                 phase=self._phase,
+                end=self._end or "",
                 activity=self._activity,
                 collected=len(self._batch),
             )

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+MOST_ACCURACIES = 64  # versions whose accuracy is remembered, the best ones
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -20,6 +22,7 @@ class Progress:
     phase: str | None = None  # TRAINING, PAUSED or FINISHED of `shared.streams.run`
     activity: str | None = None  # "training" while a step is being computed, else "waiting"
     collected: int | None = None  # groups that the learner has for its next step
+    end: str | None = None  # why the learner has finished, in words; "" while it has not
     # The curriculum's.
     prompts: int | None = None  # index of the prompt to admit next
     selection: Mapping[str, Any] | None = None  # strategy, turns in the order of problems, and choices by kind
@@ -31,6 +34,7 @@ class Progress:
     greedy_accuracy: float | None = None
     best_version: int | None = None
     best_accuracy: float | None = None
+    accuracies: Mapping[str, float] | None = None  # on the main set, of the best versions, by version
     final_evaluation: int | None = None  # version after whose evaluation nothing more comes
 
     @classmethod
@@ -48,9 +52,14 @@ class Progress:
         """The fields that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    def with_accuracy(self, version: int, accuracy: float) -> dict[str, float]:
+        """`accuracies` with one more version: the best that there is room for, of equals the earliest."""
+        known = {**(self.accuracies or {}), str(version): accuracy}
+        return {each: known[each] for each in sorted(known, key=lambda v: (-known[v], int(v)))[:MOST_ACCURACIES]}
+
 
 _TYPES: dict[str, Any] = dict.fromkeys(Progress.__dataclass_fields__, int) | {
     "phase": str, "activity": str, "accuracy": float, "greedy_accuracy": float, "best_accuracy": float,
-    "held_out": json.loads,
+    "held_out": json.loads, "accuracies": json.loads, "end": str,
     "selection": json.loads,
 }  # fmt: skip

@@ -21,7 +21,7 @@ FILE = "curriculum.json"  # in the folder of a checkpoint
 # What the curriculum has reported and nothing else can tell. An evaluation in progress is made again.
 _PROGRESS = (
     "prompts", "selection", "evaluated_version", "held_out", "accuracy", "greedy_accuracy", "best_version",
-    "best_accuracy",
+    "best_accuracy", "accuracies",
 )  # fmt: skip
 
 

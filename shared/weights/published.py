@@ -29,19 +29,23 @@ def folder_name(version: int) -> str:
     return f"v{version:08d}"
 
 
-def protected_versions(progress: Progress, version: int, evaluate_every: int) -> set[int]:
-    """The versions whose weights and checkpoint are kept beside the newest: at most four.
+def protected_versions(progress: Progress, version: int, evaluate_every: int, keep_best: int = 1) -> set[int]:
+    """The versions whose weights and checkpoint are kept beside the newest: at most three more than `keep_best`.
 
-    These are the best one, the one last evaluated, the one being evaluated, and the newest multiple of
+    These are the best ones, the one last evaluated, the one being evaluated, and the newest multiple of
     `evaluate_every`, which the curriculum may not have begun with.
 
     Args:
         progress: of the run, as the curriculum and the learner report it.
         version: the newest.
         evaluate_every: versions between evaluations; 0: first and last only.
+        keep_best: how many of the best.
     """
+    accuracies = {int(each): accuracy for each, accuracy in (progress.accuracies or {}).items()}
+    best = sorted(accuracies, key=lambda each: (-accuracies[each], each))[:keep_best]
     reported = (progress.best_version, progress.evaluated_version, progress.evaluating_version)
     protected = {reported_version for reported_version in reported if reported_version is not None}
+    protected |= set(best)
     return protected | ({version // evaluate_every * evaluate_every} if evaluate_every else set())
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from services.learner.checkpointing import checkpoint
+from services.learner.ending import Spent
 from services.learner.settings import Settings as LearnerTables
 from services.learner.trainer import Trainer
 from services.learner.worker import LearnerWorker
@@ -40,7 +41,7 @@ class Learning:
         self.trainer = Trainer(settings.learner, settings.run, settings.rollout)
         resumed = checkpoint.load_latest(settings.run.path / "checkpoints", self.trainer)
         self.consumer = run.consumer(Stream.SCORED)
-        self.worker = LearnerWorker(settings, self.trainer, run, self.consumer, resumed.trained)
+        self.worker = LearnerWorker(settings, self.trainer, run, self.consumer, resumed.trained, Spent.of(resumed.meta))
         self.stop = asyncio.Event()
 
     async def __aenter__(self) -> "Learning":

@@ -113,7 +113,7 @@ def _kept_bytes(recipe: Recipe) -> int:
         model = sum(file.stat().st_size for file in recipe.run.model_folder().glob("*.safetensors"))
     kept = recipe.learner.checkpoints
     # A checkpoint holds the weights and both moments of AdamW. One more of each is written before the oldest goes.
-    return model * (kept.keep_weights + 1 + 3 * (kept.keep + 1))
+    return model * (kept.keep_weights + kept.keep_best + 1 + 3 * (kept.keep + kept.keep_best + 1))
 
 
 async def _redis(recipe: Recipe) -> Row:

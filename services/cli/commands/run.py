@@ -43,6 +43,7 @@ class _Followed:
     started: datetime  # when all services served, UTC
     before: Ledger  # then
     after: Ledger  # at the end
+    end: str  # why the learner has finished, in words
 
 
 class _Memory:
@@ -125,12 +126,14 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
         "greedy_accuracy_after": _rounded(main[-1]["greedy_accuracy"]),
         "pass_at_k_after": {k: round(share, 4) for k, share in main[-1]["pass_at_k"].items()},
         "best": best,
+        "end": followed.end,
         "seed": running.recipe.run.seed,
         "restarts": dict(running.restarts),
         "peak_memory_bytes": memory.peak,
     }
     (folder / "summary.json").write_text(records.dumps(details, indent=2) + "\n", encoding="utf-8")
     page = report.write(folder)
+    say(f"ended:      {followed.end}")
     say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
     say(f"checkpoint: {folder / 'checkpoints'}")
     say(f"weights:    {folder / 'weights'}")
@@ -183,7 +186,8 @@ async def _watched(running: Services, monitor: Monitor) -> _Followed:
         while True:
             progress = await monitor.update(run)
             if progress.phase == FINISHED and progress.final_evaluation == progress.version:
-                return _Followed(started, before, await _drained(run, recipe.supervisor.drain_seconds))
+                after = await _drained(run, recipe.supervisor.drain_seconds)
+                return _Followed(started, before, after, progress.end or "")
             await asyncio.sleep(_LOOK_SECONDS)
     finally:
         await redis.aclose()

@@ -5,7 +5,9 @@ its step. The lists are kept for ever: together they say what the newest checkpo
 """
 
 import json
+import math
 import shutil
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +44,7 @@ class Resumed:
 
     trained: dict[str, int]  # every group that its state contains, with the step that trained on it
     torn: tuple[str, ...]  # why newer checkpoints were passed over
+    meta: Mapping[str, Any]  # what `save` was given beside the groups
     forgotten: int  # groups that they listed: trained on, and lost with them
 
 
@@ -51,14 +54,18 @@ def save(
     groups: Mapping[str, int],
     keep: int,
     protected: Collection[int] = (),
+    keep_seconds: float = 0.0,
+    meta: Mapping[str, Any] | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a checkpoint, durable on return; `groups` are those that it contains since the one before, with steps.
 
-    The `keep` newest stay on disk, and those of the steps in `protected`. A second checkpoint of the same step stands
-    beside the first, so that nothing durable is ever replaced in place. `list_trained` has to follow.
+    The `keep` newest stay on disk, those of the steps in `protected`, and those younger than `keep_seconds`. A second
+    checkpoint of the same step stands beside the first, so that nothing durable is ever replaced in place.
+    `list_trained` has to follow.
 
     Args:
+        meta: what else is given back where a trainer goes on from it; JSON.
         texts: of further files in the checkpoint, by name.
 
     Raises:
@@ -73,7 +80,7 @@ def save(
     beside = root / f".{name}"
     try:
         beside.mkdir()
-        trainer.save(beside, {"groups": dict(groups)})
+        trainer.save(beside, {**(meta or {}), "groups": dict(groups)})
         for file, text in (texts or {}).items():
             (beside / file).write_text(text, encoding="utf-8")
         describe(beside)
@@ -83,7 +90,7 @@ def save(
         raise
     sync(root)
     for old in sorted(root.glob("step-*"))[:-keep]:
-        if step_of(old) not in protected:
+        if step_of(old) not in protected and _age(old) >= keep_seconds:
             shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -157,7 +164,7 @@ def load_latest(root: Path, trainer: Checkpointable) -> Resumed:
         for path in (*others, *root.glob(f"{_ASIDE}*")):
             shutil.rmtree(path)
         first.rename(first.with_name(_ASIDE + first.name))
-    return Resumed(trained_groups(root), tuple(torn.values()), forgotten)
+    return Resumed(trained_groups(root), tuple(torn.values()), meta, forgotten)
 
 
 def verify(folder: Path) -> None:
@@ -195,6 +202,14 @@ def _newest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
             "Bring one back from a copy, or begin again with another run.id"
         )
     return None, torn
+
+
+def _age(folder: Path) -> float:
+    """Seconds since a checkpoint was written; without end for one that is torn."""
+    try:
+        return time.time() - (folder / MANIFEST).stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _read_list(path: Path) -> dict[str, int]:

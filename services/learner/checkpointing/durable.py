@@ -15,6 +15,7 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
 from services.learner.checkpointing import checkpoint
 from services.learner.checkpointing.announcer import Announcer
+from services.learner.ending import Spent
 from services.learner.settings import Settings
 from shared.errors import CorruptDataError, DeadlineError, NotFoundError, PreconditionError, UnavailableError
 from shared.files import refusal
@@ -45,9 +46,20 @@ class Durable:
     """Publishes and checkpoints what a trainer has learnt, and settles the entries that it learnt from."""
 
     def __init__(
-        self, settings: Settings, trainer: Publishable, run: Run, consumer: Consumer, trained: Mapping[str, int]
+        self,
+        settings: Settings,
+        trainer: Publishable,
+        run: Run,
+        consumer: Consumer,
+        trained: Mapping[str, int],
+        spent: Spent,
     ) -> None:
-        """Args: trained: the groups that the state of the trainer contains, each with its step."""
+        """
+        Args:
+            trained: the groups that the state of the trainer contains, each with its step.
+            spent: what training has taken, which the caller counts on and a checkpoint carries.
+        """
+        self._spent = spent
         self._settings = settings
         self._trainer = trainer
         self._run = run
@@ -151,12 +163,15 @@ class Durable:
     async def checkpoint(self, stop: asyncio.Event) -> None:
         """Makes the state durable, then settles everything it contains."""
         groups = {entry.group: step for entry, step in self._waiting.values()}
-        kept, protected = self._settings.learner.checkpoints.keep, await self._protected()
+        kept, protected = self._settings.learner.checkpoints, await self._protected()
+        meta = self._spent.as_meta()
         carried = await saved.Saved.collect(self._run, self._trainer.step)
 
         def save() -> Path:
             texts = {saved.FILE: carried.encode()}
-            return checkpoint.save(self._checkpoints, self._trainer, groups, kept, protected, texts)
+            return checkpoint.save(
+                self._checkpoints, self._trainer, groups, kept.keep, protected, kept.keep_seconds, meta, texts
+            )
 
         path = await self._written("checkpoint", self._checkpoints, save, stop)
         metrics.CHECKPOINTED.set_to_current_time()
@@ -213,7 +228,10 @@ class Durable:
     async def _protected(self) -> set[int]:
         """Versions whose weights and checkpoints stay whatever their age."""
         return published.protected_versions(
-            await self._run.progress(), self._trainer.step, self._settings.run.evaluate_every
+            await self._run.progress(),
+            self._trainer.step,
+            self._settings.run.evaluate_every,
+            self._settings.learner.checkpoints.keep_best,
         )
 
     async def _written(self, name: str, place: Path, write: Callable[[], T], stop: asyncio.Event) -> T:

@@ -53,7 +53,7 @@ def fork(source: Path, root: Path, identity: Mapping[str, Any], texts: Mapping[s
     try:
         state = json.loads((source / STATE).read_text(encoding="utf-8"))
         state["identity"] = dict(identity)
-        state["meta"] = {**state["meta"], "groups": {}}
+        state["meta"] = {"groups": {}}  # nor what training has taken: the other run has limits of its own
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptDataError(f"{source / STATE} is no state of a trainer: {error!r}") from None
     link(source, made, but=(STATE, *texts))

@@ -1,6 +1,7 @@
 """Checkpoints on disk: atomic, verified, and never more than asked for."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,3 +189,26 @@ def test_what_a_crash_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     (tmp_path / ".step-00000001-0000" / "model.safetensors").write_bytes(b"half")
     write(tmp_path, 2, keep=2)
     assert names(tmp_path) == ["step-00000002-0000"]
+
+
+def test_young_checkpoints_stay_whatever_their_number(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        folder = save(tmp_path, Counter(step), {}, keep=1, keep_seconds=1000)
+        list_trained(folder, {})
+    assert sorted(map(step_of, tmp_path.glob("step-*"))) == [1, 2, 3]
+    old = tmp_path / "step-00000002-0000" / MANIFEST
+    os.utime(old, (old.stat().st_atime, old.stat().st_mtime - 2000))
+    save(tmp_path, Counter(4), {}, keep=1, keep_seconds=1000)
+    assert sorted(map(step_of, tmp_path.glob("step-*"))) == [1, 3, 4]
+
+
+def test_meta_and_texts_go_through_a_checkpoint(tmp_path: Path) -> None:
+    folder = save(tmp_path, Counter(1), {"a": 1}, keep=1, meta={"spent": {"tokens": 3}}, texts={"more.json": "{}"})
+    verify(folder)
+    assert (folder / "more.json").read_text() == "{}"
+    resumed = load_latest(tmp_path, Counter(0))
+    assert resumed.meta["spent"] == {"tokens": 3}
+    assert resumed.trained == {"a": 1}
+    (folder / "more.json").write_text("[]")
+    with pytest.raises(CorruptDataError, match=r"more\.json"):
+        verify(folder)

@@ -1,6 +1,7 @@
 """Published weights: all or nothing on disk, and nothing that is not what its manifest says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError, NotFoundError
-from shared.streams.progress import Progress
+from shared.streams.progress import MOST_ACCURACIES, Progress
 from shared.weights import published
 
 
@@ -113,3 +114,21 @@ def test_a_folder_cannot_leave_the_root(tmp_path: Path, folder: str) -> None:
 def test_a_manifest_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorruptDataError, match="is empty"):
         published.verify(tmp_path, pb.WeightsManifest(version=1, folder="v1"))
+
+
+def test_as_many_of_the_best_are_protected_as_are_asked_for() -> None:
+    progress = Progress(best_version=20, evaluated_version=80)
+    for version, accuracy in ((20, 0.6), (40, 0.5), (60, 0.6), (80, 0.1)):
+        progress = replace(progress, accuracies=progress.with_accuracy(version, accuracy))
+    assert published.protected_versions(progress, 87, 0, keep_best=1) == {20, 80}
+    assert published.protected_versions(progress, 87, 0, keep_best=2) == {20, 60, 80}
+    assert published.protected_versions(progress, 87, 0, keep_best=9) == {20, 40, 60, 80}
+
+
+def test_accuracies_of_the_best_are_remembered_and_no_more() -> None:
+    progress = Progress()
+    for version in range(200):
+        progress = replace(progress, accuracies=progress.with_accuracy(version, version / 1000))
+    assert len(progress.accuracies or {}) == MOST_ACCURACIES
+    assert max(progress.accuracies or {}, key=int) == "199"
+    assert Progress.of({name: str(value) for name, value in progress.as_fields().items()}) == progress
