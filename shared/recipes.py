@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.errors import InvalidInputError, NotFoundError
 from shared.models.hub import SCHEME, parse_model
+from shared.resuming import without_numbers
 from shared.settings import SERVICES, BaseSettings, RedisSettings
 from shared.sources import is_file
 
@@ -226,7 +227,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if fault["type"] == "tuple_type" and isinstance(fault["input"], Mapping):
         return f"setting {name!r} is one table; write [[{name}]], of which there may be several{more}"
     if fault["type"] == "model_type":
-        inside = [key for key in _keys(model) if key.startswith(f"{_without_numbers(name)}.")]
+        inside = [key for key in _keys(model) if key.startswith(f"{without_numbers(name)}.")]
         return f"setting {name!r} is {fault['input']!r}: it is a table; set one of its keys, as {inside[0]!r}{more}"
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):  # raised by a table as a whole
         return f"setting {name!r}: {fault['ctx']['error']}{more}" if name else f"{fault['ctx']['error']}{more}"
@@ -244,7 +245,7 @@ def _nearest(name: str, model: type[BaseModel]) -> str:
     which was named wins.
     """
     named = name.rpartition(".")[0]  # with the number of a table in an array
-    name = _without_numbers(name)
+    name = without_numbers(name)
     table, _, key = name.rpartition(".")
     component, _, below = name.partition(".")
     known = [*_keys(model), *(_OTHERS if not table else ())]
@@ -264,11 +265,6 @@ def _nearest(name: str, model: type[BaseModel]) -> str:
     ]
     nearest: str = max([*siblings, *related] or known, key=likeness)
     return f"{named}.{nearest.rpartition('.')[2]}" if nearest.rpartition(".")[0] == table != named else nearest
-
-
-def _without_numbers(name: str) -> str:
-    """The name of a key without the numbers that count the tables of an array."""
-    return ".".join(part for part in name.split(".") if not part.isdecimal())
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -131,13 +131,27 @@ def rule_of(setting: str) -> Rule:
     Raises:
         KeyError: no rule; a new setting needs one.
     """
-    parts = [part for part in setting.split(".") if not part.isdecimal()]
+    parts = without_numbers(setting).split(".")
     if parts[:2] == ["reward", "verifiers"]:
         return RULES.get(f"reward.verifiers.{parts[3]}", Rule.IDENTITY) if len(parts) > 3 else Rule.IDENTITY
     for length in range(len(parts), 1, -1):
         if (rule := RULES.get(".".join(parts[:length]))) is not None:
             return rule
     raise KeyError(setting)
+
+
+def has_rule(setting: str) -> bool:
+    """Whether this version knows the setting."""
+    try:
+        rule_of(setting)
+    except KeyError:
+        return False
+    return True
+
+
+def without_numbers(setting: str) -> str:
+    """The name of a setting without the numbers that count the tables of an array."""
+    return ".".join(part for part in setting.split(".") if not part.isdecimal())
 
 
 def settings_of(*tables: str) -> list[str]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from services.cli.provenance.environment import environment
 from services.cli.provenance.files import contents, model
 from services.cli.provenance.settings import flat, plain, recipe_toml
 from services.cli.recipe import Recipe
+from services.cli.tables import tables
 from services.learner.checkpointing.checkpoint import step_of
 from shared.errors import CorruptDataError, InvalidInputError
 from shared.files import write_durably
-from shared.resuming import Rule, differing, rule_of
+from shared.resuming import Rule, differing, has_rule, rule_of, without_numbers
 from shared.tracking import records
 
 PROVENANCE = "provenance.json"
@@ -184,10 +186,18 @@ def _changes(
     for name, (old, new) in sorted(files.items()):
         if old is not None and new is not None and _digests(old) != _digests(new):
             yield Change(name, rule_of(name), _files_in_words(old), _files_in_words(new))
-    for name, was, value in differing(flat(before["settings"]), flat(now["settings"])):
-        moved = name == _MODEL or all(files.get(name, (None, None)))
-        if not moved:
+    known = flat(before["settings"])
+    for name, was, value in differing(known, flat(now["settings"])):
+        has_moved = name == _MODEL or all(files.get(name, (None, None)))
+        # Another version of RouterShift may have had fewer settings, or more.
+        is_newer = name not in known and value == _defaults().get(without_numbers(name))
+        if not has_moved and not is_newer and has_rule(name):
             yield Change(name, rule_of(name), _in_words(was), _in_words(value))
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    return {key.path: key.default for table in tables(Recipe) for key in table.keys}
 
 
 def _now() -> str:

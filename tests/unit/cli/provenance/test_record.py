@@ -106,6 +106,37 @@ def test_what_would_make_another_run_of_it_is_refused(load: Load, flag: str, nam
     assert read(recipe) == before
 
 
+def test_a_run_of_a_version_with_fewer_or_other_settings_goes_on(load: Load) -> None:
+    recipe = load()
+    begin(recipe)
+    evaluate(recipe)
+    file = recipe.run.path / "provenance.json"
+    written = json.loads(file.read_text())
+    tables = written["settings"]
+    del (
+        tables["run"]["seed"],
+        tables["run"]["stop"],
+        tables["learner"]["checkpoints"],
+        tables["data"]["train"][0]["repeats"],
+    )
+    tables["learner"]["former"] = {"setting": 3}
+    file.write_text(json.dumps(written))
+    assert begin(load()) == []
+    file.write_text(json.dumps(written))
+    with pytest.raises(InvalidInputError, match=r"run\.seed is 3, and was unset\. Set"):
+        begin(load("run.seed=3"))
+
+
+def test_another_source_is_refused(load: Load, tmp_path: Path) -> None:
+    recipe = load()
+    begin(recipe)
+    evaluate(recipe)
+    write_jsonl(tmp_path / "more.jsonl", sums(3))
+    more = ("source=more.jsonl", "columns.prompt=question", "columns.answer=answer", "verifier=math")
+    with pytest.raises(InvalidInputError, match=r"data\.train\.1\.source is .*more\.jsonl, and was unset"):
+        begin(load(*(f"data.train.1.{each}" for each in more)))
+
+
 def test_all_of_them_are_named_at_once(load: Load) -> None:
     recipe = load()
     begin(recipe)
