@@ -23,6 +23,7 @@ from shared.streams.consumer import Consumer, End
 from shared.streams.keys import Stream
 from shared.streams.progress import Progress
 from shared.streams.run import Run
+from shared.streams.saved import Saved
 from shared.streams.solve_rates import SolveRate
 from tests.support.certificates import Authority
 
@@ -177,6 +178,18 @@ async def test_solve_rates_go_from_reward_to_the_curriculum(server: Server) -> N
         await by["curriculum"].run.solve_rates.open(10)
         await by["reward"].run.solve_rates.record("row", 0.5, equal=False)
         assert await by["curriculum"].run.solve_rates.read(["row"]) == [SolveRate(1, 0.5, equal=False)]
+
+
+async def test_the_learner_saves_what_the_curriculum_brings_back(server: Server) -> None:
+    async with users(server, "saved") as by:
+        await by["curriculum"].run.solve_rates.open(10)
+        await by["reward"].run.solve_rates.record("row", 0.5, equal=False)
+        await by["curriculum"].run.report_progress(Progress(evaluated_version=1))
+        saved = await Saved.collect(by["learner"].run, 1)
+    async with users(server, "empty") as by:
+        await saved.restore(by["curriculum"].run)
+        assert await by["curriculum"].run.solve_rates.read(["row"]) == [SolveRate(1, 0.5, equal=False)]
+        assert (await by["curriculum"].run.progress()).evaluated_version == 1
 
 
 async def test_entries_of_the_dead_are_taken_over(server: Server) -> None:
