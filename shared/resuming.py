@@ -80,6 +80,7 @@ _KNOBS: Mapping[str, str] = {
     ),
     "learner.parallel": "processes timeout_seconds",
     "learner.checkpoints": "every keep keep_best keep_seconds keep_weights disk_seconds step_seconds",
+    "reward.unscored": "groups max_bytes",
     "learner.samples": "groups dropped max_bytes",
     "learner.transfer": "host backend timeout_seconds",
     "learner.collapse": "window fraction pause",
