@@ -192,7 +192,7 @@ class LearnerWorker:
             await self._durable.checkpoint(stop)
         batch, self._batch = self._batch, []
         doubles, self._doubles = self._doubles, []
-        for entry in (*(scored.entry for scored in batch), *doubles):
+        for entry in (*(scored.entry.ref for scored in batch), *doubles):
             await self._drop(entry, "run_finished")
         await self._report_progress()
 
