@@ -42,7 +42,7 @@ def of_report(page: Page, run: Path, file: Path) -> None:
 
 def of_samples(page: Page, url: str) -> None:
     """The sample whose routers moved most, in dark, with the cursor on its token that moved most."""
-    page.resize(1200, 900)
+    page.resize(1200, 960)
     page.scheme("dark")
     page.open(url)
     page.wait("document.querySelectorAll('.rows .open').length > 0")

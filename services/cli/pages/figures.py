@@ -1,7 +1,7 @@
 """Figures as data: what the pages draw, without a word about how."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise, starmap
 from statistics import fmean
 from typing import Any, Literal
@@ -113,6 +113,15 @@ def heat_map(
     return HeatMap(
         id, title, note, run, [having[b[-1]]["step"] for b in bins], layers, z, (min(known), max(known)), ends
     )
+
+
+def plain(value: Any) -> Any:
+    """Sections, figures and series as dictionaries. Their numbers are not copied, as `dataclasses.asdict` would."""
+    if is_dataclass(value):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, list | tuple) and value and is_dataclass(value[0]):
+        return [plain(inner) for inner in value]
+    return value
 
 
 def rounded(value: float) -> float:

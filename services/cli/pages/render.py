@@ -16,6 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shared.tracking import records
 
 _PACKAGE = "services.cli.pages"
+# Files of assets/, in the order in which they need each other.
+FIGURES = ("theme.js", "drawing.js", "chart.js", "line_plot.js", "heat_map.js", "figures.js")
+SAMPLES = ("tokens.js", "samples.js")
 
 
 def page(template: str, scripts: Sequence[str], connects: bool = False, **values: Any) -> str:

@@ -1,21 +1,21 @@
 """The report: a page of what one or more runs did, that works wherever the file is opened."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from services.cli.evaluations import accuracy_interval, best
 from services.cli.pages import run_data
 from services.cli.pages.answers import answers, dropped, time_shares
-from services.cli.pages.render import in_words, page
+from services.cli.pages.figures import plain
+from services.cli.pages.render import FIGURES, SAMPLES, in_words, page
 from services.cli.pages.run_data import RunData
 from services.cli.pages.sample_table import SampleTable
 from services.cli.pages.sections import pass_at, sections
 from shared.errors import PreconditionError
 
 PAGE = "report.html"
-_SCRIPTS = ("theme.js", "drawing.js", "plots.js", "tokens.js", "samples.js")
+_SCRIPTS = (*FIGURES, *SAMPLES)
 # What differs from run to run and says nothing.
 _OWN_SETTINGS = ("run.id", "run.folder")
 _OWN_PROVENANCE = ("run", "created", "parent", "starts")
@@ -68,7 +68,7 @@ def report(folders: Sequence[Path]) -> str:
             for heading, found in differing.items()
             if found
         },
-        page={"runs": names, "sections": [asdict(section) for section in made], "samples": samples},
+        page={"runs": names, "sections": plain(made), "samples": samples},
     )
 
 

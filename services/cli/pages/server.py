@@ -45,6 +45,7 @@ class ViewServer(ThreadingHTTPServer):
         self.folder = folder
         self.table = SampleTable(folder)
         self.host = host
+        self._page = "", b""  # by its tag
         try:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self.address_family = family
@@ -62,6 +63,14 @@ class ViewServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://{self.address}/"
+
+    def page(self, tag: str) -> bytes:
+        """The page of this tag, made once for all who look."""
+        known, page = self._page
+        if known != tag:
+            page = view(self.folder, tag).encode()
+            self._page = tag, page
+        return page
 
     def knows(self, host_header: str) -> bool:
         """Whether a request is meant for us: addressed by number, as localhost, or by the name that we were given.
@@ -117,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("If-None-Match") == tag:
             self._send(HTTPStatus.NOT_MODIFIED, "", b"", {"ETag": tag})
             return
-        self._send(HTTPStatus.OK, "text/html; charset=utf-8", view(self.server.folder).encode(), {"ETag": tag})
+        self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page(tag), {"ETag": tag})
 
     def _samples(self, parameters: Mapping[str, str]) -> None:
         self._json(HTTPStatus.OK, self.server.table.page(Query.of(parameters)).record())

@@ -1,19 +1,22 @@
 """The page of a run that is looked into while it trains."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from services.cli.pages import run_data
-from services.cli.pages.render import page
+from services.cli.pages.figures import plain
+from services.cli.pages.render import FIGURES, SAMPLES, page
 from services.cli.pages.report import of_run
 from services.cli.pages.sections import sections
 from shared.tracking import records
 
-_SCRIPTS = ("theme.js", "drawing.js", "plots.js", "tokens.js", "samples.js", "live.js")
+_SCRIPTS = (*FIGURES, *SAMPLES, "live.js")
 
 
-def view(folder: Path) -> str:
+def view(folder: Path, tag: str) -> str:
     """The page as it is now; it asks its server for samples and for newer versions of itself.
+
+    Args:
+        tag: names this version of the page.
 
     Raises:
         CorruptDataError: a file of the run that is not what a run writes.
@@ -28,7 +31,7 @@ def view(folder: Path) -> str:
         links=[("samples", "Samples"), *((section.id, section.short) for section in made if section.short)],
         runs=[of_run(run, run.name)],
         sections=made,
-        page={"runs": [run.name], "sections": [asdict(section) for section in made], "samples": None},
+        page={"runs": [run.name], "sections": plain(made), "samples": None, "tag": tag},
     )
 
 

@@ -4,15 +4,14 @@ const LIVE_SECONDS = 2;
 
 async function follow() {
   const state = document.getElementById("live");
-  let tag = null;
+  let { tag } = JSON.parse(document.getElementById("page-data").textContent);
   for (;;) {
     if (!document.hidden) {
       try {
-        const answer = await fetch("./", { headers: tag ? { "If-None-Match": tag } : {} });
+        const answer = await fetch("./", { headers: { "If-None-Match": tag } });
         if (answer.status === 200) {
-          const first = tag === null;
           tag = answer.headers.get("ETag");
-          if (!first) takeOver(new DOMParser().parseFromString(await answer.text(), "text/html"));
+          takeOver(new DOMParser().parseFromString(await answer.text(), "text/html"));
         } else if (answer.status !== 304) {
           throw new Error(answer.statusText);
         }
