@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from shared.errors import DeadlineError, RouterShiftError
 from shared.process import logs
 from shared.process.exits import EXIT_INTERRUPTED, exit_code
+from shared.process.metrics import RUN_INFO
 from shared.process.ownership import locked
 from shared.process.watchdog import Watchdog
 from shared.rpc.address import check_port, join
@@ -82,6 +83,7 @@ async def _serve(service: Service, settings: BaseSettings, server_settings: Serv
     redis: Redis | None = None
     keeping: asyncio.Task[None] | None = None
     try:
+        RUN_INFO.labels(settings.run.id).set(1)
         start_metrics(server_settings)
         port = await server.listen(server_settings.host, server_settings.port, service.register(server))
         redis = await connect(settings.redis)

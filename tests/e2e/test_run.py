@@ -4,7 +4,9 @@ import asyncio
 import json
 import signal
 import time
+import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -191,6 +193,10 @@ def test_up_serves_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> Non
     assert code == 0, err
     shown = json.loads(out)
     assert shown["phase"] == "training"
+    for service in json.loads((tmp_path / "runs/test/endpoints.json").read_text())["services"].values():
+        with urllib.request.urlopen(service["metrics"], timeout=30) as page:
+            assert 'routershift_run_info{run="test"} 1.0' in page.read().decode()
+        assert urlsplit(service["metrics"]).netloc in (tmp_path / "runs/test/prometheus.yml").read_text()
     assert shown["ledger"]["balanced"]
     # A trained group gives its ticket back before its checkpoint is durable and settles it: at rest, all hold one.
     asyncio.run(come_to_rest(tmp_path / "runs/test/endpoints.json"))

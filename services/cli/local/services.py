@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.cli import ports
 from services.cli.errors import ServiceEndedError
+from services.cli.local import prometheus
 from services.cli.local.redis import local_redis
 from services.cli.local.supervisor import SupervisedProcess, first_ended, until_serving
 from services.cli.preflight import preflight
@@ -154,16 +155,18 @@ async def _stop_all(recipe: Recipe, processes: Sequence[SupervisedProcess]) -> N
 
 
 def _write_endpoints(running: Services, shown_redis: str) -> None:
-    """For `routershift status` and for people. A Redis URL that may hold a password is not written."""
+    """For `routershift status`, for people and for Prometheus. A Redis URL that may hold a password is not written."""
+    run, metrics = running.recipe.run, {}
+    for service in SERVICES:
+        server = running.recipe.server(service)
+        metrics[service] = join(local(server.host), server.metrics_port)
     servers = {
-        service: {
-            "grpc": running.address(service),
-            "metrics": f"http://{join(local(server.host), server.metrics_port)}/metrics",
-        }
-        for service, server in ((service, running.recipe.server(service)) for service in SERVICES)
+        service: {"grpc": running.address(service), "metrics": f"http://{metrics[service]}/metrics"}
+        for service in SERVICES
     }
-    endpoints = {"run": running.recipe.run.id, "redis": shown_redis, "services": servers}
-    (running.recipe.run.path / ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
+    endpoints = {"run": run.id, "redis": shown_redis, "services": servers}
+    (run.path / ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
+    (run.path / prometheus.FILE).write_text(prometheus.scrape_config(run.id, metrics), encoding="utf-8")
 
 
 def _address(recipe: Recipe, service: str) -> str:
