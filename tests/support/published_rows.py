@@ -4,6 +4,7 @@ Long because there is a form for every preset.
 """
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 SOLVE = (
@@ -27,8 +28,16 @@ def eurus(user: str, ability: str, truth: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# preset: rows, and with each the key of its problem and a response that is right, or how many tests it has.
-ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
+@dataclass(frozen=True)
+class Program:
+    """A program that passes all tests of a row, and how many they are."""
+
+    source: str
+    tests: int
+
+
+# preset: rows, and with each the key of its problem and a response that is right.
+ROWS: dict[str, list[tuple[dict[str, Any], str, str | Program]]] = {
     "gsm8k": [
         (
             {"question": "Janet's ducks?", "answer": "16 - 3 = <<16-3=13>>13\n#### 1,018"},
@@ -76,7 +85,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
         (
             eurus("Write Python", "code", json.dumps({"inputs": ["1\n", "2\n"], "outputs": ["1\n", "2\n"]})),
             "write python",
-            2,
+            Program("print(int(input()))", tests=2),
         ),
         (
             {"prompt": "SYNTHETIC maths", "task_type": "verifiable_math", "verification_info": '{"ground_truth": "7"}'},
@@ -95,7 +104,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
                 ),
             },
             "synthetic code",
-            1,
+            Program("print(int(input()) + 1)", tests=1),
         ),
     ],
     "openr1": [
@@ -127,7 +136,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
                 "private_test_cases": json.dumps([{"input": "3", "output": "4", "testtype": "stdin"}]),
             },
             "stdin task",
-            2,
+            Program("print(int(input()) + 1)", tests=2),
         ),
         (
             {
@@ -139,7 +148,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
                 "metadata": '{"func_name": "f"}',
             },
             "function task",
-            1,
+            Program("class Solution:\n    def f(self, a):\n        return a[0] + 1", tests=1),
         ),
     ],
     "taco": [
@@ -152,7 +161,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
                 "input_output": json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]}),
             },
             "read",
-            1,
+            Program("print(int(input()) + 1)", tests=1),
         ),
         (
             {
@@ -162,7 +171,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
                 "input_output": json.dumps({"fn_name": "f", "inputs": [[1], [2]], "outputs": [[2], [3]]}),
             },
             "call",
-            2,
+            Program("def f(a):\n    return a + 1", tests=2),
         ),
     ],
     "apps": [
@@ -176,7 +185,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
                 "input_output": json.dumps({"inputs": ["1\n", "5\n"], "outputs": ["2\n", "6\n"]}),
             },
             "read",
-            2,
+            Program("print(int(input()) + 1)", tests=2),
         ),
         (
             {
@@ -187,7 +196,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
                 "input_output": json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [2]}),
             },
             "call",
-            1,
+            Program("def f(a):\n    return a + 1", tests=1),
         ),
     ],
     "code_contests": [
@@ -200,7 +209,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | int]]] = {
                 "generated_tests": {"input": [], "output": []},
             },
             f"sum {i}",
-            2,
+            Program("print(sum(map(int, input().split())))", tests=2),
         )
         for i in range(2)
     ],
