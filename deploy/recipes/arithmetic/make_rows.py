@@ -1,4 +1,4 @@
-"""Writes the rows of the arithmetic recipe: every sum of two numbers of two digits, once, in an order by the seed.
+"""Writes the rows of the arithmetic recipe: every sum of two numbers from 1 to 30, once, in an order by the seed.
 
 python deploy/recipes/arithmetic/make_rows.py --out deploy/recipes/arithmetic
 """
@@ -9,11 +9,11 @@ import random
 from itertools import product
 from pathlib import Path
 
-_NUMBERS = range(10, 100)
+_NUMBERS = range(1, 31)
 
 
 def make_rows(seed: int) -> list[tuple[int, int, int]]:
-    """All 8,100 rows: two terms and their sum."""
+    """All 900 rows: two terms and their sum."""
     rows = [(a, b, a + b) for a, b in product(_NUMBERS, repeat=2)]
     random.Random(seed).shuffle(rows)  # noqa: S311
     return rows
