@@ -26,7 +26,7 @@ def main(run: Path) -> None:
 
 
 def of_report(page: Page, run: Path, file: Path) -> None:
-    """The head of the report, and as it is on a phone."""
+    """The head of the report, also as it is on a phone, and its heat maps."""
     file.write_text(report.report([run]), encoding="utf-8")
     page.resize(1200, 820)
     page.scheme("light")
@@ -35,6 +35,9 @@ def of_report(page: Page, run: Path, file: Path) -> None:
     page.hover("#plot-accuracy_0 .stage", x=0.985)
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(IMAGES / "report.png")
+    page.resize(1200, 800)
+    page.evaluate("document.getElementById('drift').scrollIntoView()")
+    page.screenshot(IMAGES / "drift.png")
     page.resize(390, 760)
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(IMAGES / "report-phone.png")

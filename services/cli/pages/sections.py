@@ -85,9 +85,9 @@ _TIME: Sequence[_Figure] = (
 )  # fmt: skip
 _DRIFT = (
     ("expert_overlap", "Experts chosen again", "Share of the sampler's experts that the learner chooses too.",
-     ("all different", "all the same")),
+     ("fewest", "most")),
     ("router_shift", "Router shift", "Mean over tokens of the distance between the two routers' log-scores.",
-     ("unmoved", "most moved")),
+     ("least", "most")),
 )  # fmt: skip
 _LOAD = (
     ("expert_load_max", "Load of the busiest expert", "Over the mean load: 1 is an even load.", ("even", "uneven")),
