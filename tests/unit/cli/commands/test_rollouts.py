@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def tokens() -> Tokens:
-    """Of five, the fourth lost most of its gamma, in its second layer."""
+    """Five, of which the fourth lost most of its gamma, in its second layer."""
     drift = np.full((5, 3), 0.01, dtype=np.float32)
     drift[3, 1] = 2.0
     column = np.full(5, -1.0, dtype=np.float32)
