@@ -107,6 +107,9 @@ def test_a_run_goes_on_where_it_stopped(start: Start, tmp_path: Path) -> None:
     steps = [record["step"] for record in records.read(folder / records.LEARNER)]
     assert steps == list(range(1, done + 3))
     assert json.loads(out)["trajectories_trained"] == (done + 2) * GROUPS * SAMPLES
+    assert f"going on with step {done + 1} of {done + 2}: {done} were done before" in err
+    assert "step    1/" not in err, "what the first start said is not said again"
+    assert "version    0:" not in err
 
     longer = start("run", str(RECIPE), *settings(run__steps=done + 3))  # a finished run takes more steps
     code, out, err = longer.finish(timeout=120)
