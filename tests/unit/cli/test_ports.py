@@ -65,7 +65,7 @@ def test_nothing_is_said_where_nothing_moves(free: dict[str, int]) -> None:
 
 
 def test_starts_at_the_same_moment_get_different_ports() -> None:
-    """Of the first, no service listens yet when the second looks."""
+    """When the second looks, no service of the first listens yet."""
     of = recipe(**{f"{service}__metrics_port": 0 for service in SERVICES})
     with ports.settled(of) as (first, found), ports.settled(of) as (second, others):
         assert second.moved == {**second.moved, **first.kept}
