@@ -22,7 +22,7 @@ _COUNT = 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("--step", type=int, metavar="N", help="of this step; default: the newest that kept any")
+    parser.add_argument("--step", type=int, metavar="N", help="of this step; default: the newest that was trained on")
     which = parser.add_mutually_exclusive_group()
     for order, text in (
         ("worst", "lowest rewards first, of all steps unless --step is given"),

@@ -18,7 +18,7 @@ class Wanted:
     """What was asked for."""
 
     count: int
-    step: int | None = None  # None: the newest, or every step where `order` or `prompt` is given
+    step: int | None = None  # None: the newest trained on, or every step where `order` or `prompt` is given
     order: Order | None = None
     prompt: str | None = None  # id of a prompt or of a problem
 
@@ -42,12 +42,21 @@ def select(samples: Samples, wanted: Wanted) -> list[Summary]:
         samples.require(wanted.step)
         found = samples.summaries(wanted.step)
     elif wanted.order is None and wanted.prompt is None:
-        found = samples.summaries(steps[-1])
+        found = _newest(samples, steps)
     else:
         found = samples.summaries()
     if wanted.prompt is not None:
         found = _of_prompt(found, wanted.prompt)
     return _ordered(found, wanted.order)[: wanted.count]
+
+
+def _newest(samples: Samples, steps: Sequence[int]) -> list[Summary]:
+    """Those of the newest step that was trained on; the one that is being collected has only what was dropped."""
+    for step in reversed(steps):
+        found = samples.summaries(step)
+        if any(each.is_trained for each in found):
+            return found
+    return samples.summaries(steps[-1])
 
 
 def _of_prompt(found: Sequence[Summary], prompt: str) -> list[Summary]:
@@ -62,9 +71,9 @@ def _of_prompt(found: Sequence[Summary], prompt: str) -> list[Summary]:
 
 
 def _ordered(found: Sequence[Summary], order: Order | None) -> list[Summary]:
-    """By reward, of equal ones the newest first; what failed or was dropped, the newest first."""
+    """By reward, and of equal ones the newest first; what failed, the newest first; else those trained on first."""
     if order is None:
-        return list(found)
+        return sorted(found, key=lambda each: (each.step, not each.is_trained))
     newest = sorted(found, key=lambda each: -each.step)
     if order == "failed":
         return [each for each in newest if not each.is_trained]

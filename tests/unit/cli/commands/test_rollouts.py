@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
                 )
                 writer.add([made])
                 number += 1
+    writer.add([dropped(6, "00000300/0/0", reward=0.5)])  # the next step is being collected
     writer.add([dropped(5, "00000200/0/0", "stale", prompt="ask 200", message="no answer\x1b[2J")])
     return tmp_path
 
@@ -68,7 +69,8 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
         (["--worst", "-n", 2], ["00000002/0/0", "00000002/0/1"]),
         (["--best", "-n", 2], ["00000200/0/0", "00000105/0/1"]),
         (["--best", "-n", 1, "--step", 2], ["00000102/0/1"]),
-        (["--failed"], ["00000200/0/0"]),
+        (["--failed"], ["00000300/0/0", "00000200/0/0"]),
+        (["--step", 5, "-n", 9], ["00000005/0/0", "00000005/0/1", "00000105/0/0", "00000105/0/1", "00000200/0/0"]),
         (["--failed", "--step", 2], []),
         (["--prompt", "00000102"], ["00000102/0/0", "00000102/0/1"]),
         (["--prompt", "row-102"], ["00000102/0/0", "00000102/0/1"]),
@@ -85,8 +87,8 @@ def test_it_shows_what_is_asked_for(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--step", "3"], r"step 3 has no samples in .*; steps with samples: 2, 5"),
-        (["--prompt", "row-9"], r"--prompt is 'row-9'; .* 00000002, row-2, 00000102, row-102, 00000005 and 5 more"),
+        (["--step", "3"], r"step 3 has no samples in .*; steps with samples: 2, 5, 6"),
+        (["--prompt", "row-9"], r"--prompt is 'row-9'; .* 00000002, row-2, 00000102, row-102, 00000005 and 6 more"),
         (["-n", "0"], "-n is 0; it must be at least 1"),
     ],
 )
