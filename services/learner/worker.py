@@ -2,6 +2,8 @@
 
 A group's ticket returns when it has been trained on, so that generation goes on; its entry is settled when the
 checkpoint that contains it is on disk. A crash in between redelivers it, in the same order, to the step before.
+
+Long because a batch, every way out of it and the end of the run are one state machine.
 """
 
 import asyncio

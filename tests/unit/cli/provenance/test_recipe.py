@@ -20,7 +20,7 @@ def written(recipe: Recipe, folder: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a model on the Hub, whose commit is the name of its folder in the cache."""
+    """A place for recipes; the commit of a model on the Hub is the name of its folder in the cache."""
     monkeypatch.setattr("shared.settings.fetch", lambda *args, **kwargs: Path("/cache/snapshots/0123abcd"))
     return tmp_path
 
