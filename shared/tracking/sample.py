@@ -108,7 +108,7 @@ class Summary:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
         """The inverse of `record`; other names are passed over. Raises KeyError where one is missing."""
-        return cls(**{each.name: record[each.name] for each in fields(cls)})
+        return cls(**{name: record[name] for name in cls.__match_args__})
 
 
 @dataclass(frozen=True, slots=True)
