@@ -58,6 +58,7 @@ class Monitor:
         self._before: Ledger | None = None  # when the last step ended, or at the first look
         self._lost_since = time.monotonic()
         self._say_after = _SAY_SECONDS
+        self._has_stepped = False  # in this start
         self._begun = False  # whether it is known at which step this start goes on
         self._said_step = -math.inf  # when the last line about a step was said
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=STEPS)  # records of steps
@@ -77,7 +78,8 @@ class Monitor:
                 self._ledger = await run.ledger()
                 self._ledger_at = time.monotonic()
                 self._before = self._before or self._ledger
-                if progress.phase != FINISHED and (high := self._drops.note(self._ledger)):
+                high = self._drops.note(self._ledger) if progress.phase != FINISHED else ""
+                if high and self._has_stepped:  # before the first step, `reason` says it
                     say(high)
         self._show_records(progress)
         self._show_phase(progress.phase)
@@ -100,6 +102,7 @@ class Monitor:
         if steps or evaluations:
             self._moved = time.monotonic()
         if steps:
+            self._has_stepped = True
             self._stepped = self._lost_since = time.monotonic()
             self._before, self._say_after = self._ledger, _SAY_SECONDS
 
