@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from services.learner.data.batch import Group
 from services.learner.settings import Settings
 from shared.settings import StopSettings
@@ -12,18 +10,6 @@ from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, TRAINING, Run
 from tests.support.entries import SAMPLES, message, put, until
 from tests.support.learning import GROUPS, Learning, nothing_in_flight, tables
-from tests.support.models import save_model
-from tests.support.rollouts import load, random_groups
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def groups(model: Path) -> list[Group]:
-    return random_groups(load(model), groups=12, samples=SAMPLES)
 
 
 def limited(settings: Settings, **stop: float) -> Settings:

@@ -14,20 +14,8 @@ from services.learner.monitoring.report import StepReport
 from shared.errors import DeadlineError
 from shared.streams.keys import Stream
 from shared.streams.run import PAUSED, Run
-from tests.support.entries import SAMPLES, message, put, until
+from tests.support.entries import message, put, until
 from tests.support.learning import GROUPS, Learning, nothing_in_flight, tables
-from tests.support.models import save_model
-from tests.support.rollouts import load, random_groups
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def groups(model: Path) -> list[Group]:
-    return random_groups(load(model), groups=12, samples=SAMPLES)
 
 
 async def test_pause_checkpoint_and_resume(run: Run, tmp_path: Path, model: Path, groups: list[Group]) -> None:

@@ -26,18 +26,8 @@ from shared.tracking import records
 from shared.weights import published
 from tests.support.entries import SAMPLES, dead_letters, message, put, until
 from tests.support.learning import GROUPS, Learning, checkpoint_steps, no_tickets, nothing_in_flight, tables
-from tests.support.models import EOS, save_model
+from tests.support.models import EOS
 from tests.support.rollouts import load, random_groups
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def groups(model: Path) -> list[Group]:
-    return random_groups(load(model), groups=12, samples=SAMPLES)
 
 
 def gauge(name: str, **labels: str) -> float:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,25 +16,10 @@ from shared.tracking import records
 from shared.tracking import settings as recorded
 from shared.weights import published
 from tests.support.models import EOS, save_model
+from tests.support.run_records import evaluation
 
 KEPT = (3, 4)
 ACCURACY = {0: 0.1, 3: 0.5, 4: 0.4}
-
-
-def evaluation(version: int, accuracy: float) -> dict[str, Any]:
-    return {
-        "set": "countdown",
-        "main": True,
-        "version": version,
-        "oldest_version": version,
-        "newest_version": version,
-        "problems": 8,
-        "samples": 32,
-        "accuracy": accuracy,
-        "pass_at_k": {"2": 0.6},
-        "greedy_accuracy": 0.55,
-        "valid": 0.9,
-    }
 
 
 @pytest.fixture
@@ -52,7 +36,9 @@ def run(tmp_path: Path) -> Path:
         step = {"step": version, "reward_mean": 0.25, "train_accuracy": None, "staleness_max": 2}
         records.append(folder / records.LEARNER, step)
     for version, accuracy in ACCURACY.items():
-        records.append(folder / records.EVALUATIONS, evaluation(version, accuracy))
+        records.append(
+            folder / records.EVALUATIONS, evaluation(version, accuracy, pass_at_k={"2": 0.6}, greedy_accuracy=0.55)
+        )
     settings = BaseSettings(run=RunSettings(id="small", model=base, task="sums|mine", steps=4))
     recorded.write(folder, "curriculum", settings)
     return folder
