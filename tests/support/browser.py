@@ -16,6 +16,8 @@ from urllib.request import urlopen
 
 from websockets.sync.client import ClientConnection, connect
 
+from shared.process.orphans import die_with_parent
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = "no Chromium on PATH: apt-get install chromium"
 _START_SECONDS = 60.0
@@ -140,7 +142,7 @@ def browser(profile: Path) -> Iterator[Page]:
     root = ("--no-sandbox",) if os.geteuid() == 0 else ()
     process = subprocess.Popen(
         [CHROMIUM, *_FLAGS, *root, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent,
     )  # fmt: skip
     try:
         address = _address(process, profile / "DevToolsActivePort")
