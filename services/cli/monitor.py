@@ -85,7 +85,8 @@ class Monitor:
         self._show_phase(progress.phase)
         self._show(self._line(progress))
         self._note(progress)
-        self._warn()
+        if progress.phase != FINISHED:  # no further step is due, and what is still on its way is dropped
+            self._warn()
         self._require_progress()
         return progress
 

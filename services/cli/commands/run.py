@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from services.cli.pages import report
 from services.cli.progress_line import progress_line, say
 from services.cli.recipe import Recipe
 from services.cli.signals import interruptible
-from shared.errors import DeadlineError, UnavailableError
+from shared.errors import DeadlineError, RouterShiftError, UnavailableError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
 from shared.recipes import load
 from shared.streams.account import Ledger
@@ -131,8 +131,7 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
         "restarts": dict(running.restarts),
         "peak_memory_bytes": memory.peak,
     }
-    (folder / "summary.json").write_text(records.dumps(details, indent=2) + "\n", encoding="utf-8")
-    page = report.write(folder)
+    page = _leave(folder, details)
     say(f"ended:      {followed.end}")
     say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
     say(f"checkpoint: {folder / 'checkpoints'}")
@@ -145,6 +144,15 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     say(f"metrics:    {folder / records.LEARNER}, {folder / records.EVALUATIONS}")
     say(f"report:     {page}")
     return summary
+
+
+def _leave(folder: Path, summary: Mapping[str, Any]) -> str:
+    """Writes summary.json and the report into the folder; says where, or why not: the run has ended in any case."""
+    try:
+        (folder / "summary.json").write_text(records.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        return str(report.write(folder))
+    except (OSError, RouterShiftError) as error:
+        return f"none: {error}; `routershift report {folder}` makes it later"
 
 
 def _rounded(share: float | None) -> float | None:

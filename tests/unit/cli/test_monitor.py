@@ -15,7 +15,7 @@ from shared.recipes import load
 from shared.streams.consumer import End
 from shared.streams.keys import Stream
 from shared.streams.progress import Progress
-from shared.streams.run import PAUSED, TRAINING, Run
+from shared.streams.run import FINISHED, PAUSED, TRAINING, Run
 from shared.tracking import records
 from tests.support.runs import GROUP, end, move, prompt
 
@@ -126,6 +126,19 @@ async def test_several_reasons_and_dead_letters_are_counted(run: Run, tmp_path: 
     (line,) = [line for line in said() if "no step for" in line]
     assert "all 5 groups that ended since the last step were lost: 4 had equal rewards" in line
     assert "1 went to the dead letters (bad_trajectory)" in line
+
+
+async def test_what_a_run_that_has_finished_drops_is_no_news(
+    run: Run, tmp_path: Path, clock: Clock, said: Said
+) -> None:
+    """Its last evaluation may take long."""
+    watch = Monitor(recipe(tmp_path))
+    await Groups(run).scored(30)
+    await look(watch, run, clock, 3)
+    await run.report_progress(Progress(phase=FINISHED))
+    await end(run, Stream.SCORED, 30, End.dropped("run_finished"))
+    await look(watch, run, clock, 60)
+    assert said() == []
 
 
 async def test_what_an_earlier_start_dropped_is_no_news(run: Run, tmp_path: Path, clock: Clock, said: Said) -> None:

@@ -1,15 +1,19 @@
 """What `routershift run` makes of ledgers and records."""
 
+import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.cli.commands.run import _drained, rollouts_per_second
+from services.cli.commands.run import _drained, _leave, rollouts_per_second
 from services.cli.evaluations import best
 from shared.errors import DeadlineError
 from shared.streams.account import Ledger
 from shared.streams.run import Run
+from shared.tracking import records
+from tests.support.run_records import evaluation
 from tests.support.runs import prompt
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,3 +63,15 @@ def test_the_best_says_who_sampled(tmp_path: Any) -> None:
     assert "sampled_by" not in best(tmp_path, [alone])
     found = best(tmp_path, [{**alone, "oldest_version": 12, "newest_version": 12}])
     assert found["sampled_by"] == "sampled by version 12"
+
+
+def test_a_run_that_has_ended_is_not_undone_by_a_report_that_cannot_be_written(tmp_path: Path) -> None:
+    records.append(tmp_path / records.EVALUATIONS, evaluation(0, 0.5))
+    (tmp_path / "report.html").mkdir()
+    said = _leave(tmp_path, {"steps": 3})
+    assert said.startswith("none: ")
+    assert "report.html" in said
+    assert f"routershift report {tmp_path}" in said
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 3}
+    (tmp_path / "report.html").rmdir()
+    assert _leave(tmp_path, {}) == str(tmp_path / "report.html")
