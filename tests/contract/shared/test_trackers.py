@@ -50,7 +50,7 @@ def silent_server() -> Iterator[str]:
 def a_run_and_its_resumption(trackers: Trackers, name: str, **tracking: Any) -> None:
     """The learner, then the curriculum, then a learner that takes two steps again, with another seed."""
     ok = {f"{name} ok": 3, f"{name} failed": 0, f"{name} dropped": 0}
-    options = {"tracking": {"close_seconds": 60, **tracking}}
+    options = {"tracking": {"close_seconds": 240, **tracking}}
     assert trackers.record(name, service="learner", records=STEPS, **options)["counts"] == ok
     first = trackers.record(name, service="curriculum", records=[EVALUATION], **options)
     assert first["counts"] == {**ok, f"{name} ok": 1}
@@ -94,7 +94,7 @@ def test_wandb(trackers: Trackers) -> None:
 
 def test_mlflow(trackers: Trackers) -> None:
     """Both services start at once and find or make the same run, which the learner then goes on with."""
-    options = {"tracking": {"close_seconds": 60, "mlflow": {"tags": "team=moe,draft"}}}
+    options = {"tracking": {"close_seconds": 240, "mlflow": {"tags": "team=moe,draft"}}}
     with ThreadPoolExecutor(2) as pool:
         learner = pool.submit(trackers.record, "mlflow", service="learner", records=STEPS, **options)
         curriculum = pool.submit(trackers.record, "mlflow", service="curriculum", records=[EVALUATION], **options)
@@ -147,7 +147,7 @@ def test_a_disk_that_is_full_costs_records_and_another_event_file_begins(tracker
 )
 def test_a_folder_that_takes_no_files_stops_nothing(trackers: Trackers, name: str, tracking: dict[str, Any]) -> None:
     (trackers.folder / "taken").write_text("a file")
-    answer = trackers.record(name, service="learner", records=STEPS, tracking={"close_seconds": 60, **tracking})
+    answer = trackers.record(name, service="learner", records=STEPS, tracking={"close_seconds": 240, **tracking})
     lost = "dropped" if name == "mlflow" else "failed"
     assert {outcome: n for outcome, n in answer["counts"].items() if n} == {f"{name} {lost}": 3}, answer["log"]
     assert answer["log"].count(f"tracker {name}") == 1, answer["log"]
