@@ -50,7 +50,8 @@ def test_a_run_in_which_everything_dies_once(start: Start, tmp_path: Path) -> No
 
 def test_it_is_given_up_with_the_reason(start: Start, tmp_path: Path) -> None:
     invocation = start("up", "--recipe", str(RECIPE), *settings(run__steps=1000, supervisor__max_deaths=1))
-    until(lambda: len(records.read(tmp_path / "runs/test" / records.LEARNER)) > 0, timeout=120)
+    # The second step is recorded after the first is logged.
+    until(lambda: len(records.read(tmp_path / "runs/test" / records.LEARNER)) > 1, timeout=120)
     invocation.signal("learner", signal.SIGKILL)
     code, _, err = invocation.finish(timeout=60)
     assert code == 1, err

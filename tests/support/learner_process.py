@@ -87,7 +87,10 @@ class Process:
             time.sleep(0.005)
 
     def state(self) -> dict[str, Any]:
-        """Every tensor, and all that a checkpoint or a list says beside: safetensors headers have no order."""
+        """Every tensor, and all that a checkpoint or a list says beside, but for the time that training took.
+
+        Safetensors headers have no order.
+        """
         found: dict[str, Any] = {}
         for path in sorted(self.folder.rglob("*")):
             name = str(path.relative_to(self.folder))
@@ -95,4 +98,6 @@ class Process:
                 found |= {f"{name} {tensor}": array.tobytes() for tensor, array in load_file(path).items()}
             elif name.startswith("checkpoints/") and path.suffix == ".json" and path.name != checkpoint.MANIFEST:
                 found[name] = json.loads(path.read_text())
+                if path.name == checkpoint.STATE:
+                    del found[name]["meta"]["spent"]["seconds"]
         return found

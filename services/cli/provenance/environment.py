@@ -8,14 +8,14 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 INSTALLATION = Path(__file__).resolve().parents[3]
 _SECONDS = 20.0  # for a tool to answer
 
 
 def environment() -> dict[str, Any]:
     """Fit for JSON; its keys are described in docs/reference/provenance.md."""
+    import psutil  # `--version` asks for the commit alone, where no extra is installed
+
     return {
         "code": code(INSTALLATION),
         "python": platform.python_version(),

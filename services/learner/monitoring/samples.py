@@ -118,6 +118,7 @@ class _Writer:
     def _work(self) -> None:
         while (job := self._waiting.get()) is not None:
             self._write(job)
+            del job  # its groups are let go while nothing comes
 
     def _write(self, job: _Job) -> None:
         try:

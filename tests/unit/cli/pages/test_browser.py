@@ -180,8 +180,10 @@ def test_light_and_dark(page: Page, tmp_path: Path) -> None:
     assert dark != light
     page.click("#theme")
     assert page.evaluate(colour) == light
-    page.evaluate("location.reload()")
-    page.wait("document.readyState === 'complete' && document.querySelector('#plot-reward path') !== null")
+    page.evaluate("window.isOld = true; location.reload()")
+    page.wait(
+        "!window.isOld && document.readyState === 'complete' && document.querySelector('#plot-reward path') !== null"
+    )
     assert page.evaluate(colour) == light  # it is remembered
     page.click("#theme")
     assert page.evaluate(colour) == dark

@@ -116,8 +116,8 @@ def test_an_ordinary_user_has_it_too(repository: Path) -> None:
     )
     shell = (
         "mount -t tmpfs none /mnt && mkdir /mnt/python /mnt/code && mount --bind $0 /mnt/python && "
-        "mount --bind $1 /mnt/code && cd /mnt && PYTHONPATH=/mnt/code exec setpriv --reuid 65534 --regid 65534 "
-        '--clear-groups /mnt/python/bin/python3 -c "$2"'
+        "mount --bind $1 /mnt/code && cd /mnt && PYTHONPATH=/mnt/code:/mnt/code/proto exec setpriv "
+        '--reuid 65534 --regid 65534 --clear-groups /mnt/python/bin/python3 -c "$2"'
     )
     command = ["unshare", "--mount", "sh", "-c", shell, sys.base_prefix, str(repository), script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
