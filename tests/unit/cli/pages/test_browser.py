@@ -181,9 +181,7 @@ def test_light_and_dark(page: Page, tmp_path: Path) -> None:
     page.click("#theme")
     assert page.evaluate(colour) == light
     page.evaluate("window.isOld = true; location.reload()")
-    page.wait(
-        "!window.isOld && document.readyState === 'complete' && document.querySelector('#plot-reward path') !== null"
-    )
+    page.wait("!window.isOld && document.querySelector('#plot-reward path') !== null")
     assert page.evaluate(colour) == light  # it is remembered
     page.click("#theme")
     assert page.evaluate(colour) == dark
