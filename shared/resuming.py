@@ -160,6 +160,19 @@ def settings_of(*tables: str) -> list[str]:
     return [name for name, rule in RULES.items() if rule is not Rule.KNOB and name.partition(".")[0] in tables]
 
 
+def dotted(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables by dotted key, those in a list by their number; any other list is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
+            value = {str(number): inner for number, inner in enumerate(value)}
+        if isinstance(value, Mapping) and value:
+            found |= dotted(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """The settings that differ, with the value before and now; None where there is none.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from services.cli.local.redis import local_redis
-from services.cli.local.services import ENDPOINTS
 from services.cli.recipe import run_folder
 from services.cli.settings import SupervisorSettings
 from shared.errors import NotFoundError, PreconditionError, UnavailableError
@@ -21,6 +20,7 @@ from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.progress import Progress
 from shared.streams.run import Run
+from shared.tracking import records
 
 _CONNECT_SECONDS = 2.0
 _SOCKET_SECONDS = 0.5  # on this machine it answers at once, or is not there
@@ -80,7 +80,7 @@ async def attached(name: str) -> AsyncIterator[Attached]:
 
 def _written(folder: Path) -> tuple[str, str]:
     """The run's id and its Redis, as they were written down when it was started."""
-    endpoints = folder / ENDPOINTS
+    endpoints = folder / records.ENDPOINTS
     if not endpoints.is_file():
         raise NotFoundError(f"{endpoints} does not exist; was the run started by `routershift up` or `run`?")
     written = json.loads(endpoints.read_text(encoding="utf-8"))

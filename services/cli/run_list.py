@@ -14,7 +14,7 @@ from shared.process.ownership import holder
 from shared.tracking import records
 
 # What only the folder of a run has.
-_SIGNS = (record.PROVENANCE, records.LEARNER, records.EVALUATIONS, "endpoints.json")
+_SIGNS = (records.PROVENANCE, records.LEARNER, records.EVALUATIONS, records.ENDPOINTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def _state(folder: Path, done: int, total: int | None, *, begun: bool) -> str:
 def _summarised_step(folder: Path) -> int | None:
     """The step at which `run` has come to its end; None where it has not."""
     try:
-        step = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["steps"]
+        step = json.loads((folder / records.SUMMARY).read_text(encoding="utf-8"))["steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from routershift.v1 import learner_pb2 as lrn
-from services.cli.local.services import ENDPOINTS
 from services.cli.provenance.record import RECIPE
 from services.cli.recipe import run_folder
 from shared.clients import LearnerClient
 from shared.errors import DeadlineError, NotFoundError, PreconditionError, UnavailableError
 from shared.recipes import load
 from shared.settings import BaseSettings
+from shared.tracking import records
 
 _ANSWER_SECONDS = 10.0  # in which a learner that is there says what it does, whatever it computes
 
@@ -56,7 +56,7 @@ async def learner_of(name: str, flags: Sequence[str], timeout: float) -> AsyncIt
 
 def _written(folder: Path) -> tuple[str, str]:
     """The run's id and the address of its learner."""
-    file = folder / ENDPOINTS
+    file = folder / records.ENDPOINTS
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
         return str(written["run"]), str(written["services"]["learner"]["grpc"])

@@ -12,6 +12,9 @@ from shared.files import write_whole
 
 LEARNER = "learner.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+SUMMARY = "summary.json"  # of `run`, when it has come to its end
+ENDPOINTS = "endpoints.json"  # where its services answer
+PROVENANCE = "provenance.json"  # what the run was made of
 _LONGEST_BYTES = 1 << 20  # of a record
 _RECENT_BYTES = 1 << 19  # of a file, in which its last records are looked for
 

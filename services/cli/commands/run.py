@@ -149,7 +149,7 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
 def _leave(folder: Path, summary: Mapping[str, Any]) -> str:
     """Writes summary.json and the report into the folder; says where, or why not: the run has ended in any case."""
     try:
-        (folder / "summary.json").write_text(records.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / records.SUMMARY).write_text(records.dumps(summary, indent=2) + "\n", encoding="utf-8")
         return str(report.write(folder))
     except (OSError, RouterShiftError) as error:
         return f"none: {error}; `routershift report {folder}` makes it later"

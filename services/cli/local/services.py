@@ -29,8 +29,8 @@ from shared.rpc.address import join, local
 from shared.rpc.channel import open_channel
 from shared.settings import SERVICES, AccessSettings
 from shared.streams.connection import connect
+from shared.tracking import records
 
-ENDPOINTS = "endpoints.json"
 _KILL_SECONDS = 5.0  # beyond a service's own drain time
 
 
@@ -165,7 +165,7 @@ def _write_endpoints(running: Services, shown_redis: str) -> None:
         for service in SERVICES
     }
     endpoints = {"run": run.id, "redis": shown_redis, "services": servers}
-    (run.path / ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
+    (run.path / records.ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
     (run.path / prometheus.FILE).write_text(prometheus.scrape_config(run.id, metrics), encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ from services.cli.pages.run_data import RunData
 from services.cli.pages.sample_table import SampleTable
 from services.cli.pages.sections import pass_at, sections
 from shared.errors import PreconditionError
+from shared.resuming import dotted
 
 PAGE = "report.html"
 _SCRIPTS = (*FIGURES, *SAMPLES)
@@ -87,7 +88,7 @@ def of_run(run: RunData, name: str) -> dict[str, Any]:
         ],
         "evaluations": list(_evaluation_rows(run.evaluations, ks)),
         "tables": {
-            "Summary": {key: in_words(value) for key, value in run_data.flat(run.summary).items()},
+            "Summary": {key: in_words(value) for key, value in dotted(run.summary).items()},
             "Provenance": {key: in_words(value) for key, value in run.provenance.items()},
             "Settings": {key: in_words(value) for key, value in sorted(run.settings.items())},
         },

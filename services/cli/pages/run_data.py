@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import CorruptDataError
+from shared.resuming import dotted
 from shared.tracking import records
 from shared.tracking import settings as recorded
-
-SUMMARY = "summary.json"
-PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +35,16 @@ def read(folder: Path) -> RunData:
     Raises:
         CorruptDataError: a file that is not the JSON that a run writes.
     """
-    provenance = _json(folder / PROVENANCE)
+    provenance = _json(folder / records.PROVENANCE)
     settings = recorded.read(folder) or provenance.get("settings", {})
     return RunData(
         name=folder.resolve().name,
         folder=folder,
         steps=records.steps(folder / records.LEARNER),
         evaluations=records.read(folder / records.EVALUATIONS),
-        summary=_json(folder / SUMMARY),
-        settings=flat(settings),
-        provenance=flat({key: value for key, value in provenance.items() if key != "settings"}),
+        summary=_json(folder / records.SUMMARY),
+        settings=dotted(settings),
+        provenance=dotted({key: value for key, value in provenance.items() if key != "settings"}),
     )
 
 
@@ -59,19 +57,6 @@ def names(runs: Sequence[RunData]) -> list[str]:
         if len(set(found)) == len(set(paths)):
             return found
     return [str(path) for path in paths]
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables by dotted key, those in a list by their number; any other list is a value."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, list) and value and all(isinstance(inner, Mapping) for inner in value):
-            value = {str(number): inner for number, inner in enumerate(value)}
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def differences(tables: Sequence[Mapping[str, Any]], own: Iterable[str] = ()) -> dict[str, list[Any]]:

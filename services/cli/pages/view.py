@@ -37,6 +37,6 @@ def view(folder: Path, tag: str) -> str:
 
 def state(folder: Path, samples: int) -> str:
     """Changes whenever the page would."""
-    files = (records.LEARNER, records.EVALUATIONS, run_data.SUMMARY, run_data.PROVENANCE)
+    files = (records.LEARNER, records.EVALUATIONS, records.SUMMARY, records.PROVENANCE)
     sizes = [(folder / name).stat().st_size if (folder / name).is_file() else 0 for name in files]
     return "-".join(map(str, [*sizes, samples]))

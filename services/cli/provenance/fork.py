@@ -20,6 +20,7 @@ from shared.recipes import load
 from shared.resuming import Rule
 from shared.streams.progress import Progress
 from shared.streams.saved import FILE, Saved
+from shared.tracking import records
 from shared.weights import published
 
 _PROBLEMS = ("run.task", "data.", "reward.verifiers.")  # what a solve rate is of
@@ -45,7 +46,7 @@ def fork(parent: Path, run_id: str, step: int | None, flags: Sequence[str]) -> t
     """
     before = record.read(parent)
     if before is None:
-        raise PreconditionError(f"{parent} has no {record.PROVENANCE}; start that run once more with this version")
+        raise PreconditionError(f"{parent} has no {records.PROVENANCE}; start that run once more with this version")
     beside = f"run.folder={parent.absolute().parent}"
     recipe = load(Recipe, parent / record.RECIPE, os.environ, [beside, *flags, f"run.id={run_id}"])
     folder = recipe.run.path

@@ -22,7 +22,6 @@ from shared.files import write_durably
 from shared.resuming import Rule, differing, has_rule, rule_of, without_numbers
 from shared.tracking import records
 
-PROVENANCE = "provenance.json"
 RECIPE = "recipe.toml"
 SCHEMA = 1
 
@@ -135,7 +134,7 @@ def write(
         "starts": [*(before["starts"] if before else ()), *([start] if start else ())],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / PROVENANCE, records.dumps(record, indent=1) + "\n")
+    write_durably(folder / records.PROVENANCE, records.dumps(record, indent=1) + "\n")
     write_durably(folder / RECIPE, recipe_toml(recipe))
 
 
@@ -145,7 +144,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     Raises:
         CorruptDataError: it cannot be read, or a later version has written it.
     """
-    file = folder / PROVENANCE
+    file = folder / records.PROVENANCE
     if not file.is_file():
         return None
     try:

@@ -1,6 +1,6 @@
 """The settings of a start, fit for JSON, and the recipe that starts it again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from services.cli.recipe import Recipe
 from shared import toml
 from shared.models.hub import SCHEME
 from shared.recipes import place_paths
+from shared.resuming import dotted
 from shared.settings import SERVICES
 
 # What a start finds by itself unless it was told: said again, it would be as if somebody had asked for it.
@@ -29,8 +30,8 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted name, as `data.train.0.columns.prompt`."""
-    return dict(_flat(tables, ""))
+    """Settings by dotted name, as `data.train.0.columns.prompt`. A table or array without any has none."""
+    return {name: value for name, value in dotted(tables).items() if value not in ([], {})}
 
 
 def recipe_toml(recipe: Recipe) -> str:
@@ -58,14 +59,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.absolute())
     return value.value if isinstance(value, Enum) else value
-
-
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
-        value = {str(number): each for number, each in enumerate(value)}
-    if not isinstance(value, Mapping):
-        if value != []:  # an array of no tables has no settings
-            yield name, value
-        return
-    for key, each in value.items():
-        yield from _flat(each, f"{name}.{key}" if name else key)

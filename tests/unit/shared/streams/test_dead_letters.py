@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from services.cli.local.services import ENDPOINTS
 from services.cli.main import main
 from shared.errors import NotFoundError, OverloadedError, PreconditionError
 from shared.settings import RedisSettings, StreamSettings
@@ -19,6 +18,7 @@ from shared.streams.connection import connect
 from shared.streams.consumer import End
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+from shared.tracking import records
 from tests.support.redis_server import Server
 from tests.support.runs import GROUP, a_run_of_every_kind, end, move, prompt, scored
 
@@ -123,7 +123,7 @@ def ended_run(tmp_path: Path) -> Path:
 
         asyncio.run(live())
         endpoints = {"run": "over", "redis": server.url, "services": {}}
-    (folder / ENDPOINTS).write_text(json.dumps(endpoints))
+    (folder / records.ENDPOINTS).write_text(json.dumps(endpoints))
     return folder
 
 
