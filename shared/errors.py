@@ -21,6 +21,7 @@ __all__ = [
     "MissingDependencyError",
     "NotFoundError",
     "OverloadedError",
+    "PortTakenError",
     "PreconditionError",
     "RouterShiftError",
     "UnauthenticatedError",
@@ -34,6 +35,10 @@ class UnauthenticatedError(PreconditionError):
 
 class ForbiddenError(PreconditionError):
     """The caller is known, and its roles do not include this method."""
+
+
+class PortTakenError(PreconditionError):
+    """A port to listen at is in use, or held for another start."""
 
 
 class OverloadedError(RouterShiftError, RuntimeError):

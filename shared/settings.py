@@ -3,6 +3,7 @@
 Each component's own table stands beside the code it configures.
 """
 
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -102,11 +103,16 @@ class StopSettings(Table):
     tokens: int | None = Field(None, ge=1, description="tokens of responses that were trained on")
 
 
+def _name_of_now() -> str:
+    """A name by the time; with a random part, as two runs may begin within one second."""
+    return f"{datetime.now(UTC):run-%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
 class RunSettings(Table):
     """What all services of one run must agree on."""
 
     id: str = Field(
-        default_factory=lambda: datetime.now(UTC).strftime("run-%Y%m%d-%H%M%S"),
+        default_factory=_name_of_now,
         pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
         description="name of the run: prefix of its Redis keys and name of its folder",
     )

@@ -1,7 +1,7 @@
 """Errors of the command line itself."""
 
 from shared.errors import RouterShiftError
-from shared.process.exits import EXIT_BAD_INPUT, EXIT_FAILURE, exit_code
+from shared.process.exits import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_PORT_TAKEN, exit_code
 
 __all__ = ["ServiceEndedError", "exit_code_of"]
 
@@ -18,7 +18,7 @@ class ServiceEndedError(RouterShiftError):
     @property
     def is_said(self) -> bool:
         """Whether the process has told the user itself what there is to fix."""
-        return self.code == EXIT_BAD_INPUT
+        return self.code in (EXIT_BAD_INPUT, EXIT_PORT_TAKEN)
 
     def __str__(self) -> str:
         return self._message

@@ -6,16 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from services.cli.recipe import Recipe
-from shared.errors import PreconditionError, RouterShiftError
+from shared.errors import PortTakenError, PreconditionError, RouterShiftError
 from shared.rpc.address import check_port, held_port
 from shared.settings import SERVICES
 
 _TRIES = 10  # at ports that another start takes meanwhile
 KEYS = ("port", "metrics_port", "health_port")
-
-
-class _QuickerError(PreconditionError):
-    """Another start on this machine has taken a port since we looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,7 @@ def settled(recipe: Recipe) -> Iterator[tuple[Plan, dict[str, int]]]:
         with contextlib.ExitStack() as held:
             try:
                 found = held.enter_context(reserved(recipe, wanted))
-            except _QuickerError:
+            except PortTakenError:  # since we looked
                 if attempt + 1 == _TRIES:
                     raise
                 continue
@@ -117,22 +113,39 @@ def _claimed(host: str, port: int, setting: str) -> Iterator[None]:
     A bound port cannot tell: services must be able to listen on it. An abstract name can; it lives in the network's
     namespace, as ports do, and the kernel frees it with its process.
     """
-    with socket.socket(socket.AF_UNIX) as claim:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
         try:
-            claim.bind(f"\0routershift-port-{host}-{port}")
+            claim.bind(_name(host, port))
         except OSError:
-            raise _QuickerError(
-                f"{setting} = {port} on {host} is held by another run or up on this machine; set {setting} = 0 for a "
-                "free one"
-            ) from None
+            raise PortTakenError(_held(host, port, setting)) from None
         yield
 
 
+def _is_claimed(host: str, port: int) -> bool:
+    """Whether a start holds it. Looking claims nothing, so that nobody who looks is in another's way."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as looker:
+        try:
+            looker.connect(_name(host, port))
+        except OSError:
+            return False
+        return True
+
+
+def _name(host: str, port: int) -> str:
+    return f"\0routershift-port-{host}-{port}"
+
+
+def _held(host: str, port: int, setting: str) -> str:
+    return (
+        f"{setting} = {port} on {host} is held by another run or up on this machine; set {setting} = 0 for a free one"
+    )
+
+
 def _problem(host: str, port: int, setting: str) -> str:
+    if _is_claimed(host, port):
+        return _held(host, port, setting)
     try:
         check_port(host, port, setting)
-        with _claimed(host, port, setting):
-            pass
     except RouterShiftError as error:
         return str(error)
     return ""

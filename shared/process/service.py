@@ -17,9 +17,9 @@ import setproctitle
 from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
-from shared.errors import DeadlineError, RouterShiftError
+from shared.errors import DeadlineError, PortTakenError, RouterShiftError
 from shared.process import logs
-from shared.process.exits import EXIT_INTERRUPTED, exit_code
+from shared.process.exits import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, exit_code
 from shared.process.metrics import RUN_INFO
 from shared.process.ownership import locked
 from shared.process.watchdog import Watchdog
@@ -68,7 +68,7 @@ def main(service: Service, settings: BaseSettings, server_settings: ServerSettin
     except RouterShiftError as error:
         log.info("ended: %s", error)
         sys.stderr.write(f"routershift {service.name}: {error}\n")
-        return exit_code(error)
+        return EXIT_PORT_TAKEN if isinstance(error, PortTakenError) else exit_code(error)
     except Exception:
         log.exception("%s crashed", service.name)
         return 1
@@ -128,10 +128,16 @@ def start_metrics(server_settings: ServerSettings) -> None:
     """Prometheus text format on `metrics_port`.
 
     Raises:
-        PreconditionError: the port is taken.
+        PortTakenError: the port is taken.
+        PreconditionError: the host is no address of this machine.
     """
-    check_port(server_settings.host, server_settings.metrics_port, "metrics_port")
-    start_http_server(server_settings.metrics_port, addr=server_settings.host)
+    host, port = server_settings.host, server_settings.metrics_port
+    check_port(host, port, "metrics_port")
+    try:
+        start_http_server(port, addr=host)
+    except OSError:
+        check_port(host, port, "metrics_port")  # somebody may have taken it since we looked
+        raise
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 
-from shared.errors import PreconditionError
+from shared.errors import PortTakenError, PreconditionError
 
 _WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared, not bound
 
@@ -36,7 +36,12 @@ def is_loopback(target: str) -> bool:
 
 
 def check_port(host: str, port: int, setting: str) -> None:
-    """Raises PreconditionError, naming the setting, where the port cannot be bound."""
+    """Refuses a port that cannot be bound, and names the setting.
+
+    Raises:
+        PortTakenError: something listens there.
+        PreconditionError: `host` is no address of this machine, or the port is for others.
+    """
     with _bound(host, port, setting):
         pass
 
@@ -76,7 +81,8 @@ def _bound(host: str, port: int, setting: str) -> Iterator[socket.socket]:
             except OSError as error:
                 # A name may have addresses of both families, one of which the machine lacks: gRPC binds the other.
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise PreconditionError(
+                    is_taken = error.errno == errno.EADDRINUSE
+                    raise (PortTakenError if is_taken else PreconditionError)(
                         f"{what} ({_reason(error)}); stop what holds it or set {setting} = 0 for a free one"
                     ) from None
                 absent = _reason(error)

@@ -164,7 +164,8 @@ class Server:
         """Starts to answer, as NOT_SERVING; gives the port.
 
         Raises:
-            PreconditionError: the port is taken.
+            PortTakenError: a port is taken.
+            PreconditionError: the host is no address of this machine.
             NotFoundError: a file of certificates is missing.
             InvalidInputError: certificates that are none, or tokens without TLS beyond this machine.
         """
@@ -176,13 +177,13 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         secrets = credentials.server_credentials(self._access)
         credentials.require_privacy(self._access, host, secrets is not None)
-        bound = _bind(self._server, join(host, port), secrets)
+        bound = _bind(self._server, host, port, "port", secrets)
         await self._server.start()
         if self._settings.health_port is not None:
             check_port(host, self._settings.health_port, "health_port")
             self._probes = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
-            self.health_port = self._probes.add_insecure_port(join(host, self._settings.health_port))
+            self.health_port = _bind(self._probes, host, self._settings.health_port, "health_port")
             await self._probes.start()
         return bound
 
@@ -204,12 +205,16 @@ class Server:
             await self._health.set(name, status)
 
 
-def _bind(server: grpc.aio.Server, address: str, secrets: grpc.ServerCredentials | None) -> int:
-    if secrets is None:
-        return server.add_insecure_port(address)
+def _bind(
+    server: grpc.aio.Server, host: str, port: int, setting: str, secrets: grpc.ServerCredentials | None = None
+) -> int:
+    address = join(host, port)
     try:
-        return server.add_secure_port(address, secrets)
+        return server.add_secure_port(address, secrets) if secrets else server.add_insecure_port(address)
     except RuntimeError:
+        check_port(host, port, setting)  # somebody may have taken it since we looked
+        if secrets is None:
+            raise
         raise errors.InvalidInputError(
             f"access.certificate, access.key and access.authority make no TLS server on {address}; expected PEM files, "
             "and the key of the certificate"

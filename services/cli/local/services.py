@@ -24,6 +24,7 @@ from services.cli.provenance import record
 from services.cli.recipe import Recipe
 from shared.errors import PreconditionError, UnavailableError
 from shared.process import logs
+from shared.process.exits import EXIT_PORT_TAKEN
 from shared.recipes import load
 from shared.rpc.address import join, local
 from shared.rpc.channel import open_channel
@@ -32,6 +33,7 @@ from shared.streams.connection import connect
 from shared.tracking import records
 
 _KILL_SECONDS = 5.0  # beyond a service's own drain time
+_STARTS = 3  # of all services, where ports are taken while they start
 
 
 class Services:
@@ -72,45 +74,89 @@ async def services(
     recipe = load(Recipe, recipe_file, os.environ, flags)
     preflight(recipe)
     start = await asyncio.to_thread(record.prepare, recipe)  # reads all data: minutes, where that is large
+    # The run's name may come from the clock, and its model from a branch of the Hub, which may move: settle both once,
+    # for all processes.
+    model = recipe.run.model_folder().absolute()
+    settled = [*flags, f"run.id={recipe.run.id}", f"run.model={model}", "run.model_revision="]
+    recipe = load(Recipe, recipe_file, os.environ, settled)
     async with contextlib.AsyncExitStack() as stack:
-        # The run's name may come from the clock: settle it once, for all processes.
-        wanted, found = stack.enter_context(ports.settled(recipe))
-        if line := wanted.in_words(found):
-            say(line)
         say("starting services")
-        settled = [*flags, f"run.id={recipe.run.id}", *(f"{name}={port}" for name, port in found.items())]
-        # And its model from a branch of the Hub, which may move.
-        settled += [f"run.model={recipe.run.model_folder().absolute()}", "run.model_revision="]
-        recipe = load(Recipe, recipe_file, os.environ, settled)
-        for service in ("generation", "reward"):
-            settled.append(f"curriculum.{service}_address={_address(recipe, service)}")
         logs.configure("supervisor", recipe.run.path / "logs", log_level)
-        processes: list[SupervisedProcess] = []
+        redis: list[SupervisedProcess] = []
         if recipe.names_redis:
             url = recipe.redis.url.get_secret_value()
             await _must_answer(recipe)
-            shown = "REDIS_URL"
         else:
-            url, redis = await stack.enter_async_context(local_redis(recipe.run.path / "redis", recipe.supervisor))
-            shown = url
-            processes.append(redis)
+            url, server = await stack.enter_async_context(local_redis(recipe.run.path / "redis", recipe.supervisor))
+            redis.append(server)
         for change in start.changes:
             say(f"other than before: {change}")
         await asyncio.to_thread(start.write, command, recipe_file)  # not before the run is known to be ours
+        yield await stack.enter_async_context(_on_free_ports(recipe, recipe_file, settled, log_level, url, redis))
+
+
+@contextlib.asynccontextmanager
+async def _on_free_ports(
+    recipe: Recipe,
+    recipe_file: Path | None,
+    settled: Sequence[str],
+    log_level: str,
+    url: str,
+    redis: Sequence[SupervisedProcess],
+) -> AsyncIterator[Services]:
+    """Starts the services, and again at other ports where something else took one before they listened there.
+
+    Only starts of `run` and `up` keep out of each other's way; a service that was started alone, or another program,
+    may take a port at any time.
+
+    Raises:
+        PreconditionError: a port that was given is taken.
+        ServiceEndedError, DeadlineError: a service does not come to serve.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        for attempt in range(_STARTS):
+            try:
+                running = await stack.enter_async_context(_serving(recipe, recipe_file, settled, log_level, url, redis))
+            except ServiceEndedError as error:
+                if error.code != EXIT_PORT_TAKEN or attempt + 1 == _STARTS:
+                    raise
+                say("a port was taken while services started; they start again at ports that are free now")
+            else:
+                yield running
+                return
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    recipe: Recipe,
+    recipe_file: Path | None,
+    settled: Sequence[str],
+    log_level: str,
+    url: str,
+    redis: Sequence[SupervisedProcess],
+) -> AsyncIterator[Services]:
+    """Chooses ports, starts the services, waits until they serve, and stops them after the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        wanted, found = stack.enter_context(ports.settled(recipe))
+        if line := wanted.in_words(found):
+            say(line)
+        flags = [*settled, *(f"{name}={port}" for name, port in found.items())]
+        recipe = load(Recipe, recipe_file, os.environ, flags)
+        flags += [f"curriculum.{service}_address={_address(recipe, service)}" for service in ("generation", "reward")]
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         own: list[SupervisedProcess] = []
         for service in SERVICES:
             arguments = [sys.executable, "-P", "-m", "services.cli.main", "serve", service, "--log-level", log_level]
             arguments += ["--recipe", str(recipe_file)] if recipe_file else []
-            arguments += [part for flag in settled for part in ("--set", flag)]
+            arguments += [part for flag in flags for part in ("--set", flag)]
             own.append(_supervised(recipe, service, arguments, environment))
         stack.push_async_callback(_stop_all, recipe, own)
-        running = Services(recipe, url, [*processes, *own])  # before anything of this start can be recorded
+        running = Services(recipe, url, [*redis, *own])  # before anything of this start can be recorded
         for process in own:
             process.start()
-        _write_endpoints(running, shown)
+        _write_endpoints(running, "REDIS_URL" if recipe.names_redis else url)
         # A start that fails once in a way that may pass has the time of a second one.
-        await until_serving([*processes, *own], 2 * max(recipe.server(service).start_seconds for service in SERVICES))
+        await until_serving([*redis, *own], 2 * max(recipe.server(service).start_seconds for service in SERVICES))
         yield running
 
 

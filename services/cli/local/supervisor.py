@@ -18,7 +18,7 @@ from services.cli.errors import ServiceEndedError
 from services.cli.local.processes import Child
 from services.cli.settings import SupervisorSettings
 from shared.errors import DeadlineError
-from shared.process.exits import EXIT_BAD_INPUT
+from shared.process.exits import EXIT_BAD_INPUT, EXIT_PORT_TAKEN
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class SupervisedProcess:
         self.start_setting = start_setting
         self._child: Child | None = None
         self._served_since: float | None = None
+        self._has_served = False  # in this process or one before
         self._remedy = ""
         self._silence = 0.0  # seconds of it for which the process was killed
 
@@ -85,7 +86,9 @@ class SupervisedProcess:
         backoff = settings.backoff_seconds
         while True:
             code, end = await self._run_once()
-            if code == EXIT_BAD_INPUT:
+            # Whoever starts it may choose another port until it has served once. Later others know the port, and what
+            # holds it now may go.
+            if code == EXIT_BAD_INPUT or (code == EXIT_PORT_TAKEN and not self._has_served):
                 return ServiceEndedError(self.name, code, f"{self.name} {end}")
             now = time.monotonic()
             if self._served_since is not None and now - self._served_since >= _HEALTHY_SECONDS:
@@ -140,7 +143,7 @@ class SupervisedProcess:
                 patience, silent = self._settings.liveness_seconds, 0.0
                 setting = "supervisor.liveness_seconds"
             if answer and not self.serving.is_set():
-                self._served_since = time.monotonic()
+                self._served_since, self._has_served = time.monotonic(), True
                 self.serving.set()
             wait = pace if self.serving.is_set() else min(pace, _START_PACE)
             await asyncio.sleep(began + wait - time.monotonic())

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -72,6 +73,19 @@ def test_starts_at_the_same_moment_get_different_ports() -> None:
         assert not second.kept.keys() & first.kept.keys()
         assert not set(found.values()) & set(others.values())
         assert set(others) >= set(first.kept)
+
+
+def test_who_only_looks_is_in_nobodys_way(free: dict[str, int]) -> None:
+    """As `doctor` and a dry run beside a start with the same ports."""
+    with taken() as port:
+        pass
+    of = recipe(**{name: 0 for name in free if name != "learner__port"}, learner__port=port)
+
+    def look(_: int) -> dict[str, int]:
+        return dict(ports.plan(of).kept)
+
+    with ThreadPoolExecutor(8) as lookers:
+        assert all(kept["learner.port"] == port for kept in lookers.map(look, range(400)))
 
 
 def test_a_port_that_is_given_and_held_by_another_start_is_refused() -> None:

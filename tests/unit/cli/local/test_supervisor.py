@@ -16,6 +16,7 @@ from services.cli.local.supervisor import SupervisedProcess, until_serving
 from services.cli.settings import SupervisorSettings
 from shared.errors import DeadlineError
 from shared.process import logs
+from shared.process.exits import EXIT_PORT_TAKEN
 from shared.settings import RedisSettings
 from shared.streams.connection import connect
 
@@ -63,6 +64,32 @@ async def test_what_the_user_has_to_mend_is_not_tried_again() -> None:
     ended = await one.ended()
     assert (ended.code, one.restarts) == (2, 0)
     await one.stop(1.0)
+
+
+async def test_a_taken_port_is_for_whoever_starts_it_to_change() -> None:
+    one = supervised(f"raise SystemExit({EXIT_PORT_TAKEN})", serves=False)
+    one.start()
+    ended = await one.ended()
+    assert (ended.code, one.restarts) == (EXIT_PORT_TAKEN, 0)
+    await one.stop(1.0)
+
+
+async def test_a_port_that_others_know_is_waited_for(tmp_path: Path) -> None:
+    """It served there before it died, and what has taken the port may go."""
+    first, go = tmp_path / "first", tmp_path / "go"
+    one = supervised(
+        f"import pathlib, sys, time; first, go = pathlib.Path({str(first)!r}), pathlib.Path({str(go)!r})\n"
+        f"if first.exists(): sys.exit({EXIT_PORT_TAKEN})\n"
+        "first.touch()\n"
+        "while not go.exists(): time.sleep(0.02)\n"
+        "sys.exit(1)"
+    )
+    one.start()
+    await one.serving.wait()
+    await until(first.exists)
+    go.touch()
+    ended = await one.ended()
+    assert (ended.code, one.restarts) == (EXIT_PORT_TAKEN, QUICK.max_deaths - 1)
 
 
 async def test_it_is_given_up_with_the_reason(tmp_path: Path) -> None:
