@@ -13,8 +13,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := deploy/locks
 FLAGS ?=
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: help demo test test-deploy lint format install generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
+.PHONY: help demo test test-deploy lint format install docs docs-serve generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -24,7 +25,7 @@ help:  ## What can be made, with a line each.
 demo: install  ## Trains the Countdown MoE through every service and prints what it reached.
 	$(BIN)/routershift run deploy/recipes/countdown.toml --set generation.engine=$(ENGINE) --set run.seed=$(SEED) $(FLAGS)
 
-test: $(VENV)/.vllm $(VENV)/.dev  ## Lint, types and all tests.
+test: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Lint, types and all tests.
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -59,6 +60,16 @@ $(VENV)/.dev: $(VENV)/.torch $(LOCKS)/dev.txt
 	$(PIP) install --quiet --no-deps -r $(LOCKS)/dev.txt
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.torch $(LOCKS)/docs.txt
+	$(PIP) install --quiet --no-deps -r $(LOCKS)/docs.txt
+	touch $@
+
+docs: $(VENV)/.dev $(VENV)/.docs  ## Builds the documentation as a site in build/site; a warning is an error.
+	$(MKDOCS) build --quiet
+
+docs-serve: $(VENV)/.dev $(VENV)/.docs  ## Shows the documentation at http://127.0.0.1:8000/ while it is written.
+	$(MKDOCS) serve --dev-addr 127.0.0.1:8000
+
 generated: proto dashboards rules reference locks  ## Every committed file that is made from another; a test holds them current.
 
 proto: $(VENV)/.dev  ## Generates the Python of the schema.
@@ -77,13 +88,12 @@ rules: $(VENV)/.dev  ## Generates the rules of the Prometheus operator from thos
 	$(BIN)/python -m deploy.k8s.rules
 
 reference: $(VENV)/.dev  ## Generates the pages of docs/reference that follow from the code.
-	{ printf '# Settings\n\nMade by `make reference` from the code: `routershift settings --markdown`.\n\n'; \
-		$(BIN)/python -m services.cli.main settings --markdown; } > docs/reference/settings.md
+	$(BIN)/python -m deploy.site.write
 
 baseline: $(VENV)/.dev  ## Makes today's schema the one that later changes must not break.
 	$(BIN)/buf build proto -o proto/baseline.binpb
 
-locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins what is installed now.
+locks: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Pins what is installed now.
 	$(BIN)/python -m deploy.locks.lock
 
 image-locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins by hash what the images install; asks the package index.

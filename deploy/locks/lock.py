@@ -1,4 +1,4 @@
-"""Writes base.txt, vllm.txt and dev.txt from what is installed in this environment: `make locks`.
+"""Writes base.txt, vllm.txt, dev.txt and docs.txt from what is installed in this environment: `make locks`.
 
 Each file holds the exact versions of one set of packages and of everything they need, without what an earlier
 file holds; `make install` installs them with --no-deps. So vLLM's wish for torchvision, torchaudio and torchcodec,
@@ -29,6 +29,7 @@ def main() -> None:
         "base": [*project["dependencies"], *(root for extra in IN_BASE for root in extras[extra])],
         "vllm": extras["vllm"],
         "dev": [*extras["dev"], *extras["reasoning-gym"]],
+        "docs": extras["docs"],
     }
     locked: set[str] = set()
     for name, roots in groups.items():

@@ -1,4 +1,4 @@
-"""The pages of docs/how-to do what they say."""
+"""Pages of docs/ do what they say."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ import pytest
 
 from tests.support.pages import follow
 
-HOW_TO = Path(__file__).parents[2] / "docs" / "how-to"
+DOCS = Path(__file__).parents[2] / "docs"
+PATTERNS = ("add-*", "use-as-*", "write-*", "choose-prompts-*")
 PAGES = [
-    page
-    for pattern in ("add-*.md", "use-as-*.md", "write-*.md", "choose-prompts-*.md")
-    for page in sorted(HOW_TO.glob(pattern))
+    *(page for pattern in PATTERNS for page in sorted(DOCS.glob(f"how-to/{pattern}.md"))),
+    DOCS / "explanation/router-shift.md",
 ]
 
 

@@ -35,7 +35,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(root: Path, *goals: str) -> None:
     """Runs make with this environment, which it is not to install again."""
-    installed = [part for stamp in (".torch", ".vllm", ".dev") for part in ("-o", f"{VENV}/{stamp}")]
+    installed = [part for stamp in (".torch", ".vllm", ".dev", ".docs") for part in ("-o", f"{VENV}/{stamp}")]
     command = ["make", "--silent", *installed, f"VENV={VENV}", *goals]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr

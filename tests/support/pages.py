@@ -80,9 +80,9 @@ def follow(page: Path, folder: Path, timeout: float = 120) -> dict[str, str]:
 
 
 def all_pages() -> list[Path]:
-    """Every Markdown file of the repository."""
-    skipped = {".venv", ".git", "build"}
-    return [page for page in sorted(ROOT.rglob("*.md")) if not skipped & set(page.relative_to(ROOT).parts)]
+    """Every Markdown file of the repository, but for what tools keep in hidden folders."""
+    found = [page.relative_to(ROOT) for page in sorted(ROOT.rglob("*.md"))]
+    return [ROOT / page for page in found if not any(part.startswith(".") or part == "build" for part in page.parts)]
 
 
 def prose(page: Path) -> str:

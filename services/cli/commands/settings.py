@@ -89,6 +89,20 @@ def _text(chosen: Sequence[TableOfKeys]) -> Iterator[str]:
                 yield from textwrap.wrap(key.description, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
+def page() -> str:
+    """docs/reference/settings.md: all tables of a recipe."""
+    return "\n".join(["# Settings", "", *_markdown(choose(None))])
+
+
+def key_table(keys: Sequence[Key]) -> Iterator[str]:
+    """A Markdown table with a line for each key."""
+    yield "| key | type | default | description |"
+    yield "|---|---|---|---|"
+    for key in keys:
+        cells = (f"`{key.name}`", key.type, f"`{_default(key)}`", key.description)
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
 def _markdown(chosen: Sequence[TableOfKeys]) -> Iterator[str]:
     for number, table in enumerate(chosen):
         if number:
@@ -98,8 +112,4 @@ def _markdown(chosen: Sequence[TableOfKeys]) -> Iterator[str]:
         if table.description:
             yield table.description
             yield ""
-        yield "| key | type | default | description |"
-        yield "|---|---|---|---|"
-        for key in table.keys:
-            cells = (f"`{key.name}`", key.type, f"`{_default(key)}`", key.description)
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        yield from key_table(table.keys)
