@@ -3,7 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -75,17 +75,22 @@ def test_starts_at_the_same_moment_get_different_ports() -> None:
         assert set(others) >= set(first.kept)
 
 
-def test_who_only_looks_is_in_nobodys_way(free: dict[str, int]) -> None:
-    """As `doctor` and a dry run beside a start with the same ports."""
-    with taken() as port:
-        pass
-    of = recipe(**{name: 0 for name in free if name != "learner__port"}, learner__port=port)
+def test_who_only_looks_is_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `doctor` and a dry run beside a start with the same ports: looking claims nothing, not even for a moment."""
+    claims = []
 
-    def look(_: int) -> dict[str, int]:
-        return dict(ports.plan(of).kept)
+    class Watched(socket.socket):
+        def bind(self, address: Any, /) -> None:
+            if self.family == socket.AF_UNIX:
+                claims.append(address)
+            super().bind(address)
 
-    with ThreadPoolExecutor(8) as lookers:
-        assert all(kept["learner.port"] == port for kept in lookers.map(look, range(400)))
+    monkeypatch.setattr(socket, "socket", Watched)
+    of = recipe(**{f"{service}__metrics_port": 0 for service in SERVICES})
+    wanted = ports.plan(of)
+    assert not claims
+    with ports.reserved(of, wanted):
+        assert len(claims) == len(wanted.kept), "who starts does claim"
 
 
 def test_a_port_that_is_given_and_held_by_another_start_is_refused() -> None:
