@@ -1,15 +1,19 @@
 """What can be known to fail before anything is started."""
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from routershift.routing.families import family_of, no_routers_in_words, why_refused
 from services.cli import ports
+from services.cli.dry_run import memory
+from services.cli.judging import make_judge
 from services.cli.local.redis import MAX_MEMORY_BYTES
 from services.cli.machine import MACHINE_CHECKS
 from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files
+from services.generation.engines.torch.limits import refuse_window
+from services.generation.engines.vllm import limits as vllm
 from services.reward.verifiers.registry import AnyVerifier
 from shared.errors import (
     InvalidInputError,
@@ -20,11 +24,13 @@ from shared.errors import (
 )
 from shared.models.folder import read_json
 from shared.models.layout import context_length, layout_of_folder, text_config
+from shared.models.tensors import require_float
 from shared.sources import is_file
 from shared.streams.capacity import check_memory, check_step_fits, trajectory_bytes
 from shared.tracking.registry import make_trackers
 from shared.trajectory import RouterExport
 
+_DATA_BYTES = 16 << 20  # of files that are read before a start; larger ones are read once, by the curriculum
 # How to install the package that an engine is named after.
 _INSTALL = {"vllm": "make install ENGINE=vllm, or --set generation.engine=torch", "torch": "make install"}
 
@@ -34,10 +40,13 @@ def preflight(recipe: Recipe) -> None:
 
     Raises:
         NotFoundError: the model folder, the engine, the task, a verifier or a tracker is missing.
-        InvalidInputError: settings that contradict each other or the model; a step that fits into no stream.
+        InvalidInputError: settings that contradict each other or the model; a step that fits into no stream; data of
+            which too many rows cannot be used.
         MissingDependencyError: the engine, or the package of a tracker, is not installed.
-        PreconditionError: a dense model for an algorithm that needs routers; ports that were given explicitly are
-            taken: names all of them; a folder that takes no writes, or a device that is not there.
+        CorruptDataError: a file that is broken.
+        PreconditionError: a dense model for an algorithm that needs routers, or one that the engine cannot serve; ports
+            that were given explicitly are taken: names all of them; a folder that takes no writes, or a device that is
+            not there.
     """
     for check in (*CHECKS.values(), *MACHINE_CHECKS.values()):
         check(recipe)
@@ -52,6 +61,7 @@ def _model(recipe: Recipe) -> str:
         raise PreconditionError(f"run.model is {folder}: {refused!r} cannot be trained: {why_refused(refused)}")
     if recipe.learner.uses_traces and not any(map(family_of, kinds)):
         raise PreconditionError(f"run.model is {folder}: {no_routers_in_words(kinds[0])}")
+    require_float(folder)
     length, source = longest(recipe, text)
     made_for, given = context_length(text), recipe.generation.max_model_len
     if recipe.generation.engine == "vllm" and made_for is not None and given is not None and given > made_for:
@@ -59,12 +69,23 @@ def _model(recipe: Recipe) -> str:
             f"generation.max_model_len is {given}, and the model's max_position_embeddings is {made_for}; vLLM takes "
             f"no more: set it to {made_for} or less, or leave it out"
         )
-    if length is not None and recipe.rollout.max_tokens >= length:
-        raise InvalidInputError(
-            f"rollout.max_tokens is {recipe.rollout.max_tokens}, and {source} leaves room for {length} tokens of "
-            f"prompt and response together; set rollout.max_tokens below {length}"
-        )
+    for setting, most in _response_lengths(recipe):
+        if length is not None and most >= length:
+            raise InvalidInputError(
+                f"{setting} is {most}, and {source} leaves room for {length} tokens of prompt and response together; "
+                f"set {setting} below {length}"
+            )
     return f"{config.get('model_type')} in {folder}"
+
+
+def _response_lengths(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """The settings that say how long responses may be, those of held-out sets among them."""
+    yield "rollout.max_tokens", recipe.rollout.max_tokens
+    held_out = {"curriculum.evaluation": recipe.curriculum.evaluation.sampling}
+    held_out |= {f"data.eval.{index}": source.sampling for index, source in enumerate(recipe.data.eval)}
+    for setting, sampling in held_out.items():
+        if sampling.max_tokens is not None:
+            yield f"{setting}.sampling.max_tokens", sampling.max_tokens
 
 
 def longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]:
@@ -85,6 +106,22 @@ def _engine(recipe: Recipe) -> str:
     return name
 
 
+def _limits(recipe: Recipe) -> str:
+    """What the engine itself would refuse of this model when it starts, or at the first update."""
+    folder, chosen = recipe.run.require_model(), recipe.generation
+    config = read_json(folder / "config.json")
+    length, source = longest(recipe, text_config(config))
+    if chosen.engine == "torch":
+        refuse_window(text_config(config), length)
+    if chosen.engine == "vllm":
+        limits = chosen.max_model_len, chosen.max_num_seqs
+        vllm.refuse(folder, config, chosen.vllm, limits, on_cpu=vllm.built_for_cpu())
+        vllm.refuse_training(config)
+        if length is not None:
+            memory.check_kv_cache(recipe, memory.read(folder), length, source)
+    return f"{chosen.engine} can serve the model" + (f", {length} tokens a sequence" if length else "")
+
+
 def _routers(recipe: Recipe) -> str:
     export = recipe.generation.router_export
     if recipe.learner.uses_traces and export not in (RouterExport.TOPK, RouterExport.FULL):
@@ -97,7 +134,8 @@ def _routers(recipe: Recipe) -> str:
 
 def _task(recipe: Recipe) -> str:
     from services.curriculum.origin import NO_PROMPTS
-    from services.curriculum.tasks.registry import tasks
+    from services.curriculum.problems import TaskProblems
+    from services.curriculum.tasks.registry import make_task, tasks
     from services.reward.verifiers.registry import make_verifiers, unknown_in_words
 
     verifiers = make_verifiers(recipe.reward.verifiers)
@@ -110,6 +148,7 @@ def _task(recipe: Recipe) -> str:
         raise NotFoundError(f"run.task is {name!r}; known: {', '.join(known)}")
     if known[name].verifier not in verifiers:
         raise NotFoundError(f"run.task is {name!r}: {unknown_in_words(known[name].verifier, verifiers)}")
+    TaskProblems(make_task(name, recipe.run.seed), recipe).held_out()
     return f"{name}, judged by {known[name].verifier}"
 
 
@@ -139,6 +178,24 @@ def _sources(recipe: Recipe, verifiers: Mapping[str, AnyVerifier]) -> str:
     return ", ".join(
         f"{source.label}, judged by {source.verifier or 'what each row names'}" for source in recipe.data.train
     )
+
+
+def _data(recipe: Recipe) -> str:
+    """Reads the rows as the curriculum will, where that takes seconds: what it refuses is known before it starts."""
+    from services.curriculum.data.loading import load
+
+    sources = [source.source for source in (*recipe.data.train, *recipe.data.eval)]
+    if not sources:
+        return "none: prompts come from a task"
+    if not all(map(is_file, sources)):
+        return "by name: the curriculum reads it when the run starts"
+    size = sum(file.stat().st_size for source in sources for file in find_files(source))
+    if size > _DATA_BYTES:
+        return f"{size / 2**20:.0f} MiB, which the curriculum reads when the run starts; `routershift data check` now"
+    loaded = load(recipe, recipe.run.require_model(), make_judge(recipe))
+    if loaded.errors:
+        raise loaded.errors[0]
+    return f"{sum(map(len, loaded.train))} rows to train on, {sum(map(len, loaded.eval))} held out"
 
 
 def _trackers(recipe: Recipe) -> str:
@@ -172,8 +229,10 @@ def _streams(recipe: Recipe) -> str:
 CHECKS: Mapping[str, Callable[[Recipe], str]] = {
     "model": _model,
     "engine": _engine,
+    "limits": _limits,
     "algorithm": _routers,
     "task": _task,
+    "data": _data,
     "streams": _streams,
     "trackers": _trackers,
     "ports": _ports,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.settings import Settings
 from services.curriculum.tasks.base import Task
+from shared.errors import InvalidInputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,5 +64,9 @@ class TaskProblems:
 
     def held_out(self) -> Sequence[HeldOutSet]:
         chosen = self._evaluation
-        problems = [Problem(p.prompt, p.reference, self._task.verifier) for p in self._task.held_out(chosen.problems)]
+        try:
+            drawn = self._task.held_out(chosen.problems)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"curriculum.evaluation.problems is {chosen.problems}: {error}") from None
+        problems = [Problem(p.prompt, p.reference, self._task.verifier) for p in drawn]
         return [HeldOutSet(self._task.name, problems, chosen.sampling, chosen.pass_at, self._every)]

@@ -62,7 +62,7 @@ async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
         return [*rows, (False, "settings", str(error))]
     rows.append(_check("disk", lambda: _disk(recipe)))
     rows.append(await _redis(recipe))
-    unnamed = {"model", "streams"} if not names_model else set()
+    unnamed = {"model", "limits", "data", "streams"} if not names_model else set()
     if recipe_file is None and recipe.run.task is None and not recipe.data.train:
         unnamed.add("task")
     checks = {name: check for name, check in {**CHECKS, **MACHINE_CHECKS}.items() if name not in unnamed}

@@ -12,6 +12,7 @@ from typing import Any
 
 from routershift.routing.families import ATTENTION, FEED_FORWARD, family_of
 from services.cli.recipe import Recipe
+from shared.errors import InvalidInputError
 from shared.models.folder import INDEX, read_json, tensor_shapes, weight_files
 from shared.models.layout import text_config
 from shared.streams.keys import Stream
@@ -116,6 +117,23 @@ def sequences_that_fit(recipe: Recipe, model: Model, tokens: int) -> int | None:
     if recipe.generation.engine != "vllm" or vllm.gpu_memory_utilization is not None or not model.kv_width:
         return None
     return vllm.kv_cache_bytes // (tokens * model.kv_width * _generation_width(recipe, model))
+
+
+def check_kv_cache(recipe: Recipe, model: Model, tokens: int, source: str) -> None:
+    """Refuses a KV cache that does not hold one longest sequence: vLLM does not start with it.
+
+    Args:
+        tokens, source: the length of that sequence, and what says so.
+
+    Raises:
+        InvalidInputError: names the setting, its value and the fix.
+    """
+    if sequences_that_fit(recipe, model, tokens) == 0 and not model.has_windows:
+        raise InvalidInputError(
+            f"generation.vllm.kv_cache_bytes is {recipe.generation.vllm.kv_cache_bytes}, too little for one sequence "
+            f"of {tokens} tokens ({source}); raise it, or set generation.max_model_len to what a prompt and its "
+            "response need"
+        )
 
 
 def _count(name: str, shape: tuple[int, ...]) -> int:

@@ -15,7 +15,7 @@ from shared.models.layout import layout_of_folder
 from shared.streams.capacity import trajectory_bytes
 
 _GIB = 2**30
-_NEEDS_MODEL = ("model", "streams")  # checks that read the model folder
+_NEEDS_MODEL = ("model", "limits", "data", "streams")  # checks that read the model folder
 
 
 def plan(recipe: Recipe) -> list[Line]:
@@ -119,14 +119,6 @@ def _lengths(recipe: Recipe, model: memory.Model, longest_prompt: int) -> Iterat
         return
     text = f"the KV cache holds {fitting} sequences of {room} tokens at once; generation.max_num_seqs is"
     yield Line("", "lengths", f"{text} {recipe.generation.max_num_seqs}")
-    if fitting < 1 and not model.has_windows:
-        yield Line(
-            "MEND",
-            "lengths",
-            f"generation.vllm.kv_cache_bytes is {recipe.generation.vllm.kv_cache_bytes}, too little for one sequence "
-            f"of {room} tokens ({source}); raise it, or set generation.max_model_len to what a prompt and its response "
-            "need",
-        )
 
 
 def _streams(recipe: Recipe, folder: Path) -> Iterator[Line]:

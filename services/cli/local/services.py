@@ -72,7 +72,7 @@ async def services(
             service was given up before all served.
     """
     recipe = load(Recipe, recipe_file, os.environ, flags)
-    preflight(recipe)
+    await asyncio.to_thread(preflight, recipe)
     start = await asyncio.to_thread(record.prepare, recipe)  # reads all data: minutes, where that is large
     # The run's name may come from the clock, and its model from a branch of the Hub, which may move: settle both once,
     # for all processes.

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from routershift.routing.families import family_of
 from services.generation.engines.base import EngineOptions
+from services.generation.engines.vllm.limits import attention_backend, refuse
 from services.generation.engines.vllm.settings import VllmSettings
 from services.generation.engines.vllm.stats import LoadStats
 from shared.errors import PreconditionError
@@ -49,11 +49,6 @@ _UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 # In config.json where queries have a part that is rotated and one that is not (DeepSeek): of such, the kernel for CPU
 # rotates three-dimensional ones wrongly.
 _ROTATED_PART = "qk_rope_head_dim"
-# In config.json of models with latent attention (DeepSeek).
-_LATENT = "kv_lora_rank"
-# The attention kernels to ask for on CPU. For latent attention vLLM itself prefers AMX_MLA where the processor has AMX,
-# but that takes bfloat16 alone, and an update of weights kills it.
-_CPU_ATTENTION, _CPU_LATENT_ATTENTION = "CPU_ATTN", "CPU_MLA"
 # It would override the size of the KV cache that the settings name.
 _UNSET = "VLLM_CPU_KVCACHE_SPACE"
 
@@ -108,20 +103,15 @@ def launch(
         from vllm.v1.engine.core import EngineCoreProc
 
     on_cpu = current_platform.is_cpu()
-    settings.refuse_inexact(on_cpu=on_cpu)
-    family = family_of(str(config.get("model_type")))
-    if on_cpu and family is not None and not family.vllm_on_cpu:
-        raise PreconditionError(
-            f"vLLM cannot serve model folder {model} on CPU: it has what {config['model_type']!r} needs for GPUs "
-            "alone; set generation.engine to torch"
-        )
+    limits = options.max_model_len, options.max_num_seqs
+    refuse(model, config, settings, limits, on_cpu=on_cpu)
     for architecture in config.get("architectures", []):
         if (known := ModelRegistry.models.get(architecture)) is not None:
             # vLLM would look at the class in a process of its own, which takes 10 s where no cache is at hand.
             ModelRegistry.register_model(architecture, known.load_model_cls())
     kv_cache_bytes = settings.kv_cache_bytes if settings.gpu_memory_utilization is None else None
     chosen = {
-        "attention_backend": _attention(settings.attention_backend, config, on_cpu),
+        "attention_backend": attention_backend(settings.attention_backend, config, on_cpu),
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
     }
@@ -166,23 +156,6 @@ def launch(
         raise PreconditionError(f"vLLM cannot serve model folder {model}: {error}") from error
     finally:
         EngineCoreProc.run_engine_core, ModelConfig.maybe_untie_word_embeddings = staticmethod(entry), untie
-
-
-def _attention(backend: str, config: Mapping[str, Any], on_cpu: bool) -> str | None:
-    """The kernels to ask vLLM for; None leaves it to vLLM, which chooses on CPU by the processor.
-
-    Raises:
-        PreconditionError: others on CPU. vLLM would take its own choice in silence, or die of new weights.
-    """
-    if not on_cpu:
-        return None if backend == "auto" else backend
-    exact = _CPU_LATENT_ATTENTION if config.get(_LATENT) else _CPU_ATTENTION
-    if backend not in ("auto", exact):
-        raise PreconditionError(
-            f"generation.vllm.attention_backend is {backend!r}; set it to auto: of what vLLM has on CPU, only {exact} "
-            "computes this model exactly and takes new weights"
-        )
-    return exact
 
 
 def run_child(*args: Any, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from shared.trajectory import RouterExport, RouterTrace, VersionSpan, spans_betw
 from tests.support.vllm import new_engine
 
 
-@pytest.mark.parametrize("module", ["base", "torch.engine", "vllm.engine", "vllm.launch", "vllm.output"])
+@pytest.mark.parametrize("module", ["base", "torch.engine", "vllm.engine", "vllm.launch", "vllm.limits", "vllm.output"])
 def test_importing_an_engine_does_not_import_vllm(module: str) -> None:
     code = f"import sys, services.generation.engines.{module}; sys.exit('vllm' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
