@@ -41,7 +41,7 @@ def _command(parser: argparse.ArgumentParser, path: str) -> Iterator[str]:
     yield f"```text\n{usage}\n```\n"
     arguments = [action for action in arguments if not isinstance(action, argparse._SubParsersAction)]
     if arguments:
-        yield "| argument | |\n|---|---|"
+        yield "| argument | meaning |\n|---|---|"
         yield from (f"| `{_name(action)}` | {_meaning(action)} |" for action in arguments)
         yield ""
 

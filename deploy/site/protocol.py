@@ -53,14 +53,15 @@ def _file(file: FileDescriptorProto) -> Iterator[str]:
 
 def _service(service: ServiceDescriptorProto, comments: Mapping[Path_, str], path: Path_) -> Iterator[str]:
     yield from _head(service.name, comments.get(path, ""))
-    yield "| method | request | response | |\n|---|---|---|---|"
     for i, method in enumerate(service.method):
-        streams = [f"{'stream of ' * streamed}{_link(name)}" for streamed, name in (
-            (method.client_streaming, method.input_type), (method.server_streaming, method.output_type),
-        )]  # fmt: skip
-        said = _escaped(comments.get((*path, _METHODS, i), ""))
-        yield f"| `{method.name}` | {streams[0]} | {streams[1]} | {said} |"
+        request = _stream(method.input_type, is_stream=method.client_streaming)
+        response = _stream(method.output_type, is_stream=method.server_streaming)
+        yield f"- `{method.name}`: {request} to {response}. {comments.get((*path, _METHODS, i), '')}".rstrip()
     yield ""
+
+
+def _stream(name: str, *, is_stream: bool) -> str:
+    return f"a stream of {_link(name)}" if is_stream else _link(name)
 
 
 def _message(message: DescriptorProto, outer: str, comments: Mapping[Path_, str], path: Path_) -> Iterator[str]:
@@ -68,7 +69,7 @@ def _message(message: DescriptorProto, outer: str, comments: Mapping[Path_, str]
     maps = {nested.name: nested for nested in message.nested_type if nested.options.map_entry}
     yield from _head(name, comments.get(path, ""))
     if message.field:
-        yield "| field | number | type | |\n|---|---|---|---|"
+        yield "| field | number | type | meaning |\n|---|---|---|---|"
     for i, field in enumerate(message.field):
         said = _escaped(comments.get((*path, _FIELDS, i), ""))
         if field.HasField("oneof_index") and not field.proto3_optional:
@@ -84,7 +85,7 @@ def _message(message: DescriptorProto, outer: str, comments: Mapping[Path_, str]
 
 def _enum(enum: EnumDescriptorProto, outer: str, comments: Mapping[Path_, str], path: Path_) -> Iterator[str]:
     yield from _head(outer + enum.name, comments.get(path, ""))
-    yield "| value | number | |\n|---|---|---|"
+    yield "| value | number | meaning |\n|---|---|---|"
     for i, value in enumerate(enum.value):
         yield f"| `{value.name}` | {value.number} | {_escaped(comments.get((*path, _VALUES, i), ''))} |"
     yield ""

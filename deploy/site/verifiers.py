@@ -46,7 +46,7 @@ def _kind(kind: type[AnyVerifier], common: set[str]) -> Iterator[str]:
     else:
         schema = json.dumps(kind.reference_schema)
         yield f"```json\n{schema if len(schema) <= _WIDTH else json.dumps(kind.reference_schema, indent=2)}\n```\n"
-    yield "| part of a verdict | |\n|---|---|"
+    yield "| part of a verdict | meaning |\n|---|---|"
     yield from (f"| `{part}` | {meaning} |" for part, meaning in kind.part_names.items())
     yield ""
     for table in tables(kind.Settings, f"{VERIFIERS}.{kind.name}"):

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from deploy.site import commands, protocol, verifiers
+from deploy.site import commands, metrics, protocol, verifiers
 from services.cli.commands import settings
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGES = {
     "commands.md": commands.page,
+    "metrics.md": metrics.page,
     "protocol.md": protocol.page,
     "settings.md": settings.page,
     "verifiers.md": verifiers.page,

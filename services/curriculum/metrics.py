@@ -4,7 +4,9 @@ from prometheus_client import Counter, Gauge
 
 PROMPTS = Counter("routershift_curriculum_prompts_total", "Prompts admitted")
 CHOICES = Counter(
-    "routershift_curriculum_choices_total", "Problems whose turn it was, by what became of it", ["choice"]
+    "routershift_curriculum_choices_total",
+    "Problems whose turn it was: taken, or why they were passed over",
+    ["choice"],
 )
 WAIT_SECONDS = Counter("routershift_curriculum_wait_seconds_total", "Time spent waiting to admit a prompt", ["reason"])
 for _reason in ("tickets", "full", "finished"):
@@ -12,20 +14,27 @@ for _reason in ("tickets", "full", "finished"):
 TICKETS = Gauge("routershift_curriculum_tickets_held", "Groups that hold a ticket")
 ACCURACY = Gauge(
     "routershift_curriculum_held_out_accuracy",
-    "Share of correct responses in the last evaluation of a held-out set",
+    "Share of correct responses in the last evaluation of a set",
     ["set", "decoding"],
 )
 PASS_AT_K = Gauge(
-    "routershift_curriculum_held_out_pass_at_k", "Chance that one of k sampled responses is correct", ["set", "k"]
+    "routershift_curriculum_held_out_pass_at_k",
+    "Chance that one of k sampled responses is correct, in the last evaluation of a set",
+    ["set", "k"],
 )
 EVALUATED_VERSION = Gauge("routershift_curriculum_evaluated_version", "Policy version of the last evaluation")
-BEST_VERSION = Gauge("routershift_curriculum_best_version", "Policy version of the highest accuracy when sampled")
-BEST_ACCURACY = Gauge("routershift_curriculum_best_accuracy", "Its share of correct responses when sampled")
-EVALUATIONS = Counter("routershift_curriculum_evaluations_total", "Evaluations by outcome", ["outcome"])
-STREAM_ENTRIES = Gauge("routershift_stream_entries", "Entries in a stream, those being worked on included", ["stream"])
-STREAM_BYTES = Gauge("routershift_stream_bytes", "Payload bytes in a stream", ["stream"])
+BEST_VERSION = Gauge(
+    "routershift_curriculum_best_version",
+    "Evaluated policy version of the highest accuracy when sampled, on the first held-out set",
+)
+BEST_ACCURACY = Gauge(
+    "routershift_curriculum_best_accuracy", "Share of correct responses of the best version when sampled"
+)
+EVALUATIONS = Counter("routershift_curriculum_evaluations_total", "Evaluations", ["outcome"])
+STREAM_ENTRIES = Gauge("routershift_stream_entries", "Entries of a stream, those being worked on included", ["stream"])
+STREAM_BYTES = Gauge("routershift_stream_bytes", "Payload bytes of a stream", ["stream"])
 STREAM_AGE = Gauge("routershift_stream_oldest_entry_seconds", "Age of a stream's oldest entry", ["stream"])
-DEAD_LETTERS = Gauge("routershift_stream_dead_letters", "Entries in the dead-letter stream")
+DEAD_LETTERS = Gauge("routershift_stream_dead_letters", "Entries of the dead-letter stream")
 REDIS_MEMORY = Gauge("routershift_redis_memory_bytes", "Memory that Redis uses")
-REDIS_LIMIT = Gauge("routershift_redis_memory_limit_bytes", "Its maxmemory; 0 for none")
-LEDGER = Gauge("routershift_ledger_trajectories", "Trajectories by state, from the run's ledger", ["state"])
+REDIS_LIMIT = Gauge("routershift_redis_memory_limit_bytes", "`maxmemory` of Redis; 0 for none")
+LEDGER = Gauge("routershift_ledger_trajectories", "Trajectories of the run by state", ["state"])

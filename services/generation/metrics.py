@@ -1,4 +1,4 @@
-"""Metrics of the generation service; docs/reference/metrics.md is their table."""
+"""Metrics of the generation service."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,18 +14,18 @@ from shared.trajectory import Completion
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
-TOKENS = Counter("routershift_generation_tokens_total", "Tokens by kind", ["kind"])
+TOKENS = Counter("routershift_generation_tokens_total", "Tokens of groups handed over and of gRPC calls", ["kind"])
 for _kind in ("prompt", "response"):
     TOKENS.labels(_kind)
 ROLLOUTS = Counter("routershift_generation_rollouts_total", "Trajectories handed to the rollouts stream")
 GROUP_SECONDS = Histogram("routershift_generation_group_seconds", "Time to sample a group", buckets=_SECONDS)
-REQUESTS = Counter(
-    "routershift_generation_requests_total", "gRPC requests by method and outcome", ["method", "outcome"]
-)
+REQUESTS = Counter("routershift_generation_requests_total", "gRPC calls", ["method", "outcome"])
 RUNNING = Gauge("routershift_generation_running_sequences", "Sequences that have begun")
 WAITING = Gauge("routershift_generation_waiting_sequences", "Sequences that have not begun")
 KV_CACHE_USAGE = Gauge("routershift_generation_kv_cache_usage_ratio", "Share of the KV cache in use")
-PREEMPTIONS = Counter("routershift_generation_preemptions_total", "Sequences whose KV cache was given to others")
+PREEMPTIONS = Counter(
+    "routershift_generation_preemptions_total", "Sequences whose KV cache was given to others, and computed again"
+)
 FIRST_TOKEN_SECONDS = Histogram(
     "routershift_generation_first_token_seconds", "Time to the first token of a streamed call", buckets=_SECONDS
 )
@@ -34,14 +34,16 @@ TOKEN_SECONDS = Histogram(
     "Time from token to token of a streamed sample",
     buckets=_TOKEN_SECONDS,
 )
-SAMPLED_AGAIN = Counter("routershift_generation_samples_repeated_total", "Aborted samples of groups, begun again")
+SAMPLED_AGAIN = Counter(
+    "routershift_generation_samples_repeated_total", "Samples of groups that the engine aborted, begun again"
+)
 DROPPED = Counter("routershift_generation_trajectories_dropped_total", "Trajectories given up", ["reason"])
 VERSION = Gauge("routershift_generation_weights_version", "Policy version that samples now")
 UPDATE_SECONDS = Histogram(
-    "routershift_generation_weights_update_seconds", "Time to take new weights", buckets=_SECONDS
+    "routershift_generation_weights_update_seconds", "Time to verify and take new weights", buckets=_SECONDS
 )
 PAUSE_SECONDS = Histogram(
-    "routershift_generation_weights_pause_seconds", "Time without sampling in a weight update", buckets=_SECONDS
+    "routershift_generation_weights_pause_seconds", "Time of an update in which nothing was sampled", buckets=_SECONDS
 )
 UPDATES_REFUSED = Counter("routershift_generation_weights_refused_total", "Published weights not taken", ["reason"])
 for _reason in ("notfound", "corruptdata", "invalidinput", "precondition"):

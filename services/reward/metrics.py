@@ -1,4 +1,4 @@
-"""Metrics of the reward service; docs/reference/metrics.md is their table."""
+"""Metrics of the reward service."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -38,7 +38,7 @@ class BulkHistogram:
         yield family
 
 
-SCORES = Counter("routershift_reward_scores_total", "Verifications by outcome", ["verifier", "outcome"])
+SCORES = Counter("routershift_reward_scores_total", "Verifications", ["verifier", "outcome"])
 SECONDS = BulkHistogram(
     "routershift_reward_verification_seconds",
     "Time of one verification",
@@ -47,7 +47,9 @@ SECONDS = BulkHistogram(
 REWARD = BulkHistogram("routershift_reward_value", "Rewards given", buckets=(-1, -0.5, 0, 0.1, 0.25, 0.5, 0.75, 1))
 QUEUED = Gauge("routershift_reward_queued_items", "Items being scored or waiting for it")
 LOST = Counter("routershift_reward_workers_lost_total", "Worker processes that died or were killed", ["verifier"])
-UNSCORED = Counter("routershift_reward_samples_total", "Samples without a verdict, for people to read", ["outcome"])
+UNSCORED = Counter(
+    "routershift_reward_samples_total", "Samples without a verdict, for `routershift rollouts --failed`", ["outcome"]
+)
 for _outcome in ("kept", "refused", "no_room"):
     UNSCORED.labels(_outcome)
 DROPPED = Counter("routershift_reward_trajectories_dropped_total", "Trajectories without a reward", ["reason"])

@@ -2,7 +2,12 @@
 
 from prometheus_client import Counter
 
-RETRIES = Counter("routershift_redis_retries_total", "Commands sent to Redis again, by reason", ["reason"])
+RETRIES = Counter(
+    "routershift_redis_retries_total",
+    "Commands sent to Redis again: no answer came, the server is loading or not the primary, "
+    "it has no memory or disk left",
+    ["reason"],
+)
 for _reason in ("lost", "failover", "full"):
     RETRIES.labels(_reason)  # from 0 on: Prometheus sees no increase from nothing to 1
 REDELIVERIES = Counter(

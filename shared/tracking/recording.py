@@ -18,7 +18,10 @@ from shared.tracking.registry import make_trackers
 log = logging.getLogger(__name__)
 
 TRACKED = Counter(
-    "routershift_tracker_records_total", "Records for a tracker: ok, failed or dropped", ["tracker", "outcome"]
+    "routershift_tracker_records_total",
+    "Records for an experiment tracker: taken, refused by it, or lost as it was slower than "
+    "the run for too long or had not ended in time",
+    ["tracker", "outcome"],
 )
 
 # Between attempts to open a tracker; each is twice the one before.

@@ -32,6 +32,7 @@ class LearnerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LearnerServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_learner_pb2.LearnerServiceGetStatusRequest, _learner_pb2.LearnerServiceGetStatusResponse]
+    """What the learner is doing, and how far it has come."""
     Checkpoint: _grpc.UnaryUnaryMultiCallable[_learner_pb2.CheckpointRequest, _learner_pb2.CheckpointResponse]
     """Writes a checkpoint after the step in progress and answers when it is durable."""
     Pause: _grpc.UnaryUnaryMultiCallable[_learner_pb2.PauseRequest, _learner_pb2.PauseResponse]
@@ -45,6 +46,7 @@ class LearnerServiceStub:
 class LearnerServiceAsyncStub(LearnerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_learner_pb2.LearnerServiceGetStatusRequest, _learner_pb2.LearnerServiceGetStatusResponse]  # type: ignore[assignment]
+    """What the learner is doing, and how far it has come."""
     Checkpoint: _aio.UnaryUnaryMultiCallable[_learner_pb2.CheckpointRequest, _learner_pb2.CheckpointResponse]  # type: ignore[assignment]
     """Writes a checkpoint after the step in progress and answers when it is durable."""
     Pause: _aio.UnaryUnaryMultiCallable[_learner_pb2.PauseRequest, _learner_pb2.PauseResponse]  # type: ignore[assignment]
@@ -60,7 +62,8 @@ class LearnerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _learner_pb2.LearnerServiceGetStatusRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_learner_pb2.LearnerServiceGetStatusResponse, _abc.Awaitable[_learner_pb2.LearnerServiceGetStatusResponse]]: ...
+    ) -> _typing.Union[_learner_pb2.LearnerServiceGetStatusResponse, _abc.Awaitable[_learner_pb2.LearnerServiceGetStatusResponse]]:
+        """What the learner is doing, and how far it has come."""
 
     @_abc_1.abstractmethod
     def Checkpoint(

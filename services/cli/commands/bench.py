@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bench", nargs="?", metavar="NAME")
+    parser.add_argument("bench", nargs="?", metavar="NAME", help="what to measure; default: list what can be")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="--json and those of the bench")
 
 

@@ -43,7 +43,7 @@ _PRELUDE = {"bash": "", "zsh": "autoload -U +X compinit && compinit\nautoload -U
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=SHELLS, help="whose script")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,8 @@ _ROWS_SHOWN = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="data_command")
-    checking = commands.add_parser("check", help="reads every row as a run would, and says what it found")
+    said = "reads every row as a run would, and says what it found"
+    checking = commands.add_parser("check", help=said, description=f"{said[0].upper()}{said[1:]}.")
     checking.add_argument("recipe", type=Path, metavar="RECIPE|FILE", help="a recipe (TOML), or a file of rows")
     checking.add_argument(
         "--model", metavar="MODEL", help="folder or name of a model, whose tokenizer counts; of a FILE"

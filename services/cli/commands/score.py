@@ -28,7 +28,7 @@ _AT_ONCE = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verifier", required=True, metavar="NAME")
+    parser.add_argument("--verifier", required=True, metavar="NAME", help="a kind, or a table of the recipe")
     parser.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help="JSON lines: prompt, response, reference"
     )

@@ -11,7 +11,7 @@ from shared.settings import SERVICES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("service", choices=SERVICES)
+    parser.add_argument("service", choices=SERVICES, help="which service")
     add_recipe(parser)
     add_settings(parser)
     add_log_level(parser)

@@ -1,0 +1,122 @@
+"""The page of metrics, from the registry of Prometheus' client.
+
+Run it in a process of its own: label values are those that the modules themselves begin at 0.
+"""
+
+import importlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import REGISTRY
+
+from shared.settings import SERVICES
+
+MODULES = (
+    "shared.process.metrics",
+    *(f"services.{service}.metrics" for service in SERVICES),
+    "shared.streams.metrics",
+    "shared.rpc.access",
+    "shared.tracking.recording",
+)
+HEAD = """\
+# Metrics
+
+Every service answers `/metrics` on its `metrics_port` in the Prometheus text format. Units are base units. Labels have
+the values named here and no others. Series tell runs apart by the label `run` of their target, as in the
+`prometheus.yml` that `run` and `up` write into the run's folder, or by a join with `routershift_run_info`:
+`routershift_learner_reward_mean * on (instance) group_left (run) routershift_run_info`. The generation service with the
+vLLM engine also shows vLLM's own metrics, which begin with `vllm:`.
+"""
+# Parts of the page, and how names in them begin after routershift_.
+_PARTS = {
+    "Curriculum": ("curriculum_",),
+    "Generation": ("generation_",),
+    "Reward": ("reward_",),
+    "Learner": ("learner_",),
+    "Streams and Redis": ("stream_", "redis_", "ledger_"),
+    "Every service": ("",),
+}
+_STREAMS = {"stream": "prompts, rollouts, scored"}
+# What labels are, where that does not follow from the code: values that are not begun at 0, and what else a value says.
+VALUES = {
+    "run_info": {"run": "id of the run"},
+    "curriculum_choices_total": {"choice": "taken, solved, unsolved, too_easy, too_hard, priority"},
+    "curriculum_held_out_accuracy": {"set": "held-out sets of the recipe", "decoding": "sampled, greedy"},
+    "curriculum_evaluations_total": {"outcome": "ok, failed"},
+    "stream_entries": _STREAMS,
+    "stream_bytes": _STREAMS,
+    "stream_oldest_entry_seconds": _STREAMS,
+    "stream_redeliveries_total": _STREAMS,
+    "door_refused_total": {"reason": "unauthenticated, forbidden, overloaded"},
+    "tracker_records_total": {"tracker": "its name", "outcome": "ok, failed, dropped"},
+    "ledger_trajectories": {"state": "prompted, trained, dropped, dead, in_flight"},
+    "generation_requests_total": {
+        "method": "Generate, GenerateStream, UpdateWeights",
+        "outcome": "ok, cancelled, internal, or a gRPC status",
+    },
+    "generation_trajectories_dropped_total": {"reason": "aborted"},
+    "reward_scores_total": {"outcome": "scored, failed, timed_out, refused"},
+    "reward_trajectories_dropped_total": {"reason": "verifier_failed, verifier_timed_out, verifier_refused"},
+    "reward_samples_total": {"outcome": "kept, refused (by the disk), no_room (`reward.unscored.max_bytes`)"},
+    "learner_phase_seconds_total": {"phase": "wait, train, publish, checkpoint"},
+    "learner_steps_skipped_total": {"reason": "non_finite"},
+    "learner_samples_total": {
+        "outcome": "kept, refused (by the disk), no_room (`learner.samples.max_bytes`), behind (the disk is too slow), "
+        "failed"
+    },
+    "learner_transfers_total": {"outcome": "ok, failed"},
+    "learner_state": {"state": "waiting, training, paused, finished"},
+}
+_PREFIX = "routershift_"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """One metric, as its module made it."""
+
+    name: str  # as Prometheus stores it
+    kind: str
+    meaning: str
+    labels: Sequence[str]
+    begun: Collection[tuple[str, ...]]  # label values that are there from the start
+
+
+def page() -> str:
+    """A table for each part, in the order in which metrics are registered."""
+    for module in MODULES:
+        importlib.import_module(module)
+    left = {metric.name: metric for metric in _registered()}
+    lines = [HEAD]
+    for part, beginnings in _PARTS.items():
+        found = [name for name in left if name.removeprefix(_PREFIX).startswith(beginnings)]
+        lines += [f"## {part}\n", "| name | type | labels | meaning |", "|---|---|---|---|"]
+        lines += [_row(left.pop(name)) for name in found]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _registered() -> Iterator[Registered]:
+    for collector in REGISTRY._collector_to_names:
+        for family in collector.collect():
+            if family.name.startswith(_PREFIX):
+                name = f"{family.name}_total" if family.type == "counter" else family.name
+                labels = getattr(collector, "_labelnames", ())
+                begun = getattr(collector, "_metrics", ()) if labels else ()
+                yield Registered(name, family.type, family.documentation, labels, begun)
+
+
+def _row(metric: Registered) -> str:
+    labels = "; ".join(_labels(metric))
+    return f"| `{metric.name}` | {metric.kind} | {labels + ' ' if labels else ''}| {metric.meaning} |"
+
+
+def _labels(metric: Registered) -> Iterator[str]:
+    said = VALUES.get(metric.name.removeprefix(_PREFIX), {})
+    if unknown := said.keys() - set(metric.labels):
+        raise LookupError(f"{metric.name} has no label {', '.join(unknown)}; take it out of VALUES")
+    for position, label in enumerate(metric.labels):
+        begun = dict.fromkeys(values[position] for values in metric.begun)
+        values = said.get(label, ", ".join(begun))
+        if missing := [value for value in begun if value not in values]:
+            raise LookupError(f"{metric.name} has a {label} {', '.join(missing)}, which VALUES does not name")
+        yield f"`{label}`: {values}" if values else f"`{label}`"
