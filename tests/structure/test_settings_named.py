@@ -3,30 +3,14 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
-
-from pydantic import BaseModel
 
 from services.cli.recipe import Recipe
+from tests.support.keys import exists
 from tests.support.pages import ROOT, all_pages
 
 TABLES = "|".join(Recipe.model_fields)
 WRITTEN = re.compile(rf"(?:`|--set )((?:{TABLES})\.[a-z_]+(?:\.[a-z_]+)*)(?=[`=\s])")
 VARIABLE = re.compile(rf"\bROUTERSHIFT_((?:{TABLES.upper()})__[A-Z0-9_]+)")
-
-
-def exists(path: list[str]) -> bool:
-    """Whether a recipe has this key; below a mapping, such as [reward.verifiers], names are free."""
-    table: type[BaseModel] = Recipe
-    for depth, name in enumerate(path, 1):
-        if name not in table.model_fields:
-            return False
-        annotation = table.model_fields[name].annotation
-        inner = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type) and issubclass(t, BaseModel)]
-        if not inner:
-            return depth == len(path) or "Mapping" in str(annotation) or "dict" in str(annotation)
-        table = inner[0]
-    return True
 
 
 def manifests() -> Iterator[Path]:
