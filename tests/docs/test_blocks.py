@@ -52,7 +52,8 @@ def called(program: str) -> Iterator[list[str]]:
             words = [*lexer, ";"]
         except ValueError:  # a quotation goes on in the next line
             continue
-        line, arguments, before = "", None, ";"
+        line, before = "", ";"
+        arguments: list[str] | None = None
         for word in words:
             if not word.strip("|;&()<>"):  # the end of a command
                 if arguments is not None:
