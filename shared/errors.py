@@ -6,11 +6,17 @@ exception it specialises, carries one message and pickles. A message names the f
 """
 
 from routershift.errors import (
+    CorruptDataError,
+    DeadlineError,
+    ForbiddenError,
     InvalidInputError,
     MissingDependencyError,
     NotFoundError,
+    OverloadedError,
     PreconditionError,
     RouterShiftError,
+    UnauthenticatedError,
+    UnavailableError,
 )
 
 __all__ = [
@@ -29,33 +35,5 @@ __all__ = [
 ]
 
 
-class UnauthenticatedError(PreconditionError):
-    """The caller shows no token, or one that is not known here."""
-
-
-class ForbiddenError(PreconditionError):
-    """The caller is known, and its roles do not include this method."""
-
-
 class PortTakenError(PreconditionError):
     """A port to listen at is in use, or held for another start."""
-
-
-class OverloadedError(RouterShiftError, RuntimeError):
-    """No room for more work now; the same request may succeed after `retry_after` seconds."""
-
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class UnavailableError(RouterShiftError, ConnectionError):
-    """A service this one depends on cannot be reached."""
-
-
-class DeadlineError(RouterShiftError, TimeoutError):
-    """A wait reached its deadline."""
-
-
-class CorruptDataError(RouterShiftError, ValueError):
-    """Bytes that fail their checksum or contradict their own description."""

@@ -17,8 +17,8 @@ HEAD = """\
 # Messages and services
 
 The schema is `proto/routershift/v1`; its generated Python is the package `routershift.v1`. Changes stay compatible:
-`make test` holds the schema against `proto/baseline.binpb`. [Call the generation service](../how-to/call-generation.md)
-shows it in use, without Python too.
+`make test` holds the schema against `proto/baseline.binpb`.
+[Call generation from your own code](../how-to/call-generation.md) shows it in use, without Python too.
 """
 # Fields of descriptor.proto, by whose numbers comments are found.
 _PACKAGE_MESSAGES, _ENUMS, _SERVICES, _FIELDS, _NESTED, _NESTED_ENUMS, _METHODS, _VALUES = 4, 5, 6, 2, 3, 4, 2, 2

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import psutil
 
+from routershift.client.credentials import Bearer, channel_credentials
 from services.cli.recipe import Recipe
 from shared.errors import PreconditionError
 from shared.rpc.access import AccessControl
-from shared.rpc.credentials import Bearer, channel_credentials, require_privacy, server_credentials
+from shared.rpc.credentials import require_privacy, server_credentials
 from shared.settings import SERVICES
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from routershift.routing.families import family_of, no_routers_in_words, why_refused
+from routershift.trajectory import RouterExport
 from services.cli import ports
 from services.cli.dry_run import memory
 from services.cli.judging import make_judge
@@ -28,7 +29,6 @@ from shared.models.tensors import require_float
 from shared.sources import is_file
 from shared.streams.capacity import check_memory, check_step_fits, trajectory_bytes
 from shared.tracking.registry import make_trackers
-from shared.trajectory import RouterExport
 
 _DATA_BYTES = 16 << 20  # of files that are read before a start; larger ones are read once, by the curriculum
 # How to install the package that an engine is named after.

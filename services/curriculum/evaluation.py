@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from routershift.client.requests import Sampling
+from routershift.trajectory import Completion
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum.problems import HeldOutSet, Problem
 from services.curriculum.settings import Settings
-from shared.clients import GenerationClient, RewardClient, Sampling
+from shared.clients import GenerationClient, RewardClient
 from shared.errors import UnavailableError
-from shared.trajectory import Completion
 
 
 @dataclass(frozen=True, slots=True)

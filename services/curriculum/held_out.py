@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from shared.clients import Sampling
+from routershift.client.requests import Sampling
 from shared.sampling import MAX_SAMPLES, MAX_TEMPERATURE, MIN_TEMPERATURE
 from shared.settings import RolloutSettings, StopTexts
 from shared.table import Table

@@ -5,13 +5,13 @@ import logging
 import time
 from collections.abc import Sequence
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import metrics
 from services.curriculum.evaluation import Evaluation, evaluate
 from services.curriculum.problems import HeldOutSet, Problem, Problems
 from services.curriculum.selection import Selector
 from services.curriculum.settings import Settings
-from shared import wire
 from shared.clients import GenerationClient
 from shared.errors import DeadlineError, OverloadedError, RouterShiftError
 from shared.streams import saved

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from routershift.client.status import status_of
+from routershift.trajectory import Completion
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import RouterShiftError
-from shared.rpc.status import status_of
-from shared.trajectory import Completion
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)

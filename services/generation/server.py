@@ -3,6 +3,9 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
+from routershift import wire
+from routershift.client.status import MAX_MESSAGE_BYTES
+from routershift.trajectory import Completion, RouterExport
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
@@ -12,12 +15,9 @@ from services.generation.engines.base import Engine, EngineSampling
 from services.generation.requests.validation import Requests
 from services.generation.settings import GenerationSettings
 from services.generation.weights.loader import WeightsLoader
-from shared import wire
 from shared.errors import InvalidInputError, PreconditionError, UnavailableError
 from shared.models.detokenizer import TextStream
 from shared.rpc.server import begin
-from shared.rpc.status import MAX_MESSAGE_BYTES
-from shared.trajectory import Completion, RouterExport
 
 
 class GenerationServicer(gen_grpc.GenerationServiceServicer):

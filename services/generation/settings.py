@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import Field
 
+from routershift.trajectory import RouterExport, ScoreDtype
 from services.generation.engines.base import UpdatePolicy
 from services.generation.engines.vllm.settings import VllmSettings
 from shared.settings import BaseSettings, ServerSettings
-from shared.trajectory import RouterExport, ScoreDtype
 
 
 class GenerationSettings(ServerSettings):

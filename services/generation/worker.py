@@ -5,17 +5,17 @@ import logging
 import time
 from dataclasses import replace
 
+from routershift import wire
+from routershift.trajectory import Completion, FinishReason
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
 from services.generation.admission import AdmissionControl
 from services.generation.engines.base import Engine, EngineSampling
 from services.generation.requests.validation import Requests
 from services.generation.settings import GenerationSettings
-from shared import wire
 from shared.errors import CorruptDataError, InvalidInputError
 from shared.streams.consumer import Consumer, End, Entry, parse
 from shared.streams.keys import Stream
-from shared.trajectory import Completion, FinishReason
 
 log = logging.getLogger(__name__)
 

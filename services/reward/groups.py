@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from routershift import wire
+from routershift.trajectory import SpecialToken
 from routershift.v1 import trajectory_pb2 as pb
-from shared import wire
 from shared.errors import CorruptDataError
 from shared.protobuf import Field, fields, header
-from shared.trajectory import SpecialToken
 
 _TRAJECTORIES = pb.TrajectoryGroup.TRAJECTORIES_FIELD_NUMBER
 _SCORED_AT = pb.TrajectoryGroup.SCORED_AT_FIELD_NUMBER

@@ -1,10 +1,10 @@
 """Scores on the wire."""
 
+from routershift import wire
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward.outcomes import Outcome, Scored
 from services.reward.verifiers.base import Item
-from shared import wire
 
 _OUTCOMES = {
     Outcome.SCORED: pb.OUTCOME_SCORED,

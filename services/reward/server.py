@@ -2,12 +2,12 @@
 
 from functools import partial
 
+from routershift import wire
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.reward.messages import decode_item, encode_score
 from services.reward.scoring import Scorer
 from services.reward.verifiers.base import parts_schema
-from shared import wire
 from shared.rpc.server import begin
 
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
 from services.reward.messages import encode_score
 from services.reward.outcomes import Scored
 from services.reward.settings import UnscoredSettings
-from shared import wire
 from shared.errors import CorruptDataError
 from shared.streams.consumer import Entry, parse
 from shared.tracking.recorded import recorded_samples

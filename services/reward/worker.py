@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
 from services.reward.groups import RawGroup
@@ -14,7 +15,6 @@ from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
 from services.reward.unscored import UnscoredSamples
 from services.reward.verifiers.base import Item
-from shared import wire
 from shared.errors import (
     CorruptDataError,
     InvalidInputError,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
+from routershift.client.credentials import SCHEME, Watched, check_length
 from shared.errors import ForbiddenError, InvalidInputError, OverloadedError, RouterShiftError, UnauthenticatedError
-from shared.rpc.credentials import SCHEME, Watched, check_length
 from shared.settings import AccessSettings, ServerSettings
 
 HEALTH = "/grpc.health."  # probes know no secrets

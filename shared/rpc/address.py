@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import ipaddress
 import socket
 from collections.abc import Iterator
 
@@ -19,20 +18,6 @@ def join(host: str, port: int) -> str:
 def local(host: str) -> str:
     """The address under which this machine reaches a server of its own that listens at `host`."""
     return _WILDCARDS.get(host, host)
-
-
-def is_loopback(target: str) -> bool:
-    """Whether a gRPC target or a host stays on this machine."""
-    if target.startswith("unix:"):
-        return True
-    host = target.removeprefix("dns:").rsplit("/", 1)[-1].removeprefix("ipv4:").removeprefix("ipv6:")
-    if host.count(":") == 1 or "]" in host:
-        host = host.rpartition(":")[0] if not host.endswith("]") else host
-    host = host.strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_port(host: str, port: int, setting: str) -> None:

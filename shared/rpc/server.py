@@ -9,12 +9,13 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from routershift.client import status
+from routershift.client.status import MAX_MESSAGE_BYTES, PUSHBACK, status_of
 from shared import errors
-from shared.rpc import credentials, status
+from shared.rpc import credentials
 from shared.rpc.access import HEALTH, AccessControl
 from shared.rpc.address import check_port, join
 from shared.rpc.schema import CommentedPool
-from shared.rpc.status import MAX_MESSAGE_BYTES, PUSHBACK, status_of
 from shared.settings import AccessSettings, ServerSettings
 
 log = logging.getLogger(__name__)

@@ -4,13 +4,13 @@ import logging
 
 import numpy as np
 
+from routershift import wire
 from routershift.routing.layout import RouterLayout
+from routershift.trajectory import Completion, FinishReason, RouterExport, RouterTrace, ScoreDtype, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
-from shared import wire
 from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RolloutSettings, RunSettings, StreamSettings
 from shared.streams.keys import Stream
-from shared.trajectory import Completion, FinishReason, RouterExport, RouterTrace, ScoreDtype, VersionSpan
 
 log = logging.getLogger(__name__)
 

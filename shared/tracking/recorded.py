@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from routershift import wire
+from routershift.trajectory import VersionSpan, versions_of
 from routershift.v1 import trajectory_pb2 as pb
-from shared import wire
 from shared.errors import CorruptDataError
 from shared.tracking.sample import Sample, Tokens
-from shared.trajectory import VersionSpan, versions_of
 
 # The text that each of some tokens adds.
 Pieces = Callable[[Sequence[int]], tuple[str, ...]]

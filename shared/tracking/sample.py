@@ -13,10 +13,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shared import score_code
+from routershift.routing import score_code
+from routershift.trajectory import MISSING_LOG_SCORE, VersionSpan, spans_of, versions_of
 from shared.errors import CorruptDataError
 from shared.tracking import records
-from shared.trajectory import MISSING_LOG_SCORE, VersionSpan, spans_of, versions_of
 
 TRAINED = "trained"
 
@@ -29,7 +29,7 @@ _HALF = float(np.finfo(np.float16).max)
 class Tokens:
     """The response tokens of a sample. What was not computed of it is None, as of a group that was dropped.
 
-    On disk log-probs, `log_gamma` and `entropy` have 11 bits; `drift` has the codes of `shared.score_code`.
+    On disk log-probs, `log_gamma` and `entropy` have 11 bits; `drift` has the codes of `routing.score_code`.
     """
 
     ids: NDArray[np.int32]  # [T]

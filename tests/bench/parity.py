@@ -31,10 +31,10 @@ from transformers import (
 )
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import Completion, RouterExport
 from services.generation.engines.base import EngineOptions, EngineSampling, Files
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
-from shared.trajectory import Completion, RouterExport
 
 LAYERS, EXPERTS, TOP_K, VOCABULARY = 3, 8, 2, 20
 PROMPT = [2, 9, 4, 11, 17]

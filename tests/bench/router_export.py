@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from routershift.trajectory import Completion, RouterExport
 from services.cli.commands.bench import REPOSITORY
 from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
-from shared.trajectory import Completion, RouterExport
 from tests.bench.timing import interleaved
 
 MODES = {"off": RouterExport.NONE, "ids": RouterExport.IDS, "topk": RouterExport.TOPK, "full": RouterExport.FULL}

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from routershift.routing.routers import require_layout
+from routershift.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
 from services.learner.data.batch import Group, Sample
-from shared.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
 
 GROUP = 4  # responses to a prompt
 _SEED = 0

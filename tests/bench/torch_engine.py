@@ -21,9 +21,9 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.utils import logging
 
+from routershift.trajectory import RouterExport
 from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.torch.engine import TorchEngine
-from shared.trajectory import RouterExport
 from tests.bench.timing import Spread, interleaved
 
 _DEMO = Path(__file__).parents[2] / "deploy" / "recipes" / "countdown" / "model"

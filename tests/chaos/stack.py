@@ -18,7 +18,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shared.rpc.channel import open_channel
+from routershift.client.channel import open_channel
 from shared.settings import SERVICES
 from shared.tracking import records
 from tests.chaos import account

@@ -1,4 +1,4 @@
-"""The engines under test, one of each kind for a whole module: vLLM takes half a minute to start."""
+"""The engines under test, one of each kind for a whole module: vLLM takes half a minute to start. And secrets."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,6 +13,8 @@ from services.generation.engines.torch.engine import TorchEngine
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
 from shared.errors import MissingDependencyError
+from tests.support.access import OPERATOR, SAMPLER, SCORER
+from tests.support.certificates import Authority
 from tests.support.engines import SLOTS, MakeEngine
 from tests.support.models import MAX_MODEL_LEN, save_model
 from tests.support.reference import Reference
@@ -71,3 +73,15 @@ async def dense_engine(make_engine: MakeEngine, folders: dict[str, Path]) -> Asy
     await engine.start()
     yield engine
     await engine.close()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.make(tmp_path_factory.mktemp("tls") / "own")
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    file = tmp_path / "tokens"
+    file.write_text(f"# who\n\nsample {SAMPLER}\nscore,sample {SCORER}\noperate {OPERATOR}\n")
+    return file

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from routershift import wire
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from shared import wire
-from shared.trajectory import Completion, FinishReason, RouterTrace, ScoreDtype, VersionSpan
+from routershift.trajectory import Completion, FinishReason, RouterTrace, ScoreDtype, VersionSpan
 
 ROWS = re.findall(
     r"^\| ([^|]+) \| (\d+) x (\d+) \| ([\d,]+) \| ([\d,]+) \|$",

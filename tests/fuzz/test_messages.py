@@ -6,13 +6,13 @@ import numpy as np
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from routershift import wire
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner.data.messages import decode_group
-from shared import wire
 from shared.errors import CorruptDataError
 from shared.streams.entries import Entry
-from shared.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, VersionSpan
 
 FUZZ = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LAYOUT = RouterLayout((1, 3), num_experts=8, top_k=2, score_function=ScoreFunction.SOFTMAX)

@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 
+from routershift.client.channel import open_channel
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import reward_pb2_grpc as rew_grpc
-from shared.rpc.channel import open_channel
 from shared.rpc.server import Server
 from shared.settings import AccessSettings, ServerSettings
 from tests.support.certificates import Authority

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from routershift.trajectory import Completion, FinishReason, VersionSpan
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.problems import Problems, TaskProblems
@@ -25,7 +26,6 @@ from shared.settings import RolloutSettings, RunSettings
 from shared.streams.progress import Progress
 from shared.streams.run import TRAINING, Run
 from shared.tracking import records
-from shared.trajectory import Completion, FinishReason, VersionSpan
 from tests.support.models import EOS, MAX_MODEL_LEN, VOCABULARY, build_tokenizer
 
 SAMPLES = 4

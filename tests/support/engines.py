@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from routershift.trajectory import Completion
 from services.generation.engines.base import Engine, EngineSampling, Files
-from shared.trajectory import Completion
 
 PROMPTS = [[5], [3, 7, 11], [2, 9, 4, 21, 17, 6, 8], [10, 12] * 12]
 PROMPT = PROMPTS[2]

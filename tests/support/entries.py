@@ -6,9 +6,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner.data.batch import Group
-from shared import wire
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from routershift.routing.layout import RouterLayout
+from routershift.trajectory import Completion, RouterTrace, TopLogprobs, versions_of
 from services.generation.engines.base import EngineSampling
 from shared.models.loading import LOADING
-from shared.trajectory import Completion, RouterTrace, TopLogprobs, versions_of
 from tests.support.models import TOP_K
 
 

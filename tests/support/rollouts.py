@@ -12,11 +12,11 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
 from services.learner.data.batch import Group, MicroBatch, Sample, Weighted, pack
 from services.learner.data.collate import Batch, collate
 from services.learner.model.isolation import isolate
 from shared.models.loading import LOADING
-from shared.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
 from tests.support.models import EXPERTS, TOP_K, VOCABULARY
 
 # By `model_type`; all others softmax.

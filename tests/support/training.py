@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from routershift.trajectory import Completion, RouterTrace, VersionSpan
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
 from shared.settings import RolloutSettings, RunSettings
-from shared.trajectory import Completion, RouterTrace, VersionSpan
 from tests.support.models import EOS
 from tests.support.settings import learner_settings
 

@@ -12,10 +12,10 @@ import pytest
 from prometheus_client import REGISTRY
 from safetensors.numpy import load_file, save_file
 
+from routershift.trajectory import Completion
 from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
-from shared.trajectory import Completion
 from tests.support.models import EOS, save_model
 
 NEEDS_VLLM = [

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from routershift import wire
 from routershift.v1 import reward_pb2 as rew
 from services.cli.arguments import add_recipe, add_settings
 from services.cli.signals import interruptible
@@ -18,7 +19,6 @@ from services.reward.scoring import Scorer
 from services.reward.settings import Settings
 from services.reward.verifiers.base import Item
 from services.reward.verifiers.registry import make_verifiers
-from shared import wire
 from shared.errors import InvalidInputError, NotFoundError
 from shared.process.exits import EXIT_FAILURE, EXIT_OK
 from shared.recipes import load

@@ -5,12 +5,12 @@ import contextlib
 import sys
 from pathlib import Path
 
+from routershift.client.credentials import is_loopback
 from services.cli.arguments import add_run
 from services.cli.pages.server import ViewServer
 from services.cli.recipe import run_folder
 from shared.errors import PreconditionError
 from shared.process.exits import EXIT_OK
-from shared.rpc.address import is_loopback
 
 _HOST = "127.0.0.1"
 _PORT = 8787

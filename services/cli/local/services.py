@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from routershift.client.channel import open_channel
 from services.cli import ports
 from services.cli.errors import ServiceEndedError
 from services.cli.local import prometheus
@@ -27,7 +28,6 @@ from shared.process import logs
 from shared.process.exits import EXIT_PORT_TAKEN
 from shared.recipes import load
 from shared.rpc.address import join, local
-from shared.rpc.channel import open_channel
 from shared.settings import SERVICES, AccessSettings
 from shared.streams.connection import connect
 from shared.tracking import records

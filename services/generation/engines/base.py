@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from routershift.routing.layout import RouterLayout
-from shared.trajectory import Completion, RouterExport
+from routershift.trajectory import Completion, RouterExport
 from shared.weights.rendezvous import Rendezvous, TensorSpec
 
 

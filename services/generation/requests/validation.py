@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from routershift.trajectory import Completion, SpecialToken
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation.engines.base import EngineInfo, EngineSampling
@@ -14,7 +15,6 @@ from shared.models.chat import ChatTemplate
 from shared.models.detokenizer import TextStream
 from shared.models.tokenizer import backend, load_tokenizer, special_texts
 from shared.sampling import MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
-from shared.trajectory import Completion, SpecialToken
 
 # Above all but odd texts, whose tokens are few and long.
 _CHARACTERS_PER_TOKEN = 64

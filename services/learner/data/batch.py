@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.trajectory import Completion
+from routershift.trajectory import Completion
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ import numpy as np
 
 from routershift.routing.layout import RouterLayout
 from routershift.routing.routers import check_layout
+from routershift.trajectory import Completion, check_trace
 from services.learner.data.batch import Group, Sample
 from shared.errors import CorruptDataError, InvalidInputError
-from shared.trajectory import Completion, check_trace
 
 
 @dataclass(frozen=True, slots=True)

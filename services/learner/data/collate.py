@@ -16,8 +16,8 @@ from torch import Tensor
 
 from routershift.algorithms.aggregation import Totals
 from routershift.routing.shift import Routes
+from routershift.trajectory import RouterTrace, versions_of
 from services.learner.data.batch import MicroBatch
-from shared.trajectory import RouterTrace, versions_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner.data.batch import Group, Sample
-from shared import wire
 from shared.errors import CorruptDataError
 from shared.streams.consumer import Entry, parse
 

@@ -4,11 +4,11 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum.data.dataset import DataProblems
 from services.curriculum.settings import Settings
 from services.curriculum.worker import CurriculumWorker
-from shared import wire
 from shared.models.tokenizer import load_tokenizer
 from shared.streams.run import Run
 from tests.support.data import save_chat_model, settings, source, sums, write_jsonl

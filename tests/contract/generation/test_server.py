@@ -12,14 +12,16 @@ from prometheus_client import REGISTRY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
+from routershift.client.channel import open_channel
+from routershift.client.requests import Message
+from routershift.client.status import raise_typed
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import server as server_module
-from shared.clients import GenerationClient, Message
+from shared.clients import GenerationClient
 from shared.errors import DeadlineError, InvalidInputError, OverloadedError, PreconditionError
 from shared.models.detokenizer import TextStream
-from shared.rpc.channel import open_channel, raise_typed
 from shared.streams.run import Run
 from tests.support.generation import PROMPT, generation_server, save_chat_model
 from tests.support.models import SYMBOLS, save_model

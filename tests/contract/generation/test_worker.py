@@ -3,12 +3,12 @@
 import asyncio
 from pathlib import Path
 
+from routershift import wire
+from routershift.trajectory import FinishReason
 from services.generation import metrics
 from services.generation.engines.base import EngineLoad, EngineSampling, Files, UpdatePolicy
-from shared import wire
 from shared.process.service import background
 from shared.streams.run import Run
-from shared.trajectory import FinishReason
 from tests.support.generation import PROMPT
 from tests.support.generation_worker import SAMPLES, SLOTS, admit, groups, metric, torch_engine, until, worker
 from tests.support.models import MAX_MODEL_LEN, save_model

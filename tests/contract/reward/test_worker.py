@@ -11,6 +11,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
+from routershift import wire
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward.messages import decode_item
@@ -19,7 +20,6 @@ from services.reward.settings import RewardSettings, UnscoredSettings
 from services.reward.unscored import UnscoredSamples
 from services.reward.verifiers.registry import make_verifiers
 from services.reward.worker import RewardWorker
-from shared import wire
 from shared.errors import UnavailableError
 from shared.streams.keys import Stream
 from shared.streams.run import Run

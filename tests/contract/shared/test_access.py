@@ -7,14 +7,14 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from routershift.client.channel import open_channel
+from routershift.client.credentials import is_loopback
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import learner_pb2, reward_pb2
 from routershift.v1 import trajectory_pb2 as pb
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
 from shared.rpc.access import ROLES, Role
-from shared.rpc.address import is_loopback
-from shared.rpc.channel import open_channel
 from shared.rpc.server import Server
 from shared.settings import AccessSettings, ServerSettings
 from tests.support.access import CODE, OPERATOR, REQUESTS, SAMPLER, SCORER, STRANGER, bearer, code_of, serving, showing

@@ -6,10 +6,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from routershift.client.channel import open_channel
+from routershift.client.status import raise_typed
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from shared.errors import OverloadedError
-from shared.rpc.channel import open_channel, raise_typed
 from shared.settings import AccessSettings, ServerSettings
 from tests.support.access import CODE, SAMPLER, SCORER, STRANGER, bearer, code_of, serving
 

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import pytest
 
+from routershift.client import status
+from routershift.client.channel import open_channel
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
@@ -20,9 +22,7 @@ from shared.clients import GenerationClient, LearnerClient, RewardClient
 from shared.errors import InvalidInputError, PreconditionError, UnavailableError
 from shared.process.service import start_metrics
 from shared.rpc import server as server_module
-from shared.rpc import status
 from shared.rpc.address import check_port, held_port, join, local
-from shared.rpc.channel import open_channel
 from shared.rpc.server import Server, begin
 from shared.settings import ServerSettings
 from tests.support.access import Generation

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from redis.asyncio import Redis
 
+from routershift.client.channel import open_channel
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import reward_pb2 as rew
@@ -31,7 +32,6 @@ from shared.errors import (
     PreconditionError,
     UnavailableError,
 )
-from shared.rpc.channel import open_channel
 from shared.rpc.server import Server
 from shared.settings import RunSettings
 from shared.streams.run import Run

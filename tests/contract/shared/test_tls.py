@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from routershift.client.channel import open_channel
 from shared.clients import GenerationClient
 from shared.errors import DeadlineError, InvalidInputError, NotFoundError
-from shared.rpc.channel import open_channel
 from shared.rpc.server import Server
 from shared.settings import AccessSettings, ServerSettings
 from tests.support.access import CODE, code_of, locked, serving

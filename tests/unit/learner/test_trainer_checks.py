@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import MISSING_LOG_SCORE
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError
-from shared.trajectory import MISSING_LOG_SCORE
 from tests.support.models import EXPERTS, MAX_MODEL_LEN, TOP_K, VOCABULARY
 from tests.support.rollouts import layout
 from tests.support.training import filled, make, trace_of, with_completion, with_trace

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from routershift.trajectory import Completion, FinishReason, TopLogprobs, spans_between
 from services.generation.engines.base import EngineSampling
 from services.generation.engines.stopping import StopChecker
 from services.generation.engines.torch.cache import Records, SlotCache
 from services.generation.engines.torch.model import Policy
 from services.generation.engines.torch.sampling import Drawn, Sampler
-from shared.trajectory import Completion, FinishReason, TopLogprobs, spans_between
 
 # Padded tokens of one prefill pass: bounds its memory.
 _PREFILL_TOKENS = 8192

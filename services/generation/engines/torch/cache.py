@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from routershift.routing.layout import RouterLayout
-from shared.trajectory import RouterExport, RouterTrace
+from routershift.trajectory import RouterExport, RouterTrace
 
 
 class SlotCache:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from routershift.trajectory import Completion, FinishReason
 from services.generation.engines.base import (
     EngineInfo,
     EngineLoad,
@@ -36,7 +37,6 @@ from shared.errors import PreconditionError, RouterShiftError, UnavailableError
 from shared.models.folder import end_ids
 from shared.models.tensors import model_tensors
 from shared.models.tokenizer import read_tokenizer
-from shared.trajectory import Completion, FinishReason
 
 log = logging.getLogger(__name__)
 

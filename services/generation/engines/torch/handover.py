@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from routershift.trajectory import Completion
 from services.generation.engines.torch.model import Policy
 from shared.errors import RouterShiftError
-from shared.trajectory import Completion
 
 
 @dataclass(eq=False, slots=True)

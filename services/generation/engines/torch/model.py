@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from routershift.routing.families import Family, families, family_of
 from routershift.routing.layout import RouterLayout
 from routershift.routing.routers import layout_of, log_scores, read, routers_of
+from routershift.trajectory import RouterExport
 from services.generation.engines.base import Files, Weights
 from services.generation.engines.model_files import check_finite, check_specs, check_weights
 from services.generation.engines.torch import attention
 from shared.errors import PreconditionError
 from shared.models.loading import LOADING
 from shared.models.tensors import model_tensors, require_float
-from shared.trajectory import RouterExport
 from shared.weights.broadcast import detached, receive
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
+from routershift.trajectory import Completion
 from services.generation.engines.base import EngineSampling
 from services.generation.engines.model_files import OVERFLOW
 from services.generation.engines.torch.batch import Batch, Sequence
 from services.generation.engines.torch.model import Policy
 from shared.errors import InvalidInputError, PreconditionError
-from shared.trajectory import Completion
 
 # Float32 in another order of summation, and one unit in the last place of a float16 score.
 _TOLERANCE = 1e-2

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any
 
-from shared.trajectory import Completion
+from routershift.trajectory import Completion
 
 
 async def merged(samples: Sequence[AsyncIterator[Completion]]) -> AsyncGenerator[Completion]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from routershift.trajectory import Completion
 from services.generation.engines.base import EngineInfo, EngineLoad, EngineOptions, EngineSampling, Weights
 from services.generation.engines.model_files import OVERFLOW
 from services.generation.engines.stopping import StopChecker
@@ -34,7 +35,6 @@ from shared.errors import (
 from shared.models.folder import end_ids, tensor_shapes, weight_files
 from shared.models.tensors import model_tensors
 from shared.models.tokenizer import read_tokenizer
-from shared.trajectory import Completion
 
 # For the child to end by itself; one that stands still is killed then.
 _GRACE_SECONDS = 5.0

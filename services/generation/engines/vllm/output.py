@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import Completion, FinishReason, RouterExport, RouterTrace, TopLogprobs, spans_between
 from services.generation.engines.base import EngineSampling
 from services.generation.engines.vllm.rows import unpack_rows
 from shared.errors import PreconditionError
-from shared.trajectory import Completion, FinishReason, RouterExport, RouterTrace, TopLogprobs, spans_between
 
 # Where a request carries its stop strings, in `SamplingParams.extra_args`: see `vllm_stop`.
 STOP = "stop"

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routershift.routing.layout import RouterLayout
+from routershift.trajectory import RouterExport, RouterTrace
 from shared.errors import PreconditionError
-from shared.trajectory import RouterExport, RouterTrace
 
 
 def unpack_rows(rows: NDArray[np.uint8] | None, layout: RouterLayout, export: RouterExport, tokens: int) -> RouterTrace:

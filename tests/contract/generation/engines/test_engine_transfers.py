@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from routershift.trajectory import Completion
 from services.generation.engines.base import Arriving, Engine, EngineSampling
 from shared.errors import InvalidInputError, UnavailableError
-from shared.trajectory import Completion
 from shared.weights.broadcast import specs_of
 from shared.weights.rendezvous import Rendezvous
 from tests.support.engines import publish

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from routershift.trajectory import FinishReason, RouterExport
 from services.generation.engines.base import Engine, Files, UpdatePolicy
 from shared.errors import InvalidInputError
-from shared.trajectory import FinishReason, RouterExport
 from tests.support.engines import PROMPT, PROMPTS, SLOTS, MakeEngine, busy, joined, params, publish, restored, started
 from tests.support.models import save_model
 from tests.support.reference import Reference, check

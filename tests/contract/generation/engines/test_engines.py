@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from routershift.routing.layout import ScoreFunction
+from routershift.trajectory import FinishReason, versions_of
 from services.generation.engines.base import Engine, EngineSampling
 from shared.errors import NotFoundError
-from shared.trajectory import FinishReason, versions_of
 from tests.support.engines import PROMPT, PROMPTS, SLOTS, MakeEngine, busy, collect, params, whole
 from tests.support.models import EOS, EXPERTS, LAYERS, MAX_MODEL_LEN, SYMBOLS, TOP_K, VOCABULARY
 from tests.support.reference import Reference, check

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM
 
+from routershift.trajectory import Completion, RouterExport
 from services.generation.engines.base import EngineOptions, EngineSampling, Files
 from services.generation.engines.torch import batch as torch_batch
 from services.generation.engines.torch import cache as torch_cache
@@ -20,7 +21,6 @@ from services.generation.engines.torch.engine import TorchEngine
 from services.generation.engines.torch.model import load_folder
 from services.generation.engines.torch.sampling import Drawn, Sampler
 from shared.errors import PreconditionError, UnavailableError
-from shared.trajectory import Completion, RouterExport
 from tests.support.models import EOS, MOE_KINDS, VOCABULARY, save_model
 from tests.support.rollouts import routing
 

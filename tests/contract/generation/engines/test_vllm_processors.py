@@ -7,11 +7,11 @@ import numpy as np
 import psutil
 import pytest
 
+from routershift.trajectory import Completion, RouterExport
 from services.generation.engines.base import EngineOptions, Files
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
 from shared.errors import PreconditionError
-from shared.trajectory import Completion, RouterExport
 from tests.bench.parity import PROMPT, SAMPLING, Reference, measure
 from tests.support.processors import LIBRARIES, pretend
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import reasoning_gym
 
+from routershift import wire
 from services.reward.verifiers.base import Item as Judged
 from services.reward.verifiers.base import Verifier
 from services.reward.verifiers.registry import make_verifiers
-from shared import wire
 from shared.errors import InvalidInputError, NotFoundError
 from tests.support.data import loaded, save_chat_model
 

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from routershift.trajectory import Completion
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation.engines.base import EngineInfo
 from services.generation.requests.validation import Requests
 from shared.errors import InvalidInputError
-from shared.trajectory import Completion
 from tests.support.models import EOS, VOCABULARY, build_tokenizer
 
 LETTERS = {"a": "1", "b": "2"}  # of the model's vocabulary

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from routershift.algorithms.aggregation import Totals
+from routershift.trajectory import Completion, FinishReason, VersionSpan
 from services.learner.data.batch import MicroBatch, Sample, Weighted, micro_batches, pack
 from services.learner.data.collate import Batch, Update, collate, decode, encode
-from shared.trajectory import Completion, FinishReason, VersionSpan
 from tests.support.models import save_model
 from tests.support.rollouts import load, random_groups
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from routershift import wire
 from services.curriculum.data.items import plain
 from services.reward.outcomes import Outcome
 from services.reward.scoring import Scorer
@@ -15,7 +16,7 @@ from services.reward.settings import RewardSettings
 from services.reward.verifiers.base import Item, Verdict, VerifierError
 from services.reward.verifiers.reasoning_gym import ReasoningGymVerifier, _Guard, _task
 from services.reward.verifiers.registry import make_verifiers
-from shared import procedural, wire
+from shared import procedural
 from shared.errors import InvalidInputError, MissingDependencyError
 
 NAMES = ["chain_sum", "arc_agi", "rearc", "boxnet", "coin_flip", "game_of_life", "prime_factorization", "word_ladder",

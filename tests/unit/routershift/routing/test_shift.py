@@ -16,9 +16,9 @@ from routershift.routing.hooks import Routing
 from routershift.routing.layout import ScoreFunction
 from routershift.routing.routers import routers_of
 from routershift.routing.shift import Shift, clip_log_gamma
+from routershift.trajectory import MISSING_LOG_SCORE
 from services.learner.data.batch import Group
 from services.learner.data.collate import Batch
-from shared.trajectory import MISSING_LOG_SCORE
 from tests.support.models import MOE_KINDS, TOP_K, save_model
 from tests.support.rollouts import forward, load, micro_batch, packed, perturbed, random_groups, routing
 from tests.support.routing import SCALE, meter_of

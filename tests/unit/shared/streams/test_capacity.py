@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from routershift import wire
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import Completion, FinishReason, RouterExport, RouterTrace, ScoreDtype, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
 from services.cli.recipe import Recipe
-from shared import wire
 from shared.errors import InvalidInputError
 from shared.recipes import load
 from shared.settings import RolloutSettings, RunSettings, StreamSettings
 from shared.streams.capacity import check_step_fits, trajectory_bytes
-from shared.trajectory import Completion, FinishReason, RouterExport, RouterTrace, ScoreDtype, VersionSpan
 
 
 def layout(layers: int, experts: int, top_k: int) -> RouterLayout:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import logsigmoid
 
-from shared.trajectory import RouterExport
+from routershift.trajectory import RouterExport
 
 
 class Taps(Protocol):
@@ -105,7 +105,7 @@ class RowPacker:
         """
         Args:
             export: not none.
-            score_function: a `shared.trajectory.ScoreFunction`; another one gets scores that mean nothing.
+            score_function: a `routershift.trajectory.ScoreFunction`; another one gets scores that mean nothing.
             num_experts: E; ids take one byte up to 256.
         """
         self._taps = taps

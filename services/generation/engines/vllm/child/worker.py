@@ -5,7 +5,7 @@ step's output; the scheduler collects them per request and hands them over when 
 vLLM has for expert ids. Tokens and rows leave a step together, so they are aligned by construction, and a preempted
 request's recomputation never overwrites what the behaviour policy did.
 
-What is exported is named by `additional_config["router_export"]`, a value of `shared.trajectory.RouterExport`. Only
+What is exported is named by `additional_config["router_export"]`, a `routershift.trajectory.RouterExport`. Only
 vLLM's own processes import this module: it imports vLLM.
 """
 
@@ -33,12 +33,12 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from routershift.routing.families import family_of
+from routershift.trajectory import RouterExport
 from services.generation.engines.vllm.child.arrival import Arrival
 from services.generation.engines.vllm.child.probe import is_finite
 from services.generation.engines.vllm.child.runners import RunnerAdapter, V1Adapter, V2Adapter
 from services.generation.engines.vllm.child.taps import BufferTaps, EagerTaps, RowPacker, Taps
 from shared.models.folder import weight_files
-from shared.trajectory import RouterExport
 
 _PlatformWorker: Any = CPUWorker if current_platform.is_cpu() else Worker
 
@@ -91,7 +91,7 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         return BufferTaps(routers, logits, self.model_runner.max_num_tokens, self.device)
 
     def _score_function(self) -> str:
-        """By `shared.trajectory.ScoreFunction`, or a name of vLLM's that is not in it."""
+        """By `routershift.trajectory.ScoreFunction`, or a name of vLLM's that is not in it."""
         model_type = self.model_config.hf_text_config.model_type
         family = family_of(model_type)
         if family is not None and not family.vllm_names_scores:
@@ -101,7 +101,7 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         return str(self._first.scoring_func)
 
     def describe_routers(self) -> tuple[list[int], int, int, str] | None:
-        """The fields of a `shared.trajectory.RouterLayout`, in values that travel; None for a dense model."""
+        """The fields of a `routershift.trajectory.RouterLayout`, in values that travel; None for a dense model."""
         if not self._routers:
             return None
         return list(self._routers), self._first.global_num_experts, self._first.top_k, self._score_function()

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from routershift.routing.layout import ScoreFunction
+from routershift.trajectory import RouterExport
 from services.generation.engines.base import Files
 from services.generation.engines.vllm import updates
 from services.generation.engines.vllm.child.taps import BufferTaps, RowPacker
 from shared.errors import PreconditionError, UnavailableError
-from shared.trajectory import RouterExport
 from tests.bench.parity import FAMILIES, LAYERS, NOT_UPDATED, PROMPT, SAMPLING, Exactness, Reference, measure, start
 from tests.support.models import save_model
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from routershift.trajectory import Completion, FinishReason
 from services.generation.engines.vllm.engine import VllmEngine
 from shared.errors import InvalidInputError
-from shared.trajectory import Completion, FinishReason
 from tests.support.engines import publish
 from tests.support.models import SYMBOLS
 from tests.support.reference import Reference, check, log_distribution

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from routershift.trajectory import Completion, FinishReason, VersionSpan, spans_of, versions_of
 from services.generation.engines.base import UpdatePolicy
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.updates import Updates
 from shared.errors import CorruptDataError, NotFoundError
-from shared.trajectory import Completion, FinishReason, VersionSpan, spans_of, versions_of
 from tests.support.engines import publish
 from tests.support.reference import Reference, check
 from tests.support.vllm import NEEDS_VLLM, PROMPT, SLOTS, collect, long, params, settled

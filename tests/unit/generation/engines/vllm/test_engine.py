@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import RouterExport, RouterTrace, VersionSpan, spans_between
 from services.generation.engines.vllm.output import plausible, to_layout
 from services.generation.engines.vllm.rows import unpack_rows
 from services.generation.engines.vllm.settings import VllmSettings
 from shared.errors import MissingDependencyError, PreconditionError
-from shared.trajectory import RouterExport, RouterTrace, VersionSpan, spans_between
 from tests.support.vllm import new_engine
 
 

@@ -8,11 +8,11 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import RouterExport
 from services.generation.engines.vllm.child.taps import BufferTaps, EagerTaps, RowPacker, Taps
 from services.generation.engines.vllm.output import plausible
 from services.generation.engines.vllm.rows import row_bytes, unpack_rows
 from shared.errors import PreconditionError
-from shared.trajectory import RouterExport
 
 LAYERS, TOP_K, TOKENS = 2, 3, 6
 CPU = torch.device("cpu")

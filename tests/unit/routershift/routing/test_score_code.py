@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shared import score_code
-from shared.trajectory import MISSING_LOG_SCORE
+from routershift.routing import score_code
+from routershift.trajectory import MISSING_LOG_SCORE
 
 # Every log-score that float16 has, down to where the code ends.
 SCORES = -np.arange(0, 0x4BE0 + 1, dtype=np.uint16).view(np.float16)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.trajectory import MISSING_LOG_SCORE
+from routershift.trajectory import MISSING_LOG_SCORE
 
 _STEPS = 64.0
 _LAST = 254

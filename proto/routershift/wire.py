@@ -14,11 +14,10 @@ import numpy as np
 from google.protobuf import struct_pb2
 from numpy.typing import NDArray
 
+from routershift.errors import CorruptDataError, InvalidInputError
+from routershift.routing import score_code
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from routershift.v1 import trajectory_pb2 as pb
-from shared import score_code
-from shared.errors import CorruptDataError, InvalidInputError
-from shared.trajectory import (
+from routershift.trajectory import (
     Completion,
     FinishReason,
     RouterExport,
@@ -29,6 +28,7 @@ from shared.trajectory import (
     VersionSpan,
     check_trace,
 )
+from routershift.v1 import trajectory_pb2 as pb
 
 _DTYPES: dict["pb.DType.ValueType", np.dtype[Any]] = {
     pb.D_TYPE_UINT8: np.dtype("u1"),

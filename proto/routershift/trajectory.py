@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from routershift.errors import CorruptDataError, InvalidInputError
 from routershift.routing.layout import RouterLayout
-from shared.errors import CorruptDataError, InvalidInputError
 
 # The score of a route that was not recorded. Scores are logarithms of probabilities, so never above 0.
 MISSING_LOG_SCORE = 1.0
@@ -35,7 +35,7 @@ class RouterExport(StrEnum):
 
 class ScoreDtype(StrEnum):
     """How log-scores travel: 2 bytes each with an error of at most 2^-11 of their size, or 1 byte; see
-    `shared.score_code`."""
+    `routershift.routing.score_code`."""
 
     FLOAT16 = "float16"
     UINT8 = "uint8"

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from routershift import wire
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from routershift.v1 import trajectory_pb2 as pb
-from shared import wire
-from shared.errors import CorruptDataError, InvalidInputError
-from shared.trajectory import (
+from routershift.trajectory import (
     MISSING_LOG_SCORE,
     Completion,
     FinishReason,
@@ -27,6 +25,8 @@ from shared.trajectory import (
     spans_of,
     versions_of,
 )
+from routershift.v1 import trajectory_pb2 as pb
+from shared.errors import CorruptDataError, InvalidInputError
 
 LAYOUT = RouterLayout((1, 2, 4), num_experts=8, top_k=2, score_function=ScoreFunction.SOFTMAX)
 

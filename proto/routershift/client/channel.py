@@ -1,15 +1,14 @@
-"""gRPC channels: message sizes, retries, access, and the errors of a call."""
+"""gRPC channels to the services: message sizes, retries and access."""
 
 import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
-from shared import errors
-from shared.rpc import credentials, status
-from shared.rpc.status import MAX_MESSAGE_BYTES, PUSHBACK, STATUS
-from shared.settings import AccessSettings
+from routershift.client import credentials, status
+from routershift.client.credentials import Access, Shown
+from routershift.client.status import MAX_MESSAGE_BYTES
 
 _RETRY = {
     "methodConfig": [
@@ -29,12 +28,7 @@ _RETRY = {
 }
 
 
-_TOO_LARGE = "message larger than max"
-
-
-def open_channel(
-    target: str, access: AccessSettings | None = None, options: Sequence[tuple[str, Any]] = ()
-) -> grpc.aio.Channel:
+def open_channel(target: str, access: Shown | None = None, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
     """A channel over all replicas in turn, with our message sizes, and through no proxy.
 
     It tries a call that found a service UNAVAILABLE or RESOURCE_EXHAUSTED again, after the time that the service
@@ -50,9 +44,26 @@ def open_channel(
         NotFoundError: a file of certificates is missing.
         InvalidInputError: a token without TLS beyond this machine.
     """
-    access = access or AccessSettings()
+    secrets, every = _prepare(target, access, options)
+    if secrets is None:
+        return grpc.aio.insecure_channel(target, options=every)
+    return grpc.aio.secure_channel(target, secrets, options=every)
+
+
+def open_blocking_channel(target: str, access: Shown | None = None) -> grpc.Channel:
+    """As `open_channel`, for calls that block."""
+    secrets, every = _prepare(target, access, ())
+    if secrets is None:
+        return grpc.insecure_channel(target, options=every)
+    return grpc.secure_channel(target, secrets, options=every)
+
+
+def _prepare(
+    target: str, access: Shown | None, options: Sequence[tuple[str, Any]]
+) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
+    access = access or Access()
     secrets = credentials.channel_credentials(access)
-    credentials.require_privacy(access, target, secrets is not None)
+    credentials.require_privacy(access.token is not None, target, secrets is not None)
     every: list[tuple[str, Any]] = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", -1),  # the server knows what it takes, and says it
@@ -66,18 +77,4 @@ def open_channel(
     ]
     if access.server_name:
         every.append(("grpc.ssl_target_name_override", access.server_name))
-    if secrets is None:
-        return grpc.aio.insecure_channel(target, options=every)
-    return grpc.aio.secure_channel(target, secrets, options=every)
-
-
-def raise_typed(error: grpc.aio.AioRpcError, method: str) -> NoReturn:
-    """Raises the error of `shared.errors` that the server had: the inverse of the interceptor."""
-    kind = next((kind for kind, code in STATUS if code == error.code()), errors.UnavailableError)
-    message = f"{method}: {error.details()}"
-    if kind is errors.OverloadedError and _TOO_LARGE in message:  # gRPC's own word for it: a retry does not help
-        raise errors.InvalidInputError(f"{message} bytes; send or ask for less in one call") from None
-    after = [int(value) for name, value in error.trailing_metadata() or () if name == PUSHBACK]
-    if kind is errors.OverloadedError and after:
-        raise errors.OverloadedError(message, after[0] / 1000) from None
-    raise kind(message) from None
+    return secrets, every

@@ -1,0 +1,142 @@
+"""Clients whose calls are awaited, for many of them at once."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Self, Unpack
+
+import grpc
+
+from routershift import wire
+from routershift.client.channel import open_channel
+from routershift.client.credentials import Access, Bearer, Shown
+from routershift.client.requests import Prompt, Sampling, generate_request, score_request
+from routershift.client.status import raise_typed
+from routershift.trajectory import Completion
+from routershift.v1 import generation_pb2 as gen
+from routershift.v1 import generation_pb2_grpc as gen_grpc
+from routershift.v1 import reward_pb2 as rew
+from routershift.v1 import reward_pb2_grpc as rew_grpc
+from routershift.v1 import trajectory_pb2 as pb
+
+
+class AsyncClient:
+    """Opens the channel with the block and closes it after. Every call has a deadline and typed errors.
+
+    A token that the server does not know, or that is not for the method, raises `UnauthenticatedError` or
+    `ForbiddenError`, both of them PreconditionErrors. The `status` of an error is that of the call.
+    """
+
+    def __init__(self, target: str, timeout: float = 60.0, access: Shown | None = None) -> None:
+        """
+        Args:
+            target: host:port, or dns:///name:port for all replicas.
+            timeout: seconds for each call, retries and the wait for a service that starts included.
+            access: certificates and token; default: what the environment says, see `Access.from_environment`.
+
+        Raises:
+            NotFoundError, InvalidInputError: a file of it is missing or wrong, or a token would go in clear text over
+                a network.
+        """
+        access = access or Access.from_environment()
+        self._bearer = Bearer(access)
+        self._channel = open_channel(target, access)
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with each call."""
+        return self._bearer.metadata()
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return await method(request, timeout=self._timeout, metadata=self._metadata(), wait_for_ready=True)
+        except grpc.aio.AioRpcError as error:
+            raise_typed(error, type(request).__name__.removesuffix("Request"))
+
+
+class AsyncGenerationClient(AsyncClient):
+    """Samples from the policy that serves now."""
+
+    def __init__(self, target: str, timeout: float = 60.0, access: Shown | None = None) -> None:
+        super().__init__(target, timeout, access)
+        self._stub = gen_grpc.GenerationServiceStub(self._channel)
+
+    async def generate(
+        self, prompt: Prompt, *, return_router: bool = False, **sampling: Unpack[Sampling]
+    ) -> list[Completion]:
+        """n complete responses, in order of index.
+
+        Args:
+            prompt: text, token ids, or a conversation as [{"role": "user", "content": "..."}, ...].
+            return_router: with the experts of each token, as full as the service's setting router_export says.
+            sampling: fields of SamplingParams; those left out take the service's defaults.
+
+        Raises:
+            InvalidInputError: a parameter out of range, or a prompt too long; the message names it.
+            PreconditionError: the service exports no routers, or its model has no chat template.
+            OverloadedError, UnavailableError, DeadlineError: the service cannot answer now, retries included.
+        """
+        response = await self._call(self._stub.Generate, generate_request(prompt, return_router, sampling))
+        return [wire.decode_completion(c) for c in response.completions]
+
+    async def stream(
+        self, prompt: Prompt, *, return_router: bool = False, **sampling: Unpack[Sampling]
+    ) -> AsyncIterator[Completion]:
+        """Pieces of the responses as they are sampled, those of n samples interleaved; see `generate`.
+
+        A sample's last piece has its finish_reason and the router trace of the whole sample. Leaving the loop cancels
+        the request.
+        """
+        request = gen.GenerateStreamRequest(request=generate_request(prompt, return_router, sampling))
+        call = self._stub.GenerateStream(request, timeout=self._timeout, metadata=self._metadata(), wait_for_ready=True)
+        seen: Counter[int] = Counter()
+        try:
+            async for response in call:
+                piece = wire.decode_completion(response.delta, seen[response.delta.index])
+                seen[piece.index] += piece.token_ids.size
+                yield piece
+        except grpc.aio.AioRpcError as error:
+            raise_typed(error, "GenerateStream")
+        finally:
+            call.cancel()
+
+    async def status(self) -> gen.GenerationServiceGetStatusResponse:
+        """What serves, and how busy it is."""
+        response: gen.GenerationServiceGetStatusResponse = await self._call(
+            self._stub.GetStatus, gen.GenerationServiceGetStatusRequest()
+        )
+        return response
+
+
+class AsyncRewardClient(AsyncClient):
+    """Scores responses with a named verifier."""
+
+    def __init__(self, target: str, timeout: float = 60.0, access: Shown | None = None) -> None:
+        super().__init__(target, timeout, access)
+        self._stub = rew_grpc.RewardServiceStub(self._channel)
+
+    async def score(
+        self, verifier: str, prompt: str, responses: Sequence[str | Completion], reference: Mapping[str, Any]
+    ) -> list[pb.Score]:
+        """One Score a response, in order. Look at `outcome` before `reward`.
+
+        Args:
+            responses: texts, or completions, whose special tokens go along.
+            reference: JSON values, in the form of the verifier's `reference_schema`.
+
+        Raises:
+            NotFoundError: no verifier of that name.
+            InvalidInputError: a reference that JSON does not have.
+        """
+        answer = await self._call(self._stub.Score, score_request(verifier, prompt, responses, reference))
+        return list(answer.scores)
+
+    async def verifiers(self) -> list[rew.Verifier]:
+        """Every verifier by its name, with the form of what it reads and gives."""
+        answer = await self._call(self._stub.ListVerifiers, rew.ListVerifiersRequest())
+        return list(answer.verifiers)

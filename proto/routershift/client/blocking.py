@@ -1,0 +1,105 @@
+"""Clients whose calls block, for scripts and notebooks."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self, Unpack
+
+import grpc
+
+from routershift import wire
+from routershift.client.channel import open_blocking_channel
+from routershift.client.credentials import Access, Bearer, Shown
+from routershift.client.requests import Prompt, Sampling, generate_request, score_request
+from routershift.client.status import raise_typed
+from routershift.trajectory import Completion
+from routershift.v1 import generation_pb2 as gen
+from routershift.v1 import generation_pb2_grpc as gen_grpc
+from routershift.v1 import reward_pb2 as rew
+from routershift.v1 import reward_pb2_grpc as rew_grpc
+from routershift.v1 import trajectory_pb2 as pb
+
+
+class Client:
+    """As `AsyncClient`."""
+
+    def __init__(self, target: str, timeout: float = 60.0, access: Shown | None = None) -> None:
+        """As `AsyncClient`."""
+        access = access or Access.from_environment()
+        self._bearer = Bearer(access)
+        self._channel = open_blocking_channel(target, access)
+        self._timeout = timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with each call."""
+        return self._bearer.metadata()
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout, metadata=self._metadata(), wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise_typed(error, type(request).__name__.removesuffix("Request"))
+
+
+class GenerationClient(Client):
+    """Samples from the policy that serves now."""
+
+    def __init__(self, target: str, timeout: float = 60.0, access: Shown | None = None) -> None:
+        super().__init__(target, timeout, access)
+        self._stub = gen_grpc.GenerationServiceStub(self._channel)
+
+    def generate(
+        self, prompt: Prompt, *, return_router: bool = False, **sampling: Unpack[Sampling]
+    ) -> list[Completion]:
+        """n complete responses, in order of index; see `AsyncGenerationClient.generate`."""
+        response = self._call(self._stub.Generate, generate_request(prompt, return_router, sampling))
+        return [wire.decode_completion(c) for c in response.completions]
+
+    def stream(
+        self, prompt: Prompt, *, return_router: bool = False, **sampling: Unpack[Sampling]
+    ) -> Iterator[Completion]:
+        """Pieces of the responses as they are sampled; see `AsyncGenerationClient.stream`."""
+        request = gen.GenerateStreamRequest(request=generate_request(prompt, return_router, sampling))
+        call = self._stub.GenerateStream(request, timeout=self._timeout, metadata=self._metadata(), wait_for_ready=True)
+        seen: Counter[int] = Counter()
+        try:
+            for response in call:
+                piece = wire.decode_completion(response.delta, seen[response.delta.index])
+                seen[piece.index] += piece.token_ids.size
+                yield piece
+        except grpc.RpcError as error:
+            raise_typed(error, "GenerateStream")
+        finally:
+            call.cancel()
+
+    def status(self) -> gen.GenerationServiceGetStatusResponse:
+        """What serves, and how busy it is."""
+        response: gen.GenerationServiceGetStatusResponse = self._call(
+            self._stub.GetStatus, gen.GenerationServiceGetStatusRequest()
+        )
+        return response
+
+
+class RewardClient(Client):
+    """Scores responses with a named verifier."""
+
+    def __init__(self, target: str, timeout: float = 60.0, access: Shown | None = None) -> None:
+        super().__init__(target, timeout, access)
+        self._stub = rew_grpc.RewardServiceStub(self._channel)
+
+    def score(
+        self, verifier: str, prompt: str, responses: Sequence[str | Completion], reference: Mapping[str, Any]
+    ) -> list[pb.Score]:
+        """One Score a response, in order; see `AsyncRewardClient.score`."""
+        answer = self._call(self._stub.Score, score_request(verifier, prompt, responses, reference))
+        return list(answer.scores)
+
+    def verifiers(self) -> list[rew.Verifier]:
+        """Every verifier by its name, with the form of what it reads and gives."""
+        answer = self._call(self._stub.ListVerifiers, rew.ListVerifiersRequest())
+        return list(answer.verifiers)

@@ -1,0 +1,91 @@
+"""What callers ask for, as Python has it, and the messages that carry it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from google.protobuf.struct_pb2 import Struct
+from numpy.typing import NDArray
+
+from routershift import wire
+from routershift.errors import InvalidInputError
+from routershift.trajectory import Completion
+from routershift.v1 import generation_pb2 as gen
+from routershift.v1 import reward_pb2 as rew
+from routershift.v1 import trajectory_pb2 as pb
+
+
+class Sampling(TypedDict, total=False):
+    """The fields of SamplingParams."""
+
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    max_tokens: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    seed: int
+    logprobs: int
+
+
+class Message(TypedDict):
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+# Text, token ids, or a conversation for the model's chat template.
+Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Sequence[Message]
+
+
+def generate_request(prompt: Prompt, return_router: bool, sampling: Sampling) -> gen.GenerateRequest:
+    """Raises InvalidInputError for a prompt of another type, or a parameter that is not known or of another type."""
+    if isinstance(stop := sampling.get("stop"), str):
+        sampling = {**sampling, "stop": [stop]}  # a string is a sequence too, of its characters
+    try:
+        parameters = pb.SamplingParams(**sampling)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(field.name for field in pb.SamplingParams.DESCRIPTOR.fields)
+        raise InvalidInputError(f"sampling {sampling}: {error}; the parameters are {known}") from None
+    request = gen.GenerateRequest(sampling=parameters, return_router=return_router)
+    try:
+        _fill(request, prompt)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"prompt of type {type(prompt).__name__}: {error}; expected text, token ids or messages of role and content"
+        ) from None
+    return request
+
+
+def score_request(
+    verifier: str, prompt: str, responses: Sequence[str | Completion], reference: Mapping[str, Any]
+) -> rew.ScoreRequest:
+    """Raises InvalidInputError for a reference that JSON does not have."""
+    try:
+        struct = wire.encode_struct(reference)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"reference is {str(reference)[:200]}; expected JSON values ({error})") from None
+    return rew.ScoreRequest(verifier=verifier, items=[_item(prompt, response, struct) for response in responses])
+
+
+def _item(prompt: str, response: str | Completion, reference: Struct) -> rew.ScoreItem:
+    if isinstance(response, str):
+        return rew.ScoreItem(prompt=prompt, response=response, reference=reference)
+    return rew.ScoreItem(
+        prompt=prompt,
+        response=response.text,
+        reference=reference,
+        special_tokens=wire.encode_special_tokens(response.special_tokens),
+    )
+
+
+def _fill(request: gen.GenerateRequest, prompt: Any) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
+        request.chat.messages.extend(gen.ChatMessage(**message) for message in prompt)
+    else:
+        request.token_ids.ids.extend(prompt.tolist() if isinstance(prompt, np.ndarray) else prompt)
