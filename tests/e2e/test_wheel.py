@@ -118,6 +118,8 @@ def test_without_extras_there_are_clients_and_settings_and_errors_name_what_lack
     installed = small(*project["dependencies"])
     ran = python(installed, "-c", "from shared.clients import GenerationClient, RewardClient, LearnerClient")
     assert ran.returncode == 0, ran.stderr
+    refused = "from routershift.client import GenerationClient as C\nC('127.0.0.1:1', timeout=0.2).status()"
+    assert "routershift.errors.DeadlineError: GenerationServiceGetStatus: " in python(installed, "-c", refused).stderr
     command = ("-P", "-m", "services.cli.main")
     for arguments in (["--help"], ["--version"], ["settings", "learner.optimizer"]):
         ran = python(installed, *command, *arguments)

@@ -73,9 +73,7 @@ class Watched(Generic[ValueT]):
             self._seen = self._stamp()
             self._value = read()
         except OSError as error:
-            raise NotFoundError(
-                f"{error.filename} cannot be read ({error.strerror}); check the table [access], or what Access names"
-            ) from None
+            raise _unreadable(error) from None
 
     def changed(self) -> bool:
         """Whether the value is another than at the last question."""
@@ -99,6 +97,12 @@ class Watched(Generic[ValueT]):
     def _stamp(self) -> list[tuple[int, int, int]]:
         stats = [file.stat() for file in self._files]
         return [(stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats]
+
+
+def _unreadable(error: OSError) -> NotFoundError:
+    return NotFoundError(
+        f"{error.filename} cannot be read ({error.strerror}); check the table [access], or what Access names"
+    )
 
 
 def read_token(file: Path) -> str:
@@ -137,9 +141,7 @@ def channel_credentials(access: Shown) -> grpc.ChannelCredentials | None:
             access.certificate.read_bytes() if access.certificate else None,
         )
     except OSError as error:
-        raise NotFoundError(
-            f"{error.filename} cannot be read ({error.strerror}); check the table [access], or what Access names"
-        ) from None
+        raise _unreadable(error) from None
 
 
 class Bearer:
