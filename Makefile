@@ -13,9 +13,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := deploy/locks
 FLAGS ?=
+RUN ?=
+PICTURES ?=
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: help demo test test-deploy lint format install docs docs-serve generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
+.PHONY: help demo test test-deploy lint format install docs docs-serve screenshots generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -69,6 +71,9 @@ docs: $(VENV)/.dev $(VENV)/.docs  ## Builds the documentation as a site in build
 
 docs-serve: $(VENV)/.dev $(VENV)/.docs  ## Shows the documentation at http://127.0.0.1:8000/ while it is written.
 	$(MKDOCS) serve --dev-addr 127.0.0.1:8000
+
+screenshots: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Takes the pictures of docs/images of a run: RUN=folder, PICTURES=names.
+	$(BIN)/python -m tests.support.screenshots $(RUN) $(PICTURES)
 
 generated: proto dashboards rules reference locks  ## Every committed file that is made from another; a test holds them current.
 

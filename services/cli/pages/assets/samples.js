@@ -131,7 +131,7 @@ class SampleTable {
     place.replaceChildren(
       element("div", { class: "tools" }, element("h3", {}, `Step ${sample.step}, ${sample.trajectory}`),
         element("button", { type: "button", onclick: () => this.showGroup(summary) }, "Whole group")),
-      element("dl", {}, ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+      element("dl", {}, ...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)))),
       ...(sample.message ? [element("h4", {}, "The verifier said"), element("pre", {}, sample.message)] : []),
       element("h4", {}, "Prompt"), element("pre", {}, sample.prompt),
       element("h4", {}, "Response"), new TokenView(sample).root,

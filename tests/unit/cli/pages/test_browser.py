@@ -197,6 +197,7 @@ def test_nothing_sticks_out_of_a_narrow_screen(page: Page, tmp_path: Path, width
     page.click(".rows .open")
     page.wait("document.querySelector('.tokens') !== null")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.querySelectorAll('dt')].every((e) => e.offsetLeft < e.nextSibling.offsetLeft)")
 
 
 def test_what_a_model_wrote_stays_text(page: Page, tmp_path: Path) -> None:
