@@ -72,7 +72,7 @@ docs: $(VENV)/.dev $(VENV)/.docs  ## Builds the documentation as a site in build
 docs-serve: $(VENV)/.dev $(VENV)/.docs  ## Shows the documentation at http://127.0.0.1:8000/ while it is written.
 	$(MKDOCS) serve --dev-addr 127.0.0.1:8000
 
-screenshots: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Takes the pictures of docs/images of a run: RUN=folder, PICTURES=names.
+screenshots: $(VENV)/.dev $(VENV)/.docs  ## Takes the pictures of docs/images of a run: RUN=folder, PICTURES=names.
 	$(BIN)/python -m tests.support.screenshots $(RUN) $(PICTURES)
 
 generated: proto dashboards rules reference locks  ## Every committed file that is made from another; a test holds them current.

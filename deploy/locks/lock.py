@@ -1,9 +1,9 @@
 """Writes base.txt, vllm.txt, dev.txt and docs.txt from what is installed in this environment: `make locks`.
 
 Each file holds the exact versions of one set of packages and of everything they need, without what an earlier
-file holds; `make install` installs them with --no-deps. So vLLM's wish for torchvision, torchaudio and torchcodec,
-whose builds on PyPI need CUDA and break `import transformers` on a CPU, is left out in one place: here. So is triton,
-which has no backend for a CPU and costs 70 MB in each process that imports it.
+file holds that is installed with it; `make install` installs them with --no-deps. So vLLM's wish for torchvision,
+torchaudio and torchcodec, whose builds on PyPI need CUDA and break `import transformers` on a CPU, is left out in one
+place: here. So is triton, which has no backend for a CPU and costs 70 MB in each process that imports it.
 """
 
 import re
@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 BY_VERSION = {"base": ['async-timeout==5.0.1 ; python_full_version < "3.11.3"']}
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
 IN_BASE = ("services", "learner", "data", "reward", "local")
+WITHOUT = ("vllm", "docs")  # `make docs` does not install vLLM
 INSTALLED_FIRST = {"torch"}  # from its own index, see the Makefile
 SEPARATE = {"pip", "setuptools"}  # come with the virtual environment or by name
 
@@ -31,14 +32,15 @@ def main() -> None:
         "dev": [*extras["dev"], *extras["reasoning-gym"]],
         "docs": extras["docs"],
     }
-    locked: set[str] = set()
+    locked: dict[str, set[str]] = {}
     for name, roots in groups.items():
-        found = closure([Requirement(root) for root in roots]) - locked - INSTALLED_FIRST - SEPARATE
+        there: set[str] = set().union(*(packages for earlier, packages in locked.items() if (earlier, name) != WITHOUT))
+        found = closure([Requirement(root) for root in roots]) - there - INSTALLED_FIRST - SEPARATE
         lines = sorted(
             [*(f"{package}=={distribution(package).version}" for package in found), *BY_VERSION.get(name, [])]
         )
         (HERE / f"{name}.txt").write_text("\n".join(lines) + "\n")
-        locked |= found
+        locked[name] = found
 
 
 def closure(roots: list[Requirement]) -> set[str]:
