@@ -2,7 +2,7 @@
 
 Those of the library, `routershift.errors`, and beside them those of services. Each class also inherits the standard
 exception it specialises, carries one message and pickles. A message names the field, the value and the fix.
-`shared.rpc.status` maps the classes to gRPC status codes, the command line to exit code 2.
+`routershift.client.status` maps the classes to gRPC status codes, the command line to exit code 2.
 """
 
 from routershift.errors import (

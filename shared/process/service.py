@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, ClassVar
 
 import setproctitle
@@ -56,14 +56,26 @@ class Service(ABC):
         """Frees what `start` made, also where `start` failed half-way."""
 
 
-def main(service: Service, settings: BaseSettings, server_settings: ServerSettings, log_level: str) -> int:
-    """Runs a service until it is told to stop; gives the exit code, and a line on stderr where it is not 0."""
+def main(
+    service: Service,
+    settings: BaseSettings,
+    server_settings: ServerSettings,
+    log_level: str,
+    begin: Callable[[], None] | None = None,
+) -> int:
+    """Runs a service until it is told to stop; gives the exit code, and a line on stderr where it is not 0.
+
+    Args:
+        begin: called once the run's folder is known to be ours.
+    """
     setproctitle.setproctitle(f"routershift serve {service.name}")
     logs.configure(service.name, settings.run.path / "logs", log_level)
     alone = locked(settings.run.path, service.name) if service.is_exclusive else contextlib.nullcontext()
     try:
         with alone:
             recorded.write(settings.run.path, service.name, settings)
+            if begin is not None:
+                begin()
             asyncio.run(_serve(service, settings, server_settings))
     except RouterShiftError as error:
         log.info("ended: %s", error)

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 from shared.tracking import records
 from tests.support.command import RECIPE, Start, settings
+from tests.support.redis_server import Server
+from tests.support.torchrun import until
 
 
 def test_a_run_goes_on_from_its_own_recipe_and_refuses_to_become_another(start: Start, tmp_path: Path) -> None:
@@ -24,8 +27,24 @@ def test_a_run_goes_on_from_its_own_recipe_and_refuses_to_become_another(start: 
     assert "other than before: run.steps is 4, and was 2" in err
     found = json.loads((folder / "provenance.json").read_text())
     assert [each["step"] for each in found["starts"]] == [0, 2]
+    assert [each["command"] for each in found["starts"]] == ["run", "run"], "their services add nothing"
     assert [change["setting"] for change in found["starts"][1]["settings_changed"]] == ["run.steps"]
     assert [step["step"] for step in records.steps(folder / records.LEARNER)] == [1, 2, 3, 4]
+
+
+def test_a_service_that_is_started_alone_says_what_it_runs_on(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "runs/test/provenance.json"
+    with Server(tmp_path / "data", tmp_path / "r.sock") as server:
+        reward = start("serve", "reward", "--recipe", str(RECIPE), *settings(), environment={"REDIS_URL": server.url})
+        until(file.is_file, timeout=60)
+        reward.process.send_signal(signal.SIGTERM)
+        code, _, err = reward.finish(timeout=60)
+    assert code == 0, err
+    found = json.loads(file.read_text())
+    assert found["services"]["reward"]["environment"] == found["environment"]
+    assert found["starts"][0]["command"] == "serve reward"
+    assert server.url not in file.read_text()
 
 
 def test_a_run_whose_redis_is_lost_goes_on_where_its_checkpoint_was(start: Start, tmp_path: Path) -> None:

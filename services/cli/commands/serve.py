@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+from functools import partial
 
 from services.cli.arguments import add_log_level, add_recipe, add_settings
 from shared.process import service as process
@@ -15,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_settings(parser)
     add_log_level(parser)
+    # For `run` and `up`, which have written down the whole run before.
+    parser.add_argument("--recorded", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,4 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         return follow(settings.learner, settings.run, settings.rollout, arguments.log_level)
     service = getattr(importlib.import_module(f"services.{name}.service"), f"{name.capitalize()}Service")
-    return process.main(service(settings), settings, getattr(settings, name), arguments.log_level)
+    from services.cli.provenance import served  # imports the settings of all services
+
+    begin = None if arguments.recorded else partial(served.add, name, settings, arguments.recipe)
+    return process.main(service(settings), settings, getattr(settings, name), arguments.log_level, begin)

@@ -146,7 +146,8 @@ async def _serving(
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         own: list[SupervisedProcess] = []
         for service in SERVICES:
-            arguments = [sys.executable, "-P", "-m", "services.cli.main", "serve", service, "--log-level", log_level]
+            arguments = [sys.executable, "-P", "-m", "services.cli.main", "serve", service, "--recorded"]
+            arguments += ["--log-level", log_level]
             arguments += ["--recipe", str(recipe_file)] if recipe_file else []
             arguments += [part for flag in flags for part in ("--set", flag)]
             own.append(_supervised(recipe, service, arguments, environment))

@@ -19,7 +19,7 @@ PAGE = "report.html"
 _SCRIPTS = (*FIGURES, *SAMPLES)
 # What differs from run to run and says nothing.
 _OWN_SETTINGS = ("run.id", "run.folder")
-_OWN_PROVENANCE = ("run", "created", "parent", "starts")
+_OWN_PROVENANCE = ("run", "created", "parent", "starts", "services")
 _SAMPLES = 12
 _SAMPLE_NUMBERS = 200_000  # of all of them; about 2 MB of page
 

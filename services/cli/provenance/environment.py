@@ -1,5 +1,6 @@
 """What a start ran on: code, packages, machine and devices."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -14,8 +15,6 @@ _SECONDS = 20.0  # for a tool to answer
 
 def environment() -> dict[str, Any]:
     """Fit for JSON; its keys are described in docs/reference/provenance.md."""
-    import psutil  # `--version` asks for the commit alone, where no extra is installed
-
     return {
         "code": code(INSTALLATION),
         "python": platform.python_version(),
@@ -24,8 +23,8 @@ def environment() -> dict[str, Any]:
             "name": platform.node(),
             "system": platform.platform(),
             "processor": _processor(),
-            "cores": psutil.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         },
         "devices": devices(),
     }

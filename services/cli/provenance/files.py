@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files, read_file
+from services.curriculum.data.settings import DataSettings
+from services.curriculum.settings import Settings as CurriculumTables
 from services.learner.checkpointing.identity import fingerprint
+from services.reward.settings import Settings as RewardTables
 from shared.files import sha256
-from shared.settings import RunSettings
+from shared.settings import BaseSettings, RunSettings
 from shared.sources import is_file
 
 _ROWS_KEY = "rows"
@@ -21,8 +23,10 @@ def model(run: RunSettings) -> dict[str, Any]:
     return about if isinstance(run.model, Path) else {"name": run.model, "revision": folder.name, **about}
 
 
-def contents(recipe: Recipe, known: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """The files that settings name, by setting, each with its SHA-256 and, of data, its number of rows.
+def contents(
+    settings: BaseSettings, known: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The files that these settings name, by setting, each with its SHA-256 and, of data, its number of rows.
 
     Args:
         known: of an earlier start: rows of a file with the same content are not counted again.
@@ -32,21 +36,23 @@ def contents(recipe: Recipe, known: Mapping[str, Sequence[Mapping[str, Any]]]) -
     """
     rows = {file["sha256"]: file[_ROWS_KEY] for files in known.values() for file in files if _ROWS_KEY in file}
     found = {}
-    for setting, path in _named(recipe):
+    for setting, path in _named(settings):
         is_data = setting.endswith(".source")
         paths = find_files(str(path)) if is_data else [Path(path)]
         found[setting] = [_file(each, rows if is_data else None) for each in paths if each.is_file()]
     return found
 
 
-def _named(recipe: Recipe) -> Iterator[tuple[str, str | Path]]:
-    for part, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+def _named(settings: BaseSettings) -> Iterator[tuple[str, str | Path]]:
+    data = settings.data if isinstance(settings, CurriculumTables) else DataSettings()
+    for part, sources in (("train", data.train), ("eval", data.eval)):
         for number, source in enumerate(sources):
             if is_file(source.source):
                 yield f"data.{part}.{number}.source", source.source
             if isinstance(source.chat_template, Path):
                 yield f"data.{part}.{number}.chat_template", source.chat_template
-    for name, verifier in recipe.reward.verifiers.items():
+    verifiers = settings.reward.verifiers if isinstance(settings, RewardTables) else {}
+    for name, verifier in verifiers.items():
         if isinstance(file := verifier.get("file"), str):
             yield f"reward.verifiers.{name}.file", file
 

@@ -23,6 +23,7 @@ from shared.resuming import Rule, differing, has_rule, rule_of, without_numbers
 from shared.tracking import records
 
 RECIPE = "recipe.toml"
+FILE = records.PROVENANCE
 SCHEMA = 1
 
 _MODEL = "run.model"
@@ -59,7 +60,7 @@ class Start:
         folder, around = self.recipe.run.path, environment()
         found = differing(flat(self.before["environment"]), flat(around)) if self.before else ()
         start = {
-            "time": _now(),
+            "time": now(),
             "command": command,
             "recipe": str(recipe_file.absolute()) if recipe_file else None,
             "step": checkpointed_step(folder) or 0,
@@ -108,7 +109,7 @@ def made_of(recipe: Recipe, before: Mapping[str, Any] | None) -> dict[str, Any]:
 def write(
     folder: Path,
     recipe: Recipe,
-    now: Mapping[str, Any],
+    made: Mapping[str, Any],
     before: Mapping[str, Any] | None,
     around: Mapping[str, Any],
     *,
@@ -118,7 +119,7 @@ def write(
     """Replaces both files.
 
     Args:
-        now: settings, model and files.
+        made: settings, model and files.
         before: what was written before; None at the first time.
         around: what `environment` found.
         start: what is added to the starts; None for a run that is only made.
@@ -127,15 +128,20 @@ def write(
     record = {
         "schema": SCHEMA,
         "run": recipe.run.id,
-        "created": before["created"] if before else _now(),
+        "created": before["created"] if before else now(),
         "parent": before["parent"] if before else parent,
-        **now,
+        **made,
         "environment": around,
         "starts": [*(before["starts"] if before else ()), *([start] if start else ())],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / records.PROVENANCE, records.dumps(record, indent=1) + "\n")
+    save(folder, record)
     write_durably(folder / RECIPE, recipe_toml(recipe))
+
+
+def save(folder: Path, record: Mapping[str, Any]) -> None:
+    """Replaces provenance.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / FILE, records.dumps(record, indent=1) + "\n")
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -144,7 +150,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     Raises:
         CorruptDataError: it cannot be read, or a later version has written it.
     """
-    file = folder / records.PROVENANCE
+    file = folder / FILE
     if not file.is_file():
         return None
     try:
@@ -180,7 +186,8 @@ def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[C
 def _changes(
     before: Mapping[str, Any], now: Mapping[str, Any], files: Mapping[str, tuple[Any, Any]]
 ) -> Iterator[Change]:
-    if before["model"]["fingerprint"] != now["model"]["fingerprint"]:
+    digests = [each["model"]["fingerprint"] for each in (before, now)]
+    if None not in digests and digests[0] != digests[1]:  # a service that has no model has told of the rest
         yield Change(_MODEL, rule_of(_MODEL), _model_in_words(before["model"]), _model_in_words(now["model"]))
     for name, (old, new) in sorted(files.items()):
         if old is not None and new is not None and _digests(old) != _digests(new):
@@ -188,8 +195,9 @@ def _changes(
     known = flat(before["settings"])
     for name, was, value in differing(known, flat(now["settings"])):
         has_moved = name == _MODEL or all(files.get(name, (None, None)))
-        # Another version of RouterShift may have had fewer settings, or more.
+        # Another version of RouterShift may have had fewer settings, or more; a service alone tells of its own tables.
         is_newer = name not in known and value == _defaults().get(without_numbers(name))
+        is_newer |= name.partition(".")[0] not in before["settings"]
         if not has_moved and not is_newer and has_rule(name):
             yield Change(name, rule_of(name), _in_words(was), _in_words(value))
 
@@ -199,7 +207,8 @@ def _defaults() -> Mapping[str, Any]:
     return {key.path: key.default for table in tables(Recipe) for key in table.keys}
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as records have it: UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -13,7 +13,7 @@ from shared import toml
 from shared.models.hub import SCHEME
 from shared.recipes import place_paths
 from shared.resuming import dotted
-from shared.settings import SERVICES
+from shared.settings import SERVICES, BaseSettings
 
 # What a start finds by itself unless it was told: said again, it would be as if somebody had asked for it.
 _FOUND = frozenset(
@@ -22,7 +22,7 @@ _FOUND = frozenset(
 )
 
 
-def plain(recipe: Recipe) -> dict[str, Any]:
+def plain(recipe: BaseSettings) -> dict[str, Any]:
     """Every setting by table, fit for JSON. Paths are absolute; secrets are left out."""
     tables: dict[str, Any] = _plain(recipe.model_dump())
     place_paths(tables, Path.cwd())
