@@ -14,11 +14,12 @@ from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
 from shared import recipes
+from shared.settings import BaseSettings
 from shared.tracking import records
 from tests.support.data import sums, write_jsonl
 from tests.support.models import save_model
 
-TABLES = {
+TABLES: dict[str, type[BaseSettings]] = {
     "reward": RewardTables,
     "curriculum": CurriculumTables,
     "learner": LearnerTables,
