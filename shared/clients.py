@@ -6,13 +6,20 @@ from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from shared.settings import AccessSettings
+from shared.tracing import spans
 
 
 class _ByTable(AsyncClient):
-    """Shows what the table [access] says, and nothing where there is none, whatever the environment has."""
+    """Shows what the table [access] says, and nothing where there is none, whatever the environment has.
+
+    A call goes with the trace of the block around it.
+    """
 
     def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:
         super().__init__(target, timeout, access or AccessSettings())
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (*super()._metadata(), *spans.metadata())
 
 
 class GenerationClient(_ByTable, AsyncGenerationClient):

@@ -23,6 +23,7 @@ _EXTRAS = {
     "jsonschema": "reward",
     "latex2sympy2_extended": "reward",
     "math_verify": "reward",
+    "opentelemetry": "traces",
     "jinja2": "local",
     "psutil": "local",
     "rich": "local",

@@ -55,6 +55,7 @@ _KNOBS: Mapping[str, str] = {
         "max_bytes inline_bytes max_entry_bytes block_seconds idle_seconds max_deliveries consumer lease_seconds"
     ),
     "access": "certificate key authority mutual server_name tokens token",
+    "traces": "endpoint share headers_file timeout_seconds max_waiting close_seconds",
     "tracking": "max_waiting close_seconds",
     "tracking.tensorboard": "folder",
     "tracking.wandb": "project entity mode folder tags start_seconds",

@@ -25,6 +25,7 @@ from shared.models.folder import check_folder
 from shared.models.hub import fetch, parse_model
 from shared.sampling import MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
 from shared.table import Table, Texts
+from shared.tracing.settings import TracesSettings
 from shared.tracking.trackers.settings import TrackingSettings
 
 SERVICES = ("curriculum", "generation", "reward", "learner")
@@ -298,3 +299,4 @@ class BaseSettings(Table):
     streams: StreamSettings = StreamSettings()
     access: AccessSettings = AccessSettings()
     tracking: TrackingSettings = TrackingSettings()
+    traces: TracesSettings = TracesSettings()

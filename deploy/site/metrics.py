@@ -16,6 +16,7 @@ MODULES = (
     *(f"services.{service}.metrics" for service in SERVICES),
     "shared.streams.metrics",
     "shared.rpc.access",
+    "shared.tracing.metrics",
     "shared.tracking.recording",
 )
 HEAD = """\

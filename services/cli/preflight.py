@@ -28,6 +28,7 @@ from shared.models.layout import context_length, layout_of_folder, text_config
 from shared.models.tensors import require_float
 from shared.sources import is_file
 from shared.streams.capacity import check_memory, check_step_fits, trajectory_bytes
+from shared.tracing.start import check_traces
 from shared.tracking.registry import make_trackers
 
 _DATA_BYTES = 16 << 20  # of files that are read before a start; larger ones are read once, by the curriculum
@@ -204,6 +205,11 @@ def _trackers(recipe: Recipe) -> str:
     return ", ".join(recipe.run.trackers) or "none"
 
 
+def _traces(recipe: Recipe) -> str:
+    check_traces(recipe.traces)
+    return recipe.traces.endpoint or "none"
+
+
 def _ports(recipe: Recipe) -> str:
     moved = ports.plan(recipe).moved
     if not moved:
@@ -235,5 +241,6 @@ CHECKS: Mapping[str, Callable[[Recipe], str]] = {
     "data": _data,
     "streams": _streams,
     "trackers": _trackers,
+    "traces": _traces,
     "ports": _ports,
 }

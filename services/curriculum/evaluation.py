@@ -17,6 +17,8 @@ from services.curriculum.problems import HeldOutSet, Problem
 from services.curriculum.settings import Settings
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import UnavailableError
+from shared.tracing import spans
+from shared.tracing.kinds import EVALUATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,14 @@ async def evaluate(
             """Those of each request, in order."""
             nonlocal done
             async with limit:
-                prompt = problem.token_ids or problem.prompt
-                answered = await asyncio.gather(
-                    *(generation.generate(prompt, **(request | Sampling(seed=index * n))) for request in requests)
-                )
-                completions = [completion for each in answered for completion in each]
-                scores = await reward.score(problem.verifier, problem.prompt, completions, problem.reference)
+                with spans.root(EVALUATE) as span:
+                    span.set({"set": held_out.name, "version": version})
+                    prompt = problem.token_ids or problem.prompt
+                    answered = await asyncio.gather(
+                        *(generation.generate(prompt, **(request | Sampling(seed=index * n))) for request in requests)
+                    )
+                    completions = [completion for each in answered for completion in each]
+                    scores = await reward.score(problem.verifier, problem.prompt, completions, problem.reference)
             done += 1
             async with reporting:  # one after the other, or an older number might be written last
                 await report(done)

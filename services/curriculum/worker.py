@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
@@ -16,7 +18,9 @@ from shared.clients import GenerationClient
 from shared.errors import DeadlineError, OverloadedError, RouterShiftError
 from shared.streams import saved
 from shared.streams.progress import Progress
-from shared.streams.run import FINISHED, Run
+from shared.streams.run import FINISHED, Run, group_name
+from shared.tracing import spans
+from shared.tracing.kinds import ADMIT
 from shared.tracking.recording import Recording
 
 log = logging.getLogger(__name__)
@@ -60,15 +64,34 @@ class CurriculumWorker:
             progress = await self._run.progress()
             index, selected = progress.prompts or 0, await self._selector.select(progress.selection)
             prompt = self._prompt(index, selected.problem)
-            while (
-                answer := await self._run.admit(index, prompt, self._settings.run.tickets, selected.state)
-            ) in _WAITS:
-                metrics.WAIT_SECONDS.labels(answer).inc(self._poll)
-                await asyncio.sleep(self._poll)
+            answer = await self._admit(index, prompt, selected.state)
             if answer == "ok":
                 metrics.PROMPTS.inc()
                 for choice, count in selected.choices.items():
                     metrics.CHOICES.labels(choice).inc(count)
+
+    async def _admit(self, index: int, prompt: pb.Prompt, selection: Mapping[str, Any]) -> str:
+        """Waits for the ticket of a prompt, with which its trace begins; gives the last answer of the admission."""
+        span, waited = spans.root(ADMIT), Counter[str]()
+        while (
+            answer := await self._run.admit(index, prompt, self._settings.run.tickets, selection, span.traceparent)
+        ) in _WAITS:
+            metrics.WAIT_SECONDS.labels(answer).inc(self._poll)
+            waited[answer] += 1
+            await asyncio.sleep(self._poll)
+        if answer in ("ok", "done"):  # done: admitted, though the answer that said so was lost
+            span.set(
+                {
+                    "group": group_name(prompt),
+                    "problem": prompt.problem_id,
+                    "verifier": prompt.verifier,
+                    "samples": prompt.sampling.n,
+                    "tickets_seconds": waited["tickets"] * self._poll,
+                    "full_seconds": waited["full"] * self._poll,
+                }
+            )
+            span.end()
+        return answer
 
     async def evaluate_start(self) -> None:
         """Evaluates the weights that the run starts from, before anything is trained; once in a run.

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from typing import ClassVar
 
 from routershift.v1 import generation_pb2 as gen
@@ -23,6 +24,8 @@ from shared.streams.capacity import check_step_fits, trajectory_bytes
 from shared.streams.consumer import Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+from shared.tracing import spans
+from shared.tracing.kinds import WEIGHTS, Nothing
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +79,9 @@ class GenerationService(Service):
         await self._engine.close()
 
     async def _handle(self, entry: Entry) -> None:
-        await self._freshness.wait()
+        began = time.time()
+        if await self._freshness.wait():
+            spans.record(WEIGHTS, entry.traceparent, Nothing(), began)
         await self._worker.handle(entry)
 
     @property

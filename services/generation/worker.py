@@ -16,6 +16,8 @@ from services.generation.settings import GenerationSettings
 from shared.errors import CorruptDataError, InvalidInputError
 from shared.streams.consumer import Consumer, End, Entry, parse
 from shared.streams.keys import Stream
+from shared.tracing import spans
+from shared.tracing.kinds import GENERATE, Generating
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +49,11 @@ class GenerationWorker:
         """
         began = time.perf_counter()
         try:
-            prompt = parse(pb.Prompt, entry)
-            tokens = list(prompt.token_ids) or await self._requests.tokens(prompt.text)
-            completions = await self._sample(tokens, self._requests.sampling(tokens, prompt.sampling))
+            with spans.span(GENERATE, entry.traceparent) as span:
+                prompt = parse(pb.Prompt, entry)
+                tokens = list(prompt.token_ids) or await self._requests.tokens(prompt.text)
+                completions = await self._sample(tokens, self._requests.sampling(tokens, prompt.sampling), span)
+                _describe(span, tokens, completions)
         except (CorruptDataError, InvalidInputError) as error:
             await self._consumer.bury(entry, "bad_prompt", str(error))
             return
@@ -68,18 +72,23 @@ class GenerationWorker:
         metrics.count_tokens(tokens, completions)
         metrics.count_router_bytes(trajectory.completion for trajectory in group.trajectories)
 
-    async def _sample(self, prompt: list[int], sampling: EngineSampling) -> list[Completion]:
+    async def _sample(
+        self, prompt: list[int], sampling: EngineSampling, span: spans.Span[Generating]
+    ) -> list[Completion]:
         """All samples; those that the engine aborts, for new weights, again from their first token."""
         self._sampling += 1
         try:
             completions = await self._engine.generate(prompt, sampling)
+            again = 0
             for _ in range(self._settings.attempts - 1):
                 aborted = [c.index for c in completions if c.finish_reason is FinishReason.ABORTED]
                 if not aborted:
                     break
                 metrics.SAMPLED_AGAIN.inc(len(aborted))
-                for again in await asyncio.gather(*(self._alone(prompt, sampling, i) for i in aborted)):
-                    completions[again.index] = again
+                again += len(aborted)
+                for sampled in await asyncio.gather(*(self._alone(prompt, sampling, i) for i in aborted)):
+                    completions[sampled.index] = sampled
+            span.set({"sampled_again": again})
             return completions
         finally:
             self._sampling -= 1
@@ -97,3 +106,18 @@ class GenerationWorker:
             ),
             completion=wire.encode_completion(self._requests.with_text(completion), self._settings.router_scores),
         )
+
+
+def _describe(span: spans.Span[Generating], prompt: list[int], completions: list[Completion]) -> None:
+    """What may explain how long it took: the longest response, and whether new weights came meanwhile."""
+    lengths = [completion.token_ids.size for completion in completions]
+    span.set(
+        {
+            "samples": len(completions),
+            "prompt_tokens": len(prompt),
+            "response_tokens": sum(lengths),
+            "longest_tokens": max(lengths, default=0),
+        }
+    )
+    if versions := [part.version for completion in completions for part in completion.versions]:
+        span.set({"oldest_version": min(versions), "newest_version": max(versions)})

@@ -36,6 +36,8 @@ from services.learner.monitoring.kept import KeptTokens, kept_tokens
 from services.learner.monitoring.report import NON_FINITE, StepReport
 from services.learner.settings import LearnerSettings
 from shared.settings import RolloutSettings, RunSettings
+from shared.tracing import spans
+from shared.tracing.kinds import COLLATE
 
 _BASELINE = "mismatch_baseline"
 
@@ -113,7 +115,8 @@ class Trainer:
         Args:
             kept: indices of the groups whose tokens the report has, for people to look at.
         """
-        shares = self._planner.plan(groups, self._run.seed, self.step, kept)
+        with spans.span(COLLATE):
+            shares = self._planner.plan(groups, self._run.seed, self.step, kept)
         tokens = self._settings.epochs * sum(sample.input_tokens for group in groups for sample in group.samples)
         if self._ranks.size > 1:
             self._tell("train")

@@ -22,6 +22,7 @@ from services.learner.ending import Ending, Spent
 from services.learner.monitoring.collapse import RewardWatch
 from services.learner.monitoring.recorder import Recorder
 from services.learner.monitoring.samples import SampleKeeper
+from services.learner.monitoring.traced import record_batch, step_span
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError, PreconditionError
@@ -29,6 +30,8 @@ from shared.streams.consumer import Consumer, End, Entry, EntryRef
 from shared.streams.keys import Stream
 from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, PAUSED, TRAINING, Run
+from shared.tracing.kinds import Step
+from shared.tracing.spans import Span
 
 log = logging.getLogger(__name__)
 
@@ -261,15 +264,26 @@ class LearnerWorker:
         await self._report_progress()
         batch, self._batch = self._batch, []
         doubles, self._doubles = self._doubles, []
+        with step_span(batch, self._trainer.step + 1) as span:
+            await self._take(batch, doubles, span, stop)
+        self._activity = "waiting"
+        await self._report_progress()
+
+    async def _take(
+        self, batch: Sequence[Scored], doubles: Sequence[EntryRef], span: Span[Step], stop: asyncio.Event
+    ) -> None:
+        """Takes a step, or skips it, and does what follows from that."""
+        step, began = self._trainer.step + 1, time.time()
         staleness = [self._staleness(scored) for scored in batch]
-        kept = self._samples.choose(self._trainer.step + 1, len(batch))
+        kept = self._samples.choose(step, len(batch))
         report = await asyncio.to_thread(self._trainer.train_step, [scored.group for scored in batch], kept)
+        record_batch(batch, staleness, step, began, span.traceparent, report.skipped or "")
         self._samples.add(batch, report)
         self._recorder.lap("train")
         if report.skipped:
+            span.set({"skipped": report.skipped})
+            span.fail(report.skipped)
             await self._skip(batch, doubles, report.skipped)
-            self._activity = "waiting"
-            await self._report_progress()
             return
         self._skipped = 0
         await self._durable.publish(stop)
@@ -285,8 +299,6 @@ class LearnerWorker:
         self._recorder.lap("checkpoint")
         self._diagnostics = report.diagnostics
         await self._recorder.step(batch, staleness, report)
-        self._activity = "waiting"
-        await self._report_progress()
 
     async def _skip(self, batch: Sequence[Scored], doubles: Sequence[EntryRef], reason: str) -> None:
         """Keeps the batch for a person to look at, and gives up after too many in a row.

@@ -26,6 +26,8 @@ from shared.errors import (
 from shared.streams.consumer import Consumer, End, Entry
 from shared.streams.keys import Stream
 from shared.streams.solve_rates import SolveRates
+from shared.tracing import spans
+from shared.tracing.kinds import SCORE, Scoring
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +56,9 @@ class RewardWorker:
     async def handle(self, entry: Entry) -> None:
         """Hands the group over scored; drops it, counted, where a sample has no verdict after all attempts."""
         try:
-            group = RawGroup(entry.payload)
-            results = await self._score(group)
+            with spans.span(SCORE, entry.traceparent) as span:
+                group = RawGroup(entry.payload)
+                results = await self._score(group, span)
         except (CorruptDataError, InvalidInputError, NotFoundError) as error:
             await self._consumer.bury(entry, "bad_group", str(error))
             return
@@ -71,18 +74,22 @@ class RewardWorker:
         if await self._consumer.hand_over(entry, Stream.SCORED, group.scored(scores)):
             await self._solve_rates.record(group.prompt.problem_id, _solved_share(scores), _are_equal(scores))
 
-    async def _score(self, group: RawGroup) -> list[Scored]:
+    async def _score(self, group: RawGroup, span: spans.Span[Scoring]) -> list[Scored]:
         """The result of each sample. A refusal is final: the same item would be refused again."""
         prompt = group.prompt
         reference = wire.decode_struct(prompt.reference)
+        span.set({"verifier": prompt.verifier, "samples": len(group.texts)})
         results: dict[int, Scored] = {}
-        for _ in range(self._attempts):
+        seconds: list[float] = []
+        for attempt in range(1, self._attempts + 1):
             missing = [i for i in range(len(group.texts)) if i not in results or results[i].verdict is None]
             scored = await self._ask(
                 prompt.verifier,
                 [Item(prompt.text, group.texts[i], reference, group.special_tokens[i]) for i in missing],
             )
             results |= dict(zip(missing, scored, strict=True))
+            seconds += [result.seconds for result in scored]
+            span.set({"attempts": attempt, "seconds": sum(seconds), "slowest_seconds": max(seconds, default=0.0)})
             failure = _failure(scored)
             if failure is None or failure.outcome is Outcome.REFUSED:
                 break

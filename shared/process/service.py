@@ -28,6 +28,7 @@ from shared.rpc.server import Server
 from shared.settings import BaseSettings, ServerSettings
 from shared.streams.connection import connect
 from shared.streams.run import Run
+from shared.tracing.start import tracing
 from shared.tracking import settings as recorded
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def main(
     logs.configure(service.name, settings.run.path / "logs", log_level)
     alone = locked(settings.run.path, service.name) if service.is_exclusive else contextlib.nullcontext()
     try:
-        with alone:
+        with alone, tracing(settings.traces, service.name, settings.run.id):
             recorded.write(settings.run.path, service.name, settings)
             if begin is not None:
                 begin()

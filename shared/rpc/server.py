@@ -1,7 +1,7 @@
 """gRPC servers: health, reflection, access, and errors as status codes."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -17,6 +17,9 @@ from shared.rpc.access import HEALTH, AccessControl
 from shared.rpc.address import check_port, join
 from shared.rpc.schema import CommentedPool
 from shared.settings import AccessSettings, ServerSettings
+from shared.tracing import spans
+from shared.tracing.context import HEADER, sampled
+from shared.tracing.kinds import CALL, Call
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,8 @@ class Guard(grpc.aio.ServerInterceptor):
     def _unary(self, handler: Any, method: str) -> Callable[..., Any]:
         async def guarded(request: bytes, context: Any) -> Any:
             try:
-                with self._access.admit(method, context.invocation_metadata() or ()):
+                metadata = context.invocation_metadata() or ()
+                with self._access.admit(method, metadata), _span(method, metadata):
                     response = await handler.unary_unary(self._read(handler, request), context)
                     return _write(handler, response)
             except grpc.aio.AbortError:
@@ -80,7 +84,8 @@ class Guard(grpc.aio.ServerInterceptor):
     def _stream(self, call: Callable[..., Any], handler: Any, method: str) -> Callable[..., Any]:
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                with self._access.admit(method, context.invocation_metadata() or ()):
+                metadata = context.invocation_metadata() or ()
+                with self._access.admit(method, metadata), _span(method, metadata):
                     async for piece in call(self._read(handler, request), context):
                         yield _write(handler, piece)
             except grpc.aio.AbortError:
@@ -104,6 +109,14 @@ class Guard(grpc.aio.ServerInterceptor):
             raise errors.InvalidInputError(
                 f"request of {len(request)} bytes is no message of this method: {error}"
             ) from None
+
+
+def _span(method: str, metadata: Iterable[tuple[str, str | bytes]]) -> spans.Span[Call]:
+    """Goes on with the trace of a caller that sends one."""
+    parent = next((sampled(value) for name, value in metadata if name == HEADER), "")
+    span = spans.span(CALL, parent)
+    span.set({"method": method.removeprefix("/")})
+    return span
 
 
 def _write(handler: Any, response: Any) -> bytes:

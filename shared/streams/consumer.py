@@ -26,6 +26,8 @@ from shared.streams.keys import READERS, Keys, Stream
 from shared.streams.payloads import Payloads
 from shared.streams.scripts import Fence, Script
 from shared.streams.settling import Settling
+from shared.tracing import spans
+from shared.tracing.kinds import WAIT, Waiting
 
 __all__ = ["Consumer", "End", "Entry", "EntryRef", "parse"]
 
@@ -116,6 +118,8 @@ class Consumer:
                 await self.bury(entry, "max_deliveries", f"delivered {entry.deliveries} times without being settled")
             else:
                 kept.append(entry)
+                if entry.traceparent and not is_spared:
+                    self._record_wait(entry)
         return kept
 
     async def vouch(self, *entries: Entry | EntryRef) -> None:
@@ -177,6 +181,11 @@ class Consumer:
         args = [self._group, self.name, deliveries, *ids]
         if await self._hold(keys=[self._keys(self._stream)], args=args) < 0:
             await self._reopen()
+
+    def _record_wait(self, entry: Entry) -> None:
+        """From the time in its id, which Redis gave it, to its delivery; a redelivered entry has waited since then."""
+        waited = Waiting(stream=self._stream, group=entry.group, deliveries=entry.deliveries)
+        spans.record(WAIT, entry.traceparent, waited, int(entry.id.partition("-")[0]) / 1000)
 
     async def _reopen(self) -> None:
         log.warning("consumer group %s of %s is gone; creating it again", self._group, self._stream)

@@ -65,7 +65,7 @@ class DeadLetters:
                 ],
                 arguments=[
                     letter_id, entry.size, letter.group, letter.trajectories, letter.reason,
-                    stream, self._settings.max_bytes, STAGES[stream], *placed.arguments,
+                    stream, self._settings.max_bytes, STAGES[stream], *placed.arguments, entry.traceparent,
                 ],
                 placed=placed,
             )  # fmt: skip

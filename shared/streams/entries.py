@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError, Message
 
 from shared.errors import CorruptDataError
 from shared.streams.payloads import Blob
+from shared.tracing.context import sampled
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -21,18 +22,19 @@ class EntryRef:
     trajectories: int
     size: int  # bytes that it is accounted for
     blob: Blob | None  # where the payload lies, if not in the entry itself
+    traceparent: str = ""  # of the group's trace; '' where it is not recorded
 
     @classmethod
     def of(cls, id_: bytes, fields: Mapping[bytes, bytes]) -> "EntryRef":
         """From its fields in Redis."""
         blob = Blob.of(fields)
         size = blob.size if blob else len(fields.get(b"p", b""))
-        return cls(id_.decode(), fields[b"g"].decode(), int(fields[b"n"]), size, blob)
+        return cls(id_.decode(), fields[b"g"].decode(), int(fields[b"n"]), size, blob, sampled(fields.get(b"t", b"")))
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One message as delivered. Group and count stand outside the payload, so that a payload which cannot be
+    """One message as delivered. Group, count and trace stand outside the payload, so that a payload which cannot be
     decoded can still be accounted for."""
 
     id: str
@@ -41,12 +43,14 @@ class Entry:
     payload: bytes
     deliveries: int
     blob: Blob | None = None  # where the payload lies, if not in the entry itself
+    traceparent: str = ""  # of the group's trace; '' where it is not recorded
 
     @classmethod
     def of(cls, id_: bytes, fields: Mapping[bytes, bytes], deliveries: int) -> "Entry":
         """From its fields in Redis. A payload that lies in a blob is left there."""
         ref = EntryRef.of(id_, fields)
-        return cls(ref.id, ref.group, ref.trajectories, fields.get(b"p", b""), deliveries, ref.blob)
+        payload = fields.get(b"p", b"")
+        return cls(ref.id, ref.group, ref.trajectories, payload, deliveries, ref.blob, ref.traceparent)
 
     @property
     def size(self) -> int:
@@ -56,7 +60,7 @@ class Entry:
     @property
     def ref(self) -> EntryRef:
         """The entry without its payload, for who keeps it until later."""
-        return EntryRef(self.id, self.group, self.trajectories, self.size, self.blob)
+        return EntryRef(self.id, self.group, self.trajectories, self.size, self.blob, self.traceparent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,12 +104,18 @@ class Run:
         return (await self.progress()).prompts or 0
 
     async def admit(
-        self, index: int, prompt: pb.Prompt, tickets: int, selection: Mapping[str, Any] | None = None
+        self,
+        index: int,
+        prompt: pb.Prompt,
+        tickets: int,
+        selection: Mapping[str, Any] | None = None,
+        traceparent: str = "",
     ) -> str:
         """Puts a prompt on its stream if a ticket is free: the answers are those of admit.lua.
 
         Args:
             selection: what becomes `Progress.selection` in the same transaction.
+            traceparent: goes with the group through all streams; '' where its trace is not recorded.
         """
         k, answer = self.keys, b"expired"
         while answer == b"expired":
@@ -122,7 +128,7 @@ class Run:
                 arguments=[
                     index, tickets, self._settings.max_bytes, Stream.PROMPTS,
                     group_name(prompt), prompt.sampling.n, STAGES[Stream.PROMPTS], *placed.arguments,
-                    "" if selection is None else json.dumps(selection),
+                    "" if selection is None else json.dumps(selection), traceparent,
                 ],
                 placed=placed,
             )  # fmt: skip

@@ -18,6 +18,8 @@ from shared.streams.entries import End, Entry, EntryRef
 from shared.streams.keys import READERS, STAGES, Keys, Stream
 from shared.streams.payloads import Payloads, Placed
 from shared.streams.scripts import Fence, Script
+from shared.tracing import spans
+from shared.tracing.kinds import DEAD, DROPPED, ROOM, TRAINED, Lost, Room, Trained
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +70,22 @@ class Settling:
         """
         payload = message if isinstance(message, bytes) else message.SerializeToString()
         if len(payload) > self._settings.max_entry_bytes:  # nothing is written for a stream that has no room
-            await self._room(destination, len(payload))
+            await self._room(entry, destination, len(payload))
         token = self._token()
         placed = await self._payloads.place(payload)
         while (answer := await self._run(entry, token, destination, placed)) in ("full", "expired"):
             if answer == "full":
-                await self._room(destination, len(payload))
+                await self._room(entry, destination, len(payload))
             else:
                 placed = await self._payloads.place(payload)
         return answer == "ok"
 
     async def end(self, entry: Entry | EntryRef, end: End) -> bool:
         """Removes the entry and closes its group's account. False: another consumer had settled it."""
-        return await self._run(entry, self._token(), None, _NOTHING, end) == "ok"
+        done = await self._run(entry, self._token(), None, _NOTHING, end) == "ok"
+        if done:
+            self._record(entry, end)
+        return done
 
     async def bury(self, entry: Entry, reason: str, detail: str) -> bool:
         """Moves the entry to the dead letters, with its reason, in one transaction. False: it had been settled."""
@@ -96,18 +101,32 @@ class Settling:
         )
         letter.created_at.GetCurrentTime()
         payload, token = letter.SerializeToString(), self._token()
-        answer = "expired"
+        answer, end = "expired", End.dead(reason)
         while answer == "expired":
-            answer = await self._run(entry, token, "dead", await self._payloads.place(payload), End.dead(reason))
+            answer = await self._run(entry, token, "dead", await self._payloads.place(payload), end)
         if answer == "ok":
+            self._record(entry, end)
             log.error("dead letter from %s: %s: %s", self._stream, reason, detail, extra={"group": entry.group})
         return answer == "ok"
 
     def _token(self) -> str:
         return f"{self._process}:{next(self._settlements)}"
 
-    async def _room(self, destination: Stream, size: int) -> None:
+    def _record(self, entry: Entry | EntryRef, end: End) -> None:
+        """Ends the group's trace as its account ends."""
+        if not entry.traceparent:
+            return
+        group, stream = entry.group, self._stream
+        if end.step is not None:
+            spans.record(TRAINED, entry.traceparent, Trained(group=group, stream=stream, step=end.step))
+            return
+        state, _, reason = end.field.partition(":")
+        lost = Lost(group=group, stream=stream, reason=reason)
+        spans.record(DEAD if state == "dead" else DROPPED, entry.traceparent, lost, failed=reason)
+
+    async def _room(self, entry: Entry | EntryRef, destination: Stream, size: int) -> None:
         """Waits until the destination takes so many bytes, and lets its reader know that somebody waits."""
+        began: float | None = None
         keys = [self._keys.bytes, self._keys.waiting(destination)]
         pause = self._settings.block_seconds
         milliseconds = int(1000 * _WAITING_PAUSES * pause)
@@ -115,7 +134,10 @@ class Settling:
             if time.monotonic() > self._said_full + _REMIND_SECONDS:  # as many wait as work at once
                 log.warning("stream %s is full; waiting for its reader", destination)
                 self._said_full = time.monotonic()
+            began = began or time.time()
             await asyncio.sleep(pause)
+        if began is not None:
+            spans.record(ROOM, entry.traceparent, Room(stream=destination), began)
 
     async def _run(
         self, entry: Entry | EntryRef, token: str, destination: str | None, placed: Placed, end: End | None = None
@@ -144,7 +166,7 @@ class Settling:
                 # The dead letters take everything: nothing may be lost for want of room.
                 destination or "", 0 if destination == "dead" else self._settings.max_bytes,
                 STAGES[Stream(destination)] if destination and not end else "", *placed.arguments,
-                end.field if end else "", "" if end is None or end.step is None else end.step,
+                end.field if end else "", "" if end is None or end.step is None else end.step, entry.traceparent,
             ],
             placed=placed,
             wait=wait,

@@ -35,16 +35,18 @@ class Freshness:
         self._timeout = timeout_seconds
         self._late = -1  # the version that was waited for in vain
 
-    async def wait(self) -> None:
+    async def wait(self) -> bool:
         """Returns when the engine is fresh enough, or after `timeout_seconds`: sampling old tokens beats sampling none.
 
-        A version that did not come in that time, because it was refused for example, is not waited for again.
+        Tells whether anything was waited for. A version that did not come in that time, because it was refused for
+        example, is not waited for again.
         """
         newest = await self._newest()
         if newest is None:
-            return
+            return False
         needed = newest.version - self._max_staleness
         deadline = time.monotonic() + self._timeout
+        waited = False
         while self._engine.version < needed and needed > self._late:
             if time.monotonic() > deadline:
                 self._late = max(self._late, needed)
@@ -52,5 +54,7 @@ class Freshness:
                     "version %d is not served %g s after it was needed; version %d samples what the learner may drop "
                     "as stale", needed, self._timeout, self._engine.version,
                 )  # fmt: skip
-                return
+                return True
+            waited = True
             await asyncio.sleep(_POLL_SECONDS)
+        return waited

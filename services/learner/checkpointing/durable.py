@@ -24,6 +24,8 @@ from shared.streams import saved
 from shared.streams.consumer import Consumer, End, Entry, EntryRef
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+from shared.tracing import spans
+from shared.tracing.kinds import CHECKPOINT, PUBLISH
 from shared.weights import published
 
 log = logging.getLogger(__name__)
@@ -134,8 +136,9 @@ class Durable:
         def write() -> pb.WeightsManifest:
             return published.publish(root, self._trainer.step, self._export, keep, protected)
 
-        manifest = await self._written("weights", root, write, stop)
-        await self._announcer.announce(manifest)
+        with spans.span(PUBLISH):
+            manifest = await self._written("weights", root, write, stop)
+            await self._announcer.announce(manifest)
         metrics.VERSION.set(manifest.version)
 
     def _export(self, folder: Path) -> None:
@@ -173,7 +176,8 @@ class Durable:
                 self._checkpoints, self._trainer, groups, kept.keep, protected, kept.keep_seconds, meta, texts
             )
 
-        path = await self._written("checkpoint", self._checkpoints, save, stop)
+        with spans.span(CHECKPOINT):
+            path = await self._written("checkpoint", self._checkpoints, save, stop)
         metrics.CHECKPOINTED.set_to_current_time()
         await self._written("trained_list", path, lambda: checkpoint.list_trained(path, groups), stop)
         self._trained |= groups

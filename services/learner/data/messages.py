@@ -1,6 +1,7 @@
 """Scored groups off the wire: checked, and in the learner's own terms."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
@@ -21,6 +22,7 @@ class Scored:
     oldest_version: int
     correct: float  # share of the samples
     generated_at: datetime
+    received_at: float = field(default_factory=time.time)  # seconds since 1970
 
     @property
     def rewards(self) -> list[float]:

@@ -1,12 +1,13 @@
 -- A prompt enters the run: it takes a ticket, is counted, and is appended to the prompts stream.
 -- `selection` is the place in the order of problems after this prompt, as JSON; '' for none.
--- `payload` is '' where the prompt lies in the blob `blob_id`.
+-- `traceparent` is '' for a prompt whose trace is not recorded. `payload` is '' where the prompt lies in the blob `blob_id`.
 -- Returns 'ok', 'done' (this index was admitted before: the answer was lost), 'back' (Redis has lost writes and forgotten
 -- the prompts from its own cursor on), 'finished', 'tickets', 'full' or 'expired' (the blob has to be written again).
 local prompts, tickets, in_flight, ledger, bytes, progress, blob = unpack(KEYS)
 local index, ticket_limit, byte_limit, stream, group, trajectories, stage, payload, size, blob_id, chunks,
-  selection = unpack(ARGV)
+  selection, traceparent = unpack(ARGV)
 local call = redis.call
+local trace = traceparent ~= '' and {'t', traceparent} or {}
 local function refuse(answer)
   if blob_id ~= '' then call('UNLINK', blob) end
   return answer
@@ -20,11 +21,11 @@ if call('SCARD', tickets) >= tonumber(ticket_limit) then return refuse('tickets'
 local held = tonumber(call('HGET', bytes, stream) or '0')
 if held > 0 and held + size > tonumber(byte_limit) then return refuse('full') end
 if blob_id == '' then
-  call('XADD', prompts, '*', 'g', group, 'n', trajectories, 'p', payload)
+  call('XADD', prompts, '*', 'g', group, 'n', trajectories, 'p', payload, unpack(trace))
 else
   local found = chunks == '1' and call('EXISTS', blob) or call('HLEN', blob)
   if found ~= tonumber(chunks) then return refuse('expired') end
-  call('XADD', prompts, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size)
+  call('XADD', prompts, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size, unpack(trace))
   call('PERSIST', blob)
 end
 call('HINCRBY', bytes, stream, size)

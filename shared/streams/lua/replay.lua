@@ -1,11 +1,12 @@
 -- Puts the payload of a dead letter back on its stream. Its group is in flight again.
--- `payload` is '' where it lies in the blob `blob_id`.
+-- `payload` is '' where it lies in the blob `blob_id`, and `traceparent` where the group's trace is not recorded.
 -- Returns 'ok', 'gone' (no such dead letter: replayed or purged before), 'alive' (the group is in flight), 'full' or
 -- 'expired' (the blob has to be written again).
 local dead, destination, tickets, in_flight, ledger, bytes, ended, letter_blob, blob = unpack(KEYS)
 local id, letter_size, group, trajectories, reason, destination_name, byte_limit, stage,
-  payload, size, blob_id, chunks = unpack(ARGV)
+  payload, size, blob_id, chunks, traceparent = unpack(ARGV)
 local call = redis.call
+local trace = traceparent ~= '' and {'t', traceparent} or {}
 local function refuse(answer)
   if blob_id ~= '' then call('UNLINK', blob) end
   return answer
@@ -15,11 +16,11 @@ if call('HEXISTS', in_flight, group) == 1 then return refuse('alive') end
 local held = tonumber(call('HGET', bytes, destination_name) or '0')
 if held > 0 and held + size > tonumber(byte_limit) then return refuse('full') end
 if blob_id == '' then
-  call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload)
+  call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload, unpack(trace))
 else
   local found = chunks == '1' and call('EXISTS', blob) or call('HLEN', blob)
   if found ~= tonumber(chunks) then return refuse('expired') end
-  call('XADD', destination, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size)
+  call('XADD', destination, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size, unpack(trace))
   call('PERSIST', blob)
 end
 call('HINCRBY', bytes, destination_name, size)

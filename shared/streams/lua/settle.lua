@@ -1,13 +1,15 @@
 -- An entry leaves its stream: for the next stream, for the dead letters, or because its group has ended.
 -- `entry_blob` is the blob of the entry, `blob` that of the message; both are unused keys where there is none.
 -- `destination_name` is '' for none. `payload` is '' where the message lies in the blob `blob_id`. `byte_limit` is 0 for
--- none. `field` of the ledger is '' where the group goes on; `step` is '' for none.
+-- none. `traceparent` is '' where the group's trace is not recorded. `field` of the ledger is '' where the group goes on; `step` is '' for none.
 -- Returns 'ok', 'gone' (somebody else settled it, or its group has ended), 'full' or 'expired' (the blob has to be
 -- written again). Nothing is done where it returns 'full' or 'expired'.
 local source, destination, tickets, in_flight, ledger, bytes, ended, settlement, entry_blob, blob = unpack(KEYS)
 local reader, entry, entry_size, source_name, group, trajectories, token, remembered_seconds,
-  destination_name, byte_limit, stage, payload, size, blob_id, chunks, field, step = unpack(ARGV)
+  destination_name, byte_limit, stage, payload, size, blob_id, chunks, field, step,
+  traceparent = unpack(ARGV)
 local call = redis.call
+local trace = traceparent ~= '' and {'t', traceparent} or {}
 local acknowledged = false
 local function acknowledge()
   if not acknowledged then call('XACK', source, reader, entry) end
@@ -55,9 +57,9 @@ call('SET', settlement, token, 'EX', remembered_seconds)
 remove()
 if destination_name ~= '' then
   if blob_id == '' then
-    call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload)
+    call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload, unpack(trace))
   else
-    call('XADD', destination, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size)
+    call('XADD', destination, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size, unpack(trace))
     call('PERSIST', blob)
   end
   call('HINCRBY', bytes, destination_name, size)

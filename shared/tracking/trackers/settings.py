@@ -4,10 +4,10 @@ Secrets have no setting: each package reads its own from the environment or from
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from shared.table import Table, Texts
 
@@ -48,15 +48,14 @@ class MlflowSettings(Table):
     experiment: str = Field("routershift", min_length=1, description="experiment of the runs; made where it is missing")
     tags: Texts = Field((), description="tags of the run, as in team=moe,purpose=ablation; one without = is true")
 
-    @field_validator("uri")
-    @classmethod
-    def _holds_no_secret(cls, uri: str | None) -> str | None:
-        if uri is not None and urlsplit(uri).password:
+    @model_validator(mode="after")  # the error of a table does not show the value, and that of a key does
+    def _uri_holds_no_secret(self) -> Self:
+        if self.uri is not None and urlsplit(self.uri).password:
             raise ValueError(
                 "uri holds a password, which the run's folder would keep in clear text; take it out and set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
-        return uri
+        return self
 
 
 class TrackioSettings(Table):

@@ -17,6 +17,7 @@ DISTRIBUTIONS = {  # where the name that is imported is another
     "antlr4": "antlr4-python3-runtime",
     "grpc_health": "grpcio-health-checking",
     "grpc_reflection": "grpcio-reflection",
+    "opentelemetry": "opentelemetry-sdk",
 }
 BROUGHT = {"latex2sympy2_extended": "math_verify"}  # by another package
 

@@ -12,6 +12,7 @@ _SHARED = (
     "shared.process.metrics",
     "shared.rpc.access",
     "shared.streams.metrics",
+    "shared.tracing.metrics",
     "shared.tracking.recording",
 )  # have metrics of their own
 

@@ -1,7 +1,12 @@
 """What a log shows of a server's URL."""
 
+from pathlib import Path
+
 import pytest
 
+from shared.errors import InvalidInputError
+from shared.recipes import load
+from shared.settings import BaseSettings
 from shared.tracking.trackers.urls import without_secrets
 
 
@@ -18,3 +23,9 @@ from shared.tracking.trackers.urls import without_secrets
 )
 def test_a_secret_is_not_shown(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+def test_a_password_in_a_setting_is_refused_without_saying_it(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="uri holds a password") as failure:
+        load(BaseSettings, None, {}, [f"run.model={tmp_path}", "tracking.mlflow.uri=https://me:secret@mlflow.example"])
+    assert "secret" not in str(failure.value)
