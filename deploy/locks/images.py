@@ -27,7 +27,7 @@ OLDER_PYTHON = "async-timeout==5.0.1"  # what redis needs below Python 3.11.3, a
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    core = _closure([*project["dependencies"], *extras["services"]])
+    core = _closure([*project["dependencies"], *extras["services"], *extras["traces"]])
     torch = _closure(extras["learner"])
     sets = {
         "core": core,
