@@ -1,6 +1,7 @@
 """A prompt's trace on real streams: where its context goes, how it ends, and that redelivery has the same parent."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -15,6 +16,13 @@ from tests.support.collector import Collector
 CONTEXT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE, SPAN = CONTEXT.split("-")[1:3]
 PROMPT = pb.Prompt(prompt_id="00000000", text="x", sampling=pb.SamplingParams(n=4))
+
+
+async def only_entry(redis: Redis, key: str) -> Any:
+    """The id and the fields of the one entry of a stream."""
+    entries: Any = await redis.xrange(key)
+    (entry,) = entries
+    return entry
 
 
 @pytest.fixture
@@ -56,7 +64,7 @@ async def test_a_group_without_a_trace_has_no_field_for_it(redis: Redis, run: Ru
         reader = run.consumer(Stream.PROMPTS)
         (entry,) = await reader.read(1)
         await reader.hand_over(entry, Stream.ROLLOUTS, PROMPT)
-        ((_, fields),) = await redis.xrange(run.keys(Stream.ROLLOUTS))
+        _, fields = await only_entry(redis, run.keys(Stream.ROLLOUTS))
         assert sorted(fields) == [b"g", b"n", b"p"]
     assert collector.spans == []
 
@@ -115,12 +123,12 @@ async def test_garbage_on_the_stream_costs_the_trace_alone(
     with collector.tracing():
         assert await run.admit(0, PROMPT, tickets=1, traceparent=CONTEXT) == "ok"
         key = run.keys(Stream.PROMPTS)
-        ((id_, fields),) = await redis.xrange(key)
+        id_, fields = await only_entry(redis, key)
         await redis.xdel(key, id_)
         await redis.xadd(key, {**fields, b"t": garbage})
         reader = run.consumer(Stream.PROMPTS)
         (entry,) = await reader.read(1)
         assert await reader.hand_over(entry, Stream.ROLLOUTS, PROMPT)
-        ((_, handed),) = await redis.xrange(run.keys(Stream.ROLLOUTS))
+        _, handed = await only_entry(redis, run.keys(Stream.ROLLOUTS))
         assert sorted(handed) == [b"g", b"n", b"p"], "and goes no further"
     assert collector.spans == []
