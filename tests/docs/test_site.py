@@ -22,6 +22,17 @@ from tests.support.pages import ROOT, all_pages
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("material") is None, reason="no mkdocs-material: pip install -r deploy/locks/docs.txt"
 )
+# Of HTML, SVG and MathML, as the theme, our pages and formulas use them.
+TAGS = set(
+    re.findall(
+        r"\w+",
+        """
+        a article aside b blockquote body br button code del div em footer form h1 h2 h3 h4 head header hr html img
+        input label li link main meta nav ol p path picture pre script section source span strong style svg table tbody
+        td th thead title tr ul math mfrac mi mn mo mover mrow mspace mstyle msub msubsup msup mtext munder munderover
+        """,
+    )
+)
 # What a page loads by itself, by tag and attribute; links that a reader follows may lead anywhere.
 _LOADED = {("img", "src"), ("script", "src"), ("link", "href"), ("source", "srcset"), ("iframe", "src")}
 _ADDRESS = re.compile(r"url\(\s*[\"']?((?:https?:)?//[^)\"']+)")
@@ -34,6 +45,7 @@ class Html:
     ids: set[str] = field(default_factory=set)
     links: list[str] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
+    tags: set[str] = field(default_factory=set)
     formulas: int = 0
     text: str = ""
 
@@ -47,6 +59,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self._code += tag in ("code", "script", "style")
         self.page.formulas += tag == "math"
+        self.page.tags.add(tag)
         for name, value in attributes:
             if name == "id" and value:
                 self.page.ids.add(value)
@@ -120,6 +133,11 @@ def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Html]) -
     loaded = [(page, link) for page, html in pages.items() for link in html.loaded]
     loaded += [(sheet, link) for sheet in site.rglob("*.css") for link in _ADDRESS.findall(sheet.read_text())]
     assert [(str(page), link) for page, link in loaded if urlsplit(link).netloc] == []
+
+
+def test_what_text_says_is_not_taken_for_a_tag(pages: dict[Path, Html]) -> None:
+    """As <think> of a sentence would be."""
+    assert {tag for html in pages.values() for tag in html.tags} - TAGS == set()
 
 
 def test_formulas_are_drawn(pages: dict[Path, Html]) -> None:

@@ -99,7 +99,8 @@ def key_table(keys: Sequence[Key]) -> Iterator[str]:
     yield "| key | type | default | description |"
     yield "|---|---|---|---|"
     for key in keys:
-        cells = (f"`{key.name}`", key.type, f"`{_default(key)}`", key.description)
+        text = key.description.replace("<", "&lt;")  # or <think> is taken for a tag
+        cells = (f"`{key.name}`", key.type, f"`{_default(key)}`", text)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
