@@ -68,7 +68,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def formula(latex: str, *, is_block: bool) -> str:
     """A formula as HTML that needs no script."""
-    return convert(unescape(latex).strip(), display="block" if is_block else "inline")
+    drawn = convert(unescape(latex).strip(), display="block" if is_block else "inline")
+    return f'<div class="formula">{drawn}</div>' if is_block else drawn
 
 
 def links(text: str, file: str, page: str) -> str:

@@ -167,6 +167,9 @@ def test_a_browser_finds_a_page_by_a_word_and_asks_nobody_else(address: str, tmp
         page.wait("document.querySelectorAll('.md-search-result__link').length > 0")
         page.open(f"{address}explanation/router-shift.html")
         page.wait("document.querySelector('math').getBoundingClientRect().height > 0")
+        page.resize(390, 800)  # a phone's: what is wider scrolls by itself
+        page.wait("[...document.querySelectorAll('.formula')].some((e) => e.scrollWidth > e.clientWidth)")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
         hosts = page.evaluate("performance.getEntriesByType('resource').map((entry) => new URL(entry.name).host)")
         assert set(hosts) == {address.removeprefix("http://").strip("/")}
         assert page.errors == []
