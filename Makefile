@@ -34,7 +34,7 @@ test: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Lint, types and all tests.
 test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.
 	DEPLOY=1 $(BIN)/python -m pytest --log-cli-level=INFO tests/deploy/test_stack.py
 
-lint: $(VENV)/.vllm $(VENV)/.dev  ## Style, types and the schema, without changing a file.
+lint: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Style, types and the schema, without changing a file.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
