@@ -36,7 +36,7 @@ def _command(parser: argparse.ArgumentParser, path: str) -> Iterator[str]:
     yield f"## {path.removeprefix('routershift ')}\n"
     if parser.description:
         yield f"{parser.description}\n"
-    arguments = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+    arguments = [action for action in parser._actions if not _is_hidden(action)]
     usage = " ".join([path, *(_usage(action) for action in arguments)])
     yield f"```text\n{usage}\n```\n"
     arguments = [action for action in arguments if not isinstance(action, argparse._SubParsersAction)]
@@ -44,6 +44,11 @@ def _command(parser: argparse.ArgumentParser, path: str) -> Iterator[str]:
         yield "| argument | meaning |\n|---|---|"
         yield from (f"| `{_name(action)}` | {_meaning(action)} |" for action in arguments)
         yield ""
+
+
+def _is_hidden(action: argparse.Action) -> bool:
+    """Whether it is `--help`, which every command has, or for other commands to use."""
+    return isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS
 
 
 def _value(action: argparse.Action) -> str:
