@@ -112,9 +112,9 @@ class Guard(grpc.aio.ServerInterceptor):
 
 
 def _span(method: str, metadata: Iterable[tuple[str, str | bytes]]) -> spans.Span[Call]:
-    """Goes on with the trace of a caller that sends one."""
-    parent = next((sampled(value) for name, value in metadata if name == HEADER), "")
-    span = spans.span(CALL, parent)
+    """Goes on with the trace of a caller that sends one; of several, W3C Trace Context has none count."""
+    sent = [value for name, value in metadata if name == HEADER]
+    span = spans.span(CALL, sampled(sent[0]) if len(sent) == 1 else "")
     span.set({"method": method.removeprefix("/")})
     return span
 

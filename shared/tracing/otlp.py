@@ -82,7 +82,7 @@ class OtlpTracer:
 
     def start(self, kind: Kind[Any], parent: str, began: float, link: str) -> Recorded | None:
         """See `spans.Tracer`."""
-        span = self._tracers[kind.is_sampled].start_span(
+        span = self._tracers[kind.is_sampled and not parent].start_span(
             kind.name,
             set_span_in_context(NonRecordingSpan(_context(parent)), Context()) if parent else Context(),
             _KINDS[kind.role],

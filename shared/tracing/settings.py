@@ -28,7 +28,9 @@ class TracesSettings(Table):
     max_waiting: int = Field(
         8192, ge=512, description="spans that may wait for a slow collector; those above are dropped and counted"
     )
-    close_seconds: float = Field(5.0, gt=0, description="time that a service which ends gives to spans that wait")
+    close_seconds: float = Field(
+        5.0, gt=0, description="time that a service which ends gives to spans that wait; less than its watchdog_seconds"
+    )
 
     @field_validator("endpoint")
     @classmethod

@@ -1,16 +1,23 @@
-"""A prompt's trace on real streams: where its context goes, how it ends, and that redelivery has the same parent."""
+"""Traces on real streams and in real calls: where the context goes, how it ends, and what a hostile one costs."""
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
-from shared.settings import StreamSettings
+from shared.clients import GenerationClient, RewardClient
+from shared.errors import InvalidInputError
+from shared.settings import AccessSettings, StreamSettings
 from shared.streams.consumer import End
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+from shared.tracing import spans
+from shared.tracing.kinds import EVALUATE
+from tests.support.access import CODE, SAMPLER, STRANGER, bearer, code_of, serving
 from tests.support.collector import Collector
 
 CONTEXT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -132,3 +139,50 @@ async def test_garbage_on_the_stream_costs_the_trace_alone(
         _, handed = await only_entry(redis, run.keys(Stream.ROLLOUTS))
         assert sorted(handed) == [b"g", b"n", b"p"], "and goes no further"
     assert collector.spans == []
+
+
+async def test_a_call_goes_with_the_trace_of_its_caller(collector: Collector) -> None:
+    with collector.tracing("curriculum", share=1e-12):
+        async with serving() as (address, _), GenerationClient(address) as generation, RewardClient(address) as reward:
+            await generation.status()  # of no trace
+            with spans.span(EVALUATE, CONTEXT) as block:
+                await asyncio.gather(generation.generate("?"), generation.status())
+                with pytest.raises(InvalidInputError):
+                    await reward.score("unknown", "?", ["x"], {"not": object()})
+                await reward.verifiers()
+            assert block.traceparent
+    (caller,) = collector.named("evaluate problem")
+    calls = collector.named("serve call")
+    assert {(call.trace, call.parent, call.role) for call in calls} == {(TRACE, caller.id, "server")}
+    assert sorted(call.attributes["method"].rpartition("/")[2] for call in calls) == [
+        "Generate", "GetStatus", "ListVerifiers",
+    ]  # fmt: skip
+
+
+async def test_a_stream_of_answers_is_one_call(collector: Collector) -> None:
+    with collector.tracing():
+        async with serving() as (address, _):
+            metadata = (("traceparent", CONTEXT),)
+            assert await code_of(address, method="GenerateStream", metadata=metadata) is CODE.OK
+    (call,) = collector.named("serve call")
+    assert (call.trace, call.parent) == (TRACE, SPAN)
+    assert call.attributes == {"method": "routershift.v1.GenerationService/GenerateStream"}
+
+
+@pytest.mark.parametrize("value", ["", "garbage", "00-" + "0" * 32 + "-00f067aa0ba902b7-01", CONTEXT[:-2] + "00"])
+async def test_a_caller_with_a_hostile_context_is_answered_as_without(collector: Collector, value: str) -> None:
+    with collector.tracing():
+        async with serving() as (address, _):
+            assert await code_of(address, metadata=(("traceparent", value),)) is CODE.OK
+    assert collector.spans == []
+
+
+async def test_who_is_not_admitted_records_nothing(collector: Collector, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"sample {SAMPLER}\n")
+    with collector.tracing():
+        async with serving(AccessSettings(tokens=tmp_path / "tokens")) as (address, _):
+            for token, code in ((STRANGER, CODE.UNAUTHENTICATED), (SAMPLER, CODE.OK)):
+                metadata = (*bearer(token), ("traceparent", CONTEXT))
+                assert await code_of(address, metadata=metadata) is code
+    (call,) = collector.spans
+    assert (call.trace, call.parent) == (TRACE, SPAN)
