@@ -32,7 +32,7 @@ class GenerationSettings(ServerSettings):
     )
     attempts: int = Field(3, ge=1, description="times that a sample which the engine aborts is begun")
     weights_wait_seconds: float = Field(
-        120.0, ge=0, description="how long a prompt waits for weights that run.max_staleness asks for"
+        120.0, ge=0, description="how long a prompt waits for the weights announced last"
     )
     weights_poll_seconds: float = Field(0.1, gt=0, description="how often to look for published weights")
     stall_seconds: float = Field(

@@ -34,7 +34,13 @@ class WeightsLoader:
         self._root = root
         self._replica = replica
         self._tried: pb.WeightsManifest | None = None
+        self._refused = -1
         self._lock = asyncio.Lock()
+
+    @property
+    def refused(self) -> int:
+        """The highest version that was announced and could not be taken; -1 where there was none."""
+        return self._refused
 
     async def load(self, manifest: pb.WeightsManifest) -> float:
         """Seconds that it took to verify and take this version.
@@ -108,6 +114,7 @@ class WeightsLoader:
         except (NotFoundError, CorruptDataError, InvalidInputError, PreconditionError) as error:
             reason = type(error).__name__.removesuffix("Error").lower()
             metrics.UPDATES_REFUSED.labels(reason).inc()
+            self._refused = max(self._refused, manifest.version)
             log.error(
                 "version %d refused (%s); version %d serves on: %s",
                 manifest.version, reason, self._engine.version, error,

@@ -69,8 +69,10 @@ async def test_weights_that_cannot_be_taken_are_counted_and_the_old_ones_serve_w
         loader = WeightsLoader(engine, root)
         sampling = EngineSampling(1, 0.0, 1.0, 0, 20, None)
         (old,) = await engine.generate([3, 4], sampling)
+        assert loader.refused == -1
         async with background(loader.follow(run.newest_weights, 0.001)):
             await until(lambda: refused(reason) == before + 1)
+            assert loader.refused == 1
             (still,) = await engine.generate([3, 4], sampling)
             assert engine.version == 0
             assert still.logprobs.tolist() == old.logprobs.tolist()

@@ -18,39 +18,37 @@ class Serving:
         self.version = version
 
 
-def freshness(engine: Serving, newest: int | None, max_staleness: int, timeout: float = 60.0) -> Freshness:
+def freshness(engine: Serving, newest: int | None, refused: int = -1, timeout: float = 60.0) -> Freshness:
     async def announced() -> pb.WeightsManifest | None:
         return None if newest is None else pb.WeightsManifest(version=newest)
 
-    return Freshness(cast(Engine, engine), announced, max_staleness, timeout)
+    return Freshness(cast(Engine, engine), announced, lambda: refused, timeout)
 
 
-@pytest.mark.parametrize(
-    ("served", "newest", "max_staleness"), [(0, None, 0), (3, 3, 0), (4, 3, 0), (1, 3, 2), (2, 3, 1)]
-)
-async def test_what_is_fresh_enough_does_not_wait(served: int, newest: int | None, max_staleness: int) -> None:
-    async with asyncio.timeout(30):
-        await freshness(Serving(served), newest, max_staleness).wait()
-
-
-@pytest.mark.parametrize(("served", "max_staleness", "enough"), [(2, 0, 3), (0, 1, 2), (0, 2, 1)])
-async def test_a_prompt_waits_for_the_version_that_the_run_asks_for(
-    served: int, max_staleness: int, enough: int
+@pytest.mark.parametrize(("served", "newest", "refused"), [(0, None, -1), (3, 3, -1), (4, 3, -1), (1, 3, 3), (1, 3, 4)])
+async def test_what_is_fresh_enough_or_cannot_be_fresher_does_not_wait(
+    served: int, newest: int | None, refused: int
 ) -> None:
+    async with asyncio.timeout(30):
+        await freshness(Serving(served), newest, refused).wait()
+
+
+@pytest.mark.parametrize(("served", "refused"), [(2, -1), (0, -1), (1, 2)])
+async def test_a_prompt_waits_for_the_version_announced_when_it_came(served: int, refused: int) -> None:
     engine = Serving(served)
-    waiting = asyncio.create_task(freshness(engine, 3, max_staleness).wait())
-    for version in range(served, enough):
+    waiting = asyncio.create_task(freshness(engine, 3, refused).wait())
+    for version in range(served, 3):
         engine.version = version
         done, _ = await asyncio.wait({waiting}, timeout=0.1)
         assert not done
-    engine.version = enough
+    engine.version = 3
     async with asyncio.timeout(30):
         await waiting
 
 
 async def test_a_version_that_never_comes_is_waited_for_once(caplog: pytest.LogCaptureFixture) -> None:
-    """As when it was refused: what is sampled then is dropped with its reason, and the run says so."""
-    late = freshness(Serving(2), 3, 0, timeout=0.2)
+    """What is sampled then may be dropped with its reason, and the run says so."""
+    late = freshness(Serving(2), 3, timeout=0.2)
     began = time.monotonic()
     async with asyncio.timeout(30):
         await late.wait()
