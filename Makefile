@@ -68,6 +68,7 @@ $(VENV)/.docs: $(VENV)/.torch $(LOCKS)/docs.txt
 
 docs: $(VENV)/.dev $(VENV)/.docs  ## Builds the documentation as a site in build/site; a warning is an error.
 	$(MKDOCS) build --quiet
+	@echo $(abspath build/site/index.html)
 
 docs-serve: $(VENV)/.dev $(VENV)/.docs  ## Shows the documentation at http://127.0.0.1:8000/ while it is written.
 	$(MKDOCS) serve --dev-addr 127.0.0.1:8000

@@ -4,11 +4,8 @@ import argparse
 import ast
 import json
 import re
-import shlex
 import subprocess
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,53 +14,16 @@ from services.cli.main import build_parser
 from services.cli.recipe import Recipe
 from tests.support.keys import exists, leaves
 from tests.support.pages import ROOT, all_pages, prose
+from tests.support.shell import called, shell, texts_of
 
 PAGES = [page for page in all_pages() if page.name != "CHANGELOG.md"]
-_BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(?:\.venv/bin/)?routershift ([^`]+)`")
 _MAKE = re.compile(r"`make ([a-z][a-z-]*)")
 _PATH = re.compile(r"(?<![\w/.-])((?:deploy|tests|docs|services|proto)/[\w./-]+)")
 
 
-def blocks(page: Path, *languages: str) -> list[str]:
-    return [text for _, language, text in _BLOCK.findall(page.read_text()) if language in languages]
-
-
-def shell(page: Path) -> Iterator[str]:
-    """What a reader types, a command a line; of a console without what it prints."""
-    for text in blocks(page, "sh", "bash"):
-        yield re.sub(r"\\\n\s*", "", text)
-    for text in blocks(page, "console"):
-        yield "\n".join(re.findall(r"(?m)^\$ (.*)$", re.sub(r"\\\n\s*", "", text)))
-
-
 def all_shell() -> str:
-    return "\n".join(command for page in PAGES for command in shell(page))
-
-
-def called(program: str) -> Iterator[list[str]]:
-    """The arguments of each call of a program in the pages' shell, without brackets around what may be left out."""
-    line = ""
-    for more in all_shell().splitlines():
-        line = f"{line}\n{more}" if line else more
-        lexer = shlex.shlex(line, posix=True, punctuation_chars="|;&()<>")
-        lexer.whitespace_split = True
-        try:
-            words = [*lexer, ";"]
-        except ValueError:  # a quotation goes on in the next line
-            continue
-        line, before = "", ";"
-        arguments: list[str] | None = None
-        for word in words:
-            if not word.strip("|;&()<>"):  # the end of a command
-                if arguments is not None:
-                    yield arguments[:-1] if word.startswith(">") and before.isdigit() else arguments  # 2>&1
-                arguments = None
-            elif arguments is not None:
-                arguments.append(word.strip("[]"))
-            elif word.rpartition("/")[2] == program and re.fullmatch(r"[|;&()<>]+|\w+=.*|--no-python", before):
-                arguments = []
-            before = word
+    return "\n".join(shell(page) for page in PAGES)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +40,7 @@ def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 
 def of_packages() -> set[str]:
     """Commands that packages of the pages add."""
-    tables = [tomllib.loads(text).get("project", {}) for page in PAGES for text in blocks(page, "toml")]
+    tables = [tomllib.loads(text).get("project", {}) for page in PAGES for text in texts_of(page, "toml")]
     return {name for table in tables for name in table.get("entry-points", {}).get("routershift.commands", {})}
 
 
@@ -102,7 +62,7 @@ def test_commands_of_blocks_take_their_arguments(
     parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused, parsed = [], 0
-    for words in called("routershift"):
+    for words in called(all_shell(), "routershift"):
         if words and words[0] not in of_packages():
             try:
                 parser.parse_args(words)
@@ -133,7 +93,7 @@ def test_commands_in_sentences_exist_with_their_options(commands: dict[str, argp
 def test_goals_of_make_exist() -> None:
     goals = set(re.findall(r"(?m)^([a-z-]+):.*## ", (ROOT / "Makefile").read_text()))
     named = {goal for page in PAGES for goal in _MAKE.findall(prose(page))}
-    named |= {word for words in called("make") for word in words if "=" not in word}
+    named |= {word for words in called(all_shell(), "make") for word in words if "=" not in word}
     assert len(named) > 8
     assert named - goals == set()
 
@@ -146,7 +106,7 @@ def test_paths_of_shell_blocks_are_in_the_repository() -> None:
 
 
 def test_python_blocks_are_python() -> None:
-    texts = [text for page in PAGES for text in blocks(page, "python")]
+    texts = [text for page in PAGES for text in texts_of(page, "python")]
     assert len(texts) > 20
     for text in texts:
         compile(text, text.partition("\n")[0], "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -154,9 +114,9 @@ def test_python_blocks_are_python() -> None:
 
 def test_data_blocks_can_be_read() -> None:
     for page in PAGES:
-        for text in blocks(page, "yaml"):
+        for text in texts_of(page, "yaml"):
             yaml.safe_load(text)
-        for text in blocks(page, "json"):
+        for text in texts_of(page, "json"):
             try:
                 json.loads(text)
             except ValueError:  # JSON Lines
@@ -165,7 +125,7 @@ def test_data_blocks_can_be_read() -> None:
 
 
 def test_keys_of_recipes_exist() -> None:
-    tables = [tomllib.loads(text) for page in PAGES for text in blocks(page, "toml")]
+    tables = [tomllib.loads(text) for page in PAGES for text in texts_of(page, "toml")]
     keys = [key for table in tables for key in leaves(table) if key[0] in Recipe.model_fields]
     keys = [key for key in keys if "verifier" not in key[:-1]]  # the settings of a kind, as one table of a row
     assert len(keys) > 40
