@@ -10,38 +10,17 @@ from services.cli.evaluations import best
 from services.cli.exporting.folder import BEST, CARD, export
 from services.cli.main import main
 from shared.errors import RouterShiftError
-from shared.models.folder import copy_descriptions
-from shared.settings import BaseSettings, RunSettings
 from shared.tracking import records
 from shared.tracking import settings as recorded
 from shared.weights import published
-from tests.support.models import EOS, save_model
-from tests.support.run_records import evaluation
-
-KEPT = (3, 4)
-ACCURACY = {0: 0.1, 3: 0.5, 4: 0.4}
+from tests.support.kept import exportable
+from tests.support.models import EOS
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run that keeps versions 3 and 4, of which 3 is the best."""
-    folder, base = tmp_path / "runs/small", save_model(tmp_path / "base")
-
-    def write(into: Path) -> None:
-        shutil.copy(base / "model.safetensors", into)
-        copy_descriptions(base, into)
-
-    for version in KEPT:
-        published.publish(folder / "weights", version, write, keep=4)
-        step = {"step": version, "reward_mean": 0.25, "train_accuracy": None, "staleness_max": 2}
-        records.append(folder / records.LEARNER, step)
-    for version, accuracy in ACCURACY.items():
-        records.append(
-            folder / records.EVALUATIONS, evaluation(version, accuracy, pass_at_k={"2": 0.6}, greedy_accuracy=0.55)
-        )
-    settings = BaseSettings(run=RunSettings(id="small", model=base, task="sums|mine", steps=4))
-    recorded.write(folder, "curriculum", settings)
-    return folder
+    """See `exportable`."""
+    return exportable(tmp_path)
 
 
 def test_the_best_version_is_a_whole_folder_with_a_card(run: Path, tmp_path: Path) -> None:

@@ -11,15 +11,14 @@ from services.cli.provenance import record
 from services.cli.provenance.fork import fork
 from services.cli.recipe import Recipe
 from services.learner.checkpointing import checkpoint
-from services.learner.checkpointing.identity import identity
 from shared import recipes
 from shared.errors import CorruptDataError, InvalidInputError, NotFoundError, PreconditionError
 from shared.streams.progress import Progress
 from shared.streams.saved import FILE, Saved
+from tests.support.kept import forkable
 from tests.support.models import save_model
 
 Parent = Callable[..., Path]
-PROGRESS = Progress(prompts=9, selection={"turns": 9}, evaluated_version=4, best_version=4, best_accuracy=0.5)
 
 
 def read(path: Path) -> Any:
@@ -30,23 +29,7 @@ def read(path: Path) -> Any:
 def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of 8 steps with checkpoints of steps 4 and 8 and weights of version 8."""
     monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "model")
-    flags = ["run.model=./model", "run.task=countdown", "run.id=first", "run.steps=8", "generation.engine=torch"]
-    recipe = recipes.load(Recipe, None, {}, flags)
-    record.prepare(recipe).write("run", None)
-    own = identity(recipe.learner, recipe.run, recipe.rollout)
-    for step in (4, 8):
-        folder = recipe.run.path / f"checkpoints/step-{step:08d}-0000"
-        folder.mkdir(parents=True)
-        (folder / "shard.safetensors").write_bytes(b"tensors" * step)
-        (folder / checkpoint.STATE).write_text(
-            json.dumps({"step": step, "identity": own, "meta": {"groups": {"a": 1}}})
-        )
-        (folder / FILE).write_text(Saved(step, PROGRESS, {"one": "1 0.500000 0"}).encode())
-        checkpoint.describe(folder)
-    (recipe.run.path / "weights/v00000008").mkdir(parents=True)
-    (recipe.run.path / "weights/v00000008/model.safetensors").write_bytes(b"w")
-    return recipe.run.path
+    return forkable(Path("model"))
 
 
 def test_tensors_are_linked_and_all_else_is_its_own(parent: Path) -> None:
