@@ -18,6 +18,7 @@ from shared.models.hub import fetch, parse_model
 from shared.sampling import MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
 from shared.table import Table, Texts
 from shared.tracing.settings import TracesSettings
+from shared.tracking import records
 from shared.tracking.trackers.settings import TrackingSettings
 
 SERVICES = ("curriculum", "generation", "reward", "learner")
@@ -187,8 +188,12 @@ class RunSettings(Table):
         )
 
     @property
+    def checkpoints_root(self) -> Path:
+        return self.path / records.CHECKPOINTS
+
+    @property
     def weights_root(self) -> Path:
-        return self.path / "weights"
+        return self.path / records.WEIGHTS
 
     @property
     def tickets(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared.tracking import records
 from shared.weights import published
 
 _Z_95 = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
@@ -37,8 +38,8 @@ def best(folder: Path, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     highest = max(of_main_set(evaluations), key=lambda evaluation: evaluation["accuracy"])
     version, sampled_by = highest["version"], versions_in_words(highest)
-    checkpoints = sorted((folder / "checkpoints").glob(f"step-{version:08d}-*"))
-    weights = folder / "weights" / published.folder_name(version)
+    checkpoints = sorted((folder / records.CHECKPOINTS).glob(f"step-{version:08d}-*"))
+    weights = folder / records.WEIGHTS / published.folder_name(version)
     return {
         "version": version,
         "accuracy": round(highest["accuracy"], 4),

@@ -1,4 +1,4 @@
-"""What of a recipe only this machine can answer: its devices, its disk, its files of secrets.
+"""What of a recipe only this machine can answer: its devices and kernels, its disk, its files of secrets.
 
 A dry run leaves these out, because it may plan for another machine.
 """
@@ -11,7 +11,9 @@ import psutil
 
 from routershift.client.credentials import Bearer, channel_credentials
 from services.cli.recipe import Recipe
+from services.generation.engines.vllm import limits as vllm
 from shared.errors import PreconditionError
+from shared.models.folder import read_json
 from shared.rpc.access import AccessControl
 from shared.rpc.credentials import require_privacy, server_credentials
 from shared.settings import SERVICES
@@ -58,6 +60,17 @@ def _devices(recipe: Recipe) -> str:
     return ", ".join(f"{setting} {device}" for setting, device in settings.items())
 
 
+def _kernels(recipe: Recipe) -> str:
+    """What the vLLM of this machine has kernels for: the one for CPUs has fewer."""
+    chosen = recipe.generation
+    if chosen.engine != "vllm":
+        return f"those of {chosen.engine}"
+    folder, on_cpu = recipe.run.require_model(), vllm.built_for_cpu()
+    limits = chosen.max_model_len, chosen.max_num_seqs
+    vllm.refuse(folder, read_json(folder / "config.json"), chosen.vllm, limits, on_cpu=on_cpu)
+    return f"those of vLLM for {'CPUs' if on_cpu else 'GPUs'}"
+
+
 def _access(recipe: Recipe) -> str:
     access = recipe.access
     server_tls, client_tls = server_credentials(access), channel_credentials(access)
@@ -73,5 +86,6 @@ def _access(recipe: Recipe) -> str:
 MACHINE_CHECKS: Mapping[str, Callable[[Recipe], str]] = {
     "folder": lambda recipe: f"{recipe.run.path}, in {existing_folder(recipe)}",
     "devices": _devices,
+    "kernels": _kernels,
     "access": _access,
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 from routershift.routing.families import family_of, no_routers_in_words, why_refused
 from routershift.trajectory import RouterExport
-from services.cli import ports
+from services.cli import ports, sizes
 from services.cli.dry_run import memory
 from services.cli.judging import make_judge
 from services.cli.local.redis import MAX_MEMORY_BYTES
@@ -116,7 +116,7 @@ def _limits(recipe: Recipe) -> str:
         refuse_window(text_config(config), length)
     if chosen.engine == "vllm":
         limits = chosen.max_model_len, chosen.max_num_seqs
-        vllm.refuse(folder, config, chosen.vllm, limits, on_cpu=vllm.built_for_cpu())
+        vllm.refuse(folder, config, chosen.vllm, limits, on_cpu=False)  # see `machine` for what it is here
         vllm.refuse_training(config)
         if length is not None:
             memory.check_kv_cache(recipe, memory.read(folder), length, source)
@@ -192,7 +192,7 @@ def _data(recipe: Recipe) -> str:
         return "by name: the curriculum reads it when the run starts"
     size = sum(file.stat().st_size for source in sources for file in find_files(source))
     if size > _DATA_BYTES:
-        return f"{size / 2**20:.0f} MiB, which the curriculum reads when the run starts; `routershift data check` now"
+        return f"{sizes.in_words(size)}, which the curriculum reads when the run starts; `routershift data check` now"
     loaded = load(recipe, recipe.run.require_model(), make_judge(recipe))
     if loaded.errors:
         raise loaded.errors[0]
@@ -226,9 +226,8 @@ def _streams(recipe: Recipe) -> str:
     if not recipe.names_redis:
         check_memory(recipe.streams, MAX_MEMORY_BYTES)
     step = recipe.run.groups_per_step * recipe.rollout.n * trajectory
-    return (
-        f"a step takes at most {step / 2**20:.1f} MiB of streams.max_bytes {recipe.streams.max_bytes / 2**20:.1f} MiB"
-    )
+    most = recipe.streams.max_bytes
+    return f"a step takes at most {sizes.in_words(step)} of streams.max_bytes, which is {sizes.in_words(most)}"
 
 
 # By what they look at. Each gives what it found, in words.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.evaluations import of_main_set
-from services.cli.provenance import record
+from services.cli.provenance import record, stored
 from shared.errors import CorruptDataError
 from shared.process.ownership import holder
 from shared.tracking import records
@@ -44,7 +44,7 @@ def _listed(folder: Path) -> Listed:
     fault: str | None = None
     made: dict[str, Any] = {}
     try:
-        made = record.read(folder) or {}
+        made = stored.read(folder) or {}
         steps, evaluations = records.steps(folder / records.LEARNER), records.read(folder / records.EVALUATIONS)
     except (CorruptDataError, OSError, ValueError, KeyError) as error:
         steps, evaluations, fault = [], [], str(error)

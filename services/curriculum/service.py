@@ -25,7 +25,7 @@ class CurriculumService(Service):
     async def start(self, run: Run) -> None:
         # Reading rows takes a while: it must not hold up the event loop.
         problems = await asyncio.to_thread(make_problems, self._settings)
-        await restore_lost(run, self._settings.run.path / "checkpoints")
+        await restore_lost(run, self._settings.run.checkpoints_root)
         self._worker = CurriculumWorker(self._settings, problems, run)
 
     async def work(self, stop: asyncio.Event) -> None:

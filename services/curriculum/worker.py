@@ -104,7 +104,7 @@ class CurriculumWorker:
         """
         if (await self._run.progress()).evaluated_version is None:
             # A run that was forked starts from a checkpoint: it is the version of its step that has to be served.
-            start = saved.newest(self._settings.run.path / "checkpoints")
+            start = saved.newest(self._settings.run.checkpoints_root)
             await self._evaluate_sets(start[1].step if start else 0, self._held_out)
 
     async def evaluate_versions(self) -> None:

@@ -41,7 +41,7 @@ class LearnerService(Service):
         await self._followers.start(settings.learner, settings.run, settings.rollout)
         async with background(self._followers.watch()):
             self._trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run, settings.rollout)
-            resumed = await asyncio.to_thread(checkpoint.load_latest, settings.run.path / "checkpoints", self._trainer)
+            resumed = await asyncio.to_thread(checkpoint.load_latest, settings.run.checkpoints_root, self._trainer)
             _say(resumed, self._trainer.step)
             self._consumer = run.consumer(Stream.SCORED)
             self._worker = LearnerWorker(

@@ -15,6 +15,8 @@ EVALUATIONS = "evaluations.jsonl"
 SUMMARY = "summary.json"  # of `run`, when it has come to its end
 ENDPOINTS = "endpoints.json"  # where its services answer
 PROVENANCE = "provenance.json"  # what the run was made of
+CHECKPOINTS = "checkpoints"  # folder of what the learner goes on from
+WEIGHTS = "weights"  # folder of published versions
 _LONGEST_BYTES = 1 << 20  # of a record
 _RECENT_BYTES = 1 << 19  # of a file, in which its last records are looked for
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from services.cli.provenance import stored
 from shared.tracking import records
 from shared.tracking import settings as recorded
 from shared.tracking.sample import TRAINED, Sample, Tokens
@@ -78,6 +79,8 @@ def write_run(
     if settings is not None:
         (folder / recorded.FOLDER).mkdir(exist_ok=True)
         (folder / recorded.FOLDER / "learner.json").write_text(json.dumps(settings), encoding="utf-8")
+    if "provenance" in files:
+        files["provenance"] = {"schema": stored.SCHEMA, **files["provenance"]}
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return folder

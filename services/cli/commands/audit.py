@@ -36,7 +36,7 @@ async def audit(name: str) -> dict[str, Any]:
         UnavailableError: its Redis does not answer and left nothing.
     """
     async with attached(name) as at:
-        checkpoints = at.folder / "checkpoints" if at.folder else None
+        checkpoints = at.folder / records.CHECKPOINTS if at.folder else None
         if checkpoints is not None and not checkpoints.is_dir():
             checkpoints = None
         found = await streams.audit(at.redis, at.run, partial(trained_groups, checkpoints) if checkpoints else None)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from services.cli import sizes
 from services.cli.arguments import add_recipe, add_settings
 from services.cli.local.redis import find_server
 from services.cli.machine import MACHINE_CHECKS, existing_folder
@@ -62,7 +63,7 @@ async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
         return [*rows, (False, "settings", str(error))]
     rows.append(_check("disk", lambda: _disk(recipe)))
     rows.append(await _redis(recipe))
-    unnamed = {"model", "limits", "data", "streams"} if not names_model else set()
+    unnamed = {"model", "limits", "kernels", "data", "streams"} if not names_model else set()
     if recipe_file is None and recipe.run.task is None and not recipe.data.train:
         unnamed.add("task")
     checks = {name: check for name, check in {**CHECKS, **MACHINE_CHECKS}.items() if name not in unnamed}
@@ -95,9 +96,9 @@ def _package(name: str, fix: str) -> str:
 
 
 def _enough(found: int, wanted: int, what: str) -> str:
-    text = f"{found / 2**30:.1f} GiB {what}"
+    text = f"{sizes.in_words(found)} {what}"
     if found < wanted:
-        raise PreconditionError(f"{text}; a run wants {wanted / 2**30:.1f} GiB")
+        raise PreconditionError(f"{text}; a run wants {sizes.in_words(wanted)}")
     return text
 
 

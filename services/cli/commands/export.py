@@ -4,6 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from services.cli import sizes
 from services.cli.arguments import add_run
 from services.cli.exporting.folder import BEST, export
 from services.cli.recipe import run_folder
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     exported = export(run_folder(arguments.name), arguments.version, arguments.folder, arguments.adapter)
-    print(f"version {exported.version}, {exported.size_bytes / 2**20:.1f} MiB, verified: {exported.folder}")
+    print(f"version {exported.version}, {sizes.in_words(exported.size_bytes)}, verified: {exported.folder}")
     if arguments.push:
         print(f"to upload it: {shlex.join(['hf', 'upload', arguments.push, str(exported.folder)])}")
     return EXIT_OK

@@ -4,7 +4,7 @@ import argparse
 
 from services.cli.arguments import add_run, add_settings
 from services.cli.provenance.fork import fork
-from services.cli.provenance.record import RECIPE
+from services.cli.provenance.stored import RECIPE
 from services.cli.recipe import run_folder
 from shared.process.exits import EXIT_OK
 

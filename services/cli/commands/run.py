@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from pydantic import SecretStr
 
+from services.cli import sizes
 from services.cli.arguments import add_log_level, add_settings
 from services.cli.evaluations import best as best_of
 from services.cli.evaluations import by_set, of_main_set, versions_in_words
@@ -133,9 +134,9 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     }
     page = _leave(folder, details)
     say(f"ended:      {followed.end}")
-    say(f"peak memory of all processes: {memory.peak / 2**30:.2f} GiB")
-    say(f"checkpoint: {folder / 'checkpoints'}")
-    say(f"weights:    {folder / 'weights'}")
+    say(f"peak memory of all processes: {sizes.in_words(memory.peak)}")
+    say(f"checkpoint: {folder / records.CHECKPOINTS}")
+    say(f"weights:    {folder / records.WEIGHTS}")
     sampled_by = f", {best['sampled_by']}" if "sampled_by" in best else ""
     say(f"best:       version {best['version']}, held-out accuracy {best['accuracy']:.3f}{sampled_by}")
     for kind in ("checkpoint", "weights"):

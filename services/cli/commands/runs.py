@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.cli import sizes
 from services.cli.run_list import Listed, runs
 from shared.errors import NotFoundError
 from shared.process.exits import EXIT_OK
@@ -47,14 +48,6 @@ def _row(listed: Listed) -> tuple[str, ...]:
         str(listed.steps) if listed.total_steps is None else f"{listed.steps}/{listed.total_steps}",
         "-" if listed.best_accuracy is None else f"{listed.best_accuracy:.3f}",
         listed.started[:16].replace("T", " ") if listed.started else "-",
-        _size(listed.disk_bytes),
+        sizes.in_words(listed.disk_bytes),
         f"{origin}  ({listed.fault})" if listed.fault else origin,
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -9,12 +9,12 @@ from services.cli.dry_run.prompts import Prompts, read_prompts
 from services.cli.machine import device_bytes
 from services.cli.preflight import CHECKS, longest
 from services.cli.recipe import Recipe
+from services.cli.sizes import in_words
 from shared.errors import NotFoundError, RouterShiftError
 from shared.models.folder import INDEX
 from shared.models.layout import layout_of_folder
 from shared.streams.capacity import trajectory_bytes
 
-_GIB = 2**30
 _NEEDS_MODEL = ("model", "limits", "data", "streams")  # checks that read the model folder
 
 
@@ -97,7 +97,7 @@ def _sizes(recipe: Recipe, folder: Path, prompts: Prompts) -> Iterator[Line]:
     parts = list(memory.parts(recipe, model, longest_prompt))
     for part in parts:
         about = "about " if part.is_estimate else ""
-        yield Line("", "memory", f"{part.component:<10} {part.what:<28} {about}{_size(part.bytes)} on {part.device}")
+        yield Line("", "memory", f"{part.component:<10} {part.what:<28} {about}{in_words(part.bytes)} on {part.device}")
     yield from _devices(parts, recipe.generation.vllm.gpu_memory_utilization)
 
 
@@ -126,7 +126,7 @@ def _streams(recipe: Recipe, folder: Path) -> Iterator[Line]:
     layout = layout_of_folder(folder)
     each = trajectory_bytes(recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores)
     tickets = recipe.run.tickets * recipe.rollout.n * each
-    text = f"a longest response takes {_size(each)}, all tickets at that length {_size(tickets)}"
+    text = f"a longest response takes {in_words(each)}, all tickets at that length {in_words(tickets)}"
     yield Line("", "streams", text)
     if tickets > recipe.streams.max_bytes:
         yield Line(
@@ -145,10 +145,10 @@ def _devices(parts: Sequence[memory.Part], share: float | None) -> Iterator[Line
         exact = sum(part.bytes for part in own if not part.is_estimate)
         total = device_bytes(device)
         if total is None:
-            yield Line("", "memory", f"{'sum':<39} {_size(needed)} on {device}")
+            yield Line("", "memory", f"{'sum':<39} {in_words(needed)} on {device}")
             yield Line("note", "memory", f"this machine has no {device}, so its memory was not compared")
             continue
-        yield Line("", "memory", f"{'sum':<39} {_size(needed)} on {device}, which has {_size(total)}")
+        yield Line("", "memory", f"{'sum':<39} {in_words(needed)} on {device}, which has {in_words(total)}")
         if share is not None and any(part.component == "generation" for part in own):
             reserved = int(share * total) - sum(part.bytes for part in own if part.component == "generation")
             yield Line("", "memory", f"{'of which generation.vllm.gpu_memory_utilization takes':<39} {share:g}")
@@ -159,13 +159,6 @@ def _devices(parts: Sequence[memory.Part], share: float | None) -> Iterator[Line
             yield Line(
                 kind,
                 "memory",
-                f"{_size(needed)} do not fit into the {_size(total)} of {device}; the largest part is "
-                f"{_size(largest.bytes)} of {largest.component} for {largest.what}: change {largest.change}",
+                f"{in_words(needed)} do not fit into the {in_words(total)} of {device}; the largest part is "
+                f"{in_words(largest.bytes)} of {largest.component} for {largest.what}: change {largest.change}",
             )
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", _GIB), ("MiB", 2**20)):
-        if count >= size / 10:
-            return f"{count / size:.2f} {unit}"
-    return f"{count / 2**10:.2f} KiB"

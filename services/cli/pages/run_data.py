@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.cli.provenance import stored
 from shared.errors import CorruptDataError
 from shared.resuming import dotted
 from shared.tracking import records
@@ -35,7 +36,7 @@ def read(folder: Path) -> RunData:
     Raises:
         CorruptDataError: a file that is not the JSON that a run writes.
     """
-    provenance = _json(folder / records.PROVENANCE)
+    provenance = stored.read(folder) or {}
     settings = recorded.read(folder) or provenance.get("settings", {})
     return RunData(
         name=folder.resolve().name,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.preflight import preflight
-from services.cli.provenance import record
+from services.cli.provenance import record, stored
 from services.cli.provenance.environment import environment
 from services.cli.recipe import Recipe
 from services.learner.checkpointing import fork as checkpoints
@@ -44,15 +44,15 @@ def fork(parent: Path, run_id: str, step: int | None, flags: Sequence[str]) -> t
         InvalidInputError: a setting that is none, or changes the shape of the model; or no step would be left.
         CorruptDataError: the checkpoint is torn.
     """
-    before = record.read(parent)
+    before = stored.read(parent)
     if before is None:
         raise PreconditionError(f"{parent} has no {records.PROVENANCE}; start that run once more with this version")
     beside = f"run.folder={parent.absolute().parent}"
-    recipe = load(Recipe, parent / record.RECIPE, os.environ, [beside, *flags, f"run.id={run_id}"])
+    recipe = load(Recipe, parent / stored.RECIPE, os.environ, [beside, *flags, f"run.id={run_id}"])
     folder = recipe.run.path
     if folder.exists() and any(folder.iterdir()):
         raise PreconditionError(f"{folder} is there already; take another id")
-    source = checkpoints.find(parent / "checkpoints", step)
+    source = checkpoints.find(parent / records.CHECKPOINTS, step)
     step = step_of(source)
     if recipe.run.steps <= step:
         raise InvalidInputError(
@@ -75,10 +75,10 @@ def fork(parent: Path, run_id: str, step: int | None, flags: Sequence[str]) -> t
         made.mkdir()
         texts = {FILE: _carried(source, changes).encode()} if (source / FILE).is_file() else {}
         own = identity(recipe.learner, recipe.run, recipe.rollout)
-        checkpoints.fork(source, made / "checkpoints", own, texts)
-        weights = parent / "weights" / published.folder_name(step)
+        checkpoints.fork(source, made / records.CHECKPOINTS, own, texts)
+        weights = parent / records.WEIGHTS / published.folder_name(step)
         if weights.is_dir():
-            kept = made / "weights" / weights.name
+            kept = made / records.WEIGHTS / weights.name
             kept.mkdir(parents=True)
             checkpoints.link(weights, kept)
         record.write(made, recipe, now, None, environment(), parent=origin)

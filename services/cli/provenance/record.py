@@ -3,28 +3,23 @@
 docs/reference/provenance.md describes the keys.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from services.cli.provenance import stored
 from services.cli.provenance.environment import environment
 from services.cli.provenance.files import contents, model
 from services.cli.provenance.settings import flat, plain, recipe_toml
 from services.cli.recipe import Recipe
 from services.cli.tables import tables
 from services.learner.checkpointing.checkpoint import step_of
-from shared.errors import CorruptDataError, InvalidInputError
+from shared.errors import InvalidInputError
 from shared.files import write_durably
 from shared.resuming import Rule, differing, has_rule, rule_of, without_numbers
 from shared.tracking import records
-
-RECIPE = "recipe.toml"
-FILE = records.PROVENANCE
-SCHEMA = 1
 
 _MODEL = "run.model"
 _SHOWN_CHARACTERS = 12  # of a digest
@@ -60,7 +55,7 @@ class Start:
         folder, around = self.recipe.run.path, environment()
         found = differing(flat(self.before["environment"]), flat(around)) if self.before else ()
         start = {
-            "time": now(),
+            "time": stored.now(),
             "command": command,
             "recipe": str(recipe_file.absolute()) if recipe_file else None,
             "step": checkpointed_step(folder) or 0,
@@ -81,7 +76,7 @@ def prepare(recipe: Recipe) -> Start:
         NotFoundError: a file that settings name.
     """
     folder = recipe.run.path
-    before = read(folder)
+    before = stored.read(folder)
     now = made_of(recipe, before)
     changes = changes_between(before, now) if before else []
     refused = [change for change in changes if change.rule is not Rule.KNOB]
@@ -126,41 +121,16 @@ def write(
         parent: the run and the step that it was forked from, at the first time.
     """
     record = {
-        "schema": SCHEMA,
+        "schema": stored.SCHEMA,
         "run": recipe.run.id,
-        "created": before["created"] if before else now(),
+        "created": before["created"] if before else stored.now(),
         "parent": before["parent"] if before else parent,
         **made,
         "environment": around,
         "starts": [*(before["starts"] if before else ()), *([start] if start else ())],
     }
-    save(folder, record)
-    write_durably(folder / RECIPE, recipe_toml(recipe))
-
-
-def save(folder: Path, record: Mapping[str, Any]) -> None:
-    """Replaces provenance.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_durably(folder / FILE, records.dumps(record, indent=1) + "\n")
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """What was written at the last start; None where nothing was.
-
-    Raises:
-        CorruptDataError: it cannot be read, or a later version has written it.
-    """
-    file = folder / FILE
-    if not file.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        schema = record["schema"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CorruptDataError(f"{file} is no record of a run: {error}; bring it back from a copy") from None
-    if schema != SCHEMA:
-        raise CorruptDataError(f"{file} has schema {schema}, this version reads {SCHEMA}; use the one that wrote it")
-    return record
+    stored.save(folder, record)
+    write_durably(folder / stored.RECIPE, recipe_toml(recipe))
 
 
 def has_begun(folder: Path) -> bool:
@@ -171,7 +141,7 @@ def has_begun(folder: Path) -> bool:
 
 def checkpointed_step(folder: Path) -> int | None:
     """The step of the newest checkpoint; None where there is none."""
-    return max(map(step_of, (folder / "checkpoints").glob("step-*")), default=None)
+    return max(map(step_of, (folder / records.CHECKPOINTS).glob("step-*")), default=None)
 
 
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
@@ -205,11 +175,6 @@ def _changes(
 @cache
 def _defaults() -> Mapping[str, Any]:
     return {key.path: key.default for table in tables(Recipe) for key in table.keys}
-
-
-def now() -> str:
-    """The time as records have it: UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _digests(files: list[dict[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.cli.provenance import record
+from services.cli.provenance import record, stored
 from services.cli.provenance.environment import environment
 from services.cli.provenance.files import contents, model
 from services.cli.provenance.settings import flat, plain
@@ -30,10 +30,10 @@ def add(service: str, settings: BaseSettings, recipe_file: Path | None) -> None:
     try:
         around = environment()
         with locked(folder, "provenance", _LOCK_SECONDS):
-            before = record.read(folder)
-            record.save(folder, _with(service, settings, recipe_file, before or {}, around))
+            before = stored.read(folder)
+            stored.save(folder, _with(service, settings, recipe_file, before or {}, around))
     except (OSError, RouterShiftError) as error:
-        log.warning("what %s runs on is not in %s of the run's folder: %s", service, record.FILE, error)
+        log.warning("what %s runs on is not in %s of the run's folder: %s", service, stored.FILE, error)
 
 
 def _with(
@@ -50,7 +50,7 @@ def _with(
     ]
     earlier = services.get(service)
     moved = differing(flat(earlier["environment"]), flat(around)) if earlier else ()
-    now = record.now()
+    now = stored.now()
     start = {
         "time": now,
         "command": f"serve {service}",
@@ -62,7 +62,7 @@ def _with(
     # The learner makes what the run is for: what it runs on stands for the run.
     stands = service == "learner" or "environment" not in before
     return {
-        "schema": record.SCHEMA,
+        "schema": stored.SCHEMA,
         "run": settings.run.id,
         "created": before.get("created", now),
         "parent": before.get("parent"),

@@ -216,7 +216,7 @@ class Durable:
 
     @property
     def _checkpoints(self) -> Path:
-        return self._settings.run.path / "checkpoints"
+        return self._settings.run.checkpoints_root
 
     def _is_served(self, newest: pb.WeightsManifest | None) -> bool:
         """Whether the version of this step can be loaded, or a later one was announced before a crash."""

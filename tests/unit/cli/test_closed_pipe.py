@@ -34,6 +34,9 @@ class Learner(lrn_grpc.LearnerServiceServicer):
     def GetStatus(self, request: object, context: object) -> lrn.LearnerServiceGetStatusResponse:  # noqa: N802
         return lrn.LearnerServiceGetStatusResponse(run_id="led", phase=lrn.LEARNER_PHASE_TRAINING)
 
+    def Checkpoint(self, request: object, context: object) -> lrn.CheckpointResponse:  # noqa: N802
+        return lrn.CheckpointResponse()
+
     def Pause(self, request: object, context: object) -> lrn.PauseResponse:  # noqa: N802
         return lrn.PauseResponse(step=3)
 

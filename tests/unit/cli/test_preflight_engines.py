@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from services.cli.machine import MACHINE_CHECKS
 from services.cli.preflight import CHECKS, preflight
 from services.cli.recipe import Recipe
 from services.generation.engines.vllm import limits
@@ -56,8 +57,10 @@ def test_what_vllm_would_refuse_after_its_start(
 ) -> None:
     monkeypatch.setattr(limits, "built_for_cpu", lambda: True)
     named = [*FREE, "generation.engine=vllm", "run.task=countdown", f"run.model={model(tmp_path, **config)}"]
+    recipe = load(Recipe, None, {}, [*named, *flags])
     with pytest.raises(RouterShiftError) as refused:
-        CHECKS["limits"](load(Recipe, None, {}, [*named, *flags]))
+        CHECKS["limits"](recipe)
+        MACHINE_CHECKS["kernels"](recipe)
     assert said in str(refused.value)
 
 

@@ -217,3 +217,9 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str) -> None
     (tmp_path / "provenance.json").write_text(content, encoding="utf-8")
     with pytest.raises(CorruptDataError, match=r"provenance\.json"):
         report.write(tmp_path)
+
+
+def test_a_record_of_a_later_version_is_refused_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run", [step(1)], [evaluation(0, 0.5)], provenance={"schema": 99})
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "provenance.json has schema 99, this version reads 1; use the one that wrote it" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.cli.provenance import record, served
+from services.cli.provenance import record, served, stored
 from services.cli.recipe import Recipe
 from services.curriculum.settings import Settings as CurriculumTables
 from services.generation.settings import Settings as GenerationTables
@@ -57,7 +57,7 @@ def test_services_write_one_record_together(recipe: Path, order: list[str]) -> N
     for service in order:
         found = serve(service, recipe)
     assert "hunter2" not in json.dumps(found)
-    assert (found["schema"], found["run"], found["parent"]) == (record.SCHEMA, "mine", None)
+    assert (found["schema"], found["run"], found["parent"]) == (stored.SCHEMA, "mine", None)
     assert found["settings"].keys() >= {"run", "rollout", "curriculum", "data", "reward", "generation", "learner"}
     assert found["files"]["data.train.0.source"][0]["rows"] == 10
     assert [name for name in found["files"] if name.startswith("reward.verifiers.")]
@@ -95,7 +95,7 @@ def test_a_run_goes_on_where_services_were_alone(recipe: Path, services: list[st
     start = record.prepare(whole)
     assert start.changes == []
     start.write("run", recipe)
-    written = record.read(whole.run.path)
+    written = stored.read(whole.run.path)
     assert written is not None
     assert [each["command"] for each in written["starts"]] == [*(f"serve {service}" for service in services), "run"]
 
