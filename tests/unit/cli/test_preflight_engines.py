@@ -58,9 +58,13 @@ def test_what_vllm_would_refuse_after_its_start(
     monkeypatch.setattr(limits, "built_for_cpu", lambda: True)
     named = [*FREE, "generation.engine=vllm", "run.task=countdown", f"run.model={model(tmp_path, **config)}"]
     recipe = load(Recipe, None, {}, [*named, *flags])
-    with pytest.raises(RouterShiftError) as refused:
+
+    def check() -> None:
         CHECKS["limits"](recipe)
         MACHINE_CHECKS["kernels"](recipe)
+
+    with pytest.raises(RouterShiftError) as refused:
+        check()
     assert said in str(refused.value)
 
 
