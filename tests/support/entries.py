@@ -1,7 +1,8 @@
 """Groups on their way through the streams, and what became of them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from redis.asyncio import Redis
@@ -36,12 +37,13 @@ def message(group: Group, index: int) -> pb.TrajectoryGroup:
     return made
 
 
-async def put(run: Run, destination: Stream, *messages: pb.TrajectoryGroup) -> None:
-    """Brings groups onto a stream by the way that they go in a run."""
-    for made in messages:
+async def put(run: Run, destination: Stream, *messages: pb.TrajectoryGroup, traceparents: Sequence[str] = ()) -> None:
+    """Brings groups onto a stream by the way that they go in a run, each with its traceparent, as far as they reach."""
+    for made, traceparent in zip_longest(messages, traceparents, fillvalue=""):
+        assert isinstance(made, pb.TrajectoryGroup), "more traceparents than messages"
         index = await run.next_prompt()
         made.prompt.prompt_id = f"{index:08d}"
-        assert await run.admit(index, made.prompt, tickets=1000) == "ok"
+        assert await run.admit(index, made.prompt, tickets=1000, traceparent=str(traceparent)) == "ok"
         for source, next_stream in ((Stream.PROMPTS, Stream.ROLLOUTS), (Stream.ROLLOUTS, Stream.SCORED)):
             reader = run.consumer(source)
             (entry,) = await reader.read(1)

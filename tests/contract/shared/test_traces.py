@@ -19,6 +19,7 @@ from shared.tracing import spans
 from shared.tracing.kinds import EVALUATE
 from tests.support.access import CODE, SAMPLER, STRANGER, bearer, code_of, serving
 from tests.support.collector import Collector
+from tests.support.entries import until
 
 CONTEXT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE, SPAN = CONTEXT.split("-")[1:3]
@@ -86,6 +87,27 @@ async def test_a_drop_ends_the_trace_with_its_reason_once(run: Run, collector: C
     (dropped,) = collector.named("dropped")
     assert dropped.attributes == {"group": "00000000/0", "stream": "prompts", "reason": "aborted"}
     assert (dropped.failed, dropped.trace, dropped.parent) == ("aborted", TRACE, SPAN)
+
+
+async def test_a_wait_for_a_full_stream_is_a_span(
+    redis: Redis, run: Run, stream_settings: StreamSettings, collector: Collector
+) -> None:
+    run = Run(redis, run.keys.run, stream_settings.model_copy(update={"max_bytes": 1 << 16}))
+    payload = b"x" * 40_000
+    with collector.tracing():
+        for index, context in enumerate((CONTEXT, "")):
+            assert await run.admit(index, pb.Prompt(prompt_id=f"{index:08d}"), 2, traceparent=context) == "ok"
+        writer, reader = run.consumer(Stream.PROMPTS), run.consumer(Stream.ROLLOUTS)
+        traced, other = await writer.read(2)
+        await writer.hand_over(other, Stream.ROLLOUTS, payload)
+        waiting = asyncio.create_task(writer.hand_over(traced, Stream.ROLLOUTS, payload))
+        await until(lambda: run.has_waiting_producer(Stream.ROLLOUTS))
+        (entry,) = await reader.read(1)
+        await reader.end(entry, End.dropped("stale"))
+        assert await waiting
+    (room,) = collector.named("wait for room")
+    assert (room.attributes, room.trace, room.parent) == ({"stream": "rollouts"}, TRACE, SPAN)
+    assert room.ended > room.began
 
 
 async def test_a_dead_letter_ends_the_trace_and_a_replay_goes_on_with_it(run: Run, collector: Collector) -> None:

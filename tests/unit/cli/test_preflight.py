@@ -10,8 +10,9 @@ import pytest
 from services.cli.main import main
 from services.cli.preflight import CHECKS, preflight
 from services.cli.recipe import Recipe
-from shared.errors import RouterShiftError
+from shared.errors import MissingDependencyError, RouterShiftError
 from shared.recipes import load
+from shared.tracing import start
 from tests.support.preflight import FREE, model
 
 
@@ -48,6 +49,11 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
         ({}, ["generation.device=banana"], "generation.device is 'banana', which this machine does not have"),
         ({}, ["run.folder=/dev/null"], "run.folder is /dev/null, and /dev/null is no folder"),
         ({}, ["access.tokens=/none/tokens"], "/none/tokens cannot be read"),
+        (
+            {},
+            ["traces.endpoint=https://collector", "traces.headers_file=/none/headers"],
+            "traces.headers_file is /none/headers, which cannot be read",
+        ),
         ({}, ["access.certificate=/none/pem", "access.key=/none/key"], "/none/pem cannot be read"),
         ({}, ["run.task=sodoku"], "run.task is 'sodoku'; known: countdown"),
         (
@@ -213,3 +219,15 @@ def test_doctor_reads_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     code, found = rows(capsys, "--recipe", recipe, *flags("rollout.max_tokens=64"))
     assert code == 2
     assert "rollout.max_tokens is 64" in found["model"][1]
+
+
+def test_traces_without_their_extra_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(start, "find_spec", lambda name: None if name.startswith("opentelemetry") else find(name))
+    check(f"run.model={model(tmp_path)}")
+    with pytest.raises(
+        MissingDependencyError, match=r"traces.endpoint is 'http://x'.*pip install 'routershift\[traces\]'"
+    ):
+        check(f"run.model={model(tmp_path)}", "traces.endpoint=http://x")
