@@ -11,8 +11,8 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from services.cli.folders import run_folder
 from services.cli.local.redis import local_redis
-from services.cli.recipe import run_folder
 from services.cli.settings import SupervisorSettings
 from shared.errors import NotFoundError, PreconditionError, UnavailableError
 from shared.recipes import redis_of

@@ -1,13 +1,10 @@
 """A whole recipe: the tables of every service at once, for the commands that need to know all of them."""
 
-from pathlib import Path
-
 from services.cli.settings import SupervisorSettings
 from services.curriculum.settings import Settings as CurriculumTables
 from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
-from shared.errors import NotFoundError
 from shared.settings import SERVICES, ServerSettings
 
 
@@ -25,11 +22,3 @@ class Recipe(CurriculumTables, GenerationTables, LearnerTables, RewardTables):
     def names_redis(self) -> bool:
         """Whether a Redis is named, so that none of our own is started."""
         return "url" in self.redis.model_fields_set
-
-
-def run_folder(name: str) -> Path:
-    """The folder of a run by its path, or by its id below runs/. Raises NotFoundError."""
-    for folder in (Path(name), Path("runs") / name):
-        if folder.is_dir():
-            return folder
-    raise NotFoundError(f"run {name!r} has no folder here or below runs/; give the path of its folder")

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from routershift.v1 import learner_pb2 as lrn
+from services.cli.folders import run_folder
 from services.cli.provenance.stored import RECIPE
-from services.cli.recipe import run_folder
 from shared.clients import LearnerClient
 from shared.errors import DeadlineError, NotFoundError, PreconditionError, UnavailableError
 from shared.recipes import load

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-from routershift.client.credentials import is_loopback
+from routershift.loopback import is_loopback
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError
 from shared.tracing import spans
 from shared.tracing.settings import TracesSettings

@@ -4,18 +4,20 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from shared.errors import CorruptDataError
+
+# Who only reads them imports no pydantic.
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 log = logging.getLogger(__name__)
 
 FOLDER = "settings"
 
 
-def write(run: Path, service: str, settings: BaseModel) -> None:
+def write(run: Path, service: str, settings: "BaseModel") -> None:
     """Replaces those of an earlier start. Secrets are masked; a folder that takes no writes is logged and no error."""
     file = run / FOLDER / f"{service}.json"
     beside = file.with_name(f".{service}.{os.getpid()}")

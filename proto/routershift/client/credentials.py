@@ -3,7 +3,6 @@
 Files are as a Secret is mounted, and are read again when they change.
 """
 
-import ipaddress
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import grpc
 
 from routershift.errors import InvalidInputError, NotFoundError, RouterShiftError
+from routershift.loopback import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -164,17 +164,3 @@ def require_privacy(has_tokens: bool, target: str, encrypted: bool) -> None:
             f"tokens would go in clear text to or from {target}; set access.certificate and access.key for a server, "
             "and access.authority for a client"
         )
-
-
-def is_loopback(target: str) -> bool:
-    """Whether a gRPC target or a host stays on this machine."""
-    if target.startswith("unix:"):
-        return True
-    host = target.removeprefix("dns:").rsplit("/", 1)[-1].removeprefix("ipv4:").removeprefix("ipv6:")
-    if host.count(":") == 1 or "]" in host:
-        host = host.rpartition(":")[0] if not host.endswith("]") else host
-    host = host.strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,7 +7,7 @@ from pathlib import Path
 from services.cli import sizes
 from services.cli.arguments import add_run
 from services.cli.exporting.folder import BEST, export
-from services.cli.recipe import run_folder
+from services.cli.folders import run_folder
 from shared.process.exits import EXIT_OK
 
 

@@ -3,9 +3,9 @@
 import argparse
 
 from services.cli.arguments import add_run, add_settings
+from services.cli.folders import run_folder
 from services.cli.provenance.fork import fork
 from services.cli.provenance.stored import RECIPE
-from services.cli.recipe import run_folder
 from shared.process.exits import EXIT_OK
 
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from services.cli.folders import run_folder
 from services.cli.pages import report
-from services.cli.recipe import run_folder
 from shared.process.exits import EXIT_OK
 
 COMPARISON = Path("comparison.html")

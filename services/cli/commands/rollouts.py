@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from services.cli.arguments import add_run
-from services.cli.recipe import run_folder
+from services.cli.folders import run_folder
 from services.cli.rollouts.select import Wanted, select
 from services.cli.rollouts.show import Scale, lines, write
 from services.learner.settings import RouterShiftSettings

@@ -5,10 +5,10 @@ import contextlib
 import sys
 from pathlib import Path
 
-from routershift.client.credentials import is_loopback
+from routershift.loopback import is_loopback
 from services.cli.arguments import add_run
+from services.cli.folders import run_folder
 from services.cli.pages.server import ViewServer
-from services.cli.recipe import run_folder
 from shared.errors import PreconditionError
 from shared.process.exits import EXIT_OK
 

@@ -8,7 +8,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from routershift.client.channel import open_channel
-from routershift.client.credentials import is_loopback
+from routershift.loopback import is_loopback
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import learner_pb2, reward_pb2
 from routershift.v1 import trajectory_pb2 as pb

@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,3 +152,11 @@ def test_a_port_that_is_taken(tmp_path: Path, server: ViewServer, capsys: pytest
     assert main(["view", str(tmp_path), "--port", "65536"]) == 2
     assert main(["view", str(tmp_path / "none")]) == 2
     assert main(["view", str(tmp_path), "--host", "no such host", "--port", "0"]) == 2
+
+
+def test_it_begins_without_what_only_services_need() -> None:
+    """They take half of a second to import, in which nobody sees a page."""
+    heavy = {"pydantic", "grpc", "google.protobuf", "redis", "torch", "transformers", "prometheus_client"}
+    code = f"import sys, services.cli.commands.view; print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
