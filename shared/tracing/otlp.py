@@ -11,7 +11,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
 
+import requests
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -32,6 +34,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from routershift.loopback import is_loopback
 from shared.tracing.kinds import PREFIX, Kind, Role
 from shared.tracing.metrics import SPANS
 from shared.tracing.settings import TracesSettings
@@ -68,7 +71,11 @@ class OtlpTracer:
                 f"{PREFIX}run": run_id,
             }
         )
-        exporter = OTLPSpanExporter(settings.url, headers=dict(headers), timeout=settings.timeout_seconds)
+        session = requests.Session()
+        session.trust_env = not is_loopback(urlsplit(settings.url).netloc)  # no proxy leads back to this machine
+        exporter = OTLPSpanExporter(
+            settings.url, headers=dict(headers), timeout=settings.timeout_seconds, session=session
+        )
         self._waiting = _Waiting(settings.max_waiting)
         counted = _Counted(exporter, settings.url, self._waiting)
         self._processor = _Bounded(counted, self._waiting, settings.max_waiting)

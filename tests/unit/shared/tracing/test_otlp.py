@@ -194,3 +194,24 @@ def test_what_waits_is_sent_at_the_end(collector: Collector) -> None:
         for _ in range(100):
             spans.root(ADMIT).end()
     assert len(collector.spans) == 100
+
+
+def test_a_proxy_is_not_asked_for_what_is_on_this_machine(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with counted(exported=1), collector.tracing():
+        spans.root(ADMIT).end()
+
+
+def test_the_switch_of_opentelemetry_holds(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with counted(), collector.tracing():
+        admission = spans.root(ADMIT)
+        assert admission.traceparent == ""
+        admission.end()
+        spans.span(GENERATE, PARENT).end()
+    assert collector.requests == 0
