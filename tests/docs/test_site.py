@@ -135,6 +135,14 @@ def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Html]) -
     assert [(str(page), link) for page, link in loaded if urlsplit(link).netloc] == []
 
 
+def test_pictures_are_shown_and_small(site: Path, pages: dict[Path, Html]) -> None:
+    shown = {(page.parent / link).resolve() for page, html in pages.items() for link in html.loaded}
+    pictures = sorted((site / "images").iterdir())
+    assert len(pictures) > 5
+    assert [picture.name for picture in pictures if picture not in shown] == []
+    assert [picture.name for picture in pictures if picture.stat().st_size > 100_000] == []
+
+
 def test_what_text_says_is_not_taken_for_a_tag(pages: dict[Path, Html]) -> None:
     """As <think> of a sentence would be."""
     assert {tag for html in pages.values() for tag in html.tags} - TAGS == set()
