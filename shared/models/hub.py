@@ -6,13 +6,19 @@ Code that a model brings with it is neither fetched nor run.
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from shared.errors import MissingDependencyError, NotFoundError, PreconditionError
 from shared.models.folder import DESCRIPTIONS, INDEX, weight_names
 
 SCHEME = "hf://"  # before a name that must not be taken for a path
+_WEIGHTS = ("model.safetensors", "*-of-*.safetensors")  # whole, and in the shards that an index names
+_LOOKS: ContextVar[bool] = ContextVar("only_looking", default=False)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -70,6 +76,46 @@ def fetch(name: str, revision: str = "", *, weights: bool = True) -> Path:
     return folder
 
 
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What a start would fetch of a model."""
+
+    files: int
+    bytes: int
+
+
+@contextmanager
+def only_looking() -> Iterator[None]:
+    """In the block `fetch` looks into the cache and downloads nothing, as with HF_HUB_OFFLINE."""
+    token = _LOOKS.set(True)
+    try:
+        yield
+    finally:
+        _LOOKS.reset(token)
+
+
+def would_download(name: str, revision: str = "") -> Download:
+    """Asks the Hub what `fetch` would download; nothing is. Raises as `fetch` does.
+
+    Weights are those whose names an index has: the index itself is not read.
+    """
+    download = _downloader(name)
+    from huggingface_hub import constants
+
+    with _explained(name, revision):
+        listed: Any = download(
+            name,
+            revision=revision or None,
+            allow_patterns=[*DESCRIPTIONS, INDEX, *_WEIGHTS],
+            local_files_only=constants.is_offline_mode(),
+            dry_run=True,
+        )
+    shards = any(file.filename == INDEX for file in listed)
+    unused = _WEIGHTS[0] if shards else _WEIGHTS[1]
+    wanted = [file for file in listed if file.will_download and not fnmatch(file.filename, unused)]
+    return Download(len(wanted), sum(file.file_size for file in wanted))
+
+
 def _downloader(name: str) -> Callable[..., str]:
     """`snapshot_download`, which gives the folder of one commit in the cache. Offline it looks only there."""
     try:
@@ -79,7 +125,7 @@ def _downloader(name: str) -> Callable[..., str]:
             f"run.model is {name}, on the Hugging Face Hub, and huggingface_hub is not installed; run "
             "`pip install huggingface_hub`, or set run.model to a folder"
         ) from None
-    return partial(snapshot_download, local_files_only=constants.is_offline_mode())
+    return partial(snapshot_download, local_files_only=constants.is_offline_mode() or _LOOKS.get())
 
 
 @contextmanager
@@ -98,9 +144,13 @@ def _explained(name: str, revision: str) -> Iterator[None]:
             f"run.model is {name}; accept its terms at https://huggingface.co/{name}, and set HF_TOKEN to a token that "
             "may read it"
         ) from None
-    except errors.LocalEntryNotFoundError as error:
+    except (errors.LocalEntryNotFoundError, errors.DryRunError) as error:
         part = "only a part of it is" if isinstance(error, errors.IncompleteSnapshotError) else "it is not"
-        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the Hub cannot be reached"
+        why = "the Hub cannot be reached"
+        if constants.is_offline_mode():
+            why = "HF_HUB_OFFLINE is set"
+        elif _LOOKS.get() and not isinstance(error, errors.DryRunError):
+            why = "nothing is downloaded to look at it"
         raise NotFoundError(
             f"run.model is {name}; no such folder, and as a name on the Hugging Face Hub {part} in the cache "
             f"{constants.HF_HUB_CACHE}, while {why}. {_by_hand(name, revision)}"

@@ -21,7 +21,8 @@ from services.cli.local.redis import find_server
 from services.cli.machine import MACHINE_CHECKS, existing_folder
 from services.cli.preflight import CHECKS
 from services.cli.recipe import Recipe
-from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError
+from shared.errors import MissingDependencyError, NotFoundError, PreconditionError, RouterShiftError
+from shared.models import hub
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
 from shared.recipes import load
 from shared.streams.connection import connect, server_name
@@ -40,14 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """EXIT_BAD_INPUT where a check fails."""
-    rows = asyncio.run(doctor(arguments.recipe, arguments.flags))
+    with hub.only_looking():
+        rows = asyncio.run(doctor(arguments.recipe, arguments.flags))
     for well, name, text in rows:
         print(f"{'ok  ' if well else 'FAIL'} {name:<9} {text}")
     return EXIT_OK if all(well for well, _, _ in rows) else EXIT_BAD_INPUT
 
 
 async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
-    """One row a check: whether it is well, its name, and what was found or how to fix it.
+    """One row a check: whether it is well, its name, and what was found or how to fix it. Nothing is downloaded.
 
     Settings count as they would in a run: recipe, environment, flags. Where none of them names a model, or
     where prompts come from, it is not looked at.
@@ -63,6 +65,9 @@ async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
         return [*rows, (False, "settings", str(error))]
     rows.append(_check("disk", lambda: _disk(recipe)))
     rows.append(await _redis(recipe))
+    if names_model and (row := _download(recipe)) is not None:
+        rows.append(row)
+        names_model = False  # there is nothing to look at yet
     unnamed = {"model", "limits", "kernels", "data", "streams"} if not names_model else set()
     if recipe_file is None and recipe.run.task is None and not recipe.data.train:
         unnamed.add("task")
@@ -79,6 +84,25 @@ def _load(recipe_file: Path | None, flags: Sequence[str]) -> tuple[Recipe, bool]
     )
     placeholder = [] if names_model else [f"{_MODEL}none"]
     return load(Recipe, recipe_file, os.environ, [*placeholder, *flags]), names_model
+
+
+def _download(recipe: Recipe) -> Row | None:
+    """What a start would fetch of a model that the cache of the Hub lacks; None for a folder, or where it is there."""
+    run = recipe.run
+    if isinstance(run.model, Path):
+        return None
+    try:
+        run.model_folder()
+    except NotFoundError:
+        try:
+            found = hub.would_download(run.model, run.model_revision)
+        except RouterShiftError as error:
+            return False, "model", str(error)
+        size = sizes.in_words(found.bytes)
+        return True, "model", f"{run.model} is not in the cache: a start downloads {size} in {found.files} files"
+    except RouterShiftError:  # its own check says it
+        pass
+    return None
 
 
 def _check(name: str, check: Callable[[], str]) -> Row:
