@@ -77,7 +77,9 @@ class OtlpTracer:
             settings.url, headers=dict(headers), timeout=settings.timeout_seconds, session=session
         )
         self._waiting = _Waiting(settings.max_waiting)
-        counted = _Counted(exporter, settings.url, self._waiting)
+        self._reasons = _Reasons()
+        logging.getLogger(_SAYS).addFilter(self._reasons)
+        counted = _Counted(exporter, settings.url, self._waiting, self._reasons)
         self._processor = _Bounded(counted, self._waiting, settings.max_waiting)
         # Whether a prompt has a trace is decided once, from the trace's id; the rest of a trace goes by its parent.
         self._all = self._provider(resource, ParentBased(ALWAYS_ON))
@@ -108,6 +110,7 @@ class OtlpTracer:
                 "traces: %d spans were not sent to %s within %g s (traces.close_seconds) and are lost",
                 lost, self._settings.url, self._settings.close_seconds,
             )  # fmt: skip
+        logging.getLogger(_SAYS).removeFilter(self._reasons)
 
     def _provider(self, resource: Resource, sampler: Any) -> TracerProvider:
         limits = SpanLimits(max_span_attribute_length=_LONGEST_ATTRIBUTE)
@@ -171,12 +174,11 @@ class _Waiting:
 class _Counted(SpanExporter):
     """Counts what became of the spans that are sent, and says why where that changes."""
 
-    def __init__(self, exporter: SpanExporter, url: str, waiting: _Waiting) -> None:
+    def __init__(self, exporter: SpanExporter, url: str, waiting: _Waiting, reasons: "_Reasons") -> None:
         self._exporter = exporter
         self._url = url
         self._waiting = waiting
-        self._reasons = _Reasons()
-        logging.getLogger(_SAYS).addFilter(self._reasons)
+        self._reasons = reasons
         self._is_failing = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -196,7 +198,6 @@ class _Counted(SpanExporter):
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
-        logging.getLogger(_SAYS).removeFilter(self._reasons)
 
 
 class _Reasons(logging.Filter):
