@@ -63,7 +63,7 @@ async def test_the_context_goes_with_the_group(
         [{"group": "00000000/0", "stream": "scored", "step": 7}] if is_on else []
     )
     assert all((span.trace, span.parent) == (TRACE, SPAN) for span in collector.spans)
-    assert all(0 <= span.ended - span.began < 60e9 for span in waits), "the time since the entry was written"
+    assert all(0 <= span.ended - span.began < 3600e9 for span in waits), "the time since the entry was written"
 
 
 async def test_a_group_without_a_trace_has_no_field_for_it(redis: Redis, run: Run, collector: Collector) -> None:
