@@ -38,7 +38,7 @@ def data_plane() -> str:
                 lines(
                     "Calls refused by access control and limits",
                     "short",
-                    {"{{job}} {{reason}}": "sum by (job, reason) (increase(routershift_door_refused_total[5m]))"},
+                    {"{{job}} {{reason}}": "sum by (job, reason) (increase(routershift_calls_refused_total[5m]))"},
                     "In 5 minutes.",
                 ),
             ],

@@ -48,7 +48,7 @@ VALUES = {
     "stream_bytes": _STREAMS,
     "stream_oldest_entry_seconds": _STREAMS,
     "stream_redeliveries_total": _STREAMS,
-    "door_refused_total": {"reason": "unauthenticated, forbidden, overloaded"},
+    "calls_refused_total": {"reason": "unauthenticated, forbidden, overloaded"},
     "tracker_records_total": {"tracker": "its name", "outcome": "ok, failed, dropped"},
     "ledger_trajectories": {"state": "prompted, trained, dropped, dead, in_flight"},
     "generation_requests_total": {

@@ -20,7 +20,7 @@ from shared.settings import AccessSettings, ServerSettings
 HEALTH = "/grpc.health."  # probes know no secrets
 
 REFUSED = Counter(
-    "routershift_door_refused_total",
+    "routershift_calls_refused_total",
     "GRPC calls that the server turned away: no known token, a token for other methods, more calls than it takes",
     ["reason"],
 )
