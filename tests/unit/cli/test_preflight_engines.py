@@ -34,7 +34,7 @@ ROWS = ["data.train.0.source=rows.csv", "data.train.0.columns.prompt=q", "data.t
             ["generation.vllm.tensor_parallel_size=3"],
             "generation.vllm.tensor_parallel_size is 3, and the model has 4 attention heads",
         ),
-        ({"num_attention_heads": 4, "hidden_size": 64}, [], "has attention heads of size 16, and vLLM has CPU"),
+        ({"num_attention_heads": 4, "hidden_size": 64}, [], "has head_dim 16, and vLLM has CPU"),
         (
             {},
             ["generation.vllm.max_num_batched_tokens=100"],

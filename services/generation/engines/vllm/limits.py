@@ -96,7 +96,7 @@ def _refuse_sizes(model: Path, text: Mapping[str, Any], settings: VllmSettings, 
     size = text.get("head_dim") or (hidden // heads if isinstance(hidden, int) else None)
     if on_cpu and not text.get(_LATENT) and size is not None and size not in CPU_HEAD_SIZES:
         raise PreconditionError(
-            f"model folder {model} has attention heads of size {size}, and vLLM has CPU kernels for "
+            f"model folder {model} has head_dim {size}, and vLLM has CPU kernels for "
             f"{', '.join(map(str, CPU_HEAD_SIZES))}; set generation.engine to torch, or take another model"
         )
 
