@@ -35,7 +35,7 @@ from services.learner.monitoring.diagnostics import Diagnostics, summarise
 from services.learner.monitoring.kept import KeptTokens, kept_tokens
 from services.learner.monitoring.report import NON_FINITE, StepReport
 from services.learner.settings import LearnerSettings
-from shared.process.allocator import return_large_blocks
+from shared.process.allocator import return_freed_memory
 from shared.settings import RolloutSettings, RunSettings
 from shared.tracing import spans
 from shared.tracing.kinds import COLLATE
@@ -65,7 +65,6 @@ class Trainer:
     ) -> None:
         """Raises PreconditionError for router shift or replay on a model without known routers."""
         torch.set_num_threads(settings.threads)
-        return_large_blocks()  # else a process holds several times what its tensors take, more with every step
         self.step = 0
         self._settings = settings
         self._run = run
@@ -184,6 +183,7 @@ class Trainer:
         self.step += taken > 0
         if self._routing:
             self._routing.baseline.close_batch(self._ranks.sum)
+        return_freed_memory()  # else a process holds twice what its tensors take, more with every step
         found = encode_tensors(diagnostics.tensors() | keeps.tensors())
         return [decode_tensors(part) for part in self._ranks.gather(found)], taken > 0
 

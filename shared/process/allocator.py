@@ -1,21 +1,19 @@
-"""What glibc's malloc does with memory that a process has freed."""
+"""Memory that glibc's malloc keeps after a process has freed it."""
 
 import ctypes
 
-_M_MMAP_THRESHOLD = -3  # of <malloc.h>
-_LARGE_BYTES = 1 << 20
 
+def return_freed_memory() -> None:
+    """Gives the system back every free page of malloc, in the arenas of all threads (malloc_trim(3)).
 
-def return_large_blocks() -> None:
-    """From now on a block of 1 MiB or more goes back to the system when it is freed. Of the whole process.
+    malloc by itself gives back only what lies at the end of an arena, and raises what it takes from the system apart
+    to the largest block that was freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). So tensors lie in arenas among
+    small objects that live on, and what they leave cannot be used in another thread: a process that computes in
+    changing threads grows. A lower threshold would end that too, and costs a quarter of the time: the system has to
+    clear the pages of each tensor.
 
-    glibc asks the system for each large block on its own, but raises what counts as large to the largest block that was
-    freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). Tensors below that then share arenas with small objects that
-    live on, and their memory can neither go back nor, in the arena of another thread, be used again. A fixed threshold
-    is what ends that; the price is that the system clears the pages of each large block anew.
-
-    Does nothing where the C library has no mallopt.
+    Does nothing where the C library has no malloc_trim.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

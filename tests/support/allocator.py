@@ -1,34 +1,31 @@
-"""Prints what malloc takes and gives back in a process that has a trainer, whose malloc nothing else has changed."""
+"""Prints how much memory a step of a trainer returns, in a process whose malloc nothing else has changed."""
 
-import ctypes
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
+from tests.support.rollouts import load, random_groups
 from tests.support.training import PLAIN, make
 
-_MIB = 1 << 20
-
-
-class _Mallinfo2(ctypes.Structure):
-    """struct mallinfo2 of glibc 2.33 and later."""
-
-    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    _fields_ = [(name, ctypes.c_size_t) for name in _names]
+_BLOCK = 64 << 10  # bytes: malloc does not ask the system for it alone
+_BLOCKS = 8192
 
 
 def main(folder: Path) -> None:
-    """A line for each of two blocks, of 31 and then of 2 MiB: the bytes taken, and given back once it was freed."""
-    make(folder, **PLAIN)
-    mallinfo2 = ctypes.CDLL(None).mallinfo2
-    mallinfo2.restype = _Mallinfo2
-    for size in (31 * _MIB, 2 * _MIB):
-        before = mallinfo2().hblkhd
-        block = torch.empty(size, dtype=torch.uint8)
-        held = mallinfo2().hblkhd
-        del block
-        print(held - before, held - mallinfo2().hblkhd)
+    """Frees seven of eight blocks between others that stay, and takes a step: the resident bytes before and after."""
+    trainer = make(folder, **PLAIN)
+    groups = random_groups(load(folder), groups=4, samples=4)
+    trainer.train_step(groups)
+    blocks = [torch.ones(_BLOCK, dtype=torch.uint8) for _ in range(_BLOCKS)]
+    kept = blocks[::8]
+    del blocks
+    process = psutil.Process()
+    before = process.memory_info().rss
+    trainer.train_step(groups)
+    print(before, process.memory_info().rss)
+    del kept
 
 
 if __name__ == "__main__":
