@@ -21,10 +21,27 @@ def make_judge(recipe: Recipe) -> Judge:
             return unknown_in_words(name, verifiers)
         if name not in checks:
             checks[name] = _validator(verifiers[name].reference_schema)
-        fault = next(iter(checks[name].iter_errors(reference)), None) if checks[name] else None
-        return None if fault is None else f"{fault.json_path.removeprefix('$.')}: {fault.message[:200]}"
+        if checks[name] is None or checks[name].is_valid(reference):
+            return None
+        return _in_words(checks[name], reference)
 
     return judge
+
+
+def _in_words(validator: Any, reference: Mapping[str, Any]) -> str:
+    """What is wrong with a reference, with the types that a value may have, and what makes text of a number."""
+    from jsonschema.exceptions import best_match
+
+    fault = best_match(validator.iter_errors(reference))
+    field, value = fault.json_path.removeprefix("$."), fault.instance
+    schemas = fault.validator_value if fault.validator == "anyOf" else [fault.schema]
+    if any(inner.validator != "type" for inner in fault.context or [fault]):
+        return f"{field}: {fault.message[:200]}"
+    types = [str(schema["type"]) for schema in schemas]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    can_be_text = "string" in types and is_number and field.isidentifier()
+    fix = f'; columns.{field} = "{{{{ COLUMN | string }}}}" makes text of it' if can_be_text else ""
+    return f"{field} is {str(value)[:200]}; expected {' or '.join(types)}{fix}"
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:

@@ -49,7 +49,7 @@ class Guess:
     reward: Path | None  # a file whose function judges, in place of the verifier that would be guessed
     data: dict[str, Any]  # keys of the table [[data.train]] but the source
     settings: dict[str, Any]  # others
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)  # a line each
 
     def recipe(self, flags: Sequence[str] = ()) -> Recipe:
         """The settings as a run would have them."""
@@ -93,19 +93,19 @@ def guess(model: str, source: Path, reward: Path | None = None) -> Guess:
         made.reasons.append("chat_template = false: the model has none, so it reads the prompt as it is")
     items = _data(made, rows, tokenizer, folder)
     _run(made, folder, max((item.token_ids.size for item in items), default=0))
+    made.reasons = [" ".join(reason.split()) for reason in made.reasons]  # names of columns may hold line breaks
     return made
 
 
 def _data(made: Guess, rows: Sequence[Row], tokenizer: Any, folder: Path) -> list[Item]:
     """Fills in where a prompt and a reference stand in a row; gives the rows as items."""
-    for name, preset in PRESETS.items():
+    for name in PRESETS:
         if made.reward is not None:
             break  # presets name verifiers of their own, and a reward file reads the column as it is
         items = _items(made, {**made.data, "preset": name}, rows, tokenizer, folder)
         if len(items) >= _ENOUGH * len(rows):
             made.data = {"preset": name, **made.data}
-            columns = ", ".join(sorted(preset.get("columns", {}).values()))
-            made.reasons.append(f"preset = {name!r}: {len(items)} of {len(rows)} rows have its columns ({columns})")
+            made.reasons.append(f"preset = {name!r}: {len(items)} of {len(rows)} rows have its columns")
             return items
     there = list(dict.fromkeys(path for row in rows[:20] for path in _paths(row.columns)))
     prompt = _named(there, _PROMPTS)

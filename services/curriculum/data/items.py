@@ -156,7 +156,7 @@ class ItemMaker:
 
     def _plain(self, field: str, value: Any) -> Any:
         """As JSON has it. Raises RowError for what is not there, or what JSON does not have."""
-        if value is None or value == "" or value == [] or value == {}:
+        if value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip()):
             raise RowError(
                 self._named(field), f"the row has no {field}; fill it, or leave the row out by `filter`", value
             )

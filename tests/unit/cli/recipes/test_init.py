@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from services.cli.main import main
@@ -13,6 +15,7 @@ from services.cli.recipe import Recipe
 from shared.recipes import load
 from shared.settings import SERVICES, StreamSettings
 from tests.support.models import save_model
+from tests.support.published_rows import ROWS, SOLVE, verl
 
 GSM8K = Path(__file__).parents[4] / "deploy/recipes/gsm8k/train.jsonl"
 FREE = [
@@ -46,6 +49,34 @@ def test_rows_in_the_form_of_gsm8k(
     assert recipe.learner.algorithm == "rspo"
     assert main(["run", "recipe.toml", "--dry-run", *FREE, "--set", "generation.engine=torch"]) == 0
     assert main(["data", "check", "recipe.toml"]) == 0
+
+
+@pytest.mark.parametrize("preset", [preset for preset in ROWS if preset != "gsm8k"])
+def test_rows_in_the_form_of_a_preset(
+    model: Path, tmp_path: Path, preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their columns are Jinja, some of it over several lines, and every reason is a comment of one line."""
+    file, output = lines(tmp_path / "rows.jsonl", [row for row, _, _ in ROWS[preset]]), tmp_path / "made.toml"
+    assert main(["init", str(model), str(file), "--output", str(output)]) == 0
+    *reasons, _, _ = capsys.readouterr().out.splitlines()
+    assert [f"# {reason}" for reason in reasons] == output.read_text().splitlines()[1 : len(reasons) + 1]
+    load(Recipe, output, {})
+
+
+def test_rows_of_verl_in_parquet(model: Path, tmp_path: Path) -> None:
+    file, output = tmp_path / "train.parquet", tmp_path / "made.toml"
+    rows = [verl(SOLVE.format(f"What is {i} + {i}?"), str(2 * i), extra_info={"index": i}) for i in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    assert main(["init", str(model), str(file), "--output", str(output)]) == 0
+    assert main(["data", "check", str(output)]) == 0
+    assert main(["data", "check", str(file), "--model", str(model)]) == 0
+
+
+def test_a_column_whose_name_has_a_line_break_puts_no_line_into_the_recipe(model: Path, tmp_path: Path) -> None:
+    rows = [{**row, "odd\n[run]\nsteps = 1": i} for i, row in enumerate(sums(20))]
+    file, output = lines(tmp_path / "rows.jsonl", rows), tmp_path / "made.toml"
+    assert main(["init", str(model), str(file), "--output", str(output)]) == 0
+    assert load(Recipe, output, {}).run.steps == 100
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([{"question": "q"}], {}, "row 4, column answer: no such column: the row has question; name one of these"),
         ([{"question": "q", "answer": None}], {}, "row 4, column answer, is None: the row has no reference; fill it"),
         ([{"question": "q", "answer": ""}], {}, "row 4, column answer, is '': the row has no reference"),
+        ([{"question": "q", "answer": "  "}], {}, "row 4, column answer, is '  ': the row has no reference"),
         ([{"question": " ", "answer": "1"}], {}, "row 4, column question: the row has no prompt"),
         ([{"question": None, "answer": "1"}], {}, "row 4, column question: the row has no prompt"),
         ([{"question": "q", "answer": 7}], {}, "row 4, column answer, is 7: it is a number, and text in most rows"),
