@@ -67,6 +67,7 @@ def load(settings: Settings, model: Path, judge: Judge | None = None) -> Loaded:
         if items:
             report.first_prompt = tokenizer.decode(items[0].token_ids.tolist())
             report.first_token_ids = tuple(items[0].token_ids.tolist())
+            _check_alike(loaded, report, items)
         is_train = not isinstance(source, EvalSettings)
         (loaded.train if is_train else loaded.eval).append(items)
         (loaded.report.train if is_train else loaded.report.eval).append(report)
@@ -103,6 +104,20 @@ def _usable(
         else:
             items.append(each)
     return _of_one_type(items, report)
+
+
+def _check_alike(loaded: Loaded, report: SourceReport, items: Sequence[Item]) -> None:
+    """Refuses prompts that read the same where their references differ: a template that names no column."""
+    first = items[0]
+    if any(not np.array_equal(item.token_ids, first.token_ids) for item in items):
+        return
+    if any(item.reference != first.reference for item in items):
+        loaded.fail(
+            InvalidInputError(
+                f"{report.where}: all {len(items)} prompts read the same, {in_words(report.first_prompt)}, and their "
+                "references differ; name the columns of the problem in `prompt`, or mend `chat_template`"
+            )
+        )
 
 
 def _unfit(item: Item, room: int | None) -> BadRow | None:

@@ -86,6 +86,17 @@ def test_a_row_that_cannot_be_used_is_named_with_its_fix(
     assert made.report.train[0].rows == 5
 
 
+def test_prompts_that_all_read_the_same_are_refused_where_their_references_differ(model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", sums(10))
+    made = loaded(model, [source(path, prompt="Add them.")])
+    (error,) = made.errors
+    assert str(error).startswith("data.train.0: all 10 prompts read the same, '")
+    assert "Add them." in str(error)
+    assert "name the columns of the problem in `prompt`" in str(error)
+    same = write_jsonl(tmp_path / "b.jsonl", [{"question": "q", "answer": "1"}] * 10)
+    assert not any("read the same" in str(error) for error in loaded(model, [source(same)]).errors)
+
+
 def test_few_bad_rows_are_counted_and_the_rest_is_used(model: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*sums(10), {"question": "q"}, "{"])
     made = loaded(model, [source(path)], max_bad_share=0.2)
