@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until Ctrl-C, which ends it well."""
+    """Serves until Ctrl-C or SIGTERM, which end it well."""
     folder = run_folder(arguments.name)
     with _server(folder, arguments.host, arguments.port) as server:
         if not is_loopback(server.address):
@@ -35,6 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         print(server.url, flush=True)
+        # A shell starts what runs in the background with SIGINT ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -15,7 +15,8 @@ FLAGS = [f"run.model={NAME}", "run.task=countdown", "rollout.max_tokens=8", "gen
 
 def doctor(home: Path, **environment: str) -> tuple[int, dict[str, tuple[str, str]]]:
     arguments = [part for flag in FLAGS for part in ("--set", flag)]
-    ran = cli.run("doctor", *arguments, cwd=home, changes={"HF_HOME": str(home / "hf"), "HF_TOKEN": "", **environment})
+    hub_settings = {"HF_HOME": str(home / "hf"), "HF_TOKEN": "", "HF_HUB_OFFLINE": "0"}  # whatever other tests set
+    ran = cli.run("doctor", *arguments, cwd=home, changes={**hub_settings, **environment})
     assert "Traceback" not in ran.stderr, ran.stderr
     lines = [line.split(None, 2) for line in ran.stdout.splitlines()]
     return ran.returncode, {name: (mark, text) for mark, name, text in lines}

@@ -286,15 +286,32 @@ def test_a_page_that_is_open_follows_its_run(page: Page, served: ViewServer) -> 
     assert "168" in page.text("#dropped-table")  # 8 a step
 
 
-def test_the_command_serves_until_it_is_interrupted(tab: Page, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "services.cli.main", "view", str(make_run(tmp_path)), "--port", "0"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_told_to_end(tab: Page, tmp_path: Path, number: signal.Signals) -> None:
+    """Also where it runs in the background of a shell, which ignores SIGINT there."""
+    command = [
+        "sh",
+        "-c",
+        'trap "" INT; exec "$@"',
+        "sh",
+        sys.executable,
+        "-m",
+        "services.cli.main",
+        "view",
+        str(make_run(tmp_path)),
+        "--port",
+        "0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
         assert serving.stdout is not None
         url = serving.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
         tab.open(url)
         tab.wait("document.getElementById('live').innerText === 'live'")
-        serving.send_signal(signal.SIGINT)
-        assert serving.wait(timeout=60) == 0
+        serving.send_signal(number)
+        try:
+            assert serving.wait(timeout=60) == 0
+        finally:
+            serving.kill()
     tab.wait("document.getElementById('live').innerText === 'not connected'")
     tab.open("about:blank")
