@@ -82,7 +82,11 @@ def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "RUN_STEPS": str(STEPS),
     }
     try:
-        engine.compose("up", "-d", "--no-build", *SERVICES)
+        try:
+            engine.compose("up", "-d", "--no-build", *SERVICES)
+        except AssertionError as error:
+            error.add_note(engine.compose("ps") + engine.compose("logs", "--no-color", "--tail", "40"))
+            raise
         yield Stack(engine)
     finally:
         engine.compose("down", "--volumes", "--timeout", "30")

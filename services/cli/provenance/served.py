@@ -21,6 +21,7 @@ from shared.settings import BaseSettings, RunSettings
 log = logging.getLogger(__name__)
 
 _LOCK_SECONDS = 30.0  # others hold it for the time that it takes to write a file
+_LOAD_WEIGHTS = ("generation", "learner")
 _KEPT_STARTS = 200  # a service that its cluster starts again and again does not fill the disk
 
 
@@ -32,7 +33,7 @@ def add(service: str, settings: BaseSettings, recipe_file: Path | None) -> None:
         with locked(folder, "provenance", _LOCK_SECONDS):
             before = stored.read(folder)
             stored.save(folder, _with(service, settings, recipe_file, before or {}, around))
-    except (OSError, RouterShiftError) as error:
+    except (OSError, RouterShiftError, ImportError) as error:  # an image has the packages of its own service alone
         log.warning("what %s runs on is not in %s of the run's folder: %s", service, stored.FILE, error)
 
 
@@ -67,7 +68,7 @@ def _with(
         "created": before.get("created", now),
         "parent": before.get("parent"),
         "settings": {**known, **tables},
-        "model": _model(settings.run, before.get("model")),
+        "model": _model(service, settings.run, before.get("model")),
         "files": {**before.get("files", {}), **contents(settings, before.get("files", {}))},
         "environment": around if stands else before["environment"],
         "services": {**services, service: {"time": now, "environment": around}},
@@ -75,9 +76,8 @@ def _with(
     }
 
 
-def _model(run: RunSettings, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The model as this service has it; reward has none."""
-    try:
+def _model(service: str, run: RunSettings, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The model as a service that loads its weights has it; the images of the others cannot read them."""
+    if service in _LOAD_WEIGHTS:
         return model(run)
-    except RouterShiftError:
-        return known or {"folder": str(run.model), "fingerprint": None}
+    return known or {"folder": str(run.model), "fingerprint": None}

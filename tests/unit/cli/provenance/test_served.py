@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,16 @@ def test_a_run_goes_on_where_services_were_alone(recipe: Path, services: list[st
     written = stored.read(whole.run.path)
     assert written is not None
     assert [each["command"] for each in written["starts"]] == [*(f"serve {service}" for service in services), "run"]
+
+
+@pytest.mark.parametrize("service", ["reward", "curriculum"])
+def test_an_image_that_cannot_read_weights_tells_of_its_service(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    found = serve(service, recipe)
+    assert found["services"][service]["environment"]
+    assert found["model"]["fingerprint"] is None
 
 
 def test_starts_without_end_do_not_fill_the_disk(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
