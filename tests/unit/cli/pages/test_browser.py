@@ -1,4 +1,7 @@
-"""The pages in a browser, clicked as people do."""
+"""The pages in a browser, clicked as people do.
+
+Long because every control of the report and of the live page has its click.
+"""
 
 import json
 import re
@@ -289,19 +292,8 @@ def test_a_page_that_is_open_follows_its_run(page: Page, served: ViewServer) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_told_to_end(tab: Page, tmp_path: Path, number: signal.Signals) -> None:
     """Also where it runs in the background of a shell, which ignores SIGINT there."""
-    command = [
-        "sh",
-        "-c",
-        'trap "" INT; exec "$@"',
-        "sh",
-        sys.executable,
-        "-m",
-        "services.cli.main",
-        "view",
-        str(make_run(tmp_path)),
-        "--port",
-        "0",
-    ]
+    view = [sys.executable, "-m", "services.cli.main", "view", str(make_run(tmp_path)), "--port", "0"]
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *view]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
         assert serving.stdout is not None
         url = serving.stdout.readline().strip()
