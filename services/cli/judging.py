@@ -34,9 +34,9 @@ def _in_words(validator: Any, reference: Mapping[str, Any]) -> str:
 
     fault = best_match(validator.iter_errors(reference))
     field, value = fault.json_path.removeprefix("$."), fault.instance
-    schemas = fault.validator_value if fault.validator == "anyOf" else [fault.schema]
     if any(inner.validator != "type" for inner in fault.context or [fault]):
         return f"{field}: {fault.message[:200]}"
+    schemas = fault.validator_value if fault.validator == "anyOf" else [fault.schema]
     types = [str(schema["type"]) for schema in schemas]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     can_be_text = "string" in types and is_number and field.isidentifier()

@@ -5,7 +5,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -92,18 +93,12 @@ async def services(
         for change in start.changes:
             say(f"other than before: {change}")
         await asyncio.to_thread(start.write, command, recipe_file)  # not before the run is known to be ours
-        yield await stack.enter_async_context(_on_free_ports(recipe, recipe_file, settled, log_level, url, redis))
+        serving = partial(_serving, recipe, recipe_file, settled, log_level, url, redis)
+        yield await stack.enter_async_context(_on_free_ports(serving))
 
 
 @contextlib.asynccontextmanager
-async def _on_free_ports(
-    recipe: Recipe,
-    recipe_file: Path | None,
-    settled: Sequence[str],
-    log_level: str,
-    url: str,
-    redis: Sequence[SupervisedProcess],
-) -> AsyncIterator[Services]:
+async def _on_free_ports(serving: Callable[[], AbstractAsyncContextManager[Services]]) -> AsyncIterator[Services]:
     """Starts the services, and again at other ports where something else took one before they listened there.
 
     Only starts of `run` and `up` keep out of each other's way; a service that was started alone, or another program,
@@ -116,7 +111,7 @@ async def _on_free_ports(
     async with contextlib.AsyncExitStack() as stack:
         for attempt in range(_STARTS):
             try:
-                running = await stack.enter_async_context(_serving(recipe, recipe_file, settled, log_level, url, redis))
+                running = await stack.enter_async_context(serving())
             except ServiceEndedError as error:
                 if error.code != EXIT_PORT_TAKEN or attempt + 1 == _STARTS:
                     raise

@@ -53,15 +53,9 @@ class Start:
     def write(self, command: str, recipe_file: Path | None) -> None:
         """Adds this start to the run's folder. Raises OSError where the disk takes no writes."""
         folder, around = self.recipe.run.path, environment()
-        found = differing(flat(self.before["environment"]), flat(around)) if self.before else ()
-        start = {
-            "time": stored.now(),
-            "command": command,
-            "recipe": str(recipe_file.absolute()) if recipe_file else None,
-            "step": checkpointed_step(folder) or 0,
-            "settings_changed": [change.as_record() for change in self.changes],
-            "environment_changed": [{"name": name, "before": was, "now": value} for name, was, value in found],
-        }
+        changed = [change.as_record() for change in self.changes]
+        earlier = self.before["environment"] if self.before else None
+        start = start_entry(folder, command, recipe_file, changed, earlier, around)
         write(folder, self.recipe, self.now, self.before, around, start=start)
 
 
@@ -131,6 +125,30 @@ def write(
     }
     stored.save(folder, record)
     write_durably(folder / stored.RECIPE, recipe_toml(recipe))
+
+
+def start_entry(
+    folder: Path,
+    command: str,
+    recipe_file: Path | None,
+    settings_changed: Sequence[Mapping[str, Any]],
+    earlier: Mapping[str, Any] | None,
+    around: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A start, as it stands among the starts of a record.
+
+    Args:
+        earlier, around: what `environment` found at the start before, None for none, and now.
+    """
+    moved = differing(flat(earlier), flat(around)) if earlier else ()
+    return {
+        "time": stored.now(),
+        "command": command,
+        "recipe": str(recipe_file.absolute()) if recipe_file else None,
+        "step": checkpointed_step(folder) or 0,
+        "settings_changed": list(settings_changed),
+        "environment_changed": [{"name": name, "before": was, "now": value} for name, was, value in moved],
+    }
 
 
 def has_begun(folder: Path) -> bool:

@@ -30,54 +30,53 @@ def add(service: str, settings: BaseSettings, recipe_file: Path | None) -> None:
     folder = settings.run.path
     try:
         around = environment()
+        known = stored.read(folder) or {}
+        files = contents(settings, known.get("files", {}))  # minutes, where data is large: others need the lock
+        made = _model(service, settings.run)
         with locked(folder, "provenance", _LOCK_SECONDS):
-            before = stored.read(folder)
-            stored.save(folder, _with(service, settings, recipe_file, before or {}, around))
+            before = stored.read(folder) or {}
+            stored.save(folder, _with(service, settings, recipe_file, before, around, files, made))
     except (OSError, RouterShiftError, ImportError) as error:  # an image has the packages of its own service alone
         log.warning("what %s runs on is not in %s of the run's folder: %s", service, stored.FILE, error)
 
 
 def _with(
-    service: str, settings: BaseSettings, recipe_file: Path | None, before: Mapping[str, Any], around: Mapping[str, Any]
+    service: str,
+    settings: BaseSettings,
+    recipe_file: Path | None,
+    before: Mapping[str, Any],
+    around: Mapping[str, Any],
+    files: Mapping[str, Any],
+    made: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The record of the run with this start in it."""
+    folder = settings.run.path
     tables, known, services = plain(settings), before.get("settings", {}), before.get("services", {})
+    told = [table for table in tables if table in known]  # by this service before, or by another that has them too
     changed = [
         {"setting": name, "before": was, "now": value}
         for name, was, value in differing(
-            flat({table: known[table] for table in tables if table in known}), flat(tables)
+            flat({table: known[table] for table in told}), flat({table: tables[table] for table in told})
         )
-        if name.partition(".")[0] in known
     ]
-    earlier = services.get(service)
-    moved = differing(flat(earlier["environment"]), flat(around)) if earlier else ()
-    now = stored.now()
-    start = {
-        "time": now,
-        "command": f"serve {service}",
-        "recipe": str(recipe_file.absolute()) if recipe_file else None,
-        "step": record.checkpointed_step(settings.run.path) or 0,
-        "settings_changed": changed,
-        "environment_changed": [{"name": name, "before": was, "now": value} for name, was, value in moved],
-    }
+    earlier = services[service]["environment"] if service in services else None
+    start = record.start_entry(folder, f"serve {service}", recipe_file, changed, earlier, around)
     # The learner makes what the run is for: what it runs on stands for the run.
     stands = service == "learner" or "environment" not in before
     return {
         "schema": stored.SCHEMA,
         "run": settings.run.id,
-        "created": before.get("created", now),
+        "created": before.get("created", start["time"]),
         "parent": before.get("parent"),
         "settings": {**known, **tables},
-        "model": _model(service, settings.run, before.get("model")),
-        "files": {**before.get("files", {}), **contents(settings, before.get("files", {}))},
+        "model": made or before.get("model") or {"folder": str(settings.run.model), "fingerprint": None},
+        "files": {**before.get("files", {}), **files},
         "environment": around if stands else before["environment"],
-        "services": {**services, service: {"time": now, "environment": around}},
+        "services": {**services, service: {"time": start["time"], "environment": around}},
         "starts": [*before.get("starts", ()), start][-_KEPT_STARTS:],
     }
 
 
-def _model(service: str, run: RunSettings, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The model as a service that loads its weights has it; the images of the others cannot read them."""
-    if service in _LOAD_WEIGHTS:
-        return model(run)
-    return known or {"folder": str(run.model), "fingerprint": None}
+def _model(service: str, run: RunSettings) -> Mapping[str, Any] | None:
+    """The model as a service that loads its weights has it; None of the others, whose images cannot read them."""
+    return model(run) if service in _LOAD_WEIGHTS else None

@@ -17,23 +17,10 @@ from tests.support.models import save_model
 
 Load = Callable[..., Recipe]
 
-RECIPE = """
-[run]
-id = "mine"
-model = "./model"
-[data]
-train = [{source = "rows.jsonl", columns = {prompt = "question", answer = "answer"}, verifier = {file = "mine.py"}}]
-"""
-
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "model")
-    write_jsonl(tmp_path / "rows.jsonl", sums(10))
-    (tmp_path / "mine.py").write_text("def score(response, reference):\n    return 1.0\n")
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    return lambda *flags, **environment: recipes.load(Recipe, tmp_path / "recipe.toml", environment, flags)
+def load(recipe: Path) -> Load:
+    return lambda *flags, **environment: recipes.load(Recipe, recipe, environment, flags)
 
 
 def begin(recipe: Recipe) -> list[str]:

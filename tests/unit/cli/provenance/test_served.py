@@ -17,8 +17,6 @@ from services.reward.settings import Settings as RewardTables
 from shared import recipes
 from shared.settings import BaseSettings
 from shared.tracking import records
-from tests.support.data import sums, write_jsonl
-from tests.support.models import save_model
 
 TABLES: dict[str, type[BaseSettings]] = {
     "reward": RewardTables,
@@ -26,24 +24,6 @@ TABLES: dict[str, type[BaseSettings]] = {
     "learner": LearnerTables,
     "generation": GenerationTables,
 }
-RECIPE = """
-[run]
-id = "mine"
-model = "./model"
-[data]
-train = [{source = "rows.jsonl", columns = {prompt = "question", answer = "answer"}, verifier = {file = "mine.py"}}]
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    save_model(tmp_path / "model")
-    write_jsonl(tmp_path / "rows.jsonl", sums(10))
-    (tmp_path / "mine.py").write_text("def score(response, reference):\n    return 1.0\n")
-    file = tmp_path / "recipe.toml"
-    file.write_text(RECIPE)
-    return file
 
 
 def serve(service: str, recipe: Path, *flags: str) -> dict[str, Any]:
