@@ -60,7 +60,11 @@ class GenerationService(Service):
         self._consumer = run.consumer(Stream.PROMPTS)
         self._worker = GenerationWorker(self._consumer, engine, requests, settings.generation, settings.rollout.n)
         self._freshness = Freshness(
-            engine, run.newest_weights, lambda: loader.refused, settings.generation.weights_wait_seconds
+            engine,
+            run.newest_weights,
+            lambda: loader.refused,
+            settings.run.max_staleness,
+            settings.generation.weights_wait_seconds,
         )
         self._watch = EngineWatch(engine, settings.generation.stall_seconds)
 

@@ -32,7 +32,10 @@ class GenerationSettings(ServerSettings):
     )
     attempts: int = Field(3, ge=1, description="times that a sample which the engine aborts is begun")
     weights_wait_seconds: float = Field(
-        120.0, ge=0, description="how long a prompt waits for the weights announced last"
+        120.0,
+        ge=0,
+        description="how long a prompt waits for the weights announced last, before weights that are at most "
+        "run.max_staleness behind will do",
     )
     weights_poll_seconds: float = Field(0.1, gt=0, description="how often to look for published weights")
     stall_seconds: float = Field(

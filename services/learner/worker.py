@@ -262,7 +262,8 @@ class LearnerWorker:
         self._recorder.lap("wait")
         self._activity = "training"
         await self._report_progress()
-        batch, self._batch = self._batch, []
+        # In the order of their prompts, not of their arrival: the same groups make the same step, bit for bit.
+        batch, self._batch = sorted(self._batch, key=lambda scored: scored.entry.group), []
         doubles, self._doubles = self._doubles, []
         with step_span(batch, self._trainer.step + 1) as span:
             await self._take(batch, doubles, span, stop)

@@ -20,6 +20,9 @@ class Freshness:
     take these tickets reach generation before the version does. Behind as many groups as there are tickets, each will
     be trained on `run.max_staleness` steps after that version. Sampled at once, by the version before, it would be one
     too old by then, and dropped.
+
+    Where that version does not come in time, one within `run.max_staleness` of it will do. What an older one samples is
+    never trained on. With a `max_staleness` of 0 only the version itself will do, however long it takes.
     """
 
     def __init__(
@@ -27,6 +30,7 @@ class Freshness:
         engine: Engine,
         newest: Callable[[], Awaitable[pb.WeightsManifest | None]],
         refused: Callable[[], int],
+        max_staleness: int,
         timeout_seconds: float,
     ) -> None:
         """
@@ -37,28 +41,39 @@ class Freshness:
         self._engine = engine
         self._newest = newest
         self._refused = refused
+        self._max_staleness = max_staleness
         self._timeout = timeout_seconds
         self._late = -1  # the version that was waited for in vain
 
     async def wait(self) -> bool:
-        """Returns when the engine is fresh enough, or after `timeout_seconds`: sampling old tokens beats sampling none.
-
-        Tells whether anything was waited for. A version that did not come in that time is not waited for again.
-        """
+        """Returns when what the engine samples can be trained on: see above. Tells whether anything was waited for."""
         newest = await self._newest()
         if newest is None:
             return False
-        needed = newest.version
         deadline = time.monotonic() + self._timeout
         waited = False
-        while self._engine.version < needed and needed > max(self._late, self._refused()):
-            if time.monotonic() > deadline:
-                self._late = max(self._late, needed)
+        while self._engine.version < self._needed(newest.version):
+            if time.monotonic() > deadline and newest.version > self._late:
+                self._late = newest.version
                 log.warning(
-                    "version %d is not served %g s after it was needed; version %d samples what the learner may drop "
-                    "as stale", needed, self._timeout, self._engine.version,
+                    "version %d is not served %g s after it was needed; %s",
+                    newest.version, self._timeout, self._consequence(newest.version),
                 )  # fmt: skip
-                return True
+                continue
             waited = True
             await asyncio.sleep(_POLL_SECONDS)
         return waited
+
+    def _needed(self, newest: int) -> int:
+        """The version to wait for. One that the engine refused will not come, and neither will those before it."""
+        needed = newest if newest > self._late else newest - self._max_staleness
+        return needed if needed > self._refused() else self._engine.version
+
+    def _consequence(self, newest: int) -> str:
+        oldest = newest - self._max_staleness
+        if self._engine.version < oldest:
+            return (
+                f"the learner trains on nothing older than version {oldest} (run.max_staleness {self._max_staleness}): "
+                f"it is waited for, and version {self._engine.version} samples nothing"
+            )
+        return f"version {self._engine.version} samples what the learner may drop as stale"

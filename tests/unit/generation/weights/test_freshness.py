@@ -18,11 +18,13 @@ class Serving:
         self.version = version
 
 
-def freshness(engine: Serving, newest: int | None, refused: int = -1, timeout: float = 60.0) -> Freshness:
+def freshness(
+    engine: Serving, newest: int | None, refused: int = -1, timeout: float = 60.0, max_staleness: int = 2
+) -> Freshness:
     async def announced() -> pb.WeightsManifest | None:
         return None if newest is None else pb.WeightsManifest(version=newest)
 
-    return Freshness(cast(Engine, engine), announced, lambda: refused, timeout)
+    return Freshness(cast(Engine, engine), announced, lambda: refused, max_staleness, timeout)
 
 
 @pytest.mark.parametrize(("served", "newest", "refused"), [(0, None, -1), (3, 3, -1), (4, 3, -1), (1, 3, 3), (1, 3, 4)])
@@ -57,3 +59,24 @@ async def test_a_version_that_never_comes_is_waited_for_once(caplog: pytest.LogC
             await late.wait()
     (line,) = caplog.messages
     assert "version 3 is not served 0.2 s after it was needed" in line
+
+
+async def test_nothing_is_sampled_that_is_sure_to_be_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """A synchronous run goes on with the version announced, or not at all."""
+    engine = Serving(1)
+    late = freshness(engine, 4, timeout=0.1, max_staleness=1)
+    waiting = [asyncio.create_task(late.wait()) for _ in range(3)]
+    for version in (1, 2):
+        engine.version = version
+        done, _ = await asyncio.wait(waiting, timeout=0.3)
+        assert not done
+    engine.version = 3
+    async with asyncio.timeout(30):
+        await asyncio.gather(*waiting, late.wait())
+    (line,) = caplog.messages
+    assert "nothing older than version 3 (run.max_staleness 1)" in line
+
+
+async def test_a_version_refused_after_the_wait_is_not_waited_for() -> None:
+    async with asyncio.timeout(30):
+        await freshness(Serving(1), 4, refused=4, timeout=0.0, max_staleness=0).wait()
