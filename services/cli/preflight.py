@@ -13,7 +13,7 @@ from services.cli.local.redis import MAX_MEMORY_BYTES
 from services.cli.machine import MACHINE_CHECKS
 from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files
-from services.generation.engines.torch.limits import refuse_window
+from services.generation.engines.torch import limits as torch
 from services.generation.engines.vllm import limits as vllm
 from services.reward.verifiers.registry import AnyVerifier
 from shared.errors import (
@@ -113,7 +113,7 @@ def _limits(recipe: Recipe) -> str:
     config = read_json(folder / "config.json")
     length, source = longest(recipe, text_config(config))
     if chosen.engine == "torch":
-        refuse_window(text_config(config), length)
+        torch.refuse(text_config(config), length)
     if chosen.engine == "vllm":
         limits = chosen.max_model_len, chosen.max_num_seqs
         vllm.refuse(folder, config, chosen.vllm, limits, on_cpu=False)  # see `machine` for what it is here

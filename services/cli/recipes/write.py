@@ -42,7 +42,7 @@ def _lines(guess: Guess, folder: Path | None) -> Iterator[str]:
     yield "[rollout]"
     yield "n = 8  # responses to each prompt, whose rewards are compared"
     yield f"max_tokens = {guess.settings['rollout.max_tokens']}  # longest response"
-    yield "temperature = 1.0"
+    yield "temperature = 1.0  # of the policy that samples, and of the one that is trained"
     yield ""
     if (room := guess.settings.get("streams.max_bytes")) is not None:
         yield "[streams]"
@@ -52,7 +52,7 @@ def _lines(guess: Guess, folder: Path | None) -> Iterator[str]:
     yield "held_out_share = 0.05  # of the rows, for evaluation; a table [[data.eval]] in its place names other data"
     yield ""
     yield "[[data.train]]"
-    yield f"source = {toml.inline(_relative(guess.source, folder))}"
+    yield f"source = {toml.inline(_relative(guess.source, folder))}  # a file, a glob of files, or a data set by name"
     for key, value in guess.data.items():
         yield f"{key} = {toml.inline(value)}  # {_COMMENTS[key]}"
     yield ""
@@ -63,14 +63,14 @@ def _lines(guess: Guess, folder: Path | None) -> Iterator[str]:
     yield "[generation]"
     yield f"engine = {toml.inline(guess.settings['generation.engine'])}  # vllm, or torch"
     if guess.settings["learner.device"] == "cuda":
-        yield 'vllm.dtype = "bfloat16"'
+        yield 'vllm.dtype = "bfloat16"  # as most weights are published'
         yield "vllm.gpu_memory_utilization = 0.4  # of each GPU's memory; the rest is the learner's"
     elif (cache := guess.settings.get("generation.vllm.kv_cache_bytes")) is not None:
-        yield f"vllm.kv_cache_bytes = {cache}"
+        yield f"vllm.kv_cache_bytes = {cache}  # room for a few sequences of the model's full length"
     yield ""
     yield "[learner]"
-    yield f"algorithm = {toml.inline(guess.settings['learner.algorithm'])}"
-    yield f"device = {toml.inline(guess.settings['learner.device'])}"
+    yield f"algorithm = {toml.inline(guess.settings['learner.algorithm'])}  # rspo where routers are known, else gmpo"
+    yield f"device = {toml.inline(guess.settings['learner.device'])}  # cpu, or cuda"
     yield "optimizer.learning_rate = 1e-6  # ten times as much is usual with lora.rank"
     yield "checkpoints.every = 10  # steps between checkpoints"
 

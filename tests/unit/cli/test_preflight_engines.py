@@ -68,6 +68,23 @@ def test_what_vllm_would_refuse_after_its_start(
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "engine", "said"),
+    [
+        ("gpt_oss", "vllm", "no engine of ours can: choose another model"),
+        ("gpt_oss", "torch", "no engine of ours follows its training: choose another model"),
+        ("llama4_text", "torch", "does not run on the torch engine; set it to vllm"),
+    ],
+)
+def test_no_engine_is_named_that_refuses_the_family_as_well(tmp_path: Path, kind: str, engine: str, said: str) -> None:
+    recipe = load(
+        Recipe, None, {}, [*FREE, f"generation.engine={engine}", f"run.model={model(tmp_path, model_type=kind)}"]
+    )
+    with pytest.raises(RouterShiftError) as refused:
+        CHECKS["limits"](recipe)
+    assert said in str(refused.value)
+
+
 def test_a_window_that_is_switched_off_is_none(tmp_path: Path) -> None:
     folder = model(tmp_path, sliding_window=16, use_sliding_window=False)
     CHECKS["limits"](load(Recipe, None, {}, [*FREE, "generation.engine=torch", f"run.model={folder}"]))

@@ -60,9 +60,10 @@ def refuse_training(config: Mapping[str, Any]) -> None:
     kind = str(text_config(config).get("model_type"))
     family = family_of(kind)
     if family is not None and not family.vllm_updates:
+        instead = "set it to torch" if family.torch_engine else "no engine of ours can: choose another model"
         raise PreconditionError(
             f"generation.engine is 'vllm', which cannot take new weights for a {kind!r} while it serves: it would "
-            "never sample from what is trained; set it to 'torch'"
+            f"never sample from what is trained; {instead}"
         )
 
 

@@ -14,6 +14,7 @@ from services.cli.main import main
 from services.cli.recipe import Recipe
 from shared.recipes import load
 from shared.settings import SERVICES, StreamSettings
+from tests.support.explained import unexplained
 from tests.support.models import save_model
 from tests.support.published_rows import ROWS, SOLVE, verl
 
@@ -45,6 +46,7 @@ def test_rows_in_the_form_of_gsm8k(
     said = capsys.readouterr().out
     assert "preset = 'gsm8k': 200 of 200 rows have its columns" in said
     recipe = load(Recipe, tmp_path / "recipe.toml", {})
+    assert list(unexplained((tmp_path / "recipe.toml").read_text())) == []
     assert recipe.data.train[0].verifier == "math"
     assert recipe.learner.algorithm == "rspo"
     assert main(["run", "recipe.toml", "--dry-run", *FREE, "--set", "generation.engine=torch"]) == 0
@@ -118,6 +120,7 @@ def test_room_that_the_model_needs(tmp_path: Path) -> None:
     file, output = lines(tmp_path / "rows.jsonl", sums(20)), tmp_path / "made.toml"
     assert main(["init", str(folder), str(file), "--output", str(output)]) == 0
     recipe = load(Recipe, output, {})
+    assert list(unexplained(output.read_text())) == []
     assert recipe.streams.max_bytes > StreamSettings().max_bytes
     assert main(["run", str(output), "--dry-run", *FREE]) == 0
 
@@ -128,6 +131,7 @@ def test_a_reward_file_judges(model: Path, tmp_path: Path, capsys: pytest.Captur
     output = tmp_path / "made.toml"
     assert main(["init", str(model), str(file), "--reward", str(reward), "--output", str(output)]) == 0
     recipe = load(Recipe, output, {})
+    assert list(unexplained(output.read_text())) == []
     assert recipe.data.train[0].verifier == "mine"
     assert recipe.reward.verifiers["mine"]["file"] == str(reward)
     assert main(["data", "check", str(output)]) == 0

@@ -20,13 +20,12 @@ def layout(layers: int, experts: int, top_k: int) -> RouterLayout:
     return RouterLayout(tuple(range(layers)), experts, top_k, ScoreFunction.SOFTMAX)
 
 
-GPT_OSS = layout(24, 32, 4)
 OLMOE, QWEN3_30B, DEMO = layout(16, 64, 8), layout(48, 128, 8), layout(3, 16, 2)
 RECIPES: dict[str, RouterLayout | None] = {
-    "recipes/gpt-oss-20b-code.toml": GPT_OSS,
     "recipes/arithmetic.toml": layout(30, 4, 2),
     "recipes/gsm8k.toml": OLMOE,
     "recipes/olmoe-1b-7b-math.toml": OLMOE,
+    "recipes/qwen3-30b-a3b-code.toml": QWEN3_30B,
     "recipes/qwen3-30b-a3b-math.toml": QWEN3_30B,
     "recipes/qwen3-4b-math.toml": None,
     "recipes/countdown.toml": DEMO,
