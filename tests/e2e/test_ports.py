@@ -46,5 +46,9 @@ def test_two_runs_of_one_second_come_to_their_end_although_another_program_takes
         assert "they start again at ports that are free now" in err
         assert json.loads(out.splitlines()[-1])["steps"] == 2
         assert run.nothing_left(), run.alive()
-    for file, url in stolen:
-        assert json.loads(file.read_text())["services"]["generation"]["metrics"] != url
+        said = [line for line in err.splitlines() if "default ports" in line]
+        assert "generation.metrics_port" in said[-1], said
+    used = [json.loads(file.read_text())["services"] for file, _ in stolen]
+    for services, (_, url) in zip(used, stolen, strict=True):
+        assert services["generation"]["metrics"] != url
+    assert not {str(service) for service in used[0].values()} & {str(service) for service in used[1].values()}

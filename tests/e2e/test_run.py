@@ -148,32 +148,6 @@ def test_a_run_whose_groups_all_have_equal_rewards_says_so_and_ends(start: Start
     assert invocation.nothing_left(), invocation.alive()
 
 
-def test_two_runs_on_one_machine_need_no_ports(start: Start, tmp_path: Path) -> None:
-    """Both with the default ports, which the first has, or which somebody else has."""
-    flags = [flag for flag in settings(run__steps=1000) if not flag.endswith("port=0")]
-    flags = [flag for flag in flags if flag != "--set"]
-    both = []
-    for name in ("one", "two"):
-        more = [part for flag in (*flags, f"run.id={name}") for part in ("--set", flag)]
-        both.append(start("up", "--recipe", str(RECIPE), *more))
-        wait_for(tmp_path / "runs" / name / records.LEARNER, 1, both[-1])
-    used = []
-    for name in ("one", "two"):
-        code, out, err = start("status", name, "--json").finish(timeout=60)
-        assert code == 0, err
-        assert json.loads(out)["activity"] in ("training", "waiting")
-        used.append(json.loads((tmp_path / "runs" / name / "endpoints.json").read_text())["services"])
-    assert not {str(service) for service in used[0].values()} & {str(service) for service in used[1].values()}
-    for invocation in both:
-        invocation.process.send_signal(signal.SIGINT)
-    first, second = (invocation.finish(timeout=60) for invocation in both)
-    assert (first[0], second[0]) == (0, 0)
-    (line,) = [line for line in second[2].splitlines() if "default ports" in line]
-    assert all(f"{service}.port" in line for service in used[1])
-    for invocation in both:
-        assert invocation.nothing_left(), invocation.alive()
-
-
 def test_an_interrupt_during_the_start_waits_for_nothing(start: Start, tmp_path: Path) -> None:
     invocation = start("run", str(RECIPE), *settings(run__steps=1000))
     log = tmp_path / "runs/test/logs/generation.jsonl"

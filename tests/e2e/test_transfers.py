@@ -4,8 +4,6 @@ import json
 import signal
 from pathlib import Path
 
-import pytest
-
 from shared.tracking import records
 from tests.support.command import RECIPE, Invocation, Start, settings
 from tests.support.torchrun import free_port, until
@@ -14,16 +12,13 @@ STEPS = 5
 RESTART_AT = 2
 
 
-@pytest.mark.parametrize("engine", ["torch", pytest.param("vllm", marks=pytest.mark.vllm)])
-def test_a_run_whose_generation_has_no_folder_of_weights(
-    start: Start, redis_url: str, tmp_path: Path, engine: str
-) -> None:
-    name, generation, reward = f"transfer-{engine}", free_port(), free_port()
+def test_a_run_whose_generation_has_no_folder_of_weights(start: Start, redis_url: str, tmp_path: Path) -> None:
+    """What an engine does with weights that arrive is in tests/contract/generation/engines/test_engine_transfers.py."""
+    name, generation, reward = "transfer", free_port(), free_port()
     flags = settings(
         run__id=name,
         run__steps=STEPS,
         run__weights_transfer="broadcast",
-        generation__engine=engine,
         generation__port=generation,
         generation__max_num_seqs=32,
         reward__port=reward,
