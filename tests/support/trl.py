@@ -12,13 +12,18 @@ import sys
 import venv
 from pathlib import Path
 
-import pytest
+from shared.errors import UnavailableError
 
 TRL = "trl==1.16.0"
+_INSTALL_SECONDS = 180
 
 
 def python() -> Path:
-    """The interpreter of the environment; the test skips where there is none and no package index can be reached."""
+    """The interpreter of the environment, which is made where it is not there yet.
+
+    Raises:
+        UnavailableError: it cannot be made, as where no package index can be reached; names the command.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "routershift-tests"
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"{TRL}-{sys.version_info.major}.{sys.version_info.minor}"
@@ -37,16 +42,16 @@ def python() -> Path:
 
 
 def _install(site: Path) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    command = [*pip, "--retries", "1", "--target", str(site), TRL]
     try:
-        done = subprocess.run(
-            [*command, "--retries", "1", "--target", site, TRL],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=180,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_INSTALL_SECONDS)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"{TRL} is not installed: pip had no answer in 180 s")
+        raise UnavailableError(
+            f"{TRL} is not installed: no answer in {_INSTALL_SECONDS} s to `{' '.join(command)}`"
+        ) from None
     if done.returncode:
-        pytest.skip(f"{TRL} is not installed: {done.stderr.strip().splitlines()[-1]}")
+        why = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise UnavailableError(
+            f"{TRL} is not installed: {why}; where a package index can be reached: `{' '.join(command)}`"
+        )

@@ -106,7 +106,9 @@ def test_cpu_ratios_are_taken_within_rounds() -> None:
     assert found["ratio"] == {"fancy": {"median": 2.0, "min": 1.6, "max": 2.0}}
 
 
-@pytest.mark.parametrize("name", ["chaos", "generation", "learner", "parity", "queue", "reward", "router-export"])
+@pytest.mark.parametrize(
+    "name", ["chaos", "end-to-end", "generation", "learner", "parity", "queue", "reward", "router-export"]
+)
 def test_quick_changes_arguments_that_a_bench_has(name: str) -> None:
     module = importlib.import_module(f"tests.bench.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser()
@@ -129,6 +131,8 @@ def test_without_a_name_the_benches_are_listed(capsys: pytest.CaptureFixture[str
     [
         (["nonsense"], ["nonsense", "learner"]),
         (["learner", "--shape", "huge"], ["huge", "tiny", "qwen3-30b-a3b-layers4"]),
+        (["end-to-end", "--workloads", "countdown,chess"], ["--workloads", "chess", "countdown"]),
+        (["end-to-end", "--engines", "torch,onnx"], ["--engines", "onnx", "vllm"]),
         (["learner", "--shape", "tiny", "--experts", "8", "1"], ["--experts is 1", "at least 2"]),
     ],
 )

@@ -1,0 +1,35 @@
+"""The bench of whole runs trains by all sides, and shows what is documented."""
+
+import json
+
+import pytest
+
+from shared.errors import UnavailableError
+from tests.support import trl
+from tests.support.command import Start
+
+
+@pytest.mark.timeout(600)
+def test_every_side_trains_and_is_compared(start: Start) -> None:
+    try:
+        trl.python()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    running = start("bench", "end-to-end", "--quick", "--json")
+    code, out, err = running.finish(580)
+    assert code == 0, err
+    (shown,) = json.loads(out.splitlines()[-1])["workloads"].values()
+    assert shown["ratio_to_trl"]["rollouts_per_second"] > 0
+    assert shown["ratio_to_synchronous"] > 0
+    assert shown["slowest_stage_share"] > 0
+    steps, groups, samples = 2, 8, 8
+    for figures in (rounds[0] for rounds in shown["sides"].values()):
+        assert round(figures["rollouts_per_second"] * figures["seconds"]) >= steps * groups * samples
+        assert figures["cpu_seconds_per_rollout"] > 0
+        ((step, seconds, accuracy),) = figures["curve"]
+        assert step == steps
+        assert seconds == pytest.approx(figures["seconds"], abs=0.2)
+        assert 0 < accuracy < 1
+    services = {"supervisor", "redis-server", "curriculum", "generation", "reward", "learner"}
+    assert shown["sides"]["torch"][0]["where"]["cpu_seconds_per_second"].keys() == services
+    assert running.nothing_left()
