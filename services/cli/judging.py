@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.cli.recipe import Recipe
-from services.curriculum.data.loading import Judge
+from services.curriculum.data.usable import Judge
 from services.reward.verifiers.registry import make_verifiers, unknown_in_words
+from shared.errors import NotFoundError
 
 
 def make_judge(recipe: Recipe) -> Judge:
     """A function that says why a verifier, by its name, cannot read a reference; None where it can.
 
+    It raises NotFoundError where no verifier has that name.
     Without the package jsonschema, which the reward service brings, only the names of verifiers are checked.
     """
     verifiers = make_verifiers(recipe.reward.verifiers)
@@ -18,7 +20,7 @@ def make_judge(recipe: Recipe) -> Judge:
 
     def judge(name: str, reference: Mapping[str, Any]) -> str | None:
         if name not in verifiers:
-            return unknown_in_words(name, verifiers)
+            raise NotFoundError(unknown_in_words(name, verifiers))
         if name not in checks:
             checks[name] = _validator(verifiers[name].reference_schema)
         if checks[name] is None or checks[name].is_valid(reference):

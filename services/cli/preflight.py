@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from routershift.routing.families import family_of, no_routers_in_words, why_refused
@@ -13,6 +14,8 @@ from services.cli.local.redis import MAX_MEMORY_BYTES
 from services.cli.machine import MACHINE_CHECKS
 from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files
+from services.curriculum.data.settings import SourceSettings
+from services.curriculum.data.usable import Room, check_responses
 from services.generation.engines.torch import limits as torch
 from services.generation.engines.vllm import limits as vllm
 from services.reward.verifiers.registry import AnyVerifier
@@ -70,23 +73,8 @@ def _model(recipe: Recipe) -> str:
             f"generation.max_model_len is {given}, and the model's max_position_embeddings is {made_for}; vLLM takes "
             f"no more: set it to {made_for} or less, or leave it out"
         )
-    for setting, most in _response_lengths(recipe):
-        if length is not None and most >= length:
-            raise InvalidInputError(
-                f"{setting} is {most}, and {source} leaves room for {length} tokens of prompt and response together; "
-                f"set {setting} below {length}"
-            )
+    check_responses(recipe, Room(length, source))
     return f"{config.get('model_type')} in {folder}"
-
-
-def _response_lengths(recipe: Recipe) -> Iterator[tuple[str, int]]:
-    """The settings that say how long responses may be, those of held-out sets among them."""
-    yield "rollout.max_tokens", recipe.rollout.max_tokens
-    held_out = {"curriculum.evaluation": recipe.curriculum.evaluation.sampling}
-    held_out |= {f"data.eval.{index}": source.sampling for index, source in enumerate(recipe.data.eval)}
-    for setting, sampling in held_out.items():
-        if sampling.max_tokens is not None:
-            yield f"{setting}.sampling.max_tokens", sampling.max_tokens
 
 
 def longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]:
@@ -157,43 +145,53 @@ def _sources(recipe: Recipe, verifiers: Mapping[str, AnyVerifier]) -> str:
     """What can be told without reading rows: files are there, verifiers are known, and get the references they need."""
     from services.reward.verifiers.registry import unknown_in_words
 
-    for part, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
-        for index, source in enumerate(sources):
-            where = f"data.{part}.{index}"
-            if is_file(source.source):
-                try:
-                    find_files(source.source)
-                except RouterShiftError as error:
-                    raise type(error)(f"{where}: {error}") from None
-            if source.verifier is None:  # rows name theirs
-                continue
-            if source.verifier not in verifiers:
-                raise NotFoundError(f"{where}: {unknown_in_words(source.verifier, verifiers)}")
-            needed = verifiers[source.verifier].reference_schema.get("required", [])
-            missing = [name for name in needed if name not in source.columns]
-            if missing and "reference" not in source.columns:
-                raise InvalidInputError(
-                    f"{where}: verifier {source.verifier} reads {', '.join(missing)} of a reference, and columns names "
-                    f"no such field; set columns.{missing[0]}, or columns.reference to a column with all of it"
-                )
+    for where, source in _tables(recipe):
+        _files(where, source)
+        if source.verifier is None:  # rows name theirs
+            continue
+        if source.verifier not in verifiers:
+            raise NotFoundError(f"{where}: {unknown_in_words(source.verifier, verifiers)}")
+        needed = verifiers[source.verifier].reference_schema.get("required", [])
+        missing = [name for name in needed if name not in source.columns]
+        if missing and "reference" not in source.columns:
+            raise InvalidInputError(
+                f"{where}: verifier {source.verifier} reads {', '.join(missing)} of a reference, and columns names "
+                f"no such field; set columns.{missing[0]}, or columns.reference to a column with all of it"
+            )
     return ", ".join(
         f"{source.label}, judged by {source.verifier or 'what each row names'}" for source in recipe.data.train
     )
+
+
+def _tables(recipe: Recipe) -> Iterator[tuple[str, SourceSettings]]:
+    """The sources of training and of held-out sets, by the names of their tables."""
+    yield from ((f"data.train.{index}", source) for index, source in enumerate(recipe.data.train))
+    yield from ((f"data.eval.{index}", source) for index, source in enumerate(recipe.data.eval))
+
+
+def _files(where: str, source: SourceSettings) -> list[Path]:
+    """The files of a source; none of one that is no file. Raises what `find_files` raises, with the table's name."""
+    try:
+        return find_files(source.source) if is_file(source.source) else []
+    except RouterShiftError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def _data(recipe: Recipe) -> str:
     """Reads the rows as the curriculum will, where that takes seconds: what it refuses is known before it starts."""
     from services.curriculum.data.loading import load
 
-    sources = [source.source for source in (*recipe.data.train, *recipe.data.eval)]
-    if not sources:
+    tables = list(_tables(recipe))
+    if not tables:
         return "none: prompts come from a task"
-    if not all(map(is_file, sources)):
+    if not all(is_file(source.source) for _, source in tables):
         return "by name: the curriculum reads it when the run starts"
-    size = sum(file.stat().st_size for source in sources for file in find_files(source))
+    size = sum(file.stat().st_size for table in tables for file in _files(*table))
     if size > _DATA_BYTES:
         return f"{sizes.in_words(size)}, which the curriculum reads when the run starts; `routershift data check` now"
-    loaded = load(recipe, recipe.run.require_model(), make_judge(recipe))
+    folder = recipe.run.require_model()
+    room = Room(*longest(recipe, text_config(read_json(folder / "config.json"))))
+    loaded = load(recipe, folder, make_judge(recipe), room)
     if loaded.errors:
         raise loaded.errors[0]
     return f"{sum(map(len, loaded.train))} rows to train on, {sum(map(len, loaded.eval))} held out"

@@ -1,5 +1,6 @@
 """Conversations, put to a model by the chat template of its own tokenizer."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,11 +9,29 @@ from types import FrameType
 from typing import Any
 
 from shared.errors import InvalidInputError, PreconditionError
+from shared.names import did_you_mean
 
 # Lines of a template's code in one rendering. A long conversation takes a few thousand; these take about a second.
 _MAX_STEPS = 1_000_000
 _LONGEST_REASON = 300  # characters of a template's own error
+_UNDEFINED = re.compile(r"'(\w+)' is undefined")
 _TEMPLATE = "<template>"  # what Jinja names the code of a template that comes from no file
+
+
+# Keys of apply_chat_template that no recipe sets as variables of a template, and why.
+_OURS = {
+    "add_generation_prompt": "it is always true: the policy writes the next message of the assistant",
+    "continue_final_message": "the policy writes a message of its own, and continues none",
+    "chat_template": "set the key chat_template of the table",
+    "conversation": "set columns.prompt to the column of messages",
+    "messages": "set columns.prompt to the column of messages",
+    "tools": "set the key tools of the table to a column",
+}
+_OURS |= dict.fromkeys(
+    ("tokenize", "return_dict", "return_tensors", "return_assistant_tokens_mask"), "what comes out is text in any case"
+)
+_OURS |= dict.fromkeys(("padding", "truncation", "max_length"), "set data.max_prompt_tokens to leave long prompts out")
+_OURS |= {"tokenizer_kwargs": "a prompt is tokenized as the model's tokenizer has it"}
 
 
 class _EndlessError(Exception):
@@ -22,11 +41,27 @@ class _EndlessError(Exception):
 class ChatTemplate:
     """The chat template of one model, or another in its place."""
 
-    def __init__(self, tokenizer: Any, model: Path, template: str | None = None) -> None:
-        """Args: tokenizer: of transformers; model: its folder, for messages; template: default: the tokenizer's."""
+    def __init__(self, tokenizer: Any, model: Path, template: str | None = None, file: Path | None = None) -> None:
+        """Args: tokenizer: of transformers; model: its folder, for messages; template: default: the tokenizer's;
+        file: where the template stands, for messages."""
         self._tokenizer = tokenizer
         self._model = model
         self._template = template
+        self._named = f"the chat template {file}" if file else "the chat template of the model"
+
+    def check(self) -> None:
+        """Raises PreconditionError for a template that is no Jinja; names line and fault."""
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            with _bounded():
+                self._apply([{"role": "user", "content": ""}], None, None)
+        except TemplateSyntaxError as error:
+            raise PreconditionError(
+                f"{self._named} is no Jinja template: line {error.lineno}: {error.message}; mend it there"
+            ) from None
+        except Exception:  # it may refuse this conversation in any way
+            return
 
     def render(
         self,
@@ -52,22 +87,35 @@ class ChatTemplate:
                 f"the tokenizer of model folder {self._model} has no chat_template; add one to its "
                 "tokenizer_config.json, or send text or token_ids"
             )
-        fixed = {"tokenize": False, "add_generation_prompt": True}
         try:
             with _bounded():
-                return str(
-                    self._tokenizer.apply_chat_template(
-                        list(messages), tools=tools, chat_template=self._template, **{**(variables or {}), **fixed}
-                    )
-                )
+                return str(self._apply(messages, tools, variables))
         except _EndlessError:
             reason = f"it has not ended after {_MAX_STEPS} steps"
         except Exception as error:  # a template is a program: what it raises is its own choice
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+            if found := _UNDEFINED.search(reason):
+                reason += did_you_mean(found[1], self._variables(variables))
         roles = ", ".join(str(message["role"]) for message in messages[:8])
-        raise InvalidInputError(
-            f"chat.messages of roles {roles} are refused by the chat template of the model: {reason}"
+        raise InvalidInputError(f"chat.messages of roles {roles} are refused by {self._named}: {reason}")
+
+    def _apply(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, variables: Mapping[str, Any] | None
+    ) -> Any:
+        fixed = {"tokenize": False, "add_generation_prompt": True}
+        return self._tokenizer.apply_chat_template(
+            list(messages), tools=tools, chat_template=self._template, **{**(variables or {}), **fixed}
         )
+
+    def _variables(self, given: Mapping[str, Any] | None) -> list[str]:
+        """Those that a template can read."""
+        return ["messages", "tools", "add_generation_prompt", *self._tokenizer.special_tokens_map, *(given or ())]
+
+
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """Raises ValueError for a variable of a template that is not the recipe's to set; says why, and what is."""
+    if name := next((name for name in variables if name in _OURS), None):
+        raise ValueError(f"{name} = {variables[name]!r} would have no effect: {_OURS[name]}; take it out")
 
 
 @contextmanager

@@ -103,10 +103,9 @@ def source(path: object, **keys: Any) -> dict[str, Any]:
 def settings(
     model: Path, train: list[dict[str, Any]], held_out: list[dict[str, Any]] | None = None, **data: Any
 ) -> Settings:
-    run = data.pop("run", {})
-    return Settings.model_validate(
-        {"run": {"model": model, **run}, "data": {"train": train, "eval": held_out or [], **data}}
-    )
+    run, rollout = data.pop("run", {}), data.pop("rollout", {})
+    tables = {"run": {"model": model, **run}, "rollout": rollout}
+    return Settings.model_validate({**tables, "data": {"train": train, "eval": held_out or [], **data}})
 
 
 def loaded(

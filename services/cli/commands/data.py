@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from services.curriculum.data.report import Report, SourceReport
 
 _BAR = 40  # characters of the longest bar of a histogram
-_ROWS_SHOWN = 20
+_FAULTS_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,10 @@ def _lines(report: "Report") -> Iterator[str]:
     for source in (*report.train, *report.eval):
         yield str(source)
         yield from _details(source)
+    said = [str(fault) for source in (*report.train, *report.eval) for fault in source.faults()[:1]]
     for problem in report.problems:
+        for fault in said:  # a refusal ends with the faults, which stand above
+            problem = problem.partition(f": {fault}")[0]
         yield f"MEND {problem}"
     if not report.problems:
         yield "nothing to mend"
@@ -76,10 +79,13 @@ def _details(source: "SourceReport") -> Iterator[str]:
     if source.verifiers:
         judged = ", ".join(f"{name} {count}" for name, count in source.verifiers.most_common())
         yield f"  judged by: {judged}"
-    for row in source.bad[:_ROWS_SHOWN]:
-        yield f"  bad: {row}"
-    if len(source.bad) > _ROWS_SHOWN:
-        yield f"  and {len(source.bad) - _ROWS_SHOWN} more bad rows"
+    faults = source.faults()
+    for fault in faults[:_FAULTS_SHOWN]:
+        yield f"  bad: {fault}"
+    if more := sum(len(fault.rows) for fault in faults[_FAULTS_SHOWN:]):
+        yield f"  and {more} more bad rows"
+    if source.unread:
+        yield f"  {source.unread_in_words}"
     for reason, examples in source.examples.items():
         for example in examples:
             yield f"  {reason.replace('_', ' ')}: {example}"

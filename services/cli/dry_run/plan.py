@@ -27,7 +27,8 @@ def plan(recipe: Recipe) -> list[Line]:
         if missing and name in _NEEDS_MODEL:
             continue
         lines.append(_checked(name, recipe, check))
-    prompts = read_prompts(recipe, model)
+    faulty = {line.text.partition(": ")[0] for line in lines if line.kind == "MEND"}
+    prompts = read_prompts(recipe, model, faulty)
     lines += prompts.lines
     if model is not None and (not missing or (model / INDEX).is_file()):
         try:
@@ -35,9 +36,16 @@ def plan(recipe: Recipe) -> list[Line]:
             lines += [] if missing else _streams(recipe, model)
         except RouterShiftError as error:
             lines.append(Line("MEND", "memory", str(error)))
-    lines = list(dict.fromkeys(lines))  # two checks may find the same fault
     order: Sequence[Kind] = ("", "note", "MEND")
-    return sorted(lines, key=lambda line: order.index(line.kind))
+    return sorted(_once(lines), key=lambda line: order.index(line.kind))
+
+
+def _once(lines: Sequence[Line]) -> list[Line]:
+    """Two checks may find the same fault: a cause is said once."""
+    found: dict[str | Line, Line] = {}
+    for line in lines:
+        found.setdefault(line.text if line.kind == "MEND" else line, line)
+    return list(found.values())
 
 
 def _run(recipe: Recipe) -> Iterator[Line]:
@@ -106,7 +114,7 @@ def _lengths(recipe: Recipe, model: memory.Model, longest_prompt: int) -> Iterat
     if room is None:
         return
     both = longest_prompt + recipe.rollout.max_tokens
-    if longest_prompt and both > room:
+    if longest_prompt and both > room > recipe.rollout.max_tokens:  # else it is said of the model
         yield Line(
             "MEND",
             "lengths",

@@ -1,24 +1,25 @@
 """The first prompts of a run, as the policy would read them, from the first rows of its data."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from services.cli.dry_run.lines import Kind, Line
 from services.cli.judging import make_judge
+from services.cli.preflight import longest
 from services.cli.recipe import Recipe
-from services.curriculum.data.items import Item, ItemMaker
-from services.curriculum.data.loading import Judge
 from services.curriculum.data.reading import read_rows
-from services.curriculum.data.rows import BadRow, Row
+from services.curriculum.data.report import SourceReport
+from services.curriculum.data.rows import Row
 from services.curriculum.data.settings import EvalSettings, SourceSettings
+from services.curriculum.data.usable import Room, SourceReader
 from services.curriculum.origin import NO_PROMPTS
 from services.curriculum.tasks.registry import make_task
 from shared.errors import NotFoundError, RouterShiftError
+from shared.models.folder import read_json
+from shared.models.layout import text_config
 from shared.models.tokenizer import load_tokenizer, read_tokenizer
 from shared.sources import is_file
 
@@ -39,46 +40,37 @@ class Prompts:
         self.lines.append(Line("", about, text))
 
 
-class _Tools:
-    """What all sources are read with; made when the first of them needs it."""
-
-    def __init__(self, recipe: Recipe, model: Path | None) -> None:
-        self.model = model
-        self.max_bad_share = recipe.data.max_bad_share
-        self._recipe = recipe
-
-    @cached_property
-    def judge(self) -> Judge:
-        return make_judge(self._recipe)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.model) if self.model else None
-
-
-def read_prompts(recipe: Recipe, model: Path | None) -> Prompts:
+def read_prompts(recipe: Recipe, model: Path | None, faulty: Collection[str]) -> Prompts:
     """Looks at the task, or at the first rows of every source; nothing of a run's data is raised, each fault is a line.
 
     Args:
         model: the model folder, or None where it is not here: then there are no token ids.
+        faulty: tables whose faults are said already, as data.train.0.
     """
-    found, tools = Prompts(), _Tools(recipe, model)
+    found = Prompts()
     try:
         if recipe.run.task is not None:
             _task(recipe, recipe.run.task, model, found)
         elif recipe.data.train:
+            reader = _reader(recipe, model) if model else None
             for part, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
                 for index, source in enumerate(sources):
-                    _source(tools, f"data.{part}.{index}", source, found)
+                    _source(recipe, reader, f"data.{part}.{index}", source, found)
         else:
             found.lines.append(Line("MEND", "data", NO_PROMPTS))
     except RouterShiftError as error:
         found.lines.append(Line("MEND", "data", str(error)))
+    found.lines = [line for line in found.lines if line.kind != "MEND" or line.text.partition(": ")[0] not in faulty]
     if found.lengths:
         low, high = min(found.lengths), max(found.lengths)
         text = f"the first {len(found.lengths)} prompts have {low} to {high} tokens, median {median(found.lengths):g}"
         found.say("lengths", text)
     return found
+
+
+def _reader(recipe: Recipe, model: Path) -> SourceReader:
+    room = Room(*longest(recipe, text_config(read_json(model / "config.json"))))
+    return SourceReader(recipe, model, load_tokenizer(model), make_judge(recipe), room)
 
 
 def _task(recipe: Recipe, name: str, model: Path | None, found: Prompts) -> None:
@@ -91,53 +83,41 @@ def _task(recipe: Recipe, name: str, model: Path | None, found: Prompts) -> None
     _show(found, prompts[0], ids[0] if ids else ())
 
 
-def _source(tools: _Tools, where: str, source: SourceSettings, found: Prompts) -> None:
+def _source(recipe: Recipe, reader: SourceReader | None, where: str, source: SourceSettings, found: Prompts) -> None:
+    report = SourceReport(where, source.label)
     try:
         rows = read_rows(source)
         first = list(islice(rows, _FIRST))
         count = len(first) + sum(1 for _ in rows)
-    except NotFoundError as error:
+        judges = source.verifier or "what each row names"
+        found.say("data", f"{where}: {count} rows in {source.source}, judged by {judges}")
+        if reader is None:
+            columns = next((row.columns for row in first if isinstance(row, Row)), {})
+            found.say("data", f"{where}: columns {', '.join(map(str, columns))}")
+            return
+        items = reader.read(source, first, report)
+    except RouterShiftError as error:
         # A data set by name is fetched when the run begins; a file is not.
-        kind: Kind = "MEND" if is_file(source.source) else "note"
-        found.lines.append(Line(kind, "data", f"{where}: {error}"))
+        comes_later = isinstance(error, NotFoundError) and not is_file(source.source) and not report.rows
+        found.lines.append(Line("note" if comes_later else "MEND", "data", f"{where}: {error}"))
         return
-    except RouterShiftError as error:
-        found.lines.append(Line("MEND", "data", f"{where}: {error}"))
-        return
-    found.say("data", f"{where}: {count} rows in {source.source}, judged by {source.verifier or 'what each row names'}")
-    if tools.model is None:
-        columns = next((row.columns for row in first if isinstance(row, Row)), {})
-        found.say("data", f"{where}: columns {', '.join(map(str, columns))}")
-        return
-    try:
-        made = list(ItemMaker(source, where, tools.tokenizer, tools.model).make(first))
-    except RouterShiftError as error:
-        found.lines.append(Line("MEND", "data", str(error)))
-        return
-    items = [each for each in made if isinstance(each, Item)]
-    _say_faults(tools, where, [each for each in made if isinstance(each, BadRow)], items, len(first), found)
+    if report.unread:
+        found.say("data", f"{where}: {report.unread_in_words}")
+    _say_faults(report, recipe.data.max_bad_share, found)
     if items and not isinstance(source, EvalSettings):
         found.lengths += [item.token_ids.size for item in items]
-        ids: Sequence[int] = items[0].token_ids.tolist()
-        _show(found, tools.tokenizer.decode(ids), ids)
+        _show(found, report.first_prompt, report.first_token_ids)
 
 
-def _say_faults(
-    tools: _Tools, where: str, bad: Sequence[BadRow], items: Sequence[Item], rows: int, found: Prompts
-) -> None:
+def _say_faults(report: SourceReport, max_bad_share: float, found: Prompts) -> None:
     """Faults are to be mended where a start would be refused for that share of them, else notes."""
-    misread = (
-        f"{item.row.file} row {item.row.number}: verifier {item.verifier}: {reason}"
-        for item in items
-        if (reason := tools.judge(item.verifier, item.reference))
-    )
-    faults = [*chain(map(str, bad), misread)]
-    kind: Kind = "MEND" if len(faults) > tools.max_bad_share * rows else "note"
+    kind: Kind = "MEND" if report.bad_share > max_bad_share else "note"
+    faults = report.faults()
     for fault in faults[:_SHOWN_FAULTS]:
-        found.lines.append(Line(kind, "data", f"{where}: {fault}"))
-    if (more := len(faults) - _SHOWN_FAULTS) > 0:
-        text = f"{where}: {more} more of the first {rows} rows cannot be used; `routershift data check` lists them"
-        found.lines.append(Line(kind, "data", text))
+        found.lines.append(Line(kind, "data", f"{report.where}: {fault}"))
+    if more := sum(len(fault.rows) for fault in faults[_SHOWN_FAULTS:]):
+        text = f"{more} more of the first {report.rows} rows cannot be used; `routershift data check` lists them"
+        found.lines.append(Line(kind, "data", f"{report.where}: {text}"))
 
 
 def _show(found: Prompts, text: str, ids: Sequence[int]) -> None:

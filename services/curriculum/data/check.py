@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from services.curriculum.data.loading import Judge, load
+from services.curriculum.data.loading import load
 from services.curriculum.data.report import Report
+from services.curriculum.data.usable import Judge
 from services.curriculum.origin import NO_PROMPTS
 from services.curriculum.settings import Settings
 from shared.errors import InvalidInputError

@@ -66,19 +66,22 @@ class Renderer:
         """Args: where: the table, for messages. tokenizer: of transformers. model: its folder.
 
         Raises:
-            PreconditionError: the model has no chat template, and the recipe names none.
+            PreconditionError: the model has no chat template, and the recipe names none; or the template is no Jinja.
             NotFoundError: there is no such template file.
         """
         self._settings, self._where, self._tokenizer = settings, where, tokenizer
-        template = None
+        template, file = None, None
         if isinstance(settings.chat_template, Path):
-            template = _read_template(where, settings.chat_template)
+            file = settings.chat_template
+            template = _read_template(where, file)
         elif settings.chat_template and tokenizer.chat_template is None:
             raise PreconditionError(
                 f"{where}.chat_template is true, and the tokenizer of model folder {model} has no chat template; set "
                 f"{where}.chat_template to false, for the text as it is, or to a file with a template"
             )
-        self._chat = ChatTemplate(tokenizer, model, template)
+        self._chat = ChatTemplate(tokenizer, model, template, file)
+        if settings.chat_template is not False:
+            self._chat.check()
 
     def render(self, messages: Sequence[Message], tools: Any) -> str:
         """The text of the prompt, special tokens included.

@@ -14,7 +14,7 @@ from services.curriculum.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_BAD_ROWS_SAID = 5  # of each source, in the log
+_FAULTS_SAID = 5  # of each source, in the log
 
 
 class DataProblems:
@@ -76,7 +76,8 @@ def _held_out_sets(settings: Settings, loaded: Loaded) -> list[HeldOutSet]:
 def _say(loaded: Loaded) -> None:
     for source in (*loaded.report.train, *loaded.report.eval):
         log.info("%s", source)
-        for row in source.bad[:_BAD_ROWS_SAID]:
-            log.warning("%s: %s", source.where, row)
-        if (more := len(source.bad) - _BAD_ROWS_SAID) > 0:
+        faults = source.faults()
+        for fault in faults[:_FAULTS_SAID]:
+            log.warning("%s: %s", source.where, fault)
+        if more := sum(len(fault.rows) for fault in faults[_FAULTS_SAID:]):
             log.warning("%s: %d more rows cannot be used; `routershift data check` lists them", source.where, more)

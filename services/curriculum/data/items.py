@@ -22,6 +22,7 @@ from services.curriculum.problems import Problem
 
 _DEEPEST = 24  # protobuf reads messages up to 100 in each other, of which a table takes three
 _LARGEST = 2**53  # whole numbers beyond are not all doubles
+_HALVES = "half a character"  # kind of fault
 _BATCH = 256  # prompts that are tokenized at once
 
 
@@ -82,6 +83,13 @@ class ItemMaker:
         self._template = None if settings.prompt is None else templates.template(f"{where}.prompt", settings.prompt)
         self._filter = None if settings.filter is None else templates.expression(f"{where}.filter", settings.filter)
         self._tools = None if settings.tools is None else templates.column(f"{where}.tools", settings.tools)
+        texts = [settings.prompt, settings.filter and f"{{{{ {settings.filter} }}}}", settings.tools]
+        self._read = set().union(*(templates.names(text) for text in (*settings.columns.values(), *texts) if text))
+        self._where = where
+
+    def unread(self, columns: Iterable[str]) -> list[str]:
+        """Those of these columns that nothing of the table reads."""
+        return [] if "row" in self._read else [name for name in columns if name not in self._read]
 
     def make(self, rows: Iterable[Row | BadRow]) -> Iterator[Item | BadRow | Left]:
         """One for each row, in order."""
@@ -129,7 +137,7 @@ class ItemMaker:
             try:
                 _check_text(text)
             except ValueError as error:
-                raise RowError(self._named(field), f"{error}; mend the text", text) from None
+                raise RowError(self._named(field), f"{error}; mend the text", text, _HALVES) from None
         return _Draft(
             row=Row(row.file, row.number, {}),  # its columns may be large, and are not needed any more
             rendered=rendered,
@@ -142,8 +150,9 @@ class ItemMaker:
         )
 
     def _named(self, field: str) -> str:
-        """The column that a field is read from, for messages."""
-        return self._settings.columns.get(field, field)
+        """The column that a field is read from, for messages; the setting where that is an expression."""
+        column = self._settings.columns.get(field, field)
+        return f"{self._where}.columns.{field}" if "{{" in column or "{%" in column else column
 
     def _reference(self, named: Mapping[str, Any]) -> Mapping[str, Any]:
         """The reference of a row: {"answer": value} of a value alone, and the fields beside it."""
@@ -163,14 +172,13 @@ class ItemMaker:
         try:
             return plain(value)
         except ValueError as error:
-            raise RowError(
-                self._named(field), f"{error}; expected JSON values: text, numbers, lists, tables", value
-            ) from None
+            reason = f"{error}; expected JSON values: text, numbers, lists, tables"
+            raise RowError(self._named(field), reason, value, "no JSON value") from None
 
     def _verifier(self, named: Mapping[str, Any]) -> str:
         verifier = named.get("verifier", self._settings.verifier)
         if not isinstance(verifier, str) or not verifier:
-            raise RowError(self._named("verifier"), "expected the name of a verifier", verifier)
+            raise RowError(self._named("verifier"), "expected the name of a verifier; mend the row", verifier)
         return verifier
 
     def _priority(self, named: Mapping[str, Any]) -> float:
@@ -193,7 +201,7 @@ class ItemMaker:
             return f"{Path(row.file).name}:{row.number}"
         value = named["id"]
         if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
-            raise RowError(self._named("id"), "expected text or a whole number", value)
+            raise RowError(self._named("id"), "expected text or a whole number; name another column", value)
         return str(value)
 
 

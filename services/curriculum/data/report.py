@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.curriculum.data.rows import BadRow
+from services.curriculum.data.rows import BadRow, Fault, faults
 
 _BINS = 16
+_ROWS_NAMED = 100  # of each fault, in a record
 
 
 @dataclass
@@ -30,11 +31,24 @@ class SourceReport:
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # prompt tokens of used rows
     first_prompt: str = ""  # of the first used row, rendered
     first_token_ids: tuple[int, ...] = ()
+    unread: list[str] = field(default_factory=list)  # columns that nothing of the table reads
     examples: dict[str, list[str]] = field(default_factory=dict)  # a few rows each of what was left out, by reason
 
     @property
     def bad_share(self) -> float:
         return len(self.bad) / self.rows if self.rows else 0.0
+
+    @property
+    def unread_in_words(self) -> str:
+        """The columns that nothing reads, and what to do about it."""
+        return (
+            f"not read: {', '.join(self.unread)}; name a column in `prompt` for the policy to see it, or in `columns` "
+            "for the verifier"
+        )
+
+    def faults(self) -> list[Fault]:
+        """The bad rows, by what is wrong with them."""
+        return faults(self.bad)
 
     def note(self, reason: str, row: str) -> None:
         """Keeps the first few rows that were left out for a reason."""
@@ -59,6 +73,14 @@ class SourceReport:
             "held_out": self.held_out, "filtered": self.filtered, "too_long": self.too_long,
             "duplicates": self.duplicates, "contaminated": self.contaminated,
             "bad": len(self.bad), "bad_rows": [str(row) for row in self.bad[:20]],
+            "faults": [
+                {
+                    "said": str(fault), "count": len(fault.rows),
+                    "rows": [f"{row.file}:{row.number}" for row in fault.rows[:_ROWS_NAMED]],
+                }
+                for fault in self.faults()
+            ],
+            "unread_columns": self.unread,
             "verifiers": dict(self.verifiers), "examples": self.examples,
             "prompt_tokens": {
                 "min": int(lengths.min()), "mean": round(float(lengths.mean()), 1), "max": int(lengths.max()),

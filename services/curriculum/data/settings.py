@@ -1,6 +1,5 @@
 """Settings of data: the table [data], with a table [[data.train]] and [[data.eval]] for each source."""
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from services.curriculum.data.presets import PRESETS
 from services.curriculum.held_out import HeldOutSettings
+from shared.models.chat import check_variables
+from shared.names import nearest
 from shared.sources import ENDINGS, PROCEDURAL, is_file
 from shared.table import Table
 
@@ -83,8 +84,8 @@ class SourceSettings(Table):
         if name is None:
             return table
         if name not in PRESETS:
-            near = difflib.get_close_matches(str(name), list(PRESETS), n=1, cutoff=0.0)[0]
-            raise ValueError(f"preset is {name!r}; did you mean {near!r}? Known: {', '.join(PRESETS)}")
+            meant = nearest(str(name), PRESETS)
+            raise ValueError(f"preset is {name!r}; did you mean {meant!r}? Known: {', '.join(PRESETS)}")
         preset = {key: value for key, value in PRESETS[name].items() if key not in _OF_NAMES or not _names_file(table)}
         columns = table.get("columns", {})
         if isinstance(columns, dict):
@@ -95,6 +96,12 @@ class SourceSettings(Table):
     @classmethod
     def _is_switch_or_path(cls, value: Any) -> Any:
         return _SWITCHES.get(value, Path(value)) if isinstance(value, str) else value
+
+    @field_validator("template_kwargs")
+    @classmethod
+    def _leaves_what_is_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        check_variables(value)
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -10,8 +10,10 @@ from typing import Any
 
 from services.curriculum.data.rows import RowError, look_up
 from shared.errors import InvalidInputError, MissingDependencyError
+from shared.names import did_you_mean
 
 _EXPRESSION = re.compile(r"\s*\{\{(.*)\}\}\s*", re.DOTALL)
+_MISSING = re.compile(r"'(\w+)' is undefined")
 _LONGEST_REASON = 200
 
 # Gives a value of a row; raises RowError.
@@ -25,6 +27,7 @@ class Templates:
         """Raises MissingDependencyError where jinja2 is not installed."""
         try:
             import jinja2
+            import jinja2.meta
             import jinja2.sandbox
         except ModuleNotFoundError:
             raise MissingDependencyError("[[data.train]] needs jinja2: pip install 'routershift[data]'") from None
@@ -34,6 +37,7 @@ class Templates:
         )
         environment.filters |= {"after": _after, "boxed": _boxed, "from_json": _from_json, "letter": _letter}
         self._environment = environment
+        self._undeclared = jinja2.meta.find_undeclared_variables
 
     def column(self, where: str, text: str) -> Reader:
         """What `columns` says of one field: a path, or where it is {{ ... }} an expression, or text with some in it.
@@ -46,7 +50,7 @@ class Templates:
             InvalidInputError: an expression that is none.
         """
         if "{{" not in text and "{%" not in text:
-            return lambda columns: look_up(columns, text)
+            return lambda columns: look_up(columns, text, where)
         if match := _EXPRESSION.fullmatch(text):
             try:
                 return self.expression(where, match[1])
@@ -54,13 +58,22 @@ class Templates:
                 pass  # as "{{ a }} and {{ b }}": a template that begins and ends with an expression
         return self.template(where, text)
 
+    def names(self, text: str) -> set[str]:
+        """The columns that a column or a template reads, and `row` where it may read any.
+
+        A column with dots is its whole name and its first part: only a row tells which it is.
+        """
+        if "{{" not in text and "{%" not in text:
+            return {text, text.partition(".")[0]}
+        return self._undeclared(self._environment.parse(text))
+
     def template(self, where: str, text: str) -> Reader:
         """A text with Jinja in it. Raises InvalidInputError where it is no template."""
         try:
             render = self._environment.from_string(text).render
         except self._errors as error:
             raise InvalidInputError(f"{where} is {text[:80]!r}, which is no Jinja template: {error}") from None
-        return lambda columns: self._run(where, lambda: render(_variables(columns)))
+        return lambda columns: self._run(where, columns, lambda: render(_variables(columns)))
 
     def expression(self, where: str, text: str) -> Reader:
         """One Jinja expression, whose value keeps its type. Raises InvalidInputError where it is none."""
@@ -70,21 +83,29 @@ class Templates:
             raise InvalidInputError(f"{where} is {text[:80]!r}, which is no Jinja expression: {error}") from None
 
         def evaluate(columns: Mapping[str, Any]) -> Any:
-            value = self._run(where, lambda: compiled(_variables(columns)))
+            value = self._run(where, columns, lambda: compiled(_variables(columns)))
             if isinstance(value, self._undefined):
-                raise RowError(where, f"no such column: {value._undefined_name}; name one of {', '.join(columns)}")
+                raise _no_such_column(where, str(value._undefined_name), columns)
             return value
 
         return evaluate
 
-    def _run(self, where: str, call: Callable[[], Any]) -> Any:
+    def _run(self, where: str, columns: Mapping[str, Any], call: Callable[[], Any]) -> Any:
         try:
             return call()
         except RowError:
             raise
         except Exception as error:  # an expression may fail in any way
             reason = " ".join(str(error).split())[:_LONGEST_REASON]
-            raise RowError(where, f"{type(error).__name__}: {reason}; mend the row or {where}") from None
+            if found := _MISSING.fullmatch(reason):
+                raise _no_such_column(where, found[1], columns) from None
+            kind = type(error).__name__
+            raise RowError(where, f"{kind}: {reason}; mend the row or {where}", kind=kind) from None
+
+
+def _no_such_column(where: str, name: str, columns: Mapping[str, Any]) -> RowError:
+    reason = f"no such column: {name}; name one of {', '.join(columns)}{did_you_mean(name, columns)}"
+    return RowError(where, reason)
 
 
 def _variables(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from services.reward.verifiers.instructions import InstructionsVerifier
 from services.reward.verifiers.json_schema import JsonSchemaVerifier
 from services.reward.verifiers.math.verifier import MathVerifier
 from services.reward.verifiers.model import ModelVerifier
-from services.reward.verifiers.names import nearest
 from services.reward.verifiers.reasoning_gym import ReasoningGymVerifier
 from services.reward.verifiers.regex import RegexVerifier
 from services.reward.verifiers.remote.verifier import RemoteVerifier
 from services.reward.verifiers.weighted import WeightedVerifier
 from shared.errors import InvalidInputError, RouterShiftError
+from shared.names import did_you_mean, nearest
 
 GROUP = "routershift.verifiers"  # entry points of other packages: kind = "module:class"
 
@@ -90,7 +90,8 @@ def unknown_in_words(name: str, made: Iterable[str]) -> str:
             f"recipe, or --set reward.verifiers.{name}.{_required(kind.Settings)[0]}=...; "
             f"`routershift settings reward.verifiers.{name}` lists its keys"
         )
-    return f"verifier is {name!r}; known: {', '.join(made)}"
+    known = list(made)
+    return f"verifier is {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def _make(known: Mapping[str, type[AnyVerifier]], name: str, table: Mapping[str, Any]) -> AnyVerifier:

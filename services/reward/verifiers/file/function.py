@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from services.reward.verifiers.base import Item, Verdict, VerifierError
-from services.reward.verifiers.names import nearest
 from services.reward.verifiers.values import message, number, one_line, shown
 from shared.errors import InvalidInputError
+from shared.names import nearest
 
 REFERENCE_KEY = "answer"  # where a reference that is one value stands
 
