@@ -4,7 +4,7 @@ Shapes: T response tokens, L routed layers, K experts activated per token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -145,6 +145,90 @@ class Completion:
     text: str = ""
     top_logprobs: TopLogprobs | None = None  # None: not asked for
     special_tokens: tuple[SpecialToken, ...] = ()  # those that the text leaves out
+
+
+class Role(StrEnum):
+    """Who speaks in a segment, in the words of chat templates."""
+
+    ASSISTANT = "assistant"
+    USER = "user"
+    TOOL = "tool"
+    SYSTEM = "system"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of a trajectory that have one origin: the model, or somebody else."""
+
+    role: Role
+    tokens: int
+    is_sampled: bool  # by the model; text that was put into its mouth is given, though its role is the assistant's
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """What followed a prompt: T tokens that the model sampled, and G given ones that came from elsewhere.
+
+    Only sampled tokens have log-probs, versions and routes, and only they are trained on.
+    """
+
+    completion: Completion  # everything sampled; text, special tokens and finish reason of its last segment
+    segments: tuple[Segment, ...] = ()  # cover the T + G tokens in order; empty where the model sampled everything
+    given_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))  # [G], in order
+
+    @property
+    def sampled_at(self) -> NDArray[np.int64]:
+        """[T]: the places of the sampled tokens among all T + G."""
+        if not self.segments:
+            return np.arange(self.completion.token_ids.size)
+        return np.flatnonzero(_is_sampled(self.segments))
+
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """[T + G], in order; not a copy where the model sampled everything."""
+        if not self.segments:
+            return self.completion.token_ids
+        is_sampled = _is_sampled(self.segments)
+        ids = np.empty(is_sampled.size, np.int32)
+        ids[is_sampled] = self.completion.token_ids
+        ids[~is_sampled] = self.given_ids
+        return ids
+
+    @property
+    def trained_length(self) -> int:
+        """Tokens up to the last sampled one: what is given after it teaches nothing."""
+        if not self.segments:
+            return self.completion.token_ids.size
+        last = max(i for i, segment in enumerate(self.segments) if segment.is_sampled)
+        return sum(segment.tokens for segment in self.segments[: last + 1])
+
+
+def check_segments(segments: Sequence[Segment], sampled: int, given: int) -> None:
+    """Raises CorruptDataError where segments do not cover these numbers of sampled and of given tokens."""
+    for i, segment in enumerate(segments):
+        if segment.tokens < 1:
+            raise CorruptDataError(f"trajectory.segments[{i}].tokens is {segment.tokens}; expected at least 1")
+        if segment.is_sampled and segment.role is not Role.ASSISTANT:
+            raise CorruptDataError(
+                f"trajectory.segments[{i}].role is {segment.role} of sampled tokens; expected {Role.ASSISTANT}"
+            )
+    if segments and not any(segment.is_sampled for segment in segments):
+        raise CorruptDataError(
+            f"trajectory.segments has {len(segments)} entries and none is sampled; expected at least one"
+        )
+    sampled_by_segments = sum(s.tokens for s in segments if s.is_sampled) if segments else sampled
+    if sampled_by_segments != sampled:
+        raise CorruptDataError(
+            f"trajectory.segments has {sampled_by_segments} sampled tokens; completion.token_ids has {sampled}"
+        )
+    if (covered := sum(s.tokens for s in segments if not s.is_sampled)) != given:
+        raise CorruptDataError(f"trajectory.segments has {covered} given tokens; given_token_ids has {given}")
+
+
+def _is_sampled(segments: Sequence[Segment]) -> NDArray[np.bool_]:
+    """[T + G]"""
+    return np.repeat([segment.is_sampled for segment in segments], [segment.tokens for segment in segments])
 
 
 def spans_between(starts: Sequence[tuple[int | str, int]], begin: int, end: int) -> tuple[VersionSpan, ...]:

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from routershift import wire
-from routershift.trajectory import Completion, FinishReason
+from routershift.trajectory import Completion, FinishReason, Trajectory
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
 from services.generation.admission import AdmissionControl
@@ -100,12 +100,11 @@ class GenerationWorker:
         return replace(completion, index=index)
 
     def _trajectory(self, prompt: pb.Prompt, completion: Completion) -> pb.Trajectory:
-        return pb.Trajectory(
-            id=pb.TrajectoryId(
-                run_id=prompt.run_id, prompt_id=prompt.prompt_id, attempt=prompt.attempt, sample=completion.index
-            ),
-            completion=wire.encode_completion(self._requests.with_text(completion), self._settings.router_scores),
+        name = pb.TrajectoryId(
+            run_id=prompt.run_id, prompt_id=prompt.prompt_id, attempt=prompt.attempt, sample=completion.index
         )
+        trajectory = Trajectory(self._requests.with_text(completion))
+        return wire.encode_trajectory(name, trajectory, self._settings.router_scores)
 
 
 def _describe(span: spans.Span[Generating], prompt: list[int], completions: list[Completion]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from routershift.routing.routers import require_layout
-from routershift.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
+from routershift.trajectory import Completion, FinishReason, RouterTrace, Trajectory, VersionSpan
 from services.learner.data.batch import Group, Sample
 
 GROUP = 4  # responses to a prompt
@@ -123,7 +123,7 @@ def rollouts(shape: Shape, folder: Path, device: torch.device, dtype: torch.dtyp
         for completion in _recorded(model, rows[i : i + chunk], prompt, lengths[i : i + chunk].tolist())
     ]
     samples = [
-        Sample(ids.reshape(groups * GROUP, -1)[i, :prompt], completion, float(rng.random()))
+        Sample(ids.reshape(groups * GROUP, -1)[i, :prompt], Trajectory(completion), float(rng.random()))
         for i, completion in enumerate(completions)
     ]
     return [Group(f"group-{i}", tuple(samples[i * GROUP : (i + 1) * GROUP])) for i in range(groups)]

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from routershift import wire
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from routershift.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, VersionSpan
+from routershift.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, Trajectory, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
+from routershift.wire.traces import trace_checksum
 from services.learner.data.messages import decode_group
 from shared.errors import CorruptDataError
 from shared.streams.entries import Entry
@@ -43,11 +44,25 @@ def completion() -> pb.Completion:
     )
 
 
+def episode() -> pb.Trajectory:
+    """A message of a response in which two given tokens stand between sampled ones."""
+    return pb.Trajectory(
+        completion=completion(),
+        segments=[
+            pb.Segment(role=pb.ROLE_ASSISTANT, tokens=1, sampled=True, text="1"),
+            pb.Segment(role=pb.ROLE_TOOL, tokens=2, text="+"),
+            pb.Segment(role=pb.ROLE_ASSISTANT, tokens=TOKENS - 1, sampled=True),
+        ],
+        given_token_ids=wire.encode_tensor(np.arange(2, dtype=np.int32)),
+    )
+
+
 def group() -> pb.TrajectoryGroup:
     message = pb.TrajectoryGroup(prompt=pb.Prompt(text="?", token_ids=[1, 2]))
     message.generated_at.FromSeconds(1)
-    for sample in range(2):
-        trajectory = message.trajectories.add(completion=completion())
+    message.trajectories.add().CopyFrom(episode())
+    message.trajectories.add(completion=completion())
+    for sample, trajectory in enumerate(message.trajectories):
         trajectory.id.sample = sample
         trajectory.score.CopyFrom(pb.Score(outcome=pb.OUTCOME_SCORED, reward=1.0, parts={"correct": 1.0}))
     return message
@@ -97,6 +112,16 @@ def replace(message: Any, fields: dict[str, Any]) -> Any:
     return message
 
 
+def check_trajectory(result: Trajectory) -> None:
+    """What the rest of the program relies on."""
+    check(result.completion)
+    sampled = result.completion.token_ids.size
+    assert result.token_ids.size == sampled + result.given_ids.size
+    assert result.token_ids[result.sampled_at].tolist() == result.completion.token_ids.tolist()
+    assert sampled <= result.trained_length <= result.token_ids.size
+    assert all(segment.tokens > 0 for segment in result.segments)
+
+
 def check(result: Completion) -> None:
     """What the rest of the program relies on."""
     tokens = result.token_ids.size
@@ -127,7 +152,7 @@ def test_a_tensor(tensor: pb.Tensor, dtype: str, ndim: int) -> None:
 def test_a_completion_whose_checksum_is_right(damage: dict[str, Any], trace: dict[str, Any], earlier: int) -> None:
     message = replace(completion(), damage)
     replace(message.router_trace, trace)
-    message.router_trace.crc32 = wire._trace_checksum(message.router_trace)
+    message.router_trace.crc32 = trace_checksum(message.router_trace)
     for before in (0, earlier):
         try:
             result = wire.decode_completion(message, before)
@@ -135,6 +160,33 @@ def test_a_completion_whose_checksum_is_right(damage: dict[str, Any], trace: dic
             continue
         if before == 0:
             check(result)
+
+
+@FUZZ
+@given(
+    segments=st.lists(
+        st.builds(
+            pb.Segment,
+            role=st.integers(-1, 5) | st.integers(-(2**31), 2**31 - 1),
+            tokens=_UINT32,
+            sampled=st.booleans(),
+            text=st.text(max_size=2),
+        ),
+        max_size=4,
+    ),
+    given=_TENSOR | st.none(),
+)
+@example(segments=[], given=None)
+@example(segments=[pb.Segment(role=pb.ROLE_ASSISTANT, tokens=TOKENS, sampled=True)], given=None)
+@example(segments=[pb.Segment(role=pb.ROLE_TOOL, tokens=2**32 - 1)], given=None)
+def test_a_trajectory_of_any_segments(segments: list[pb.Segment], given: pb.Tensor | None) -> None:
+    message = replace(episode(), {"segments": segments, "given_token_ids": given})
+    try:
+        result = wire.decode_trajectory(message)
+    except CorruptDataError:
+        return
+    check_trajectory(result)
+    assert wire.encode_trajectory(message.id, result).segments == message.segments
 
 
 _EDITS = st.lists(st.tuples(st.integers(0, len(GROUP) - 1), st.binary(max_size=4), st.integers(0, 4)), max_size=6)
@@ -184,4 +236,4 @@ def decode(data: bytes) -> None:
     for sample in scored.group.samples:
         assert np.isfinite(sample.reward)
         assert (sample.prompt_ids >= 0).all()
-        check(sample.completion)
+        check_trajectory(sample.trajectory)

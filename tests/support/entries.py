@@ -25,13 +25,12 @@ def message(group: Group, index: int) -> pb.TrajectoryGroup:
         sampling=pb.SamplingParams(n=SAMPLES),
     )
     trajectories = [
-        pb.Trajectory(
-            id=pb.TrajectoryId(prompt_id=prompt.prompt_id, sample=i),
-            completion=wire.encode_completion(sample.completion),
-            score=pb.Score(outcome=pb.OUTCOME_SCORED, reward=sample.reward, parts={"correct": sample.reward}),
-        )
+        wire.encode_trajectory(pb.TrajectoryId(prompt_id=prompt.prompt_id, sample=i), sample.trajectory)
         for i, sample in enumerate(group.samples)
     ]
+    for trajectory, sample in zip(trajectories, group.samples, strict=True):
+        score = pb.Score(outcome=pb.OUTCOME_SCORED, reward=sample.reward, parts={"correct": sample.reward})
+        trajectory.score.CopyFrom(score)
     made = pb.TrajectoryGroup(prompt=prompt, trajectories=trajectories)
     made.generated_at.GetCurrentTime()
     return made

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from routershift.trajectory import Trajectory
 from services.curriculum.origin import make_problems
 from services.curriculum.problems import Problem
 from services.curriculum.settings import Settings as CurriculumSettings
@@ -66,5 +67,5 @@ async def _group(index: int, problem: Problem, engine: Engine, settings: Learner
     for completion in await engine.generate(prompt, sampling):
         response = tokenizer.decode(completion.token_ids.tolist(), skip_special_tokens=True)
         verdict = judge.verify(Item(problem.prompt, response, problem.reference))
-        samples.append(Sample(np.array(prompt, dtype=np.int32), completion, verdict.reward))
+        samples.append(Sample(np.array(prompt, dtype=np.int32), Trajectory(completion), verdict.reward))
     return Group(f"{index:08d}/0", tuple(samples))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from routershift.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
+from routershift.trajectory import Completion, FinishReason, Role, RouterTrace, Segment, Trajectory, VersionSpan
 from services.learner.data.batch import Group, MicroBatch, Sample, Weighted, pack
 from services.learner.data.collate import Batch, collate
 from services.learner.model.isolation import isolate
@@ -51,6 +51,10 @@ def layout(
     layer_ids: tuple[int, ...] = (0, 1, 2), score_function: ScoreFunction = ScoreFunction.SOFTMAX
 ) -> RouterLayout:
     return RouterLayout(layer_ids, EXPERTS, TOP_K, score_function)
+
+
+# Consecutive tokens of a response: whether the model sampled them, and their ids.
+Piece = tuple[bool, list[int]]
 
 
 @dataclass(frozen=True)
@@ -120,18 +124,40 @@ def record(
     if passes:
         ids, scores = passes[0].expert_ids[start:], passes[0].log_scores[start:]
         trace = RouterTrace(passes[0].layout, ids.numpy().astype(np.uint8), scores.numpy().astype(np.float16))
-    return Sample(
-        prompt_ids=np.array(prompt, dtype=np.int32),
-        completion=Completion(
-            index=0,
-            token_ids=np.array(tokens, dtype=np.int32),
-            logprobs=logprobs.numpy().astype(np.float32),
-            versions=(VersionSpan(version, len(tokens)),),
-            finish_reason=FinishReason.STOP,
-            router_trace=trace,
-        ),
-        reward=reward,
+    completion = Completion(
+        index=0,
+        token_ids=np.array(tokens, dtype=np.int32),
+        logprobs=logprobs.numpy().astype(np.float32),
+        versions=(VersionSpan(version, len(tokens)),),
+        finish_reason=FinishReason.STOP,
+        router_trace=trace,
     )
+    return Sample(np.array(prompt, dtype=np.int32), Trajectory(completion), reward)
+
+
+@torch.no_grad()
+def record_episode(
+    model: PreTrainedModel, prompt: Sequence[int], pieces: Sequence[Piece], reward: float = 0.0, version: int = 0
+) -> Sample:
+    """What a behaviour policy with these weights records of a response in which given tokens stand between its own."""
+    whole = record(model, prompt, [token for _, tokens in pieces for token in tokens], reward, version).trajectory
+    is_sampled = np.array([was_sampled for was_sampled, tokens in pieces for _ in tokens])
+    everything, trace = whole.completion, whole.completion.router_trace
+    completion = replace(
+        everything,
+        token_ids=everything.token_ids[is_sampled],
+        logprobs=everything.logprobs[is_sampled],
+        versions=(VersionSpan(version, int(is_sampled.sum())),),
+        router_trace=None
+        if trace is None
+        else RouterTrace(trace.layout, trace.expert_ids[is_sampled], trace.scores[is_sampled]),
+    )
+    segments = tuple(
+        Segment(Role.ASSISTANT if was_sampled else Role.TOOL, len(tokens), was_sampled)
+        for was_sampled, tokens in pieces
+    )
+    trajectory = Trajectory(completion, segments, everything.token_ids[~is_sampled])
+    return Sample(np.array(prompt, dtype=np.int32), trajectory, reward)
 
 
 def random_groups(

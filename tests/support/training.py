@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from routershift.trajectory import Completion, RouterTrace, VersionSpan
+from routershift.trajectory import Completion, RouterTrace, Trajectory, VersionSpan
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
 from shared.settings import RolloutSettings, RunSettings
@@ -42,7 +42,7 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
 def with_completion(group: Group, change: Callable[[Completion], Completion]) -> Group:
     """The group with its second sample's completion changed."""
     samples = list(group.samples)
-    samples[1] = replace(samples[1], completion=change(samples[1].completion))
+    samples[1] = replace(samples[1], trajectory=Trajectory(change(samples[1].completion)))
     return replace(group, samples=tuple(samples))
 
 

@@ -144,6 +144,28 @@ OUTCOME_REFUSED: Outcome.ValueType  # 4
 """The verifier would not judge: the reference is unusable, or a limit was passed. There is no reward."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
+class _Role:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    ROLE_ASSISTANT: _Role.ValueType  # 1
+    ROLE_USER: _Role.ValueType  # 2
+    ROLE_TOOL: _Role.ValueType  # 3
+    ROLE_SYSTEM: _Role.ValueType  # 4
+
+class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+    """Who speaks in a segment, in the words of chat templates."""
+
+ROLE_UNSPECIFIED: Role.ValueType  # 0
+ROLE_ASSISTANT: Role.ValueType  # 1
+ROLE_USER: Role.ValueType  # 2
+ROLE_TOOL: Role.ValueType  # 3
+ROLE_SYSTEM: Role.ValueType  # 4
+Global___Role: _TypeAlias = Role  # noqa: Y015
+
 @_typing.final
 class Tensor(_message.Message):
     """A dense array. Packed bytes rather than repeated fields: reading is one numpy.frombuffer, without a copy."""
@@ -641,19 +663,68 @@ class Score(_message.Message):
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
 @_typing.final
+class Segment(_message.Message):
+    """Consecutive tokens of a trajectory that have one origin: the model, or somebody else."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    role: Global___Role.ValueType
+    tokens: _builtins.int
+    """At least 1."""
+    sampled: _builtins.bool
+    """Whether the model sampled them. Then the role is ROLE_ASSISTANT; text that was put into its mouth has that role too."""
+    text: _builtins.str
+    """For verifiers and people. Unset in the last sampled segment, whose text is `Completion.text`."""
+    def __init__(
+        self,
+        *,
+        role: Global___Role.ValueType = ...,
+        tokens: _builtins.int = ...,
+        sampled: _builtins.bool = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "sampled", b"sampled", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Segment: _TypeAlias = Segment  # noqa: Y015
+
+@_typing.final
 class Trajectory(_message.Message):
+    """What followed a prompt: T tokens that the model sampled, and G given ones that came from elsewhere, such as the output
+    of a tool. Only sampled tokens have log-probs, versions and routes, and only they are trained on.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     COMPLETION_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    GIVEN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def id(self) -> Global___TrajectoryId: ...
     @_builtins.property
-    def completion(self) -> Global___Completion: ...
+    def completion(self) -> Global___Completion:
+        """Everything sampled, one segment after the other. Text, special tokens and finish reason are those of the last one."""
+
     @_builtins.property
     def score(self) -> Global___Score:
         """Absent until the reward service has seen it."""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """In order. Absent where the model sampled everything; else at least one is sampled, and they cover the T + G tokens."""
+
+    @_builtins.property
+    def given_token_ids(self) -> Global___Tensor:
+        """int32 [G], in order; absent where no segment is given."""
 
     def __init__(
         self,
@@ -661,10 +732,12 @@ class Trajectory(_message.Message):
         id: Global___TrajectoryId | None = ...,
         completion: Global___Completion | None = ...,
         score: Global___Score | None = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+        given_token_ids: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "id", b"id", "score", b"score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "given_token_ids", b"given_token_ids", "id", b"id", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "id", b"id", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "given_token_ids", b"given_token_ids", "id", b"id", "score", b"score", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

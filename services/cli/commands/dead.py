@@ -96,5 +96,6 @@ def _whole(letter_id: str, letter: pb.DeadLetter) -> dict[str, Any]:
         for trajectory in message.trajectories:
             for tensors in ("token_ids", "logprobs", "router_trace", "top_logprobs"):
                 trajectory.completion.ClearField(tensors)
+            trajectory.ClearField("given_token_ids")
     payload = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return _summary(letter_id, letter) | {"payload": payload}

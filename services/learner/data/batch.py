@@ -7,21 +7,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from routershift.trajectory import Completion
+from routershift.trajectory import Completion, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A scored response."""
+    """A scored trajectory."""
 
     prompt_ids: NDArray[np.int32]  # [P], at least one token
-    completion: Completion
+    trajectory: Trajectory
     reward: float
 
     @property
+    def completion(self) -> Completion:
+        """What the model sampled, and learns from."""
+        return self.trajectory.completion
+
+    @property
     def input_tokens(self) -> int:
-        """What the model reads: everything but the last token, which predicts nothing."""
-        return self.prompt_ids.size + self.completion.token_ids.size - 1
+        """What the model reads: everything before the last sampled token, given tokens too."""
+        return self.prompt_ids.size + self.trajectory.trained_length - 1
 
 
 @dataclass(frozen=True, slots=True)

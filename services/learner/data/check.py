@@ -6,7 +6,7 @@ import numpy as np
 
 from routershift.routing.layout import RouterLayout
 from routershift.routing.routers import check_layout
-from routershift.trajectory import Completion, check_trace
+from routershift.trajectory import Completion, check_segments, check_trace
 from services.learner.data.batch import Group, Sample
 from shared.errors import CorruptDataError, InvalidInputError
 
@@ -16,7 +16,7 @@ class Limits:
     """What the model can take. `layout` is None where no router trace is wanted."""
 
     vocabulary: int
-    max_tokens: int  # prompt and response together
+    max_tokens: int  # prompt and response together, given tokens too
     layout: RouterLayout | None
 
 
@@ -37,10 +37,17 @@ def _check_sample(sample: Sample, limits: Limits) -> None:
         raise InvalidInputError("prompt_ids or token_ids is empty; both need at least one token")
     if wrong := {name: length for name, length in lengths.items() if length != tokens}:
         raise CorruptDataError(f"{wrong} entries for {tokens} tokens; expected one for each")
-    if (whole := sample.prompt_ids.size + tokens) > limits.max_tokens:
+    trajectory = sample.trajectory
+    check_segments(trajectory.segments, tokens, trajectory.given_ids.size)
+    if (whole := sample.input_tokens + 1) > limits.max_tokens:
         raise InvalidInputError(f"prompt and response have {whole} tokens; the model takes {limits.max_tokens}")
-    for field, ids in (("prompt_ids", sample.prompt_ids), ("token_ids", completion.token_ids)):
-        if ids.min() < 0 or ids.max() >= limits.vocabulary:
+    fields = {
+        "prompt_ids": sample.prompt_ids,
+        "token_ids": completion.token_ids,
+        "given_token_ids": trajectory.given_ids,
+    }
+    for field, ids in fields.items():
+        if ids.size and (ids.min() < 0 or ids.max() >= limits.vocabulary):
             raise InvalidInputError(
                 f"{field} spans {ids.min()} to {ids.max()}; the model has tokens 0 to {limits.vocabulary - 1}"
             )

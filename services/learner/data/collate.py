@@ -1,5 +1,7 @@
 """From packed rows to tensors, and from tensors to the bytes that travel between the ranks of a learner.
 
+Only tokens that the model sampled are response tokens. Given ones are input, as those of the prompt are.
+
 Shapes: N rows of W tokens, B responses, T tokens of the longest response, R response tokens in all, L routed layers,
 K experts activated per token.
 """
@@ -81,9 +83,10 @@ def collate(micro_batch: MicroBatch, with_routes: bool, step: int, keeps: bool =
         for weighted in row:
             sample = weighted.sample
             end = begin + sample.input_tokens
-            inputs[n, begin:end] = np.concatenate((sample.prompt_ids, sample.completion.token_ids[:-1]))
+            ids = np.concatenate((sample.prompt_ids, sample.trajectory.token_ids))
+            inputs[n, begin:end] = ids[: sample.input_tokens]
             positions[n, begin:] = np.arange(width - begin)
-            predicted_at.append(np.arange(begin + sample.prompt_ids.size - 1, end) + n * width)
+            predicted_at.append(n * width + begin + sample.prompt_ids.size - 1 + sample.trajectory.sampled_at)
             begin = end
     lengths = np.array([c.token_ids.size for c in completions])
     mask = np.arange(lengths.max()) < lengths[:, None]

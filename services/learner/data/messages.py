@@ -51,10 +51,10 @@ def decode_group(entry: Entry) -> Scored:
             raise CorruptDataError(f"sample {trajectory.id.sample} is {name}; only scored samples are trained on")
         if not np.isfinite(reward := trajectory.score.reward):
             raise CorruptDataError(f"sample {trajectory.id.sample} has reward {reward}; expected a finite number")
-        completion = wire.decode_completion(trajectory.completion)
-        if completion.token_ids.size == 0:
-            raise CorruptDataError(f"sample {trajectory.id.sample} has no tokens; expected at least one")
-        samples.append(Sample(prompt_ids.astype(np.int32), completion, reward))
+        decoded = wire.decode_trajectory(trajectory)
+        if decoded.completion.token_ids.size == 0:
+            raise CorruptDataError(f"sample {trajectory.id.sample} has no sampled tokens; expected at least one")
+        samples.append(Sample(prompt_ids.astype(np.int32), decoded, reward))
     oldest = wire.oldest_version(message.trajectories)
     return Scored(
         entry=entry,

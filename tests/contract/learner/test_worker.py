@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
 from services.learner.data.batch import Group
@@ -26,7 +27,7 @@ from shared.tracking import records
 from shared.weights import published
 from tests.support.entries import SAMPLES, dead_letters, message, put, until
 from tests.support.learning import GROUPS, Learning, checkpoint_steps, no_tickets, nothing_in_flight, tables
-from tests.support.models import EOS
+from tests.support.models import EOS, VOCABULARY
 from tests.support.rollouts import load, random_groups
 
 
@@ -77,17 +78,31 @@ async def test_what_cannot_be_trained_on_leaves_with_its_reason(
     foreign.trajectories[0].completion.router_trace.layout.layer_ids[0] = 7
     torn = message(groups[6], 6)
     torn.trajectories[2].completion.router_trace.crc32 ^= 1
-    late = message(groups[7], 7)
-    await put(run, Stream.SCORED, flat, unscored, short, foreign, torn, *good, late)
+    uncovered = message(groups[7], 7)
+    uncovered.trajectories[1].segments.add(role=pb.ROLE_ASSISTANT, tokens=1000, sampled=True)
+    foreign_ids = message(groups[8], 8)
+    tokens = foreign_ids.trajectories[3].completion.token_ids.shape[0]
+    foreign_ids.trajectories[3].segments.add(role=pb.ROLE_TOOL, tokens=1)
+    foreign_ids.trajectories[3].segments.add(role=pb.ROLE_ASSISTANT, tokens=tokens, sampled=True)
+    foreign_ids.trajectories[3].given_token_ids.CopyFrom(wire.encode_tensor(np.array([VOCABULARY], np.int32)))
+    late = message(groups[9], 9)
+    await put(run, Stream.SCORED, flat, unscored, short, foreign, torn, uncovered, foreign_ids, *good, late)
     async with Learning(tables(tmp_path, model, steps=1), run):
         await until(lambda: nothing_in_flight(run))
     ledger = await run.ledger()
     assert ledger.trained == GROUPS * SAMPLES
     assert ledger.dropped == {"run_finished": SAMPLES, "zero_variance": SAMPLES}
-    assert ledger.dead == {"bad_trajectory": 4 * SAMPLES}
+    assert ledger.dead == {"bad_trajectory": 6 * SAMPLES}
     assert ledger.balanced
     details = " ".join(letter.detail for letter in await dead_letters(redis, run))
-    for text in ("OUTCOME_FAILED", "3 trajectories; expected 4", "layer_ids", "router_trace.crc32"):
+    for text in (
+        "OUTCOME_FAILED",
+        "3 trajectories; expected 4",
+        "layer_ids",
+        "router_trace.crc32",
+        "1000 sampled tokens",
+        f"given_token_ids spans {VOCABULARY}",
+    ):
         assert text in details
 
 

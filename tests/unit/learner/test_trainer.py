@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from routershift.trajectory import Trajectory
 from services.learner.data.batch import Group, Sample
 from services.learner.monitoring.report import NON_FINITE
 from shared.errors import PreconditionError
@@ -96,7 +97,7 @@ def test_temperature_is_that_of_the_rollouts(folder: Path) -> None:
         with torch.no_grad():
             logits = model(ids).logits[0, sample.prompt_ids.size - 1 : -1]
         logprobs = (logits / 2).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        return replace(sample, completion=replace(sample.completion, logprobs=logprobs.numpy()))
+        return replace(sample, trajectory=Trajectory(replace(sample.completion, logprobs=logprobs.numpy())))
 
     groups = [replace(group, samples=tuple(at_two(s) for s in group.samples)) for group in groups]
     assert make(folder, temperature=2.0, **PLAIN).train_step(groups).diagnostics["kl"] == pytest.approx(0, abs=1e-6)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from routershift.algorithms.advantages import ZERO_VARIANCE
+from routershift.trajectory import Trajectory
 from services.learner.data.batch import Group
 from services.learner.model.optimizer import factor
 from services.learner.settings import OptimizerSettings
@@ -176,7 +177,12 @@ def test_fixed_length_divides_by_what_a_response_may_be_long(folder: Path, fresh
 def test_subtracting_the_mismatch_leaves_what_is_published_alone(folder: Path, fresh: list[Group]) -> None:
     """With every score off by the same amount the baseline takes gamma to 1, and the mismatch is still reported."""
     off = [
-        replace(group, samples=tuple(replace(s, completion=_with_scores_off(s.completion, 0.1)) for s in group.samples))
+        replace(
+            group,
+            samples=tuple(
+                replace(s, trajectory=Trajectory(_with_scores_off(s.completion, 0.1))) for s in group.samples
+            ),
+        )
         for group in fresh
     ]
     trainer = make(folder, **PLAIN, router_shift__mismatch_baseline="subtract")

@@ -1,6 +1,6 @@
 """Packing, alignment, micro-batches, and batches as bytes."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from routershift.algorithms.aggregation import Totals
-from routershift.trajectory import Completion, FinishReason, VersionSpan
+from routershift.trajectory import Completion, FinishReason, Role, Segment, Trajectory, VersionSpan
 from services.learner.data.batch import MicroBatch, Sample, Weighted, micro_batches, pack
 from services.learner.data.collate import Batch, Update, collate, decode, encode
 from tests.support.models import save_model
@@ -25,7 +25,7 @@ def sample(prompt: int, response: int, spans: tuple[VersionSpan, ...] | None = N
         finish_reason=FinishReason.STOP,
         router_trace=None,
     )
-    return Sample(np.arange(100, 100 + prompt, dtype=np.int32), completion, 1.0)
+    return Sample(np.arange(100, 100 + prompt, dtype=np.int32), Trajectory(completion), 1.0)
 
 
 def weighted(*sizes: tuple[int, int]) -> list[Weighted]:
@@ -45,6 +45,24 @@ def test_every_token_is_aligned_with_the_position_that_predicts_it() -> None:
     np.testing.assert_allclose(batch.behaviour_logprobs[batch.mask], [-0.1, -0.2, -0.3, -0.1, -0.1, -0.2])
     # The first response token is predicted by the last prompt token, each other one by the token before it.
     assert batch.input_ids.flatten()[batch.rows].tolist() == [101, 200, 201, 101, 103, 200]
+
+
+def test_given_tokens_are_read_and_never_predicted() -> None:
+    """Sampled 200 and 201; a tool's 300 to 302; sampled 202; a tool's 303, which nothing follows."""
+    made = sample(2, 3, (VersionSpan(3, 2), VersionSpan(5, 1)))
+    parts = ((Role.ASSISTANT, 2), (Role.TOOL, 3), (Role.ASSISTANT, 1), (Role.TOOL, 1))
+    segments = tuple(Segment(role, tokens, role is Role.ASSISTANT) for role, tokens in parts)
+    given_ids = np.arange(300, 304, dtype=np.int32)
+    episode = Weighted(replace(made, trajectory=replace(made.trajectory, segments=segments, given_ids=given_ids)), 0.5)
+    assert episode.sample.input_tokens == 7
+    batch = collate(MicroBatch(((Weighted(sample(2, 1), -1.0), episode),)), with_routes=False, step=5)
+    assert batch.input_ids.tolist() == [[100, 101, 100, 101, 200, 201, 300, 301, 302]]
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 3, 4, 5, 6]]
+    assert batch.targets.tolist() == [200, 200, 201, 202]
+    assert batch.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert batch.versions.tolist() == [0, 3, 3, 5]
+    # The first token after a tool's is predicted by the last of them.
+    assert batch.input_ids.flatten()[batch.rows].tolist() == [101, 101, 200, 302]
 
 
 def test_logits_and_routes_are_read_where_the_behaviour_policy_recorded_them(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Trajectories on the wire: what the model sampled after a prompt, and what it was given in between."""
+
+from collections.abc import Iterable, Sequence
+
+from routershift.errors import CorruptDataError
+from routershift.trajectory import Role, ScoreDtype, Segment, Trajectory, check_segments
+from routershift.v1 import trajectory_pb2 as pb
+from routershift.wire.completions import decode_completion, encode_completion
+from routershift.wire.tensors import decode_tensor, encode_tensor
+
+ROLES = {
+    pb.ROLE_ASSISTANT: Role.ASSISTANT,
+    pb.ROLE_USER: Role.USER,
+    pb.ROLE_TOOL: Role.TOOL,
+    pb.ROLE_SYSTEM: Role.SYSTEM,
+}
+
+ROLE_CODES = {role: code for code, role in ROLES.items()}
+
+
+def encode_trajectory(
+    name: pb.TrajectoryId, trajectory: Trajectory, scores: ScoreDtype = ScoreDtype.FLOAT16
+) -> pb.Trajectory:
+    """Without a score. Where the model sampled everything, segments cost nothing."""
+    last = max((i for i, segment in enumerate(trajectory.segments) if segment.is_sampled), default=None)
+    return pb.Trajectory(
+        id=name,
+        completion=encode_completion(trajectory.completion, scores),
+        segments=[
+            pb.Segment(
+                role=ROLE_CODES[segment.role],
+                tokens=segment.tokens,
+                sampled=segment.is_sampled,
+                text="" if i == last else segment.text,
+            )
+            for i, segment in enumerate(trajectory.segments)
+        ],
+        given_token_ids=encode_tensor(trajectory.given_ids) if trajectory.given_ids.size else None,
+    )
+
+
+def decode_trajectory(message: pb.Trajectory) -> Trajectory:
+    """What followed the prompt, without id and score.
+
+    Raises:
+        CorruptDataError: its segments do not cover its tokens, see `check_segments`; or of `decode_completion`.
+    """
+    completion = decode_completion(message.completion)
+    segments = decode_segments(message.segments, completion.text)
+    if not message.HasField("given_token_ids"):
+        check_segments(segments, completion.token_ids.size, given=0)
+        return Trajectory(completion, segments)
+    given = decode_tensor(message.given_token_ids, "trajectory.given_token_ids", "int32", 1)
+    check_segments(segments, completion.token_ids.size, given.size)
+    return Trajectory(completion, segments, given)
+
+
+def decode_segments(messages: Sequence[pb.Segment], last_text: str) -> tuple[Segment, ...]:
+    """The segments of a trajectory, with their texts.
+
+    Args:
+        last_text: `Completion.text`, of the last sampled segment.
+
+    Raises:
+        CorruptDataError: an unknown role, or a text in two places.
+    """
+    segments = []
+    last = max((i for i, message in enumerate(messages) if message.sampled), default=None)
+    for i, message in enumerate(messages):
+        if (role := ROLES.get(message.role)) is None:
+            raise CorruptDataError(f"trajectory.segments[{i}].role is {message.role}; expected one of {list(Role)}")
+        if i == last and message.text:
+            raise CorruptDataError(
+                f"trajectory.segments[{i}].text has {len(message.text)} characters; expected none, since "
+                "completion.text is that of the last sampled segment"
+            )
+        text = last_text if i == last else message.text
+        segments.append(Segment(role, message.tokens, message.sampled, text))
+    return tuple(segments)
+
+
+def oldest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:
+    """The oldest policy version that sampled any token of these trajectories; None where there is no token."""
+    return min((s.version for t in trajectories for s in t.completion.versions), default=None)
+
+
+def newest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:
+    """The newest of them; None where there is no token."""
+    return max((s.version for t in trajectories for s in t.completion.versions), default=None)
