@@ -158,7 +158,7 @@ def _sources(recipe: Recipe, verifiers: Mapping[str, AnyVerifier]) -> str:
                 f"{where}: verifier {source.verifier} reads {', '.join(missing)} of a reference, and columns names "
                 f"no such field; set columns.{missing[0]}, or columns.reference to a column with all of it"
             )
-    return ", ".join(
+    return "; ".join(
         f"{source.label}, judged by {source.verifier or 'what each row names'}" for source in recipe.data.train
     )
 
