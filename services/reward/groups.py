@@ -18,6 +18,7 @@ _TRAJECTORIES = pb.TrajectoryGroup.TRAJECTORIES_FIELD_NUMBER
 _SCORED_AT = pb.TrajectoryGroup.SCORED_AT_FIELD_NUMBER
 _COMPLETION = pb.Trajectory.COMPLETION_FIELD_NUMBER
 _SCORE = pb.Trajectory.SCORE_FIELD_NUMBER
+_SEGMENTS = pb.Trajectory.SEGMENTS_FIELD_NUMBER
 _TEXT = pb.Completion.TEXT_FIELD_NUMBER
 _SPECIAL_TOKENS = pb.Completion.SPECIAL_TOKENS_FIELD_NUMBER
 
@@ -31,6 +32,7 @@ class RawGroup:
         self._others: list[Field] = []
         self.texts: list[str] = []
         self.special_tokens: list[tuple[SpecialToken, ...]] = []
+        self.messages: list[tuple[tuple[str, str], ...]] = []  # role and text of each segment; () where there is one
         try:
             for field in fields(memoryview(payload)):
                 if field.number == _TRAJECTORIES:
@@ -39,6 +41,7 @@ class RawGroup:
                     completion = _completion(kept)
                     self.texts.append(completion.text)
                     self.special_tokens.append(wire.decode_special_tokens(completion.special_tokens))
+                    self.messages.append(_messages(kept, completion.text))
                 elif field.number != _SCORED_AT:
                     self._others.append(field)
             self.prompt = pb.TrajectoryGroup.FromString(b"".join(field.encoded for field in self._others)).prompt
@@ -71,6 +74,11 @@ def _completion(trajectory: list[Field]) -> pb.Completion:
     texts = [inner.encoded for inner in inside if inner.number == _TEXT]
     special_tokens = [inner.encoded for inner in inside if inner.number == _SPECIAL_TOKENS]
     return pb.Completion.FromString(b"".join([*texts[-1:], *special_tokens]))
+
+
+def _messages(trajectory: list[Field], last_text: str) -> tuple[tuple[str, str], ...]:
+    segments = [pb.Segment.FromString(bytes(_message(field))) for field in trajectory if field.number == _SEGMENTS]
+    return tuple((segment.role.value, segment.text) for segment in wire.decode_segments(segments, last_text))
 
 
 def _message(field: Field) -> memoryview:

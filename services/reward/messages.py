@@ -17,7 +17,8 @@ _OUTCOMES = {
 def decode_item(item: rew.ScoreItem) -> Item:
     """Raises InvalidInputError for a reference with a number that is not finite."""
     special_tokens = wire.decode_special_tokens(item.special_tokens)
-    return Item(item.prompt, item.response, wire.decode_struct(item.reference), special_tokens)
+    messages = [(message.role, message.content) for message in item.messages]
+    return Item(item.prompt, item.response, wire.decode_struct(item.reference), special_tokens, messages)
 
 
 def encode_score(scored: Scored) -> pb.Score:

@@ -85,7 +85,10 @@ class RewardWorker:
             missing = [i for i in range(len(group.texts)) if i not in results or results[i].verdict is None]
             scored = await self._ask(
                 prompt.verifier,
-                [Item(prompt.text, group.texts[i], reference, group.special_tokens[i]) for i in missing],
+                [
+                    Item(prompt.text, group.texts[i], reference, group.special_tokens[i], group.messages[i])
+                    for i in missing
+                ],
             )
             results |= dict(zip(missing, scored, strict=True))
             seconds += [result.seconds for result in scored]

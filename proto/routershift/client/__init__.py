@@ -13,7 +13,7 @@ the gRPC status of the call. `pip install routershift` brings all that they need
 from routershift.client.asynchronous import AsyncGenerationClient, AsyncRewardClient
 from routershift.client.blocking import GenerationClient, RewardClient
 from routershift.client.credentials import Access
-from routershift.client.requests import Message, Prompt, Sampling
+from routershift.client.requests import Message, Prompt, Response, Sampling
 from routershift.trajectory import Completion
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "GenerationClient",
     "Message",
     "Prompt",
+    "Response",
     "RewardClient",
     "Sampling",
 ]

@@ -9,7 +9,7 @@ import grpc
 from routershift import wire
 from routershift.client.channel import open_channel
 from routershift.client.credentials import Access, Bearer, Shown
-from routershift.client.requests import Prompt, Sampling, generate_request, score_request
+from routershift.client.requests import Prompt, Response, Sampling, generate_request, score_request
 from routershift.client.status import raise_typed
 from routershift.trajectory import Completion
 from routershift.v1 import generation_pb2 as gen
@@ -121,17 +121,18 @@ class AsyncRewardClient(AsyncClient):
         self._stub = rew_grpc.RewardServiceStub(self._channel)
 
     async def score(
-        self, verifier: str, prompt: str, responses: Sequence[str | Completion], reference: Mapping[str, Any]
+        self, verifier: str, prompt: str, responses: Sequence[Response], reference: Mapping[str, Any]
     ) -> list[pb.Score]:
         """One Score a response, in order. Look at `outcome` before `reward`.
 
         Args:
-            responses: texts, or completions, whose special tokens go along.
+            responses: texts; completions, whose special tokens go along; or messages of a conversation in which others
+                spoke too, such as a tool.
             reference: JSON values, in the form of the verifier's `reference_schema`.
 
         Raises:
             NotFoundError: no verifier of that name.
-            InvalidInputError: a reference that JSON does not have.
+            InvalidInputError: a reference that JSON does not have, or messages without one of the assistant.
         """
         answer = await self._call(self._stub.Score, score_request(verifier, prompt, responses, reference))
         return list(answer.scores)

@@ -9,7 +9,7 @@ import grpc
 from routershift import wire
 from routershift.client.channel import open_blocking_channel
 from routershift.client.credentials import Access, Bearer, Shown
-from routershift.client.requests import Prompt, Sampling, generate_request, score_request
+from routershift.client.requests import Prompt, Response, Sampling, generate_request, score_request
 from routershift.client.status import raise_typed
 from routershift.trajectory import Completion
 from routershift.v1 import generation_pb2 as gen
@@ -93,7 +93,7 @@ class RewardClient(Client):
         self._stub = rew_grpc.RewardServiceStub(self._channel)
 
     def score(
-        self, verifier: str, prompt: str, responses: Sequence[str | Completion], reference: Mapping[str, Any]
+        self, verifier: str, prompt: str, responses: Sequence[Response], reference: Mapping[str, Any]
     ) -> list[pb.Score]:
         """One Score a response, in order; see `AsyncRewardClient.score`."""
         answer = self._call(self._stub.Score, score_request(verifier, prompt, responses, reference))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from routershift import wire
 from routershift.errors import InvalidInputError
-from routershift.trajectory import Completion
+from routershift.trajectory import Completion, Role
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
@@ -60,10 +60,15 @@ def generate_request(prompt: Prompt, return_router: bool, sampling: Sampling) ->
     return request
 
 
+# Text, a completion, whose special tokens go along, or all that followed a prompt, as messages: the last one of the
+# assistant is judged as the response.
+Response = str | Completion | Sequence[Message]
+
+
 def score_request(
-    verifier: str, prompt: str, responses: Sequence[str | Completion], reference: Mapping[str, Any]
+    verifier: str, prompt: str, responses: Sequence[Response], reference: Mapping[str, Any]
 ) -> rew.ScoreRequest:
-    """Raises InvalidInputError for a reference that JSON does not have."""
+    """Raises InvalidInputError for a reference that JSON does not have, or messages without one of the assistant."""
     try:
         struct = wire.encode_struct(reference)
     except (TypeError, ValueError) as error:
@@ -71,9 +76,15 @@ def score_request(
     return rew.ScoreRequest(verifier=verifier, items=[_item(prompt, response, struct) for response in responses])
 
 
-def _item(prompt: str, response: str | Completion, reference: Struct) -> rew.ScoreItem:
+def _item(prompt: str, response: Response, reference: Struct) -> rew.ScoreItem:
     if isinstance(response, str):
         return rew.ScoreItem(prompt=prompt, response=response, reference=reference)
+    if not isinstance(response, Completion):
+        said = [message["content"] for message in response if message["role"] == Role.ASSISTANT]
+        if not said:
+            raise InvalidInputError(f"response has {len(response)} messages and none of the role assistant; give one")
+        messages = [gen.ChatMessage(**message) for message in response]
+        return rew.ScoreItem(prompt=prompt, response=said[-1], reference=reference, messages=messages)
     return rew.ScoreItem(
         prompt=prompt,
         response=response.text,

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from routershift.v1 import generation_pb2 as _generation_pb2
 from routershift.v1 import trajectory_pb2 as _trajectory_pb2
 import builtins as _builtins
 import sys
@@ -30,6 +31,7 @@ class ScoreItem(_message.Message):
     RESPONSE_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     response: _builtins.str
     @_builtins.property
@@ -40,6 +42,12 @@ class ScoreItem(_message.Message):
     def special_tokens(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.SpecialToken]:
         """Of the response, as generation gives them: some verifiers find by them what is thought."""
 
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.ChatMessage]:
+        """What followed the prompt, where others spoke in between: the model's messages and those of tools and users, in order.
+        `response` is then the last one of the assistant. Empty where the response is all that followed.
+        """
+
     def __init__(
         self,
         *,
@@ -47,10 +55,11 @@ class ScoreItem(_message.Message):
         response: _builtins.str = ...,
         reference: _struct_pb2.Struct | None = ...,
         special_tokens: _abc.Iterable[_trajectory_pb2.SpecialToken] | None = ...,
+        messages: _abc.Iterable[_generation_pb2.ChatMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "reference", b"reference", "response", b"response", "special_tokens", b"special_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "prompt", b"prompt", "reference", b"reference", "response", b"response", "special_tokens", b"special_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

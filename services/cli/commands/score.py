@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from routershift import wire
+from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import reward_pb2 as rew
 from services.cli.arguments import add_recipe, add_settings
 from services.cli.signals import interruptible
@@ -30,7 +31,7 @@ _AT_ONCE = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verifier", required=True, metavar="NAME", help="a kind, or a table of the recipe")
     parser.add_argument(
-        "--input", type=Path, required=True, metavar="FILE", help="JSON lines: prompt, response, reference"
+        "--input", type=Path, required=True, metavar="FILE", help="JSON lines: prompt, response, reference, messages"
     )
     add_recipe(parser)
     add_settings(parser)
@@ -60,8 +61,9 @@ async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[
     """One record a line of the file, in order: outcome, reward (None without a verdict), parts, seconds, error.
 
     Args:
-        file: JSON lines {"prompt", "response", "reference"}; prompt and reference may be left out, and a reference that
-            is no object is the one value of the verifier's references, where they have one.
+        file: JSON lines {"prompt", "response", "reference", "messages"}; only response must be there. A reference that
+            is no object is the one value of the verifier's references, where they have one. Messages, of role and
+            content, are all that followed the prompt, where others spoke in between.
         recipe: settings, of which only the table [reward] matters; so it may be None.
 
     Raises:
@@ -109,14 +111,21 @@ def _item(line: bytes, reference_key: str, where: str) -> Item:
         raise InvalidInputError(f"{where} is not JSON: {error}") from None
     if reference_key and isinstance(row, dict) and not isinstance(row.get("reference", {}), dict):
         row["reference"] = {reference_key: row["reference"]}
-    expected = {"prompt": str, "response": str, "reference": dict}
-    values = {"prompt": "", "reference": {}, **row} if isinstance(row, dict) else {}
+    expected = {"prompt": str, "response": str, "reference": dict, "messages": list}
+    values = {"prompt": "", "reference": {}, "messages": [], **row} if isinstance(row, dict) else {}
     if values.keys() != expected.keys() or not all(isinstance(values[key], kind) for key, kind in expected.items()):
         raise InvalidInputError(
-            f'{where} is {text.strip()[:100]}; expected {{"prompt": text, "response": text, "reference": object}}'
-            + (f", or a reference that is the {reference_key} alone" if reference_key else "")
+            f'{where} is {text.strip()[:100]}; expected {{"prompt": text, "response": text, "reference": object, '
+            '"messages": list}' + (f", or a reference that is the {reference_key} alone" if reference_key else "")
         )
+    try:
+        messages = [gen.ChatMessage(**message) for message in values["messages"]]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{where} has messages that are not of role and content: {error}") from None
+    reference = values["reference"]
     try:  # a reference is what comes out of a message
-        return decode_item(rew.ScoreItem(**{**values, "reference": wire.encode_struct(values["reference"])}))
+        return decode_item(
+            rew.ScoreItem(**{**values, "reference": wire.encode_struct(reference), "messages": messages})
+        )
     except (ValueError, OverflowError) as error:
         raise InvalidInputError(f"{where} has a reference that no message holds: {error}") from None

@@ -1,7 +1,7 @@
 """A worker process: one verifier, which judges what the service sends. `python -m services.reward.pool.process`.
 
 Lines of JSON in and out, never pickle. First comes the verifier as {"class", "settings", "memory_mb"}, answered by
-{"error": null} or by why it cannot start. Then [first, [[prompt, response, reference], ...]], answered, for
+{"error": null} or by why it cannot start. Then [first, [items, ...]], answered, for
 consecutive items, by [last, first, verdicts, which verdict of these each item has, microseconds each]; a verdict is
 [reward, parts] or the text "outcome: error".
 """

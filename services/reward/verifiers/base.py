@@ -16,6 +16,8 @@ from shared.table import Table
 CORRECT = "1 for a right answer, 0 for a wrong one"
 VALID = "1 where the response holds an answer that can be judged, else 0"
 
+_ASSISTANT = "assistant"
+
 
 def parts_schema(names: Mapping[str, str]) -> dict[str, Any]:
     """JSON Schema of the parts of verdicts, of what each of them means."""
@@ -44,12 +46,30 @@ def needs(verifier: str) -> Iterator[None]:
 
 
 class Item(NamedTuple):
-    """One response to judge. `reference` is what the task says of the right answer; its form is the verifier's."""
+    """One response to judge. `reference` is what the task says of the right answer; its form is the verifier's.
+
+    Where tools or users spoke after the prompt, the response is what the model said last: what others said is no answer
+    of its. `messages` has all of it.
+    """
 
     prompt: str
     response: str  # without special tokens
     reference: Mapping[str, Any]
     special_tokens: Sequence[tuple[int, str]] = ()  # of the response: the character before which each stood, its text
+    messages: Sequence[tuple[str, str]] = ()  # role and text of all after the prompt; () where the response is all
+
+    def with_response(self, text: str) -> "Item":
+        """The item with another text for its response, among the messages too."""
+        messages = list(self.messages)
+        for i in reversed(range(len(messages))):
+            if tuple(messages[i]) == (_ASSISTANT, self.response):
+                messages[i] = _ASSISTANT, text
+                break
+        return self._replace(response=text, messages=messages)
+
+    def conversation(self) -> list[dict[str, str]]:
+        """All that followed the prompt, as messages of role and content."""
+        return [{"role": role, "content": text} for role, text in self.messages or ((_ASSISTANT, self.response),)]
 
 
 @dataclass(frozen=True, slots=True)

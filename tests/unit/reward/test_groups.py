@@ -55,6 +55,26 @@ def test_special_tokens_are_read_beside_the_text() -> None:
     assert rescored(message) == message
 
 
+def test_of_an_episode_the_response_is_what_the_model_said_last_and_the_messages_are_all() -> None:
+    message = group()
+    trajectory = message.trajectories[1]
+    said = [(pb.ROLE_ASSISTANT, "add(2, 2)"), (pb.ROLE_TOOL, "4"), (pb.ROLE_ASSISTANT, ""), (pb.ROLE_TOOL, "right")]
+    for role, text in said:
+        trajectory.segments.add(role=role, tokens=2, sampled=role == pb.ROLE_ASSISTANT, text=text)
+    trajectory.given_token_ids.data = bytes(16)
+    raw = RawGroup(message.SerializeToString())
+    assert raw.texts[1] == trajectory.completion.text
+    assert raw.messages == [
+        (),
+        (("assistant", "add(2, 2)"), ("tool", "4"), ("assistant", trajectory.completion.text), ("tool", "right")),
+        (),
+    ]
+    assert rescored(message) == message
+    trajectory.segments[1].role = pb.ROLE_UNSPECIFIED
+    with pytest.raises(CorruptDataError, match=r"segments\[1\]\.role is 0; expected one of"):
+        RawGroup(message.SerializeToString())
+
+
 def test_scores_of_an_earlier_time_are_replaced() -> None:
     message = group()
     message.scored_at.FromSeconds(5)

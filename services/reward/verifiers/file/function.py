@@ -19,10 +19,11 @@ REFERENCE_KEY = "answer"  # where a reference that is one value stands
 
 _MODULE = "routershift_reward_file"
 _ONE, _BATCH = "score", "scores"
-_PARAMETERS = ("response", "reference", "prompt")
+_PARAMETERS = ("response", "reference", "prompt", "messages")
 _ITEMS = "items"
 _EXPECTED = (
-    "its parameters are given by name: response, and if wanted reference and prompt; or items alone, for a list of them"
+    "its parameters are given by name: response, and if wanted reference, prompt and messages; or items alone, for a "
+    "list of them"
 )
 _OURS = ("routershift", "services", "shared")  # imported already where the file is loaded
 _MAX_CHARACTERS = 500  # of what an exception says
@@ -31,8 +32,8 @@ _MAX_CHARACTERS = 500  # of what an exception says
 class Function:
     """A function that judges.
 
-    One with the parameters `response`, `reference` and `prompt`, or some of them, is called for each item; one with the
-    parameter `items` for many, and gives a list. Both may be coroutine functions.
+    One with the parameters `response`, `reference`, `prompt` and `messages`, or some of them, is called for each item;
+    one with the parameter `items` for many, and gives a list. Both may be coroutine functions.
     """
 
     def __init__(self, file: Path, name: str, call: Callable[..., Any]) -> None:
@@ -215,7 +216,8 @@ def _plain(item: Item) -> dict[str, Any]:
     reference: Any = dict(item.reference) or None
     if item.reference.keys() == {REFERENCE_KEY}:
         reference = item.reference[REFERENCE_KEY]
-    return {"prompt": item.prompt, "response": item.response, "reference": reference}
+    messages = item.conversation()
+    return {"prompt": item.prompt, "response": item.response, "reference": reference, "messages": messages}
 
 
 def _reference_shown(item: Item) -> str:

@@ -40,9 +40,9 @@ class FileSettings(VerifierSettings):
 class FileVerifier(BatchVerifier):
     """Reference: any JSON value; one value alone is the same as {"answer": value}.
 
-    The function is `score(response, reference, prompt)`, or takes some of these; it gives a number, or a dict of
-    numbers with the key "reward", whose other keys are parts. Or it is `scores(items)`, of dicts with these keys, and
-    gives a list. Both may be `async`. Whatever else it does is the outcome `failed`, and no reward.
+    The function is `score(response, reference, prompt, messages)`, or takes some of these; it gives a number, or a dict
+    of numbers with the key "reward", whose other keys are parts. Or it is `scores(items)`, of dicts with these keys,
+    and gives a list. Both may be `async`. Whatever else it does is the outcome `failed`, and no reward.
     The file is read once, so that all worker processes run the same, and only they run it.
     """
 
@@ -94,7 +94,7 @@ class FileVerifier(BatchVerifier):
         self._function.close()
 
     def verify_batch(self, items: Sequence[Item]) -> Sequence[Verdict | Exception]:
-        read = [item._replace(response=self.text(item)) for item in items]
+        read = [item.with_response(self.text(item)) for item in items]
         return self._function.judge(read, self.settings.threshold)
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from routershift.client.requests import Message
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward.verifiers.base import AsyncVerifier, Item, Parts, Verdict, VerifierSettings
 from services.reward.verifiers.remote import http
@@ -58,7 +59,8 @@ class RemoteSettings(VerifierSettings):
 class RemoteVerifier(AsyncVerifier):
     """Reference: that of the verifier at the other end.
 
-    HTTP: POST {"prompt", "response", "reference"}; the answer is 200 {"reward": 0.5, "parts": {"correct": 0, ...}},
+    HTTP: POST {"prompt", "response", "reference"}, and "messages" of role and content where the response is not all
+    that followed the prompt; the answer is 200 {"reward": 0.5, "parts": {"correct": 0, ...}},
     or 400 or 422 where the reference is unusable. Redirects are not followed. Requests that meet no server, a busy
     one (408, 429, 5xx) or no answer in time are repeated, with exponential backoff and jitter.
     """
@@ -106,7 +108,8 @@ class RemoteVerifier(AsyncVerifier):
                 token=settings.token_file,
             )
             self._client = RewardClient(settings.address.partition("://")[2], settings.attempt_seconds, access)
-        (score,) = await self._client.score(settings.verifier or "", item.prompt, [self.text(item)], item.reference)
+        response = self._conversation(item) if item.messages else self.text(item)
+        (score,) = await self._client.score(settings.verifier or "", item.prompt, [response], item.reference)
         if score.outcome == pb.OUTCOME_REFUSED:
             raise InvalidInputError(f"{settings.address}: {score.error}")
         if score.outcome != pb.OUTCOME_SCORED:
@@ -117,7 +120,9 @@ class RemoteVerifier(AsyncVerifier):
     async def _by_http(self, item: Item) -> Verdict:
         settings = self.settings
         headers = {"Authorization": f"Bearer {_token(settings.token_file)}"} if settings.token_file else {}
-        body = {"prompt": item.prompt, "response": self.text(item), "reference": dict(item.reference)}
+        body: dict[str, Any] = {"prompt": item.prompt, "response": self.text(item), "reference": dict(item.reference)}
+        if item.messages:
+            body["messages"] = self._conversation(item)
         try:
             async with asyncio.timeout(settings.attempt_seconds):
                 status, answer = await http.post_json(settings.address, body, headers, settings.ca_file)
@@ -132,6 +137,10 @@ class RemoteVerifier(AsyncVerifier):
         if status != 200:
             raise PreconditionError(f"{settings.address} answers {status}: {str(answer)[:200]}; expected 200")
         return _verdict(settings.address, answer)
+
+    def _conversation(self, item: Item) -> list[Message]:
+        said = item.with_response(self.text(item)).conversation()
+        return [Message(role=message["role"], content=message["content"]) for message in said]
 
 
 def _token(file: Path) -> str:

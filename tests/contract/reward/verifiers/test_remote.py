@@ -139,6 +139,29 @@ def body(answer: Any) -> bytes:
     return json.dumps(answer).encode()
 
 
+EPISODE = Item("2+2?", "4", {"answer": "4"}, (), [("assistant", "add(2, 2)"), ("tool", "4"), ("assistant", "4")])
+
+
+async def test_messages_of_an_episode_go_along(tmp_path: Path, endpoint: Endpoint) -> None:
+    (tmp_path / "turns.py").write_text("def score(response, messages): return 10 * len(messages) + float(response)")
+    scorer = Scorer(make_verifiers({"turns": {"file": str(tmp_path / "turns.py")}}), RewardSettings(processes=1))
+    server = Server(None)
+    rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer), server.grpc)
+    port = await server.listen("127.0.0.1", 0, [])
+    try:
+        assert (await ask(EPISODE, address=f"grpc://127.0.0.1:{port}", verifier="turns")).reward == 34
+        assert (await ask(address=f"grpc://127.0.0.1:{port}", verifier="turns")).reward == 14
+    finally:
+        await server.stop(0)
+        await scorer.close()
+    endpoint.answers = [(200, body({"reward": 1, "parts": {"correct": 1}}))]
+    await ask(EPISODE, address=endpoint.address)
+    await ask(address=endpoint.address)
+    bodies = [body for _, body in endpoint.requests]
+    assert [message["role"] for message in bodies[0]["messages"]] == ["assistant", "tool", "assistant"]
+    assert "messages" not in bodies[1]
+
+
 async def test_an_http_endpoint(endpoint: Endpoint, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("s3cret\n")

@@ -58,6 +58,19 @@ def test_a_plain_reference_is_the_one_value_of_the_verifier(
     assert rewards(ran) == [1.0]
 
 
+def test_messages_are_what_the_function_of_a_file_gets(tmp_path: Path) -> None:
+    source = "def score(response, messages): return [message['content'] for message in messages].index('4')"
+    (tmp_path / "mine.py").write_text(source)
+    said = [{"role": "assistant", "content": "add(2, 2)"}, {"role": "tool", "content": "4"}]
+    settings = {"changes": {"ROUTERSHIFT_REWARD__VERIFIERS__MINE__FILE": "mine.py"}}
+    ran = score(tmp_path, {"response": "It is 4.", "messages": said}, verifier="mine", **settings)
+    assert rewards(ran) == [1.0], ran.stderr
+    for messages in ("4", [4], [{"role": "tool", "text": "4"}], [{"role": 3, "content": "4"}]):
+        ran = score(tmp_path, {"response": "4", "messages": messages}, verifier="mine", **settings)
+        assert ran.returncode == 2
+        assert "items.jsonl, line 1" in ran.stderr
+
+
 def test_a_plain_reference_where_there_is_no_one_value(tmp_path: Path) -> None:
     ran = score(tmp_path, {"response": "x", "reference": "x"}, verifier="countdown")
     assert ran.returncode == 2

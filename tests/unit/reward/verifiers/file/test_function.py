@@ -74,6 +74,21 @@ def test_the_setting_names_the_function(tmp_path: Path) -> None:
     assert verdict(tmp_path, both, function="scores").reward == 1
 
 
+SHOWS = "def score(response, messages): raise ValueError((response, messages))"
+
+
+def test_messages_are_all_that_followed_the_prompt(tmp_path: Path) -> None:
+    """A response alone is one of them; the settings that say what of a response is judged hold for it there too."""
+    verifier = loaded(tmp_path, SHOWS, thinking=False)
+    episode = [("assistant", "add(2, 2)"), ("tool", "4"), ("assistant", "<think>2 + 2</think>4"), ("tool", "bye")]
+    alone, several = verifier.verify_batch(
+        [Item("2+2?", "<think>2 + 2</think>4", {}), Item("2+2?", "<think>2 + 2</think>4", {}, (), episode)]
+    )
+    assert "('4', [{'role': 'assistant', 'content': '4'}])" in str(alone)
+    contents = [("assistant", "add(2, 2)"), ("tool", "4"), ("assistant", "4"), ("tool", "bye")]
+    assert str(("4", [{"role": role, "content": content} for role, content in contents])) in str(several)
+
+
 @pytest.mark.parametrize("reference", ["4", 4, 4.5, True, None, ["4", {"a": 1}], {"a": {"b": [1]}}])
 def test_a_reference_is_any_value(tmp_path: Path, reference: Any) -> None:
     source = f"def score(response, reference): return reference == {reference!r}"
