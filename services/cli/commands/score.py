@@ -1,7 +1,6 @@
 """A verifier on the lines of a file, by the code that the service runs."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -20,6 +19,7 @@ from services.reward.scoring import Scorer
 from services.reward.settings import Settings
 from services.reward.verifiers.base import Item
 from services.reward.verifiers.registry import make_verifiers
+from shared import encodings, strict_json
 from shared.errors import InvalidInputError, NotFoundError
 from shared.process.exits import EXIT_FAILURE, EXIT_OK
 from shared.recipes import load
@@ -77,38 +77,48 @@ async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[
     items = _read(file, judge.reference_key if judge else "")
     try:
         while chunk := list(islice(items, min(_AT_ONCE, settings.max_queued))):
-            for scored in await scorer.score(verifier, chunk):
-                yield _record(scored)
+            results = await scorer.score(verifier, [item for _, item in chunk])
+            for (number, _), scored in zip(chunk, results, strict=True):
+                yield _record(number, scored)
     finally:
         await scorer.close()
 
 
-def _record(scored: Scored) -> dict[str, Any]:
+def _record(line: int, scored: Scored) -> dict[str, Any]:
     verdict = scored.verdict
     return {
         "outcome": scored.outcome.value,
         "reward": verdict.reward if verdict else None,
         "parts": dict(verdict.parts) if verdict else {},
         "seconds": scored.seconds,
-        "error": scored.error,
+        "error": f"line {line}: {scored.error}" if scored.outcome is Outcome.REFUSED else scored.error,
     }
 
 
-def _read(file: Path, reference_key: str) -> Iterator[Item]:
+def _read(file: Path, reference_key: str) -> Iterator[tuple[int, Item]]:
+    """The lines that are not blank, with their numbers."""
     if not file.is_file():
         raise NotFoundError(f"--input {file} does not exist; expected a file of JSON lines")
     with file.open("rb") as lines:
+        if wide := encodings.wide(lines.read(4)):
+            raise InvalidInputError(f"--input {file} is {wide}, not UTF-8; {encodings.conversion(file, wide)}")
+        lines.seek(0)
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _item(line, reference_key, f"{file}, line {number}")
+                yield number, _item(line, reference_key, file, number)
 
 
-def _item(line: bytes, reference_key: str, where: str) -> Item:
+def _item(line: bytes, reference_key: str, file: Path, number: int) -> Item:
+    where = f"{file}, line {number}"
     try:
-        text = line.decode("utf-8")
-        row = json.loads(text)
+        text = line.decode("utf-8-sig")
+        row = strict_json.parse(text)
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{where} is not UTF-8: {error.reason}; {encodings.fix(file, error)}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{where} is not JSON: {error}") from None
+    if isinstance(row, dict) and row.get("reference", {}) is None:
+        del row["reference"]  # as a table of many rows has it
     if reference_key and isinstance(row, dict) and not isinstance(row.get("reference", {}), dict):
         row["reference"] = {reference_key: row["reference"]}
     expected = {"prompt": str, "response": str, "reference": dict, "messages": list}

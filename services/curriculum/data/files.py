@@ -3,15 +3,16 @@
 import csv
 import gzip
 import io
-import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 from typing import IO, Any
 
+from services.curriculum.data.json_rows import json_lines, json_list
 from services.curriculum.data.rows import BadRow, Row, in_words
+from shared import encodings
 from shared.errors import CorruptDataError, InvalidInputError, MissingDependencyError, NotFoundError
 from shared.sources import ENDINGS, is_glob
 
@@ -66,7 +67,7 @@ def read_file(path: Path) -> Iterator[Row | BadRow]:
         ) from None
     except UnicodeDecodeError as error:
         raise CorruptDataError(
-            f"{path} is not UTF-8 after row {last}: {error.reason}; convert it, as with iconv -t UTF-8"
+            f"{path} is not UTF-8 after row {last}: {error.reason}; {encodings.fix(path, error)}"
         ) from None
     except OSError as error:
         raise NotFoundError(
@@ -79,9 +80,9 @@ def read_file(path: Path) -> Iterator[Row | BadRow]:
 def _reader(path: Path) -> Any:
     name = path.name.removesuffix(".gz")
     if name.endswith((".jsonl", ".ndjson")):
-        return _json_lines
+        return json_lines
     if name.endswith(".json"):
-        return _json
+        return json_list
     return _parquet if name.endswith(".parquet") else _tsv if name.endswith(".tsv") else _csv
 
 
@@ -90,6 +91,7 @@ def _open(path: Path) -> IO[bytes]:
     file = path.open("rb")
     start = file.read(len(_LFS))
     file.seek(0)
+    _refuse_wide(path, start)
     if start == _LFS:
         file.close()
         raise CorruptDataError(f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
@@ -102,62 +104,17 @@ def _open(path: Path) -> IO[bytes]:
     file.close()
     unpacked: IO[bytes] = gzip.open(path)  # type: ignore[assignment]  # noqa: SIM115  # the caller closes it
     if not path.name.endswith(".parquet.gz"):
+        _refuse_wide(path, unpacked.read(len(_LFS)))
+        unpacked.seek(0)
         return unpacked
     with unpacked:  # Parquet is read from its end
         return io.BytesIO(unpacked.read())
 
 
-def _json_lines(name: str, file: IO[bytes]) -> Iterator[Row | BadRow]:
-    for number, line in enumerate(file, 1):
-        if line.strip(b" \t\r\n\xef\xbb\xbf"):
-            yield _json_row(name, number, line)
-
-
-def _json_row(name: str, number: int, text: bytes) -> Row | BadRow:
-    try:
-        value = _parse(text)
-    except (ValueError, RecursionError) as error:
-        return BadRow(name, number, "", in_words(text.decode(errors="replace").strip()), f"not JSON: {error}; mend it")
-    return _object(name, number, value)
-
-
-def _object(name: str, number: int, value: Any) -> Row | BadRow:
-    if isinstance(value, dict):
-        return Row(name, number, value)
-    return BadRow(name, number, "", in_words(value), "expected an object with a key for each column")
-
-
-def _json(name: str, file: IO[bytes]) -> Iterator[Row | BadRow]:
-    """A list of objects; or JSON Lines, as many files of that name are."""
-    text = file.read()
-    if not text.strip(b" \t\r\n\xef\xbb\xbf"):
-        return
-    try:
-        value = _parse(text)
-    except (ValueError, RecursionError) as error:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) > 1 and isinstance(_json_row(name, 1, lines[0]), Row):
-            yield from _json_lines(name, io.BytesIO(text))
-            return
-        raise CorruptDataError(
-            f"{name} is not JSON: {error}; expected a list of objects, or an object a line"
-        ) from None
-    if isinstance(value, dict) and len(value) == 1 and isinstance(rows := next(iter(value.values())), list):
-        value = rows  # {"data": [...]}
-    if isinstance(value, dict) and b"\n" not in text.strip():
-        value = [value]
-    if not isinstance(value, list):
-        raise InvalidInputError(f"{name} holds one {type(value).__name__}; expected a list of objects, one a row")
-    for number, each in enumerate(value, 1):
-        yield _object(name, number, each)
-
-
-def _parse(text: bytes) -> Any:
-    return json.loads(text.decode("utf-8-sig"), parse_constant=_no_number)
-
-
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+def _refuse_wide(path: Path, start: bytes) -> None:
+    """Raises CorruptDataError for text in characters of two or four bytes: no line of it could be read."""
+    if not path.name.endswith((".parquet", ".parquet.gz")) and (wide := encodings.wide(start)):
+        raise CorruptDataError(f"{path} is {wide}, not UTF-8; {encodings.conversion(path, wide)}")
 
 
 def _csv(name: str, file: IO[bytes], delimiter: str = ",") -> Iterator[Row | BadRow]:
@@ -177,8 +134,7 @@ def _csv(name: str, file: IO[bytes], delimiter: str = ",") -> Iterator[Row | Bad
                         f"{name} row 1 is one column, {cells[0]!r}; separate columns by commas rather than {sign!r}, "
                         "or by tabs in a file that ends in .tsv"
                     )
-                if twice := next((cell for cell in cells if cells.count(cell) > 1), None):
-                    raise InvalidInputError(f"{name} row 1 names the column {twice!r} twice; give each its own name")
+                _refuse_twice(f"{name} row 1 names", cells)
             elif len(cells) != len(header):
                 reason = f"it has {len(cells)} cells, the header {len(header)}; quote cells that hold the separator"
                 yield BadRow(name, number, "", in_words(delimiter.join(cells)), reason)
@@ -186,6 +142,11 @@ def _csv(name: str, file: IO[bytes], delimiter: str = ",") -> Iterator[Row | Bad
                 yield Row(name, number, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
         raise CorruptDataError(f"{name} row {begun} is not CSV: {error}; mend the quotes") from None
+
+
+def _refuse_twice(what: str, names: Sequence[str]) -> None:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidInputError(f"{what} the column {twice!r} twice; give each its own name")
 
 
 def _tsv(name: str, file: IO[bytes]) -> Iterator[Row | BadRow]:
@@ -200,6 +161,7 @@ def _parquet(name: str, file: IO[bytes]) -> Iterator[Row | BadRow]:
         raise MissingDependencyError(f"{name} needs the package pyarrow: pip install 'routershift[data]'") from None
     try:
         table = pyarrow.parquet.ParquetFile(file)
+        _refuse_twice(f"{name} names", table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(batch_size=_BATCH):
             for columns in batch.to_pylist():

@@ -25,7 +25,10 @@ class CountdownVerifier(Verifier):
     reference_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "required": ["numbers", "target"],
-        "properties": {"numbers": {"type": "array", "items": {"type": "integer"}}, "target": {"type": "integer"}},
+        "properties": {
+            "numbers": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+            "target": {"type": "integer"},
+        },
     }
     part_names: ClassVar[Mapping[str, str]] = {
         "correct": CORRECT,
@@ -107,10 +110,14 @@ class _Parser:
 
 def _read_reference(reference: Mapping[str, Any]) -> tuple[list[int], int]:
     try:
-        return [_whole(n) for n in reference["numbers"]], _whole(reference["target"])
+        numbers = [_whole(n) for n in reference["numbers"]]
+        if not numbers:
+            raise ValueError
+        return numbers, _whole(reference["target"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InvalidInputError(
-            f"reference of countdown is {dict(reference)}; expected {{'numbers': [integers], 'target': integer}}"
+            f"reference of countdown is {dict(reference)}; expected {{'numbers': [integers], 'target': integer}}, with "
+            "one number at least"
         ) from None
 
 

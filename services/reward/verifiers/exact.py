@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from services.reward.verifiers import answers
+from services.reward.verifiers import answers, values
 from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierSettings
 from shared.errors import InvalidInputError
 
 _MAX_GROWTH = 16  # characters that one composed character, in any case, is spelled with at most, and more
+
+
+_TEXT = {"type": "string", "pattern": r"\S"}
 
 
 class ExactSettings(VerifierSettings):
@@ -32,9 +35,7 @@ class ExactVerifier(Verifier):
     reference_schema: ClassVar[Mapping[str, Any]] = {
         "type": "object",
         "required": ["answer"],
-        "properties": {
-            "answer": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
-        },
+        "properties": {"answer": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}},
     }
     part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "valid": VALID}
     Settings: ClassVar[type[VerifierSettings]] = ExactSettings
@@ -43,9 +44,10 @@ class ExactVerifier(Verifier):
     def verify(self, item: Item) -> Verdict:
         wanted = item.reference.get("answer")
         allowed = [wanted] if isinstance(wanted, str) else wanted
-        if not isinstance(allowed, list) or not allowed or not all(isinstance(text, str) for text in allowed):
+        if not isinstance(allowed, list) or not allowed or not all(map(_says_something, allowed)):
             raise InvalidInputError(
-                f"reference of exact has answer = {str(wanted)[:200]!r}; expected a text or a list of texts"
+                f"reference of exact has {values.field(item.reference, 'answer')}; expected a text or a list of texts, "
+                "none of them blank"
             )
         text = answers.part(self.text, item, self.settings.part)
         correct = text is not None and self._is_one_of(text, allowed)
@@ -63,3 +65,7 @@ class ExactVerifier(Verifier):
     def _normal(self, text: str) -> str:
         text = unicodedata.normalize("NFC", self._spaced(text))
         return text.casefold() if self.settings.ignore_case else text
+
+
+def _says_something(text: object) -> bool:
+    return isinstance(text, str) and not answers.is_blank(text)

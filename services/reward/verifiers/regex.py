@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from services.reward.verifiers import answers, cpu
+from services.reward.verifiers import answers, cpu, values
 from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierSettings
 from shared.errors import InvalidInputError
 
@@ -37,13 +37,21 @@ class RegexVerifier(Verifier):
     version: ClassVar[str] = "1"
     description: ClassVar[str] = "a regular expression of the reference or of the settings"
     reference_key: ClassVar[str] = "pattern"
-    reference_schema: ClassVar[Mapping[str, Any]] = {"type": "object", "properties": {"pattern": {"type": "string"}}}
+    reference_schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "properties": {"pattern": {"type": "string", "pattern": r"\S"}},
+    }
     part_names: ClassVar[Mapping[str, str]] = {"correct": CORRECT, "valid": VALID}
     Settings: ClassVar[type[VerifierSettings]] = RegexSettings
     settings: RegexSettings
 
     def verify(self, item: Item) -> Verdict:
         pattern = item.reference.get("pattern", self.settings.pattern)
+        if pattern is None:
+            raise InvalidInputError(
+                f"reference of regex has {values.field(item.reference, 'pattern')}, and neither have the settings; set "
+                "reward.verifiers.NAME.pattern, or one in each reference"
+            )
         try:
             compiled = _compile(pattern, self.settings.ignore_case)
         except ValueError as error:
@@ -61,8 +69,9 @@ class RegexVerifier(Verifier):
 @lru_cache(maxsize=1024)
 def _compile(pattern: Any, ignore_case: bool) -> re.Pattern[str]:
     """Raises ValueError, saying why."""
-    if not isinstance(pattern, str) or len(pattern) > _MAX_PATTERN_CHARACTERS:
-        raise ValueError(f"pattern is {str(pattern)[:100]!r}; expected at most {_MAX_PATTERN_CHARACTERS} characters")
+    if not isinstance(pattern, str) or not pattern.strip() or len(pattern) > _MAX_PATTERN_CHARACTERS:
+        expected = f"expected text that is not blank, of at most {_MAX_PATTERN_CHARACTERS} characters"
+        raise ValueError(f"pattern is {values.shown(pattern)}; {expected}")
     try:
         return re.compile(pattern, re.IGNORECASE if ignore_case else 0)
     except (re.error, RecursionError, OverflowError) as error:

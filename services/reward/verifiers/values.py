@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 _SHOWN_CHARACTERS = 200
@@ -28,6 +29,11 @@ def shown(value: object) -> str:
         return one_line(_REPR.repr(value), _SHOWN_CHARACTERS)
     except Exception:
         return f"<{type(value).__name__}>"
+
+
+def field(reference: Mapping[str, Any], name: str) -> str:
+    """What a reference has as a field, for the middle of a message: whether it is missing, or its value."""
+    return f"{name} = {shown(reference[name])}" if name in reference else f"no {name}"
 
 
 def message(error: BaseException) -> str:

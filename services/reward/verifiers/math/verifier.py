@@ -1,6 +1,7 @@
 """Mathematics: is the final answer that of the reference?"""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -53,7 +54,7 @@ class MathVerifier(Verifier):
         "required": ["answer"],
         "properties": {
             "answer": {
-                "anyOf": [{"type": "number"}, {"type": "string", "minLength": 1, "maxLength": _MAX_GOLD_CHARACTERS}]
+                "anyOf": [{"type": "number"}, {"type": "string", "pattern": r"\S", "maxLength": _MAX_GOLD_CHARACTERS}]
             }
         },
     }
@@ -72,6 +73,8 @@ class MathVerifier(Verifier):
 
         reference = _read_reference(item.reference)
         answer = self._answer(self.text(item))
+        if not self._says_something(reference):
+            raise InvalidInputError(f"reference of math is {reference[:200]!r}, which says nothing")
         if answer == reference:
             return _verdict(correct=True, valid=True)
         if answer is None or len(answer) > self.settings.max_answer_characters:
@@ -86,6 +89,14 @@ class MathVerifier(Verifier):
         except (Exception, cpu.CpuTimeError):  # whatever sympy makes of it, it is the answer's fault
             return _verdict(correct=False, valid=False)
 
+    def _says_something(self, reference: str) -> bool:
+        """Whether anything is left of it without what only marks a formula."""
+        try:
+            with cpu.limited(self.settings.judging_seconds):
+                return bool(_text(reference))
+        except cpu.CpuTimeError:
+            raise self._too_long(reference) from None
+
     def _gold(self, reference: str) -> Any:
         from services.reward.verifiers.math import equivalence
 
@@ -94,13 +105,14 @@ class MathVerifier(Verifier):
                 gold = equivalence.read(reference)
                 equivalence.parse(gold)
         except cpu.CpuTimeError:
-            raise InvalidInputError(
-                f"reference of math is {reference[:200]!r}, which takes more than judging_seconds = "
-                f"{self.settings.judging_seconds} to read"
-            ) from None
-        if not gold.text:
-            raise InvalidInputError(f"reference of math is {reference[:200]!r}, which says nothing")
+            raise self._too_long(reference) from None
         return gold
+
+    def _too_long(self, reference: str) -> InvalidInputError:
+        return InvalidInputError(
+            f"reference of math is {reference[:200]!r}, which takes more than judging_seconds = "
+            f"{self.settings.judging_seconds} to read"
+        )
 
     def _answer(self, text: str) -> str | None:
         if self.settings.answer == "boxed":
@@ -122,6 +134,13 @@ def _read_reference(reference: Mapping[str, Any]) -> str:
         f"reference of math is {str(dict(reference))[:200]}; expected {{'answer': text or number}} with at most "
         f"{_MAX_GOLD_CHARACTERS} characters"
     )
+
+
+@lru_cache(maxsize=1024)
+def _text(reference: str) -> str:
+    from services.reward.verifiers.math import equivalence
+
+    return equivalence.read(reference).text
 
 
 def _verdict(correct: bool, valid: bool) -> Verdict:

@@ -120,3 +120,32 @@ def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
     assert ran.returncode == 2
     assert "items.jsonl, line 1" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"response": "x"}, "line 2: reference of exact has no answer; expected a text"),
+        ({"response": "x", "reference": None}, "line 2: reference of exact has no answer; expected a text"),
+        ({"response": "x", "reference": ""}, "line 2: reference of exact has answer = ''; expected a text"),
+        ({"response": "x", "reference": {"anwser": "x"}}, "line 2: reference of exact has no answer; expected a text"),
+    ],
+)
+def test_a_line_without_a_reference_is_named_with_the_field(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    ran = score(tmp_path, {"response": "x", "reference": "x"}, row, verifier="exact")
+    assert json.loads(ran.stdout.splitlines()[1])["error"].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        (b'{"response": "x", "response": "y"}', "line 1 is not JSON: an object has the key 'response' twice; take one"),
+        (b'{"response": "\xe9"}', "line 1 is not UTF-8: invalid continuation byte; convert it: iconv -f ISO-8859-1 -t"),
+        ('{"response": "x"}'.encode("utf-16"), "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
+    ],
+)
+def test_lines_that_python_would_misread_are_refused(tmp_path: Path, contents: bytes, said: str) -> None:
+    (tmp_path / "lines.jsonl").write_bytes(contents)
+    ran = cli.run("score", "--verifier", "exact", "--input", "lines.jsonl", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert said in ran.stderr

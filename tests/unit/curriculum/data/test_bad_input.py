@@ -1,9 +1,12 @@
 """Rows and files that cannot be used: one line names file, row, column, value and fix."""
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from shared.errors import CorruptDataError, InvalidInputError, RouterShiftError
@@ -174,3 +177,64 @@ def test_cells_that_do_not_match_the_header_are_bad_rows(model: Path, tmp_path: 
         (4, "it has 1 cells, the header 2"),
         (5, "it has 3 cells, the header 2"),
     ]
+
+
+def test_a_key_that_stands_twice_is_named_with_its_row(model: Path, tmp_path: Path) -> None:
+    """Python's parser keeps the last value without a word."""
+    rows = [
+        '{"question": "q", "question": "p", "answer": "1"}',
+        '{"question": "r", "answer": "1", "x": [{"a": 1, "a": 2}]}',
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", [*sums(2), *rows])
+    said = [str(bad) for bad in loaded(model, [source(path)]).report.train[0].bad]
+    assert said == [
+        f"{path} row 3, column question: not JSON: an object has the key 'question' twice; take one out, or rename it",
+        f"{path} row 4, column a: not JSON: an object has the key 'a' twice; take one out, or rename it",
+    ]
+    listed = tmp_path / "a.json"
+    listed.write_text("[" + ",\n".join([json.dumps(row) for row in sums(2)] + rows) + "]\n")
+    assert [(bad.number, bad.column) for bad in loaded(model, [source(listed)]).report.train[0].bad] == [
+        (3, "question"),
+        (4, "a"),
+    ]
+    listed.write_text('{"data": [], "data": []}')
+    (error,) = loaded(model, [source(listed)]).errors
+    assert isinstance(error, CorruptDataError)
+    assert "a.json: an object has the key 'data' twice" in str(error)
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(model: Path, tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["q"]), pa.array(["1"]), pa.array(["2"])], ["question", "answer", "answer"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    (error,) = loaded(model, [source(tmp_path / "a.parquet")]).errors
+    assert "a.parquet names the column 'answer' twice; give each its own name" in str(error)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.jsonl.gz"])
+def test_text_of_wide_characters_is_refused_with_the_command_that_converts_it(
+    model: Path, tmp_path: Path, name: str, encoding: str
+) -> None:
+    text = "question,answer\nq,1\n" if name == "a.csv" else "".join(json.dumps(row) + "\n" for row in sums(3))
+    path, contents = tmp_path / name, text.encode(encoding)
+    path.write_bytes(gzip.compress(contents) if name.endswith(".gz") else contents)
+    (error,) = loaded(model, [source(path)]).errors
+    label = {"utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE"}.get(encoding, encoding.upper())
+    assert f"{path} is {label}, not UTF-8; convert it: " in str(error)
+    assert f"iconv -f {label} -t UTF-8" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "byte", "guess"),
+    [("a.jsonl", b"\xe9", "ISO-8859-1"), ("a.jsonl", b"\x93", "WINDOWS-1252"), ("a.csv", b"\xe9", "ISO-8859-1")],
+)
+def test_text_of_one_byte_a_character_is_told_its_likely_encoding(
+    model: Path, tmp_path: Path, name: str, byte: bytes, guess: str
+) -> None:
+    row = b'{"question": "caf%b", "answer": "%d"}\n' if name == "a.jsonl" else b"caf%b,%d\n"
+    header = b"" if name == "a.jsonl" else b"question,answer\n"
+    (tmp_path / name).write_bytes(header + b"".join(row % (byte, number) for number in range(5)))
+    made = loaded(model, [source(tmp_path / name)])
+    (error,) = made.errors
+    assert f"; convert it: iconv -f {guess} -t UTF-8 {tmp_path / name} > NEW, or -f what wrote it" in str(error)
+    assert str(error).count("iconv") == 1
