@@ -5,6 +5,7 @@ import traceback
 from enum import StrEnum
 from typing import NamedTuple
 
+from services.reward.limits import memory_hint
 from services.reward.verifiers.base import Verdict, VerifierError
 from services.reward.verifiers.values import is_text, message, number, one_line, shown
 from shared.errors import InvalidInputError
@@ -58,7 +59,7 @@ def _described(error: BaseException, verifier: object) -> str:
     own = getattr(sys.modules.get(type(verifier).__module__), "__file__", None)
     inside = [frame for frame in frames if frame.filename == own] or frames
     where = f" ({inside[-1].filename}:{inside[-1].lineno})" if inside else ""
-    return f"{type(error).__name__}: {message(error)}{where}"
+    return f"{type(error).__name__}: {message(error)}{where}{memory_hint(error)}"
 
 
 class Scored(NamedTuple):

@@ -225,7 +225,7 @@ class Pool:
                 except TimeoutError:
                     current, age = worker.current, worker.age
                     if age >= self._timeout:
-                        self._blame(worker, pending, at_once, Outcome.TIMED_OUT, f"none within {self._timeout:g} s")
+                        self._blame(worker, pending, at_once, Outcome.TIMED_OUT, self._late())
                         return False
                     if age >= _SLOW_SECONDS and current is not None and not at_once:
                         worker.take_back()
@@ -235,10 +235,16 @@ class Pool:
                 if report.last:
                     break
         except WorkerDiedError as error:
-            self._blame(worker, pending, at_once, Outcome.FAILED, str(error))
+            place = self._verifier.place
+            self._blame(worker, pending, at_once, Outcome.FAILED, f"{place and f'{place}: '}{error}")
             return False
         self._put_back(list(pending.values()))
         return True
+
+    def _late(self) -> str:
+        said, place = f"none within {self._timeout:g} s", self._verifier.place
+        fix = f"make it faster, or raise reward.verifiers.{self._name}.timeout_seconds"
+        return f"{place}: {said}; {fix}" if place else said
 
     def _patience(self, worker: Worker, shared: bool) -> float:
         """How long to wait for a message before looking at where the worker is."""

@@ -9,7 +9,6 @@ consecutive items, by [last, first, verdicts, which verdict of these each item h
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO
 
 import setproctitle
 
+from services.reward.limits import limit_memory
 from services.reward.outcomes import Outcome, checked, unscored
 from services.reward.pool.progress import Progress
 from services.reward.printed import Echo, Printed, too_much
@@ -35,9 +35,7 @@ def main() -> None:
     requests, answers = _take_pipes(printed)
     order = json.loads(requests.readline())
     setproctitle.setproctitle(f"routershift verifier {order['name']}")
-    # What is allocated, not what is mapped: libraries and weights map far more than they use.
-    bytes_allowed = order["memory_mb"] << 20
-    resource.setrlimit(resource.RLIMIT_DATA, (bytes_allowed, bytes_allowed))
+    limit_memory(order["memory_mb"])
     try:
         verifier = _make(order["class"], order["settings"])
         verifier.start()
@@ -122,10 +120,15 @@ class _Judge:
         return f"{outcome}: {text}"
 
     def _heard(self, verdict: Verdict | str) -> Verdict | str:
-        """The verdict, unless there was too much to hear."""
-        full = self._printed.full
+        """The verdict, unless there was too much to hear: what a full output refuses may read like anything else."""
+        full, said = self._printed.full, too_much(self._printed.size)
         self._echo()
-        return f"{Outcome.FAILED}: {too_much(self._printed.size)}" if full and not isinstance(verdict, str) else verdict
+        if not full or (isinstance(verdict, str) and said in verdict):
+            return verdict
+        if isinstance(verdict, str):
+            return f"{verdict}; {said}"
+        place = self._verifier.place
+        return f"{Outcome.FAILED}: {place and f'{place}: '}{said}"
 
 
 class _Report:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Self, cast
 
 from services.reward.environment import of_workers
+from services.reward.limits import ended
 from services.reward.pool.progress import Progress
 from services.reward.printed import Printed
 from services.reward.verifiers.base import Item, Verifier
@@ -40,8 +41,11 @@ class Report(NamedTuple):
 class Worker:
     """A process that judges with one verifier, in a session of its own, so that it is killed with its children."""
 
-    def __init__(self, process: asyncio.subprocess.Process, progress: Progress, printed: Printed) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, progress: Progress, printed: Printed, memory_mb: int
+    ) -> None:
         self._process = process
+        self._memory_mb = memory_mb
         self._requests = cast(asyncio.StreamWriter, process.stdin)  # both are pipes
         self._answers = cast(asyncio.StreamReader, process.stdout)
         self._progress = progress
@@ -74,10 +78,10 @@ class Worker:
             progress.close()
             printed.close()
             raise
-        worker = cls(process, progress, printed)
+        worker = cls(process, progress, printed, memory_mb)
         try:
             async with asyncio.timeout(settings.start_seconds):
-                await worker._order(name, verifier, memory_mb)
+                await worker._order(name, verifier)
         except TimeoutError:
             await worker.kill()
             raise WorkerDiedError(
@@ -138,7 +142,7 @@ class Worker:
         self._progress.close()
         self._printed.close()
 
-    async def _order(self, name: str, verifier: Verifier, memory_mb: int) -> None:
+    async def _order(self, name: str, verifier: Verifier) -> None:
         """Has the process make the verifier; raises as `start` does."""
         kind = type(verifier)
         await self._send(
@@ -146,7 +150,7 @@ class Worker:
                 "name": name,
                 "class": f"{kind.__module__}:{kind.__qualname__}",
                 "settings": verifier.settings.model_dump(mode="json"),
-                "memory_mb": memory_mb,
+                "memory_mb": self._memory_mb,
             }
         )
         error = (await self._receive())["error"]
@@ -167,7 +171,6 @@ class Worker:
         return json.loads(line)
 
     async def _end(self) -> str:
-        code = await self._process.wait()
-        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        how = ended(await self._process.wait(), self._memory_mb)
         last = one_line(self._printed.tail, _MAX_SAID_CHARACTERS)
         return f"its process ended with {how}" + (f", and had printed: {last}" if last else "")

@@ -132,6 +132,11 @@ class _Kind:
         """What a score names as its verifier's version."""
         return self.version
 
+    @property
+    def place(self) -> str:
+        """The file and the function that judge, for messages on what they did to their process; "" where it is ours."""
+        return ""
+
     def text(self, item: Item, thinking: bool | None = None) -> str:
         """What of the response is judged, as the settings `thinking` and `special_tokens` say.
 

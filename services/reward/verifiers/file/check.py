@@ -1,6 +1,7 @@
 """A process that loads a reward file and says whether it can be used. `python -m services.reward.verifiers.file.check`.
 
-The settings come in as JSON. The answer is {"error": text or null, "batched": whether it takes many items at once}.
+The settings come in as JSON. The answer is {"error": text or null, "function": its name, "batched": whether it takes
+many items at once}.
 """
 
 import json
@@ -22,10 +23,10 @@ def main() -> None:
     Printed(printed).become_output()
     try:
         function = load(settings.file, settings.source or "", settings.function)
-        batched, fault = function.is_batched, None
+        name, batched, fault = function.name, function.is_batched, None
     except InvalidInputError as error:
-        batched, fault = False, str(error)
-    os.write(answers, json.dumps({"error": fault, "batched": batched}).encode())
+        name, batched, fault = "", False, str(error)
+    os.write(answers, json.dumps({"error": fault, "function": name, "batched": batched}).encode())
     os._exit(0)  # threads that the file has started do not keep us
 
 

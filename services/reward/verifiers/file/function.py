@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from services.reward.limits import memory_hint
 from services.reward.verifiers.base import Item, Verdict, VerifierError
 from services.reward.verifiers.values import message, number, one_line, shown
 from shared.errors import InvalidInputError
@@ -225,7 +226,8 @@ def _reference_shown(item: Item) -> str:
 
 
 def _raised(error: BaseException) -> str:
-    return one_line(f"{type(error).__name__}: {message(error)}", _MAX_CHARACTERS)
+    said = message(error)
+    return one_line(f"{type(error).__name__}{said and f': {said}'}{memory_hint(error)}", _MAX_CHARACTERS)
 
 
 def _place(error: BaseException, file: Path) -> str:

@@ -62,6 +62,11 @@ class FileVerifier(BatchVerifier):
         if self.settings.source is None:
             self.settings = self.settings.model_copy(update={"source": _text(self.settings.file)})
         self.batch_size = self.settings.batch_size
+        self._name = self.settings.function or "score"
+
+    @property
+    def place(self) -> str:
+        return f"{self.settings.file}: {self._name}"
 
     @property
     def judged_by(self) -> str:
@@ -83,6 +88,7 @@ class FileVerifier(BatchVerifier):
         if answer["error"]:
             raise InvalidInputError(answer["error"])
         self.batch_size = settings.batch_size if answer["batched"] else 1
+        self._name = answer["function"]
 
     def start(self) -> None:
         """Raises InvalidInputError: as `check`."""
