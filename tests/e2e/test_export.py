@@ -64,6 +64,7 @@ def test_transformers_loads_what_was_published(folder: Path) -> None:
 
 def test_peft_loads_the_adapters_onto_the_model_of_the_start(folder: Path) -> None:
     assert not (folder / "adapter/model.safetensors").exists()
+    assert "of a model with routed experts never on a CPU" in (folder / "adapter/README.md").read_text()
     loaded = PeftModel.from_pretrained(load(BASE), folder / "adapter")
     torch.testing.assert_close(logits(loaded), logits(load(folder / "model")), rtol=1e-4, atol=1e-4)
 

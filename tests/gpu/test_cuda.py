@@ -18,13 +18,12 @@ from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared.settings import RolloutSettings, RunSettings
 from tests.support.engines import publish
-from tests.support.models import save_model
+from tests.support.models import MOE_KINDS, save_model
 from tests.support.reference import Reference, check
 from tests.support.rollouts import load, perturbed, random_groups
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: run tests/gpu/run.sh on one")
 
-KINDS = ["qwen3_moe", "olmoe", "mixtral", "qwen2_moe", "deepseek_v3", "glm4_moe", "minimax_m2", "gpt_oss"]
 SAMPLING = EngineSampling(n=2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=24, seed=1)
 
 
@@ -43,7 +42,7 @@ def steps(folder: Path, out: Path, groups: list[Group], **settings: Any) -> tupl
     return reports, weights
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOE_KINDS)
 @pytest.mark.parametrize("replay", ["none", "r3"])
 def test_training_steps_equal_those_of_the_cpu(tmp_path: Path, kind: str, replay: str) -> None:
     folder = save_model(tmp_path / "model", kind)

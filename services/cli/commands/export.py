@@ -6,6 +6,7 @@ from pathlib import Path
 
 from services.cli import sizes
 from services.cli.arguments import add_run
+from services.cli.exporting.card import ADAPTERS_IN_VLLM
 from services.cli.exporting.folder import BEST, export
 from services.cli.folders import run_folder
 from shared.process.exits import EXIT_OK
@@ -24,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     exported = export(run_folder(arguments.name), arguments.version, arguments.folder, arguments.adapter)
     print(f"version {exported.version}, {sizes.in_words(exported.size_bytes)}, verified: {exported.folder}")
+    if arguments.adapter:
+        print(ADAPTERS_IN_VLLM)
     if arguments.push:
         print(f"to upload it: {shlex.join(['hf', 'upload', arguments.push, str(exported.folder)])}")
     return EXIT_OK

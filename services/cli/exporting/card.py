@@ -12,6 +12,10 @@ from services.cli.recipe import Recipe
 from shared.settings import RunSettings
 from shared.weights import published
 
+ADAPTERS_IN_VLLM = (
+    "For peft. vLLM applies them where the model is dense (`--enable-lora`), and of a model with routed experts "
+    "never on a CPU: for it, export the merged model"
+)
 # Tables that say what was learnt, and of these not where a service listened or how long it waited.
 _TABLES = ("run", "rollout", "data", "curriculum", "learner", "reward", "generation")
 _HIDDEN = re.compile(r"(^|\.)(host|folder|threads|token|key)$|_(port|address|seconds)$|(^|\.)port$")
@@ -82,8 +86,7 @@ class Card:
         if self._is_adapter:
             yield f"model = PeftModel.from_pretrained(model, {name!r})"
         yield "```"
-        if not self._is_adapter:
-            yield f"\n`vllm serve {name}` serves it."
+        yield f"\n{ADAPTERS_IN_VLLM}." if self._is_adapter else f"\n`vllm serve {name}` serves it."
 
     def _accuracy(self) -> Iterator[str]:
         """One row an evaluation; this version's is bold."""
