@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+from tests.bench.timing import cpu_seconds
 from tests.chaos.campaign import Campaign, schedule
 from tests.chaos.stack import running
 
@@ -38,7 +39,8 @@ async def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     pause = random.Random(arguments.seed)
     async with running(arguments.appendfsync, {"generation.engine": arguments.engine}) as stack:
         campaign = Campaign(stack)
-        began = due = time.monotonic()
+        began, spent = time.monotonic(), cpu_seconds()
+        due = began
         for faults in schedule(arguments.seed, arguments.engine, arguments.appendfsync):
             due += pause.expovariate(1 / _EVERY_SECONDS)
             if due - began > 60 * arguments.minutes or time.monotonic() - began > 60 * arguments.minutes:
@@ -50,5 +52,7 @@ async def _run(arguments: argparse.Namespace) -> dict[str, Any]:
                 sys.stderr.write(f"{error}\n")
                 campaign.unexpected.append(str(error))
                 break
-        seconds = time.monotonic() - began
-        return {"seconds": seconds, **await campaign.finish()}
+        seconds, spent = time.monotonic() - began, cpu_seconds() - spent
+        found = await campaign.finish()
+        per_write = spent / max(found["acknowledged"], 1)  # killed processes count until their end
+        return {"seconds": seconds, "cpu_seconds": spent, "cpu_seconds_per_acknowledged": per_write, **found}

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidInputError
+from tests.bench.training import long_tail
 from tests.bench.training.comparison import Options, Workload, compare
 from tests.bench.training.ours import REPOSITORY
 
+_TRL_STEPS = 6  # of long_tail, each as long as its longest response
 _RECIPES = REPOSITORY / "deploy" / "recipes"
 ENGINES = ("torch", "vllm")
 QUICK = {"rounds": 1, "steps": 2, "groups": 8, "held_out": 16, "workloads": ["countdown"], "engines": ["torch"]}
@@ -81,4 +83,15 @@ def _sizes(arguments: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-WORKLOADS: Mapping[str, Callable[[argparse.Namespace, Options], dict[str, Any]]] = {"countdown": _countdown}
+def _long_tail(arguments: argparse.Namespace, options: Options) -> dict[str, Any]:
+    """Log-normal lengths; in the quick form up to 64 tokens."""
+    settings: dict[str, object] = _sizes(arguments)
+    if arguments.quick:
+        settings["rollout.max_tokens"] = 64
+    return long_tail.measure(options, settings, trl_steps=min(_TRL_STEPS, arguments.steps or _TRL_STEPS))
+
+
+WORKLOADS: Mapping[str, Callable[[argparse.Namespace, Options], dict[str, Any]]] = {
+    "countdown": _countdown,
+    "long_tail": _long_tail,
+}

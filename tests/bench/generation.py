@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "ratio_with_router": ratios["grpc_router"].median,
         "ratio_to_text_only": ratios["grpc_to_text_only"].median,
         "spread": {name: asdict(spread) for name, spread in ratios.items()},
-        "cpu": timings.cpu("direct"),
+        "cpu": timings.cpu("direct", "token", {name: counts[_WARMUP:] for name, counts in tokens.items()}),
         "prompts": arguments.prompts,
         "samples": arguments.samples,
     }

@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "ratio": {name: (ratio.min, ratio.max) for name, ratio in ratios.items()},
             "samples_ratio": (timings.ratio(KEEPING, SHIFTED).min, timings.ratio(KEEPING, SHIFTED).max),
         },
-        "cpu": timings.cpu(BASELINE),
+        "cpu": timings.cpu(BASELINE, "token", steps.tokens),
         "peak_bytes": first,
         "router_shift_bytes_by_experts": {str(n): peak[SHIFTED] - peak[BASELINE] for n, peak in peaks.items()},
         "gamma_mean": steps.gamma_mean,

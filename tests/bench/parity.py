@@ -35,6 +35,7 @@ from routershift.trajectory import Completion, RouterExport
 from services.generation.engines.base import EngineOptions, EngineSampling, Files
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
+from tests.bench.timing import cpu_seconds
 
 LAYERS, EXPERTS, TOP_K, VOCABULARY = 3, 8, 2, 20
 PROMPT = [2, 9, 4, 11, 17]
@@ -227,9 +228,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     families = {}
     for family in arguments.family or FAMILIES:
+        spent = cpu_seconds()
         with TemporaryDirectory() as folder:
             found = asyncio.run(measure(family, Path(folder)))
+        spent = cpu_seconds() - spent
         after = None if found.after_update is None else asdict(found.after_update)
-        families[family] = asdict(found.before) | {"after_update": after}
+        families[family] = asdict(found.before) | {"after_update": after, "cpu_seconds": spent}
         sys.stderr.write(f"{family}: {families[family]}\n")
     return {"families": families}

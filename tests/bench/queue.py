@@ -88,7 +88,7 @@ def _measure(loop: asyncio.AbstractEventLoop, arguments: argparse.Namespace, url
         "messages_per_second": rate.median,
         "raw_messages_per_second": timings.rate("raw", messages).median,
         "ratio_spread": asdict(ratio),
-        "cpu": timings.cpu("raw"),
+        "cpu": timings.cpu("raw", "message", messages),
         "messages": messages,
     }
 

@@ -92,7 +92,11 @@ def _run(runner: asyncio.Runner, scorer: Scorer, arguments: argparse.Namespace) 
         "ratio_own": {"countdown": countdown.ratio("ours", "own").median, "math": math.ratio("ours", "own").median},
         "ratio_alone": {"countdown": alone.ratio("ours", "own").median},
         "spread": {"countdown": asdict(countdown.ratio("ours", "own")), "math": asdict(math.ratio("ours", "library"))},
-        "cpu": {"countdown": countdown.cpu("own"), "math": math.cpu("library")},
+        "cpu": {
+            "countdown": countdown.cpu("own", "verification", len(sums)),
+            "math": math.cpu("library", "verification", batch),
+            "code": code.cpu("ours", "verification", len(programs)),
+        },
         "verifications_per_second": {
             "countdown": countdown.rate("ours", len(sums)).median,
             "math": math.rate("ours", batch).median,

@@ -116,6 +116,6 @@ def _measure(
     spreads = {
         "tokens_per_second": {name: asdict(rate) for name, rate in rates.items()},
         "over_off": {name: asdict(ratio) for name, ratio in ratios.items()},
-        "cpu": timings.cpu("off"),
+        "cpu": timings.cpu("off", "token", counts["off"]),
     }
     return {name: rate.median for name, rate in rates.items()}, ratios["topk"].median, spreads, sizes

@@ -36,14 +36,23 @@ class Timings:
     seconds: Mapping[str, Sequence[float]]
     cpu_seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of all processes, user and system
 
-    def cpu(self, over: str) -> dict[str, Any]:
-        """For a bench's result: CPU-seconds of a turn of each variant, and of each over those of `over`, paired."""
-        own = self.cpu_seconds
+    def cpu(self, over: str, unit: str, work: float | Mapping[str, Sequence[float]]) -> dict[str, Any]:
+        """For a bench's result: CPU-seconds of each variant per unit of work, and over those of `over`, paired.
+
+        Args:
+            unit: of the work, such as token.
+            work: units in a turn; where turns differ, those of each variant in each round that counted.
+        """
+        units = work if isinstance(work, Mapping) else {name: [work] * len(s) for name, s in self.cpu_seconds.items()}
+        each = {
+            variant: [seconds / done for seconds, done in zip(spent, units[variant], strict=True)]
+            for variant, spent in self.cpu_seconds.items()
+        }
         return {
-            "seconds": {variant: Spread.of(spent).median for variant, spent in own.items()},
+            f"seconds_per_{unit}": {variant: Spread.of(spent).median for variant, spent in each.items()},
             "ratio": {
-                variant: asdict(Spread.of([mine / base for mine, base in zip(spent, own[over], strict=True)]))
-                for variant, spent in own.items()
+                variant: asdict(Spread.of([mine / base for mine, base in zip(spent, each[over], strict=True)]))
+                for variant, spent in each.items()
                 if variant != over
             },
         }

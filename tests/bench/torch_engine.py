@@ -125,7 +125,9 @@ def _compare(name: str, work: _Work, arguments: argparse.Namespace) -> tuple[dic
         for side, counts in tokens.items()
     }
     ratio = Spread.of([ours / theirs for ours, theirs in zip(rates["engine"], rates["generate"], strict=True)])
-    return {"ratio": ratio, **{side: Spread.of(values) for side, values in rates.items()}}, timings.cpu("generate")
+    return {"ratio": ratio, **{side: Spread.of(values) for side, values in rates.items()}}, timings.cpu(
+        "generate", "token", {side: counts[-arguments.rounds :] for side, counts in tokens.items()}
+    )
 
 
 async def _engine(engine: TorchEngine, work: _Work) -> int:

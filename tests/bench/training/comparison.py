@@ -228,7 +228,7 @@ def _alone(workload: Workload, options: Options, folder: Path) -> dict[str, stag
         workload.recipe_file,
         workload.recipe,
         {**workload.settings, "generation.engine": options.engines[0]},
-        workload.train(max(steps * run.groups_per_step, 2 * run.tickets)),
+        workload.train(steps * run.groups_per_step + 2 * run.tickets),
     )
     sampled, groups = stages.generation(work, folder / "generation")
     trained = stages.learner(work, groups, workload.judge, folder / "learner", steps)

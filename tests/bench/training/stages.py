@@ -33,7 +33,7 @@ from tests.bench.training.judging import Judge
 from tests.bench.training.ours import FREE_PORTS, REPOSITORY
 from tests.support.redis_server import Server
 
-_RUN = "stage"
+RUN = "stage"
 _LOOK_SECONDS = 0.02
 _STREAM_BYTES = 1 << 30
 
@@ -58,10 +58,11 @@ class Work:
     max_tokens: Sequence[int] = ()  # of the responses to each; empty: as in the recipe
 
     def prompt(self, index: int) -> pb.Prompt:
-        """As the curriculum would admit it."""
-        problem, rollout = self.problems[index], self.recipe.rollout
+        """As the curriculum would admit it; after the last problem comes the first again."""
+        place, rollout = index % len(self.problems), self.recipe.rollout
+        problem = self.problems[place]
         return pb.Prompt(
-            run_id=_RUN,
+            run_id=RUN,
             prompt_id=f"{index:08d}",
             text=problem.prompt,
             token_ids=problem.token_ids,
@@ -71,40 +72,42 @@ class Work:
             sampling=pb.SamplingParams(
                 n=rollout.n,
                 temperature=rollout.temperature,
-                max_tokens=self.max_tokens[index] if self.max_tokens else rollout.max_tokens,
+                max_tokens=self.max_tokens[place] if self.max_tokens else rollout.max_tokens,
                 seed=index * rollout.n,
             ),
         )
 
 
 def generation(work: Work, folder: Path) -> tuple[Alone, list[pb.TrajectoryGroup]]:
-    """Samples all groups with the weights of the start, and gives them too.
+    """Samples groups with the weights of the start, and gives them too.
 
-    As many prompts are in flight as the pipeline's tickets allow. The first of them are warm-up: the clock runs from
-    the moment when as many groups have come as are in flight.
+    As many prompts are in flight as the pipeline's tickets allow, from the beginning to the end, so that long responses
+    are never alone: the last prompts are not waited for. The clock runs from the moment when as many groups have come
+    as are in flight.
     """
     return asyncio.run(_generation(work, folder))
 
 
 async def _generation(work: Work, folder: Path) -> tuple[Alone, list[pb.TrajectoryGroup]]:
-    count, tickets = len(work.problems), work.recipe.run.tickets
+    tickets = work.recipe.run.tickets
+    count = len(work.problems) - tickets
     warmup = min(tickets, count // 2)
     groups: list[pb.TrajectoryGroup] = []
-    async with _run(folder) as (run, url):
-        with _service("generation", work, {}, folder, url) as process:
+    async with opened(folder) as (run, url):
+        with service("generation", work, {}, folder, url) as process:
             reader, admitted = run.consumer(Stream.ROLLOUTS), 0
             began = spent = 0.0
             while len(groups) < count:
-                while admitted < min(count, len(groups) + tickets):
-                    await run.admit(admitted, work.prompt(admitted), count)
+                while admitted < len(groups) + tickets:
+                    await run.admit(admitted, work.prompt(admitted), 2 * tickets)
                     admitted += 1
-                for entry in await reader.read(count):
+                for entry in await reader.read(count - len(groups)):
                     groups.append(pb.TrajectoryGroup.FromString(entry.payload))
                     await reader.end(entry, End.dropped("bench"))
                     if len(groups) == warmup:
-                        began, spent = time.perf_counter(), _cpu(process)
-                _must_live(process, folder, "generation")
-            seconds, spent = time.perf_counter() - began, _cpu(process) - spent
+                        began, spent = time.perf_counter(), cpu_of(process)
+                must_live(process, folder, "generation")
+            seconds, spent = time.perf_counter() - began, cpu_of(process) - spent
     counted = groups[warmup:]
     rollouts = sum(len(group.trajectories) for group in counted)
     return Alone(rollouts / seconds, sum(map(tokens_of, counted)) / seconds, spent / rollouts), groups
@@ -126,7 +129,7 @@ def learner(work: Work, groups: Sequence[pb.TrajectoryGroup], judge: Judge, fold
 async def _learner(work: Work, scored: Sequence[pb.TrajectoryGroup], folder: Path, steps: int) -> Alone:
     needed, per_step = steps * work.recipe.run.groups_per_step, work.recipe.rollout.n * work.recipe.run.groups_per_step
     settings = {"run.steps": steps, "run.max_staleness": steps, "run.evaluate_every": 0}
-    async with _run(folder) as (run, url):
+    async with opened(folder) as (run, url):
         index = useful = 0
         prompts, rollouts = run.consumer(Stream.PROMPTS), run.consumer(Stream.ROLLOUTS)
         while useful < needed:
@@ -142,16 +145,16 @@ async def _learner(work: Work, scored: Sequence[pb.TrajectoryGroup], folder: Pat
                 await rollouts.hand_over(entry, Stream.SCORED, group)
             useful += len({trajectory.score.reward for trajectory in group.trajectories}) > 1
             index += 1
-        with _service("learner", work, settings, folder, url) as process:
-            tail = records.Tail(folder / _RUN / records.LEARNER)
+        with service("learner", work, settings, folder, url) as process:
+            tail = records.Tail(folder / RUN / records.LEARNER)
             taken: list[dict[str, object]] = []
             spent = 0.0
             while not taken or taken[-1]["step"] != steps:
                 await asyncio.sleep(_LOOK_SECONDS)
                 taken += tail.read()
-                spent = spent or (_cpu(process) if taken else 0.0)
-                _must_live(process, folder, "learner")
-            spent = _cpu(process) - spent
+                spent = spent or (cpu_of(process) if taken else 0.0)
+                must_live(process, folder, "learner")
+            spent = cpu_of(process) - spent
     first, last = (datetime.fromisoformat(str(taken[i]["time"])) for i in (0, -1))
     seconds, trained = (last - first).total_seconds(), (steps - 1) * per_step
     tokens = sum(float(str(record["tokens"])) for record in taken[1:])
@@ -177,7 +180,7 @@ def _scored(group: pb.TrajectoryGroup, judge: Judge) -> pb.TrajectoryGroup:
 
 
 @contextlib.asynccontextmanager
-async def _run(folder: Path) -> AsyncIterator[tuple[Run, str]]:
+async def opened(folder: Path) -> AsyncIterator[tuple[Run, str]]:
     """A run on a Redis of its own, and the URL of that."""
     folder.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
@@ -185,7 +188,7 @@ async def _run(folder: Path) -> AsyncIterator[tuple[Run, str]]:
         server = stack.enter_context(Server(folder, Path(short) / "r.sock", appendonly=False))
         redis = await connect(RedisSettings.model_validate({"url": server.url}))
         try:
-            run = Run(redis, _RUN, StreamSettings(max_bytes=_STREAM_BYTES, block_seconds=0.05))
+            run = Run(redis, RUN, StreamSettings(max_bytes=_STREAM_BYTES, block_seconds=0.05))
             await run.open()
             yield run, server.url
         finally:
@@ -193,13 +196,13 @@ async def _run(folder: Path) -> AsyncIterator[tuple[Run, str]]:
 
 
 @contextlib.contextmanager
-def _service(
+def service(
     name: str, work: Work, settings: Mapping[str, object], folder: Path, url: str
 ) -> Iterator["subprocess.Popen[bytes]"]:
     own = {
         **work.settings,
         **FREE_PORTS,
-        "run.id": _RUN,
+        "run.id": RUN,
         "run.folder": folder,
         "run.model": work.recipe.run.model_folder().absolute(),
         "streams.max_bytes": _STREAM_BYTES,
@@ -207,7 +210,7 @@ def _service(
     }
     flags = [part for key, value in own.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "services.cli.main", "serve", name, "--recipe", str(work.recipe_file), *flags]
-    with (folder / "log").open("wb") as log:
+    with _log(folder, name).open("wb") as log:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env={**os.environ, "REDIS_URL": url}, stdout=log, stderr=log
         )
@@ -221,12 +224,16 @@ def _service(
                 process.kill()
 
 
-def _must_live(process: "subprocess.Popen[bytes]", folder: Path, name: str) -> None:
+def must_live(process: "subprocess.Popen[bytes]", folder: Path, name: str) -> None:
     if process.poll() is not None:
-        said = (folder / "log").read_text(errors="replace").strip().splitlines() or ["nothing"]
-        raise UnavailableError(f"{name} alone ended with code {process.returncode}: {said[-1]}")
+        said = _log(folder, name).read_text(errors="replace").strip().splitlines() or ["nothing"]
+        raise UnavailableError(f"{name} ended with code {process.returncode}: {said[-1]}")
 
 
-def _cpu(process: "subprocess.Popen[bytes]") -> float:
+def _log(folder: Path, service: str) -> Path:
+    return folder / f"{service}.log"
+
+
+def cpu_of(process: "subprocess.Popen[bytes]") -> float:
     root = psutil.Process(process.pid)
     return sum(map(processes.with_ended, [root, *root.children(recursive=True)]))

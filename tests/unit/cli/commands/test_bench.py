@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.cli.commands.bench import bench
+from services.cli.commands.bench import REPOSITORY, bench, benches
 from services.cli.main import main
 from shared.errors import PreconditionError
 from tests.bench.memory import peak_bytes
@@ -101,14 +101,19 @@ def test_the_work_of_child_processes_is_counted_while_they_live_and_after_they_e
 
 def test_cpu_ratios_are_taken_within_rounds() -> None:
     timings = Timings({}, {"plain": [1.0, 10.0, 2.0], "fancy": [2.0, 16.0, 4.0]})
-    found = timings.cpu("plain")
-    assert found["seconds"] == {"plain": 2.0, "fancy": 4.0}
+    found = timings.cpu("plain", "token", 4)
+    assert found["seconds_per_token"] == {"plain": 0.5, "fancy": 1.0}
     assert found["ratio"] == {"fancy": {"median": 2.0, "min": 1.6, "max": 2.0}}
 
 
-@pytest.mark.parametrize(
-    "name", ["chaos", "end-to-end", "generation", "learner", "parity", "queue", "reward", "router-export"]
-)
+def test_cpu_seconds_are_those_of_a_unit_of_work_where_turns_differ() -> None:
+    timings = Timings({}, {"plain": [1.0, 10.0], "fancy": [2.0, 30.0]})
+    found = timings.cpu("plain", "token", {"plain": [1, 5], "fancy": [1, 10]})
+    assert found["seconds_per_token"] == {"plain": 1.5, "fancy": 2.5}
+    assert found["ratio"] == {"fancy": {"median": 1.75, "min": 1.5, "max": 2.0}}
+
+
+@pytest.mark.parametrize("name", benches(REPOSITORY))
 def test_quick_changes_arguments_that_a_bench_has(name: str) -> None:
     module = importlib.import_module(f"tests.bench.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser()
@@ -131,7 +136,7 @@ def test_without_a_name_the_benches_are_listed(capsys: pytest.CaptureFixture[str
     [
         (["nonsense"], ["nonsense", "learner"]),
         (["learner", "--shape", "huge"], ["huge", "tiny", "qwen3-30b-a3b-layers4"]),
-        (["end-to-end", "--workloads", "countdown,chess"], ["--workloads", "chess", "countdown"]),
+        (["end-to-end", "--workloads", "countdown,chess"], ["--workloads", "chess", "long_tail"]),
         (["end-to-end", "--engines", "torch,onnx"], ["--engines", "onnx", "vllm"]),
         (["learner", "--shape", "tiny", "--experts", "8", "1"], ["--experts is 1", "at least 2"]),
     ],

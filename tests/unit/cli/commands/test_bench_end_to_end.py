@@ -1,6 +1,8 @@
 """What the bench of whole runs makes of its measurements, and of processes. The runs themselves are in tests/e2e."""
 
+import math
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.bench.training import processes
+from tests.bench.training import long_tail, processes
 from tests.bench.training.comparison import Options, Workload, result
 from tests.bench.training.figures import Point, Training, paired, seconds_to
 from tests.bench.training.stages import Alone
@@ -131,3 +133,23 @@ def test_a_pinned_learner_has_a_core_that_no_other_process_has(tree: "subprocess
         assert len(threads) == 2
         assert all(os.sched_getaffinity(thread) == expected for thread in threads)
     assert os.sched_getaffinity(tree.pid) == set(others)
+
+
+def test_lengths_are_log_normal_and_follow_from_the_prompt() -> None:
+    lengths = [long_tail.length(f"prompt {i}", 2048) for i in range(2000)]
+    assert lengths == [long_tail.length(f"prompt {i}", 2048) for i in range(2000)]
+    assert statistics.median(lengths) == pytest.approx(0.1 * 2048, rel=0.1)
+    assert statistics.stdev(map(math.log, lengths)) == pytest.approx(1.0, rel=0.1)
+    assert max(lengths) == 2048
+
+
+def test_the_pipeline_of_long_tails_is_held_against_generation_and_its_slowest_stage() -> None:
+    pipeline = long_tail.Pipeline(800.0, 2.5, {"generation": 0.001}, {"stale": 0.1}, 320.0)
+    alone = {"generation": [Alone(5, 1600, 0.1)], "learner": [Alone(3, 1000, 0.2)]}
+    padded = {"tokens_per_second": 400.0, "generate_tokens_per_second": 320.0}
+    shown = long_tail.result([pipeline], alone, [padded], [3])
+    assert shown["ratio_to_trl"] == {"tokens_per_second": 2.0, "generate_tokens_per_second": 5.0}
+    assert shown["slowest_stage_share"] == 0.8
+    assert shown["ratio_to_generation_alone"] == 0.5
+    assert shown["sides"]["pipeline"][0]["dropped_share"] == {"stale": 0.1}
+    assert shown["seeds"] == [3]
