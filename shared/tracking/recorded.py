@@ -1,11 +1,12 @@
 """Samples from the messages that travel: what generation and reward recorded of a group."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from routershift import wire
-from routershift.trajectory import VersionSpan, versions_of
+from routershift.trajectory import Segment, VersionSpan, check_segments, versions_of
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError
 from shared.tracking.sample import Sample, Tokens
@@ -33,6 +34,7 @@ def recorded_samples(
 
 def _sample(prompt: pb.Prompt, trajectory: pb.Trajectory, name: str, step: int, outcome: str, pieces: Pieces) -> Sample:
     completion, score = trajectory.completion, trajectory.score
+    tokens = _tokens(completion, pieces)
     return Sample(
         step=step,
         trajectory=f"{name}/{trajectory.id.sample}",
@@ -42,13 +44,33 @@ def _sample(prompt: pb.Prompt, trajectory: pb.Trajectory, name: str, step: int, 
         outcome=outcome,
         reward=score.reward if score.HasField("reward") else None,
         verifier=score.verifier or prompt.verifier,
-        tokens=_tokens(completion, pieces),
+        tokens=tokens,
         parts=dict(score.parts),
         verifier_version=score.verifier_version,
         message=score.error,
         finish_reason=wire.FINISH_REASONS.get(completion.finish_reason) or "",
         layers=tuple(completion.router_trace.layout.layer_ids),
+        segments=_segments(trajectory, tokens.ids.size, pieces),
     )
+
+
+def _segments(trajectory: pb.Trajectory, sampled: int, pieces: Pieces) -> tuple[Segment, ...]:
+    """None at all where the message is broken. The text of given tokens is made of them where it was left out."""
+    given_ids = np.zeros(0, np.int32)
+    try:
+        segments = wire.decode_segments(trajectory.segments, trajectory.completion.text)
+        if trajectory.HasField("given_token_ids"):
+            given_ids = wire.decode_tensor(trajectory.given_token_ids, "trajectory.given_token_ids", "int32", 1)
+        check_segments(segments, sampled, given_ids.size)
+    except CorruptDataError:
+        return ()
+    shown, begin = [], 0
+    for segment in segments:
+        end = begin if segment.is_sampled else begin + segment.tokens
+        text = segment.text or "".join(pieces(given_ids[begin:end].tolist()))
+        shown.append(replace(segment, text=text))
+        begin = end
+    return tuple(shown)
 
 
 def _tokens(completion: pb.Completion, pieces: Pieces) -> Tokens:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routershift.routing import score_code
-from routershift.trajectory import MISSING_LOG_SCORE, VersionSpan, spans_of, versions_of
+from routershift.trajectory import MISSING_LOG_SCORE, Role, Segment, VersionSpan, spans_of, versions_of
 from shared.errors import CorruptDataError
 from shared.tracking import records
 
@@ -27,7 +27,7 @@ _HALF = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The response tokens of a sample. What was not computed of it is None, as of a group that was dropped.
+    """The sampled tokens of a sample. What was not computed of it is None, as of a group that was dropped.
 
     On disk log-probs, `log_gamma` and `entropy` have 11 bits; `drift` has the codes of `routing.score_code`.
     """
@@ -79,7 +79,7 @@ class Summary:
     reward: float | None
     correct: float | None  # of the reward's parts
     advantage: float | None
-    tokens: int
+    tokens: int  # sampled
     finish_reason: str  # stop, length or aborted
     oldest_version: int
     newest_version: int
@@ -130,6 +130,8 @@ class Sample:
     advantage: float | None = None  # None where it was not trained on
     finish_reason: str = ""
     layers: tuple[int, ...] = ()  # [L]: of the model, in the order of `tokens.drift`
+    # Where others spoke too: what each said, in order. `tokens` are those of the sampled ones, `response` is the last.
+    segments: tuple[Segment, ...] = ()
 
     def summary(self) -> Summary:
         versions = self.tokens.versions
@@ -155,7 +157,12 @@ class Sample:
     def record(self) -> dict[str, Any]:
         """Plain values and lists by name; numbers that JSON has not are still to be made null (`records.dumps`)."""
         values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "tokens"}
-        return values | {"parts": dict(self.parts), "layers": list(self.layers), "tokens": self.tokens.record()}
+        return values | {
+            "parts": dict(self.parts),
+            "layers": list(self.layers),
+            "segments": [asdict(segment) for segment in self.segments],
+            "tokens": self.tokens.record(),
+        }
 
     def encode(self) -> bytes:
         """Compressed JSON, with its arrays in Base64."""
@@ -173,6 +180,7 @@ class Sample:
         spans = [[span.version, span.tokens] for span in spans_of(tokens.versions)]
         values |= {
             "parts": dict(self.parts),
+            "segments": [asdict(segment) for segment in self.segments],
             "tokens": {**arrays, "pieces": tokens.pieces, "versions": spans},
         }
         return zlib.compress(records.dumps(values).encode(), _COMPRESSION)
@@ -201,7 +209,8 @@ class Sample:
                 log_gamma=_single(tokens["log_gamma"]),
                 drift=None if drift is None else _drift_of(drift),
             )
-            return cls(**values | {"layers": tuple(values["layers"]), "tokens": decoded})
+            segments = tuple(Segment(**each | {"role": Role(each["role"])}) for each in values.get("segments", ()))
+            return cls(**values | {"layers": tuple(values["layers"]), "segments": segments, "tokens": decoded})
         except (zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptDataError(f"{len(data)} bytes are no sample: {type(error).__name__}: {error}") from None
 

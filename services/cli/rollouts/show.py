@@ -38,7 +38,7 @@ def lines(samples: Iterable[Sample], scale: Scale) -> Iterator[Line]:
             yield from _block("prompt", [(visible(sample.prompt), "dim")])
         yield []
         yield from _about(sample, scale)
-        yield from _block("response", _response(sample, scale))
+        yield from _response(sample, scale)
 
 
 def write(shown: Iterable[Line]) -> None:
@@ -137,12 +137,26 @@ def _layer(sample: Sample, at: int) -> str:
     return f" (layer {name}: {drift[at, most]:.3f})"
 
 
-def _response(sample: Sample, scale: Scale) -> list[Span]:
-    """The pieces of the tokens, where they make the text; else the text."""
-    gamma, pieces = sample.tokens.gamma, sample.tokens.pieces
+def _response(sample: Sample, scale: Scale) -> Iterator[Line]:
+    """A block for all that the model said, or one for each that spoke."""
+    if not sample.segments:
+        yield from _block("response", _sampled(sample.tokens, scale, slice(None), sample.response))
+    begin = 0
+    for segment in sample.segments:
+        if segment.is_sampled:
+            end = begin + segment.tokens
+            yield from _block("response", _sampled(sample.tokens, scale, slice(begin, end), segment.text))
+            begin = end
+        else:
+            yield from _block(segment.role, [(visible(segment.text), "dim")])
+
+
+def _sampled(tokens: Tokens, scale: Scale, part: slice, text: str) -> list[Span]:
+    """The pieces of some of the tokens, where they make the text; else the text."""
+    gamma, pieces = tokens.gamma, tokens.pieces
     if gamma is None or not any(pieces):
-        return [(visible(sample.response), "")]
-    return [(visible(piece), scale.style(float(each))) for piece, each in zip(pieces, gamma, strict=True)]
+        return [(visible(text), "")]
+    return [(visible(piece), scale.style(float(each))) for piece, each in zip(pieces[part], gamma[part], strict=True)]
 
 
 def _block(label: str, spans: Sequence[Span]) -> Iterator[Line]:

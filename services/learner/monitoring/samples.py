@@ -158,11 +158,18 @@ def samples_of(scored: Scored, known: _Known, step: int, outcome: str, tokenizer
     prompt = message.prompt.text or text(tokenizer, list(message.prompt.token_ids))
     return [
         _with_training(
-            replace(sample, prompt=prompt, response=sample.response or text(tokenizer, sample.tokens.ids.tolist())),
+            replace(sample, prompt=prompt, response=sample.response or text(tokenizer, _last_said(sample))),
             known.get(i),
         )
         for i, sample in enumerate(found)
     ]
+
+
+def _last_said(sample: Sample) -> list[int]:
+    """The token ids of the last sampled segment."""
+    ids: list[int] = sample.tokens.ids.tolist()
+    last = next((each.tokens for each in reversed(sample.segments) if each.is_sampled), len(ids))
+    return ids[-last:]
 
 
 def _with_training(sample: Sample, trained: TrainedTokens | None) -> Sample:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from routershift.trajectory import Role
 from services.learner.data.batch import Group
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from shared.tracking.samples import Samples
 from tests.support.entries import SAMPLES, message, put, until
 from tests.support.learning import GROUPS, Learning, nothing_in_flight, tables
-from tests.support.models import save_model
-from tests.support.rollouts import load, perturbed, random_groups
+from tests.support.models import SYMBOLS, save_model
+from tests.support.rollouts import Piece, load, perturbed, random_groups, record_episode
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,37 @@ async def test_a_step_leaves_what_each_token_went_through(
         advantages = [summary.advantage or 0.0 for summary in found]
         assert np.mean(advantages) == pytest.approx(0, abs=1e-5)
         assert np.std(advantages) == pytest.approx(1, abs=1e-4)
+
+
+async def test_an_episode_is_kept_with_what_others_said(
+    run: Run, tmp_path: Path, model: Path, groups: list[Group]
+) -> None:
+    """Texts that were left out are made of the tokens; what training knows is of the sampled ones."""
+    settings = tables(tmp_path, model, steps=1, samples__groups=GROUPS)
+    policy = load(model)
+    pieces: list[Piece] = [(True, [9, 8, 7]), (False, [4, 5]), (True, [6, 4]), (False, [3])]
+    samples = tuple(record_episode(policy, [5, 6, 7], pieces, reward=float(i % 2)) for i in range(SAMPLES))
+    sent = [message(Group("episodes", samples), 0), *(message(g, i) for i, g in enumerate(groups[1:GROUPS], 1))]
+    sent[0].trajectories[0].segments[1].text = "said"
+    await put(run, Stream.SCORED, *sent)
+    async with Learning(settings, run) as learning:
+        await until(lambda: nothing_in_flight(run))
+    await learning.worker.close()
+    reader = Samples(settings.run.path)
+    read = reader.read(1, "00000000/0/0")
+    assert read.outcome == "trained"
+    assert [(each.role, each.tokens, each.is_sampled) for each in read.segments] == [
+        (Role.ASSISTANT, 3, True),
+        (Role.TOOL, 2, False),
+        (Role.ASSISTANT, 2, True),
+        (Role.TOOL, 1, False),
+    ]
+    assert [each.text for each in read.segments if not each.is_sampled] == ["said", SYMBOLS[3]]
+    assert reader.read(1, "00000000/0/1").segments[1].text == SYMBOLS[4] + SYMBOLS[5]
+    assert read.response == SYMBOLS[6] + SYMBOLS[4]
+    assert read.tokens.ids.tolist() == [9, 8, 7, 6, 4]
+    assert read.tokens.gamma is not None
+    assert read.tokens.gamma.shape == (5,)
 
 
 async def test_what_was_dropped_is_kept_with_its_reason(

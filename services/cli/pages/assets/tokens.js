@@ -74,7 +74,8 @@ class TokenView {
     this.tokens = sample.tokens;
     this.tip = element("div", { class: "tip token-tip", role: "status", hidden: "" });
     this.text = element("div", { class: "tokens", tabindex: "0", role: "group", "aria-label": "The response by token; arrow keys move" });
-    this.tokens.pieces.forEach((piece, i) => this.text.append(element("span", { "data-token": i }, visible(piece))));
+    this.spans = this.tokens.pieces.map((piece, i) => element("span", { "data-token": i }, visible(piece)));
+    this.text.append(...this.inOrder());
     this.legend = element("span", { class: "token-scale" });
     const choices = Object.entries(COLOURINGS).filter(([, c]) => c.has(this.tokens));
     this.choice = element("select", { class: "colouring", onchange: () => this.paint(this.choice.value) },
@@ -87,10 +88,21 @@ class TokenView {
     this.paint(choices[0][0]);
   }
 
+  // Sampled tokens, and between them what others said, as blocks.
+  inOrder() {
+    const { segments } = this.sample;
+    if (!segments.length) return this.spans;
+    let begin = 0;
+    return segments.flatMap(({ is_sampled: isSampled, role, tokens, text }) => {
+      if (!isSampled) return [element("div", { class: "given" }, element("b", {}, role), ` ${text}`)];
+      begin += tokens;
+      return this.spans.slice(begin - tokens, begin);
+    });
+  }
+
   paint(name) {
     const { colour: paint, scale } = COLOURINGS[name].make(this.tokens);
-    for (const span of this.text.children) {
-      const i = Number(span.dataset.token);
+    for (const [i, span] of this.spans.entries()) {
       span.style.backgroundColor = paint(i);
       span.classList.toggle("clipped", Boolean(this.tokens.clipped?.[i]));
     }
@@ -117,11 +129,11 @@ class TokenView {
   }
 
   show(i) {
-    if (this.active != null) this.text.children[this.active]?.classList.remove("active");
+    if (this.active != null) this.spans[this.active]?.classList.remove("active");
     this.active = i;
     this.tip.hidden = i === null;
     if (i === null) return;
-    const span = this.text.children[i];
+    const span = this.spans[i];
     span.classList.add("active");
     this.tip.replaceChildren(...this.tipRows(i));
     const box = span.getBoundingClientRect(), root = this.root.getBoundingClientRect();

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from routershift.trajectory import Role, Segment
 from services.cli.main import main
 from services.cli.rollouts.show import visible
 from shared.tracking.sample import Tokens
@@ -127,6 +128,26 @@ def test_a_sample_is_read_by_people(folder: Path, capsys: pytest.CaptureFixture[
         assert f"{line}\n" in out
     assert re.search(r"gamma +mean 0\.\d+ · lowest 0\.51\d at token 3 'forty' \(layer 1: (2\.0|1\.9)\d+\), ", out)
     assert "\x1b" not in out
+
+
+def test_what_others_said_stands_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segments = (
+        Segment(Role.ASSISTANT, 2, True, "It is"),
+        Segment(Role.TOOL, 3, False, "6 * 7\n= 42\x1b[2J"),
+        Segment(Role.ASSISTANT, 3, True, "\nforty-two"),
+    )
+    SampleWriter(tmp_path, 1 << 30).add([sample(tokens=tokens(), segments=segments)])
+    assert main(["rollouts", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    lines = ["response  It is", "tool      6 * 7", r"          = 42\x1b[2J", "response  ", "          forty-two"]
+    assert "\n".join(lines) + "\n" in out
+    assert main(["rollouts", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["segments"]
+    assert [(each["role"], each["tokens"], each["is_sampled"]) for each in said] == [
+        ("assistant", 2, True),
+        ("tool", 3, False),
+        ("assistant", 3, True),
+    ]
 
 
 def test_the_verifier_is_heard_and_a_terminal_is_not_commanded(

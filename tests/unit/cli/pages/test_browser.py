@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from routershift.trajectory import Role, Segment
 from services.cli.pages import report
 from services.cli.pages.server import ViewServer
 from shared.tracking import records
@@ -275,6 +276,23 @@ def test_a_response_is_coloured_by_what_is_chosen(page: Page, served: ViewServer
     page.wait("document.querySelectorAll('.token-view tbody tr').length === 12")
     page.click(".detail .tools button")
     rows_are(page, "rows.length === 4")
+
+
+def test_what_others_said_stands_between_the_tokens(page: Page, served: ViewServer) -> None:
+    segments = (
+        Segment(Role.ASSISTANT, 5, True),
+        Segment(Role.TOOL, 2, False, f"42{HOSTILE}"),
+        Segment(Role.ASSISTANT, 7, True),
+    )
+    SampleWriter(served.folder, 1 << 30).add([replace(sample(30, 0), segments=segments)])
+    page.open(served.url)
+    rows_are(page, "rows[0][0] === '30'")
+    page.click(".rows .open")
+    page.wait("document.querySelectorAll('.tokens span').length === 12")
+    places = page.evaluate("[...document.querySelector('.tokens').children].map((c) => c.dataset.token ?? c.innerText)")
+    assert places == ["0", "1", "2", "3", "4", f"tool 42{HOSTILE}", "5", "6", "7", "8", "9", "10", "11"]
+    page.hover("[data-token='5']")
+    assert "token 5" in page.text(".token-tip")
 
 
 def test_a_page_that_is_open_follows_its_run(page: Page, served: ViewServer) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from routershift.trajectory import Role, Segment
 from shared.errors import CorruptDataError, NotFoundError
 from shared.tracking.sample import Sample, Tokens
 from shared.tracking.samples import Samples, SampleWriter
@@ -72,6 +73,7 @@ def any_samples(draw: st.DrawFn) -> Sample:
         message=draw(names),
         advantage=draw(st.none() | st.floats(-5, 5)),
         layers=tuple(range(layers)),
+        segments=tuple(draw(st.lists(st.builds(Segment, st.sampled_from(Role), st.integers(1), st.booleans(), names)))),
     )
 
 
