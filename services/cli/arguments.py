@@ -23,6 +23,12 @@ def add_log_level(parser: argparse.ArgumentParser, default: str = "INFO") -> Non
     parser.add_argument("--log-level", default=default, choices=LEVELS, help=f"default: {default}")
 
 
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Adds --prompt and --reference, which name columns of a file of rows."""
+    parser.add_argument("--prompt", metavar="COLUMN", help="where the prompt stands in a row; dots lead into tables")
+    parser.add_argument("--reference", metavar="COLUMN", help="where the right answer stands; both default to a guess")
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """`RUN`: `name`, the folder or the id of a run."""
     parser.add_argument("name", metavar="RUN", help="folder or id of the run")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.cli.arguments import add_settings
+from services.cli.arguments import add_columns, add_settings
 from services.cli.judging import make_judge
 from services.cli.recipe import Recipe
 from shared.errors import InvalidInputError
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checking.add_argument(
         "--model", metavar="MODEL", help="folder or name of a model, whose tokenizer counts; of a FILE"
     )
+    add_columns(checking)
     checking.add_argument("--json", action="store_true", help="the report as JSON")
     add_settings(checking)
 
@@ -37,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     """EXIT_BAD_INPUT where a start would be refused."""
     from services.curriculum.data.check import check  # here: the list of commands needs no tokenizer
 
-    recipe = _recipe(arguments.recipe, arguments.model, arguments.flags)
+    columns = arguments.prompt, arguments.reference
+    recipe = _recipe(arguments.recipe, arguments.model, columns, arguments.flags)
     if recipe.run.task is not None and not recipe.data.train:
         raise InvalidInputError(
             f"{arguments.recipe}: run.task is {recipe.run.task!r}, whose prompts are not rows to check"
@@ -51,15 +53,19 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_BAD_INPUT if report.problems else EXIT_OK
 
 
-def _recipe(file: Path, model: str | None, flags: list[str]) -> Recipe:
+def _recipe(file: Path, model: str | None, columns: tuple[str | None, str | None], flags: list[str]) -> Recipe:
     if file.suffix == ".toml":
+        if columns != (None, None):
+            raise InvalidInputError(
+                f"--prompt and --reference are for a FILE; set columns in {file}, which is a recipe"
+            )
         more = [f"run.model={model}"] if model else []
         return load(Recipe, file, os.environ, [*more, *flags])
     if model is None:
         raise InvalidInputError(f"{file} is no recipe; give --model MODEL, whose tokenizer makes token ids of its rows")
     from services.cli.recipes.guess import guess
 
-    return guess(model, file).recipe(flags)
+    return guess(model, file, None, *columns).recipe(flags)
 
 
 def _lines(report: "Report") -> Iterator[str]:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from services.cli.arguments import add_columns
 from shared.errors import PreconditionError
 from shared.process.exits import EXIT_OK
 
@@ -13,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reward", type=Path, metavar="FILE", help="Python file whose function score(response, reference) judges"
     )
+    add_columns(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -28,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from services.cli.recipes.guess import guess
     from services.cli.recipes.write import write
 
-    guessed = guess(arguments.model, arguments.data, arguments.reward)
+    guessed = guess(arguments.model, arguments.data, arguments.reward, arguments.prompt, arguments.reference)
     write(guessed, arguments.output)
     for reason in guessed.reasons:
         print(reason)

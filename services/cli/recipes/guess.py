@@ -20,7 +20,9 @@ from services.curriculum.data.items import Item, ItemMaker
 from services.curriculum.data.presets import PRESETS
 from services.curriculum.data.rows import BadRow, Row
 from services.curriculum.data.settings import TrainSettings
-from shared.errors import InvalidInputError, NotFoundError, RouterShiftError
+from services.generation.engines.vllm import limits as vllm
+from services.generation.settings import GenerationSettings
+from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError
 from shared.models.folder import read_json
 from shared.models.layout import layout_of_folder, text_config
 from shared.models.tokenizer import load_tokenizer
@@ -63,13 +65,16 @@ class Guess:
             return load(Recipe, file, os.environ, flags)
 
 
-def guess(model: str, source: Path, reward: Path | None = None) -> Guess:
+def guess(
+    model: str, source: Path, reward: Path | None = None, prompt: str | None = None, reference: str | None = None
+) -> Guess:
     """Reads the first rows of a file, and tokenizer and config of a model.
 
     Args:
         model: a folder, or a name on the Hugging Face Hub.
         source: of rows.
         reward: a file with a function `score`, which judges every response.
+        prompt, reference: the dotted paths of columns; those that are not given are guessed by their names.
 
     Raises:
         NotFoundError, CorruptDataError: the model or a file is missing or broken.
@@ -91,37 +96,45 @@ def guess(model: str, source: Path, reward: Path | None = None) -> Guess:
     if not tokenizer.chat_template:
         made.data["chat_template"] = False
         made.reasons.append("chat_template = false: the model has none, so it reads the prompt as it is")
-    items = _data(made, rows, tokenizer, folder)
+    items = _data(made, rows, tokenizer, folder, (prompt, reference))
     _run(made, folder, max((item.token_ids.size for item in items), default=0))
     made.reasons = [" ".join(reason.split()) for reason in made.reasons]  # names of columns may hold line breaks
     return made
 
 
-def _data(made: Guess, rows: Sequence[Row], tokenizer: Any, folder: Path) -> list[Item]:
-    """Fills in where a prompt and a reference stand in a row; gives the rows as items."""
+def _data(
+    made: Guess, rows: Sequence[Row], tokenizer: Any, folder: Path, given: tuple[str | None, str | None]
+) -> list[Item]:
+    """Fills in where a prompt and a reference stand in a row; gives the rows as items. Args: given: these columns."""
     for name in PRESETS:
-        if made.reward is not None:
-            break  # presets name verifiers of their own, and a reward file reads the column as it is
+        if made.reward is not None or given != (None, None):
+            break  # presets name columns and verifiers of their own, and a reward file reads the column as it is
         items = _items(made, {**made.data, "preset": name}, rows, tokenizer, folder)
         if len(items) >= _ENOUGH * len(rows):
             made.data = {"preset": name, **made.data}
             made.reasons.append(f"preset = {name!r}: {len(items)} of {len(rows)} rows have its columns")
             return items
     there = list(dict.fromkeys(path for row in rows[:20] for path in _paths(row.columns)))
-    prompt = _named(there, _PROMPTS)
-    reference = _named([path for path in there if path != prompt], _REFERENCES)
-    for what, column in (("a prompt", prompt), ("a right answer", reference)):
+    prompt = given[0] or _named([path for path in there if path != given[1]], _PROMPTS)
+    reference = given[1] or _named([path for path in there if path != prompt], _REFERENCES)
+    for flag, what, column in (("--prompt", "a prompt", prompt), ("--reference", "a right answer", reference)):
         if column is None:
             raise InvalidInputError(
-                f"no column of {made.source} has a name that {what} usually has; it has {', '.join(there)}: write "
-                "[[data.train]] by hand, with columns.prompt and columns.reference"
+                f"no column of {made.source} has a name that {what} usually has; it has {', '.join(there)}: name the "
+                f"right one with {flag}"
+            )
+        if all(_value(row.columns, column) is None for row in rows):
+            raise InvalidInputError(
+                f"{flag} is {column!r}, and the first rows of {made.source} have nothing there; "
+                f"they have {', '.join(there)}"
             )
     if made.reward is not None:
         verifier, why = "mine", f"the function score of {made.reward}"
     else:
         verifier, why = _verifier([_value(row.columns, str(reference)) for row in rows])
     made.reasons += [
-        f"columns.prompt = {prompt!r} and columns.reference = {reference!r}: by their names, of {', '.join(there)}",
+        f"columns.prompt = {prompt!r} and columns.reference = {reference!r}: "
+        + (f"by their names, of {', '.join(there)}" if None in given else "as they were named"),
         f"verifier = {verifier!r}: {why}",
     ]
     made.data |= {"columns": {"prompt": prompt, "reference": reference}, "verifier": verifier}
@@ -160,14 +173,27 @@ def _run(made: Guess, folder: Path, longest_prompt: int) -> None:
         f"learner.algorithm = {made.settings['learner.algorithm']!r}: model type {config.get('model_type')!r} "
         + ("has routers that are known" if is_known else "has no routers that are known, which rspo needs")
     )
-    engine = "vllm" if importlib.util.find_spec("vllm") else "torch"
+    engine, why = _engine(folder)
     made.settings["generation.engine"] = engine
-    made.reasons.append(f"generation.engine = {engine!r}: vllm is {'' if engine == 'vllm' else 'not '}installed")
+    made.reasons.append(f"generation.engine = {engine!r}: {why}")
     import torch
 
     made.settings["learner.device"] = "cuda" if torch.cuda.is_available() else "cpu"
     with contextlib.suppress(NotFoundError):  # the weights of a name on the Hub may not be here yet
         _sizes(made, folder)
+
+
+def _engine(folder: Path) -> tuple[str, str]:
+    """An engine that can sample from what is trained, on this machine, and why it is that one."""
+    if importlib.util.find_spec("vllm") is None:
+        return "torch", "vllm is not installed"
+    config, chosen = read_json(folder / "config.json"), GenerationSettings()
+    try:
+        vllm.refuse(folder, config, chosen.vllm, (None, chosen.max_num_seqs), on_cpu=vllm.built_for_cpu())
+        vllm.refuse_training(config)
+    except PreconditionError as error:
+        return "torch", str(error).partition(";")[0]
+    return "vllm", "vllm is installed"
 
 
 def _sizes(made: Guess, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from services.cli.main import main
 from services.cli.recipe import Recipe
+from services.generation.engines.vllm import limits
 from shared.recipes import load
 from shared.settings import SERVICES, StreamSettings
 from tests.support.explained import unexplained
@@ -113,10 +115,39 @@ def test_columns_and_verifier_are_guessed(
     assert main(["data", "check", str(output)]) == 0
 
 
+def test_columns_of_other_names_are_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"task": {"text": f"Add {i} and {i}."}, "sum": str(2 * i), "prompt": None} for i in range(20)]
+    file, output = lines(tmp_path / "rows.jsonl", rows), tmp_path / "made.toml"
+    command = ["init", str(model), str(file), "--output", str(output), "--reference", "sum", "--prompt"]
+    assert main([*command, "task.txt"]) == 2
+    assert "--prompt is 'task.txt', and the first rows of" in capsys.readouterr().err
+    assert main([*command, "task.text"]) == 0
+    (source,) = load(Recipe, output, {}).data.train
+    assert (dict(source.columns), source.verifier) == ({"prompt": "task.text", "reference": "sum"}, "math")
+    assert main(["data", "check", str(output)]) == 0
+    named = ["--prompt", "task.text", "--reference", "sum"]
+    assert main(["data", "check", str(file), "--model", str(model), *named]) == 0
+    assert main(["data", "check", str(output), *named]) == 2
+    assert "--prompt and --reference are for a FILE" in capsys.readouterr().err
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make install ENGINE=vllm")
+@pytest.mark.parametrize(("kind", "engine"), [("qwen3_moe", "vllm"), ("minimax_m2", "torch")])
+def test_the_engine_is_one_that_serves_the_model(
+    kind: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "built_for_cpu", lambda: True)
+    folder, output = save_model(tmp_path / "model", kind), tmp_path / "made.toml"
+    file = lines(tmp_path / "rows.jsonl", sums(20))
+    assert main(["init", str(folder), str(file), "--output", str(output)]) == 0
+    assert load(Recipe, output, {}).generation.engine == engine
+
+
 def test_room_that_the_model_needs(tmp_path: Path) -> None:
     """Long responses and a long context: streams and the KV cache of their defaults would be refused."""
     wide = {"num_hidden_layers": 24, "num_experts_per_tok": 8, "max_position_embeddings": 1 << 17}
-    folder = save_model(tmp_path / "wide", "olmoe", **wide)
+    folder = save_model(tmp_path / "wide", "qwen3_moe", **wide)
     file, output = lines(tmp_path / "rows.jsonl", sums(20)), tmp_path / "made.toml"
     assert main(["init", str(folder), str(file), "--output", str(output)]) == 0
     recipe = load(Recipe, output, {})
@@ -153,7 +184,7 @@ def test_a_csv_file_beside_the_recipe_stays_with_it(model: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"colour": "red", "size": 3}], "it has colour, size: write [[data.train]] by hand"),
+        ([{"colour": "red", "size": 3}], "it has colour, size: name the right one with --prompt"),
         ([{"question": "why?", "size": 3}], "no column of"),
         ([], "holds no rows"),
     ],
