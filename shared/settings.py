@@ -170,17 +170,21 @@ class RunSettings(Table):
         """
         return self.model if isinstance(self.model, Path) else fetch(self.model, self.model_revision, weights=weights)
 
-    def require_model(self) -> Path:
+    def require_model(self, *, weights: bool = True) -> Path:
         """The model folder, after what can be told without loading it was checked.
+
+        Args:
+            weights: False where config, tokenizer and chat template are enough.
 
         Raises:
             NotFoundError: it is none, or lacks a file.
             CorruptDataError: a file in it is broken.
             PreconditionError, MissingDependencyError: it is on the Hugging Face Hub, and cannot be fetched.
         """
-        folder = self.model_folder()
+        folder = self.model_folder(weights=weights)
         if (folder / "config.json").is_file():
-            check_folder(folder)
+            if weights:
+                check_folder(folder)
             return folder
         what = "no config.json there" if folder.is_dir() else "no such folder"
         raise NotFoundError(

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidInputError(
             f"{arguments.recipe}: run.task is {recipe.run.task!r}, whose prompts are not rows to check"
         )
-    report = check(recipe, recipe.run.model_folder(weights=False), make_judge(recipe))
+    report = check(recipe, recipe.run.require_model(weights=False), make_judge(recipe))
     if arguments.json:
         print(records.dumps(report.as_record(), indent=2))
     else:

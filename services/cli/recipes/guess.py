@@ -20,6 +20,7 @@ from services.curriculum.data.items import Item, ItemMaker
 from services.curriculum.data.presets import PRESETS
 from services.curriculum.data.rows import BadRow, Row
 from services.curriculum.data.settings import TrainSettings
+from services.curriculum.data.usable import Judge
 from services.generation.engines.vllm import limits as vllm
 from services.generation.settings import GenerationSettings
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError
@@ -77,12 +78,13 @@ def guess(
         prompt, reference: the dotted paths of columns; those that are not given are guessed by their names.
 
     Raises:
-        NotFoundError, CorruptDataError: the model or a file is missing or broken.
+        NotFoundError, CorruptDataError: the model or a file is missing or broken, or `reward` has no such function.
         InvalidInputError: no column looks like a prompt or a right answer; names the columns that there are.
     """
     if reward is not None and not reward.is_file():
         raise NotFoundError(f"--reward {reward} does not exist; expected a Python file with a function score")
-    folder = load(Recipe, None, os.environ, [f"run.model={model}"]).run.model_folder(weights=False)
+    _judge(reward)
+    folder = load(Recipe, None, os.environ, [f"run.model={model}"]).run.require_model(weights=False)
     read = islice((row for path in find_files(str(source)) for row in read_file(path)), _ROWS)
     found = list(read)
     rows = [row for row in found if isinstance(row, Row)]
@@ -143,12 +145,17 @@ def _data(
     return _items(made, made.data, rows, tokenizer, folder)
 
 
+def _judge(reward: Path | None) -> Judge:
+    """Raises as `make_verifiers` does, as where the file has no function `score`."""
+    mine = [] if reward is None else [f"reward.verifiers.mine.file={reward.absolute()}"]
+    return make_judge(load(Recipe, None, {}, ["run.model=none", *mine]))
+
+
 def _items(made: Guess, table: Mapping[str, Any], rows: Sequence[Row], tokenizer: Any, folder: Path) -> list[Item]:
     """The rows that such a table can use; none where the table itself is refused."""
     try:
         settings = TrainSettings.model_validate({"source": str(made.source), **table})
-        mine = [] if made.reward is None else [f"reward.verifiers.mine.file={made.reward.absolute()}"]
-        judge = make_judge(load(Recipe, None, {}, ["run.model=none", *mine]))
+        judge = _judge(made.reward)
         found = list(ItemMaker(settings, "data.train.0", tokenizer, folder).make(rows))
     except (RouterShiftError, ValueError):
         return []

@@ -166,6 +166,9 @@ def test_a_reward_file_judges(model: Path, tmp_path: Path, capsys: pytest.Captur
     assert recipe.data.train[0].verifier == "mine"
     assert recipe.reward.verifiers["mine"]["file"] == str(reward)
     assert main(["data", "check", str(output)]) == 0
+    reward.write_text("def judge(response, reference):\n    return 1.0\n")
+    assert main(["init", str(model), str(file), "--reward", str(reward), "--output", str(tmp_path / "no.toml")]) == 2
+    assert "has no function 'score'; it has judge" in capsys.readouterr().err
     reward.unlink()
     assert main(["init", str(model), str(file), "--reward", str(reward), "--output", str(tmp_path / "no.toml")]) == 2
     assert "my_reward.py" in capsys.readouterr().err
@@ -198,6 +201,14 @@ def test_files_of_which_nothing_can_be_guessed(
     assert said in err
     assert err.count("\n") == 1
     assert not (tmp_path / "made.toml").exists()
+
+
+@pytest.mark.parametrize("command", ["init {folder} {file} --output {made}", "data check {file} --model {folder}"])
+def test_a_model_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = lines(tmp_path / "rows.jsonl", sums(3))
+    named = {"folder": tmp_path / "none", "file": file, "made": tmp_path / "made.toml"}
+    assert main([part.format(**named) for part in command.split()]) == 2
+    assert "none; no such folder: expected a Hugging Face model folder" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
