@@ -66,10 +66,16 @@ class SourceSettings(Table):
         "recipe",
     )
     template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="variables of the chat template, such as enable_thinking"
+        default_factory=dict,
+        description="variables of the chat template, such as enable_thinking; not those that are set here, such as "
+        "add_generation_prompt",
     )
     tools: str | None = Field(None, description="column of the tools that the chat template presents")
-    filter: str | None = Field(None, description="Jinja expression over the row; a row where it is false is left out")
+    filter: str | None = Field(
+        None,
+        description="Jinja expression over the row; a row where it is false is left out. Sandboxed, never Python: a "
+        "recipe alone runs no code; what needs a program is computed into a column of the file before",
+    )
     verifier: str | None = Field(
         None, description="who judges: a name in [reward.verifiers], or a table {kind = ..., settings}"
     )

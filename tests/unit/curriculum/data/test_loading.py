@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,31 @@ def test_a_data_set_that_is_not_there_is_one_line(model: Path, monkeypatch: pyte
     assert isinstance(made.errors[0], NotFoundError)
     assert str(made.errors[0]).startswith("data.train.0: source nobody/nothing-of-that-name, split validation, cannot")
     assert "\n" not in str(made.errors[0])
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], answers: bool
+) -> None:
+    """Nothing listens, or what listens gives no answer: the library would ask six times, and say so each time."""
+    (tmp_path / "somebody___sums").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        if not answers:
+            listening.close()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+        made = loaded(model, [source("nobody/nothing", config="main")])
+    (error,) = [error for error in made.errors if "nobody" in str(error)]
+    assert isinstance(error, NotFoundError)
+    assert str(error).startswith(
+        f"data.train.0: source nobody/nothing (main), split train, cannot be loaded: http://127.0.0.1:{port} cannot be "
+        "reached within HF_HUB_ETAG_TIMEOUT = 0.2 s ("
+    )
+    assert f"the cache {tmp_path} lacks it: it has somebody/sums. Where there is a network, run python -c" in str(error)
+    assert 'datasets.load_dataset("nobody/nothing", "main")' in str(error)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_dotted_paths_expressions_and_fields_make_the_reference(model: Path, tmp_path: Path) -> None:
