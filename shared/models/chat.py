@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from shared.errors import InvalidInputError, PreconditionError
+from shared.models.tokenizer import backend
 from shared.names import did_you_mean
 
 # Lines of a template's code in one rendering. A long conversation takes a few thousand; these take about a second.
@@ -98,6 +99,41 @@ class ChatTemplate:
                 reason += did_you_mean(found[1], self._variables(variables))
         roles = ", ".join(str(message["role"]) for message in messages[:8])
         raise InvalidInputError(f"chat.messages of roles {roles} are refused by {self._named}: {reason}")
+
+    def next_turn(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampled: Sequence[int],
+        added: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int] | None:
+        """The token ids that follow sampled ones where others speak, up to the next message of the assistant.
+
+        What the model has read and sampled stays as it is: nothing is tokenized twice. It may take a second.
+
+        Args:
+            messages: the conversation so far, oldest first; the last one is the assistant's that was just sampled. What
+                `render` made of the others is what it was sampled from.
+            sampled: token ids of that message as they were sampled, with its end where the model wrote one.
+            added: what others say now, such as the output of a tool.
+            tools, variables: as for `render`.
+
+        Returns:
+            None where the template writes another text than the model has read and said, as those do that leave out
+            the thoughts of earlier turns or trim white space: no ids could go on from what was sampled.
+
+        Raises:
+            PreconditionError, InvalidInputError: as `render`.
+        """
+        tokens = backend(self._tokenizer)
+        so_far = self.render(messages[:-1], tools, variables)
+        so_far += tokens.decode(list(sampled), skip_special_tokens=False)
+        whole = self.render([*messages, *added], tools, variables)
+        if not whole.startswith(so_far):
+            return None
+        ids: list[int] = tokens.encode(whole[len(so_far) :], add_special_tokens=False).ids
+        return ids
 
     def _apply(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, variables: Mapping[str, Any] | None

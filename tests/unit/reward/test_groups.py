@@ -120,8 +120,11 @@ def test_what_is_no_group_is_refused(payload: bytes) -> None:
 
 
 def test_noise_is_refused_or_read_and_never_an_error_of_another_kind() -> None:
-    moments, whole = random.Random(0), group().SerializeToString()
-    for _ in range(2000):
+    message = group()
+    message.trajectories[0].segments.add(role=pb.ROLE_TOOL, tokens=1, text="é")
+    message.trajectories[0].segments.add(role=pb.ROLE_ASSISTANT, tokens=1, sampled=True)
+    moments, whole = random.Random(0), message.SerializeToString()
+    for _ in range(4000):
         noisy = bytearray(whole)
         for _ in range(moments.randint(1, 4)):
             noisy[moments.randrange(len(noisy))] = moments.randrange(256)
