@@ -187,6 +187,12 @@ class LearnerSettings(ServerSettings):
     lora: LoraSettings = LoraSettings()
 
     micro_batch_tokens: int = Field(16384, ge=1, description="tokens in one forward pass, at least one response")
+    head_chunk_bytes: int = Field(
+        128 << 20,
+        ge=1,
+        description="bytes of the float32 logits that a forward pass has at a time; more response tokens are done in "
+        "chunks, whose logits the backward pass computes again",
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="forward and backward pass; master weights, gradients and AdamW stay float32"

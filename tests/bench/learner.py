@@ -1,5 +1,7 @@
 """A training step: tokens per second and peak memory with router shift, kept samples, replay and recomputed scores.
 
+The head alone is measured with the vocabularies of large models: see tests/bench/head.py.
+
 What is compared runs in turns on the same rollouts, through the learner's own trainer. The model is random and in the
 shape of a Qwen3-MoE. The rollouts are random tokens with the log-probs and routes that this model gives them, so
 that ratios and gamma are about 1 and nothing is clipped.
@@ -29,6 +31,7 @@ from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RolloutSettings, RunSettings
 from shared.streams.entries import Entry
+from tests.bench import head
 from tests.bench.memory import peak_bytes
 from tests.bench.shapes import DEFAULT_SHAPE, GROUP, SHAPES, Shape, rollouts, write_model
 from tests.bench.timing import Timings, interleaved
@@ -50,7 +53,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 # For each parameter, float32: itself and two moments of AdamW. A step finds and keeps them.
 _HELD = 3 * 4
 _GRADIENT = 4
-QUICK = {"pairs": 2, "tokens": 768, "experts": [64]}
+QUICK = {"pairs": 2, "tokens": 768, "experts": [64], "head_tokens": 64}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="experts in a layer: time is measured with the first number, memory with each; "
         "default: the shape's, and half of it",
     )
+    parser.add_argument(
+        "--head-tokens", type=int, default=head.TOKENS, help="response tokens whose head is measured for its memory"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -81,6 +87,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ("--experts", min(experts), shape.num_experts_per_tok),
         ("--pairs", arguments.pairs, 1),
         ("--threads", arguments.threads, 1),
+        ("--head-tokens", arguments.head_tokens, 1),
     ):
         if number < least:
             raise InvalidInputError(f"{option} is {number}; it must be at least {least}")
@@ -95,6 +102,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             other = Steps(shape.with_changes(num_experts=number), Path(folder), arguments)
             peaks[number] = other.peaks({name: VARIANTS[name] for name in (BASELINE, SHIFTED)})
+    heads = head.measure(arguments)
     first = peaks[experts[0]]
     speeds = {name: timings.rate(name, steps.tokens) for name in VARIANTS}
     ratios = {name: timings.ratio(name, BASELINE) for name in VARIANTS if name != BASELINE}
@@ -112,6 +120,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "cpu": timings.cpu(BASELINE, "token", steps.tokens),
         "peak_bytes": first,
+        "head": heads,
         "router_shift_bytes_by_experts": {str(n): peak[SHIFTED] - peak[BASELINE] for n, peak in peaks.items()},
         "gamma_mean": steps.gamma_mean,
         "model": asdict(steps.shape) | {"parameters": steps.parameters},

@@ -20,7 +20,7 @@ from shared.streams.keys import Stream
 _FLOAT32 = 4
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}  # bytes, by the name of a dtype
 _KEPT_LINEAR = 17  # values of the hidden size that a layer keeps for the backward pass, for each token
-_LOGITS = 4  # copies of the logits that a loss has at once: logits, their log-softmax, and the gradients of both
+_LOGITS = 3  # tensors of the size of a chunk's logits that the head has at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +157,11 @@ def _learner(recipe: Recipe, model: Model, longest_prompt: int) -> Iterator[Part
         yield Part("learner", "reference model", _FLOAT32 * count // ranks, device, "learner.kl_coefficient = 0")
     # At least one response goes through, however few tokens a pass may have.
     tokens = max(learner.micro_batch_tokens, longest_prompt + recipe.rollout.max_tokens)
-    logits = _LOGITS * _FLOAT32 * tokens * model.number("vocab_size")
-    yield Part("learner", "logits of a pass", logits, device, "learner.micro_batch_tokens", is_estimate=True)
     width = _WIDTH[learner.precision]
     layers, hidden = model.number("num_hidden_layers"), model.number("hidden_size")
+    vocabulary = model.number("vocab_size")
+    logits = _LOGITS * max(_FLOAT32 * vocabulary, min(_FLOAT32 * tokens * vocabulary, learner.head_chunk_bytes))
+    yield Part("learner", "logits of a chunk", logits, device, "learner.head_chunk_bytes", is_estimate=True)
     active = max(1, model.number("num_experts_per_tok"))
     inner = 3 * active * model.number("moe_intermediate_size", "intermediate_size")
     layer = tokens * (_KEPT_LINEAR * hidden + inner) * width

@@ -12,6 +12,7 @@ from services.learner.data.collate import Batch
 from services.learner.distributed import fsdp
 from services.learner.distributed.ranks import Ranks
 from services.learner.model import isolation, lora
+from services.learner.model.head import Head, Wanted
 from services.learner.settings import LearnerSettings
 from shared.models.loading import LOADING
 from shared.models.tensors import model_tensors, require_float
@@ -38,8 +39,7 @@ class Policy:
         self._lora, self._uses_lora, self._base = settings.lora, settings.lora.rank > 0, str(run.model)
         if self._uses_lora:
             lora.add_lora(self.model, settings.lora, run.seed)
-        self._kept: Tensor | None = None
-        self.model.get_output_embeddings().register_forward_pre_hook(self._keep_rows)
+        self._head = Head(self.model, ranks, settings.head_chunk_bytes)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -70,14 +70,11 @@ class Policy:
     def logprobs(self, batch: Batch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """log pi_theta of the response tokens, [B, T] float32, and the entropy of their distributions, [B, T] nats.
 
-        The entropy carries gradient only where it is asked for: it keeps a tensor of the size of the vocabulary.
+        The entropy carries gradient only where it is asked for.
         """
-        logits = self._logits(batch).float() / self._temperature
-        log_probabilities = logits.log_softmax(dim=-1)
-        chosen = log_probabilities.gather(1, batch.targets[:, None])[:, 0]
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
-        return batch.padded(chosen), batch.padded(entropy)
+        wanted = Wanted(batch.rows, batch.targets, self._temperature, entropy_gradient)
+        logprobs, entropy = self._head.logprobs(batch.input_ids, batch.position_ids, wanted)
+        return batch.padded(logprobs), batch.padded(entropy)
 
     def export(self, folder: Path) -> None:
         """Writes model.safetensors, or shards of it, with the tensor names and the dtype of the model folder.
@@ -97,19 +94,6 @@ class Policy:
                 for name, t in lora.merge(state, self.model).items()
             }
         self.model.save_pretrained(folder, state_dict=state)
-
-    def _logits(self, batch: Batch) -> Tensor:
-        """[R, V]: the head sees the positions that predict a response token, and no others."""
-        self._kept = batch.rows
-        try:
-            output = self.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-        finally:
-            self._kept = None
-        logits: Tensor = output.logits[0]
-        return logits
-
-    def _keep_rows(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return inputs if self._kept is None else (inputs[0].flatten(0, 1)[self._kept][None], *inputs[1:])
 
 
 class Reference:

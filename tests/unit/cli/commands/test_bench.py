@@ -24,7 +24,20 @@ ROUTERSHIFT = [sys.executable, "-m", "services.cli.main"]
 @pytest.fixture(scope="module")
 def learner(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the bench of the learner prints, run as a user would, from another folder."""
-    options = ["--shape", "tiny", "--pairs", "2", "--threads", "1", "--tokens", "400", "--device", "cpu"]
+    options = [
+        "--shape",
+        "tiny",
+        "--pairs",
+        "2",
+        "--threads",
+        "1",
+        "--tokens",
+        "400",
+        "--device",
+        "cpu",
+        "--head-tokens",
+        "64",
+    ]
     ran = subprocess.run(
         [*ROUTERSHIFT, "bench", "learner", "--json", *options],
         cwd=tmp_path_factory.mktemp("elsewhere"),
@@ -46,6 +59,14 @@ def test_the_learner_bench_gives_what_is_documented(learner: dict[str, Any]) -> 
         assert 0 < low <= learner["ratio"][name] <= high
     assert learner["machine"].keys() == {"cores", "cpu", "python", "torch", "commit"}
     assert 300 < learner["tokens"] < 500
+
+
+def test_the_learner_bench_has_the_head_of_large_vocabularies(learner: dict[str, Any]) -> None:
+    assert learner["head"].keys() == {"151936", "248320"}
+    for head in learner["head"].values():
+        assert 0 < head["bytes_per_token_entry"] < head["bytes_per_token_entry_plain"]
+        low, high = head["seconds_ratio_spread"]
+        assert 0 < low <= head["seconds_ratio_to_plain"] <= high
 
 
 def test_the_learner_bench_does_the_work_that_it_times(learner: dict[str, Any]) -> None:

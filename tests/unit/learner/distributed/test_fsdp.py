@@ -21,11 +21,13 @@ from tests.support.rollouts import load, perturbed, random_groups
 from tests.support.settings import learner_settings
 
 STEPS, SAVED_AT = 5, 2
-# Several passes for each update, in numbers that ranks do not divide, and gradients that are clipped.
+# Several passes for each update, in numbers that ranks do not divide, several chunks of logits in each pass, and
+# gradients that are clipped.
 COMMON: dict[str, Any] = {
     "optimizer__learning_rate": 1e-4,
     "minibatches": 2,
     "micro_batch_tokens": 40,
+    "head_chunk_bytes": 2_000,
     "optimizer__max_grad_norm": 0.1,
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
