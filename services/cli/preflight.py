@@ -60,9 +60,7 @@ def _model(recipe: Recipe) -> str:
     folder = recipe.run.require_model()
     config = read_json(folder / "config.json")
     text = text_config(config)
-    kinds = [str(part.get("model_type")) for part in (config, text)]
-    if refused := next(filter(why_refused, kinds), None):
-        raise PreconditionError(f"run.model is {folder}: {refused!r} cannot be trained: {why_refused(refused)}")
+    kinds = trainable_types(folder, config)
     if recipe.learner.uses_traces and not any(map(family_of, kinds)):
         raise PreconditionError(f"run.model is {folder}: {no_routers_in_words(kinds[0])}")
     require_float(folder)
@@ -75,6 +73,14 @@ def _model(recipe: Recipe) -> str:
         )
     check_responses(recipe, Room(length, source))
     return f"{config.get('model_type')} in {folder}"
+
+
+def trainable_types(folder: Path, config: Mapping[str, Any]) -> tuple[str, str]:
+    """The model types of a config.json and of its part for text; PreconditionError where one cannot be trained."""
+    kinds = str(config.get("model_type")), str(text_config(config).get("model_type"))
+    if refused := next(filter(why_refused, kinds), None):
+        raise PreconditionError(f"run.model is {folder}: {refused!r} cannot be trained: {why_refused(refused)}")
+    return kinds
 
 
 def longest(recipe: Recipe, config: Mapping[str, Any]) -> tuple[int | None, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from routershift.routing.families import family_of
 from services.cli.dry_run import memory
 from services.cli.judging import make_judge
-from services.cli.preflight import longest
+from services.cli.preflight import longest, trainable_types
 from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files, read_file
 from services.curriculum.data.items import Item, ItemMaker
@@ -21,6 +21,7 @@ from services.curriculum.data.presets import PRESETS
 from services.curriculum.data.rows import BadRow, Row
 from services.curriculum.data.settings import TrainSettings
 from services.curriculum.data.usable import Judge
+from services.generation.engines.torch import limits as torch_engine
 from services.generation.engines.vllm import limits as vllm
 from services.generation.settings import GenerationSettings
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError
@@ -80,11 +81,13 @@ def guess(
     Raises:
         NotFoundError, CorruptDataError: the model or a file is missing or broken, or `reward` has no such function.
         InvalidInputError: no column looks like a prompt or a right answer; names the columns that there are.
+        PreconditionError: a family that cannot be trained, or that no engine follows.
     """
     if reward is not None and not reward.is_file():
         raise NotFoundError(f"--reward {reward} does not exist; expected a Python file with a function score")
     _judge(reward)
     folder = load(Recipe, None, os.environ, [f"run.model={model}"]).run.require_model(weights=False)
+    trainable_types(folder, read_json(folder / "config.json"))
     read = islice((row for path in find_files(str(source)) for row in read_file(path)), _ROWS)
     found = list(read)
     rows = [row for row in found if isinstance(row, Row)]
@@ -191,16 +194,21 @@ def _run(made: Guess, folder: Path, longest_prompt: int) -> None:
 
 
 def _engine(folder: Path) -> tuple[str, str]:
-    """An engine that can sample from what is trained, on this machine, and why it is that one."""
-    if importlib.util.find_spec("vllm") is None:
-        return "torch", "vllm is not installed"
+    """An engine that can sample from what is trained, on this machine, and why it is that one.
+
+    Raises PreconditionError where none can.
+    """
     config, chosen = read_json(folder / "config.json"), GenerationSettings()
-    try:
-        vllm.refuse(folder, config, chosen.vllm, (None, chosen.max_num_seqs), on_cpu=vllm.built_for_cpu())
-        vllm.refuse_training(config)
-    except PreconditionError as error:
-        return "torch", str(error).partition(";")[0]
-    return "vllm", "vllm is installed"
+    why = "vllm is not installed"
+    if importlib.util.find_spec("vllm"):
+        try:
+            vllm.refuse(folder, config, chosen.vllm, (None, chosen.max_num_seqs), on_cpu=vllm.built_for_cpu())
+            vllm.refuse_training(config)
+            return "vllm", "vllm is installed"
+        except PreconditionError as error:
+            why = str(error).partition(";")[0]
+    torch_engine.refuse(text_config(config), None)
+    return "torch", why
 
 
 def _sizes(made: Guess, folder: Path) -> None:

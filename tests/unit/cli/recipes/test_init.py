@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -209,6 +210,21 @@ def test_a_model_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.
     named = {"folder": tmp_path / "none", "file": file, "made": tmp_path / "made.toml"}
     assert main([part.format(**named) for part in command.split()]) == 2
     assert "none; no such folder: expected a Hugging Face model folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("nemotron_h", "cannot be trained: its Mamba layers"), ("gpt_oss", "choose another model")]
+)
+def test_a_model_that_no_run_can_train(
+    model: Path, kind: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    config = tmp_path / "model/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": kind, "head_dim": 32}))
+    file, made = lines(tmp_path / "rows.jsonl", sums(3)), tmp_path / "made.toml"
+    assert main(["init", str(tmp_path / "model"), str(file), "--output", str(made)]) == 2
+    assert said in capsys.readouterr().err
+    assert not made.exists()
 
 
 def test_nothing_is_overwritten(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
