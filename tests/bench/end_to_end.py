@@ -6,14 +6,16 @@ docs/benchmarks.md says what each figure means and how it is measured.
 import argparse
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shared.errors import InvalidInputError
+from shared.errors import InvalidInputError, NotFoundError
 from tests.bench.training import long_tail
 from tests.bench.training.comparison import Options, Workload, compare
 from tests.bench.training.ours import REPOSITORY
 
+_TRL_MICRO_BATCH = 16  # rollouts of arithmetic: its vocabulary makes the logits of a whole step several GB
 _TRL_STEPS = 6  # of long_tail, each as long as its longest response
 _RECIPES = REPOSITORY / "deploy" / "recipes"
 ENGINES = ("torch", "vllm")
@@ -34,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first round; each has the next")
     parser.add_argument("--threads", type=int, default=2, help="of TRL; ours has one in the learner, one in generation")
     parser.add_argument("--pin", action="store_true", help="give the learner core 0 to itself, and the others the rest")
+    parser.add_argument(
+        "--model", type=Path, default=_RECIPES / "arithmetic/model", help="of arithmetic, by its make_model.py"
+    )
+    parser.add_argument(
+        "--dense-model", type=Path, default=_RECIPES / "arithmetic/model/dense", help="the same made with --dense"
+    )
     parser.add_argument("--folder", type=Path, help="where runs lie while they are measured; default: a temporary one")
 
 
@@ -78,6 +86,38 @@ def _countdown(arguments: argparse.Namespace, options: Options) -> dict[str, Any
     return compare(workload, options)
 
 
+def _arithmetic(arguments: argparse.Namespace, options: Options, *, dense: bool = False) -> dict[str, Any]:
+    """The recipe of the real language model, with responses of up to 128 tokens; up to 12 in the quick form."""
+    model = arguments.dense_model if dense else arguments.model
+    if not (model / "config.json").is_file():
+        flag, made = ("--dense-model", " --dense") if dense else ("--model", "")
+        raise NotFoundError(
+            f"{flag} is {model}; no config.json there: make it by `python deploy/recipes/arithmetic/make_model.py "
+            f"--out {model}{made}`"
+        )
+    longest = 12 if arguments.quick else 128
+    settings: dict[str, object] = {
+        "run.model": model.absolute(),
+        "rollout.max_tokens": longest,
+        "generation.max_model_len": 64 + longest,
+        **({"learner.algorithm": "gmpo", "generation.router_export": "none"} if dense else {}),
+        **_sizes(arguments),
+    }
+    workload = Workload(
+        name="arithmetic_dense" if dense else "arithmetic",
+        recipe_file=_RECIPES / "arithmetic.toml",
+        settings=settings,
+        save_every=min(2, arguments.steps or 2),
+        targets=(0.3, 0.4, 0.5),
+        target=0.4,
+        problems=min(64, arguments.held_out),
+        samples=1,
+        stage_steps=3,
+        trl_micro_batch=_TRL_MICRO_BATCH,
+    )
+    return compare(workload, options)
+
+
 def _sizes(arguments: argparse.Namespace) -> dict[str, object]:
     wanted = {"run.steps": arguments.steps, "run.groups_per_step": arguments.groups}
     return {name: value for name, value in wanted.items() if value is not None}
@@ -93,5 +133,7 @@ def _long_tail(arguments: argparse.Namespace, options: Options) -> dict[str, Any
 
 WORKLOADS: Mapping[str, Callable[[argparse.Namespace, Options], dict[str, Any]]] = {
     "countdown": _countdown,
+    "arithmetic": _arithmetic,
+    "arithmetic_dense": partial(_arithmetic, dense=True),
     "long_tail": _long_tail,
 }

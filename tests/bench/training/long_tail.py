@@ -82,7 +82,7 @@ def measure(options: Options, settings: dict[str, object], trl_steps: int) -> di
             elif turn == "stages":
                 work = _work(recipe, own, per_step * steps)
                 sampled, groups = stages.generation(work, folder / "generation")
-                judge, few = Judge(recipe.reward.verifiers, _VERIFIER), min(steps, _LEARNER_STEPS)
+                judge, few = Judge(recipe.reward.verifiers, _VERIFIER), max(2, min(steps, _LEARNER_STEPS))
                 alone["generation"].append(sampled)
                 alone["learner"].append(stages.learner(work, groups, judge, folder / "learner", few))
             else:

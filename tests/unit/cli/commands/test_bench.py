@@ -158,6 +158,8 @@ def test_without_a_name_the_benches_are_listed(capsys: pytest.CaptureFixture[str
         (["nonsense"], ["nonsense", "learner"]),
         (["learner", "--shape", "huge"], ["huge", "tiny", "qwen3-30b-a3b-layers4"]),
         (["end-to-end", "--workloads", "countdown,chess"], ["--workloads", "chess", "long_tail"]),
+        (["end-to-end", "--workloads", "arithmetic", "--model", "nowhere"], ["nowhere", "make_model.py"]),
+        (["end-to-end", "--workloads", "arithmetic_dense", "--dense-model", "nowhere"], ["nowhere --dense"]),
         (["end-to-end", "--engines", "torch,onnx"], ["--engines", "onnx", "vllm"]),
         (["learner", "--shape", "tiny", "--experts", "8", "1"], ["--experts is 1", "at least 2"]),
     ],
