@@ -4,6 +4,7 @@ docs/benchmarks.md says what each figure means and how it is measured.
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", type=int, default=512, help="held-out problems on which accuracy is measured")
     parser.add_argument("--seed", type=int, default=0, help="of the first round; each has the next")
     parser.add_argument("--threads", type=int, default=2, help="of TRL; ours has one in the learner, one in generation")
-    parser.add_argument("--pin", action="store_true", help="give the learner core 0 to itself, and the others the rest")
+    parser.add_argument(
+        "--pin", action="store_true", help="give the learner the first core to itself, and the others the rest"
+    )
     parser.add_argument(
         "--model", type=Path, default=_RECIPES / "arithmetic/model", help="of arithmetic, by its make_model.py"
     )
@@ -51,6 +54,13 @@ def _names(value: str) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Takes about eight minutes for a round of `countdown` with both engines."""
+    for option in ("rounds", "held_out", "threads"):
+        if (number := getattr(arguments, option)) < 1:
+            raise InvalidInputError(f"--{option.replace('_', '-')} is {number}; it must be at least 1")
+    if arguments.pin and len(os.sched_getaffinity(0)) < 2:
+        raise InvalidInputError(
+            "--pin gives the learner a core of its own, and this machine has one core; leave it out"
+        )
     _known("--workloads", arguments.workloads, WORKLOADS)
     _known("--engines", arguments.engines, ENGINES)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.folder) as folder:

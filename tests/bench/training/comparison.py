@@ -84,8 +84,15 @@ def compare(workload: Workload, options: Options) -> dict[str, Any]:
     """Every side once in each round, forwards and backwards in turns, and each stage alone beside them.
 
     Raises:
+        InvalidInputError: there are fewer held-out problems than asked for.
         UnavailableError: TRL cannot be installed, which is tried first, or a run failed.
     """
+    (main, *_) = workload.origin.held_out()
+    if len(main.problems) < workload.problems:
+        raise InvalidInputError(
+            f"--held-out is {workload.problems}; {workload.recipe_file.name} evaluates {len(main.problems)} problems: "
+            "ask for fewer"
+        )
     environment.python()
     sides = [*options.engines, SYNCHRONOUS, TRL]
     runs: dict[str, list[Training]] = {side: [] for side in sides}

@@ -60,7 +60,7 @@ def train(
     Args:
         folder: of the run, which must not exist yet.
         save_every: steps between the weights that are given back.
-        pinned: the learner gets core 0 to itself, and all other processes the rest.
+        pinned: the learner gets the first core to itself, and all other processes the rest.
 
     Raises:
         UnavailableError: the run failed; its last lines are on stderr.
@@ -81,7 +81,8 @@ def train(
         evaluations, steps = records.Tail(folder / records.EVALUATIONS), records.Tail(folder / records.LEARNER)
         _wait(process, folder, lambda: bool(evaluations.read()))
         if pinned:
-            processes.pin(process.pid, "learner", 0, sorted(os.sched_getaffinity(0) - {0}))
+            first, *rest = sorted(os.sched_getaffinity(0))
+            processes.pin(process.pid, "learner", first, rest)
         evaluated = datetime.fromisoformat(records.read(folder / records.EVALUATIONS)[0]["time"])
         if evaluated < served:
             sys.stderr.write(f"    prompts came {(served - evaluated).total_seconds():.1f} s before all services did\n")

@@ -160,6 +160,8 @@ def test_without_a_name_the_benches_are_listed(capsys: pytest.CaptureFixture[str
         (["end-to-end", "--workloads", "countdown,chess"], ["--workloads", "chess", "long_tail"]),
         (["end-to-end", "--workloads", "arithmetic", "--model", "nowhere"], ["nowhere", "make_model.py"]),
         (["end-to-end", "--workloads", "arithmetic_dense", "--dense-model", "nowhere"], ["nowhere --dense"]),
+        (["end-to-end", "--held-out", "513"], ["--held-out is 513", "512"]),
+        (["end-to-end", "--rounds", "0"], ["--rounds is 0", "at least 1"]),
         (["end-to-end", "--engines", "torch,onnx"], ["--engines", "onnx", "vllm"]),
         (["learner", "--shape", "tiny", "--experts", "8", "1"], ["--experts is 1", "at least 2"]),
     ],
