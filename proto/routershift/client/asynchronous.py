@@ -132,7 +132,7 @@ class AsyncRewardClient(AsyncClient):
 
         Raises:
             NotFoundError: no verifier of that name.
-            InvalidInputError: a reference that JSON does not have, or messages without one of the assistant.
+            InvalidInputError: a reference that JSON does not have, or a response of another form.
         """
         answer = await self._call(self._stub.Score, score_request(verifier, prompt, responses, reference))
         return list(answer.scores)

@@ -68,7 +68,7 @@ Response = str | Completion | Sequence[Message]
 def score_request(
     verifier: str, prompt: str, responses: Sequence[Response], reference: Mapping[str, Any]
 ) -> rew.ScoreRequest:
-    """Raises InvalidInputError for a reference that JSON does not have, or messages without one of the assistant."""
+    """Raises InvalidInputError for a reference that JSON does not have, or a response of another form."""
     try:
         struct = wire.encode_struct(reference)
     except (TypeError, ValueError) as error:
@@ -80,10 +80,16 @@ def _item(prompt: str, response: Response, reference: Struct) -> rew.ScoreItem:
     if isinstance(response, str):
         return rew.ScoreItem(prompt=prompt, response=response, reference=reference)
     if not isinstance(response, Completion):
-        said = [message["content"] for message in response if message["role"] == Role.ASSISTANT]
+        try:
+            messages = [gen.ChatMessage(**message) for message in response]
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"response of type {type(response).__name__}: {error}; expected text, a completion or messages of role "
+                "and content"
+            ) from None
+        said = [message.content for message in messages if message.role == Role.ASSISTANT]
         if not said:
-            raise InvalidInputError(f"response has {len(response)} messages and none of the role assistant; give one")
-        messages = [gen.ChatMessage(**message) for message in response]
+            raise InvalidInputError(f"response has {len(messages)} messages and none of the role assistant; give one")
         return rew.ScoreItem(prompt=prompt, response=said[-1], reference=reference, messages=messages)
     return rew.ScoreItem(
         prompt=prompt,

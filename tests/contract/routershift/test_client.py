@@ -15,6 +15,7 @@ from routershift.client import (
     AsyncRewardClient,
     Completion,
     GenerationClient,
+    Message,
     RewardClient,
 )
 from routershift.v1 import trajectory_pb2 as pb
@@ -150,11 +151,20 @@ async def test_rewards(tmp_path: Path, run: Run) -> None:
             others = await client.score(*asked)
             with pytest.raises(errors.NotFoundError, match="countdwn") as unknown:
                 await client.score("countdwn", PROMPT, ["3"], {})
+            tool, last = Message(role="tool", content="3*7+5"), Message(role="assistant", content="3")
+            (episode,) = await client.score("countdown", PROMPT, [[tool, last]], asked[3])
+            for odd, said in (
+                ([tool], "1 messages and none of the role"),
+                ([{"text": "3"}], "list: .*role and content"),
+            ):
+                with pytest.raises(errors.InvalidInputError, match=said):
+                    await client.score("countdown", PROMPT, [odd], asked[3])  # type: ignore[list-item]  # what it says
     finally:
         await server.stop(0)
         await service.close()
     assert [score.parts["correct"] for score in scores] == [1, 0]
     assert [score.reward for score in scores] == [score.reward for score in others]
+    assert episode.parts["correct"] == 0  # what the tool said is no answer of the model's
     assert "countdown" in names
     assert unknown.value.status == "NOT_FOUND"
 
