@@ -38,10 +38,12 @@ _REFERENCES = (
     "answer", "final_answer", "ground_truth", "reward_model.ground_truth", "solution", "reference", "target", "label",
     "expected", "expected_answer", "output", "response", "gold",
 )  # fmt: skip
+_CONTEXTS = ("input", "context", "passage")  # what a prompt is about, where it stands in a column of its own
 _IDS = ("id", "uuid", "problem_id", "question_id", "extra_info.index", "unique_id")
 _NUMBER = re.compile(r"\s*[-+]?\$?\d[\d,]*(\.\d+)?%?\s*")
 _LETTER = re.compile(r"\s*\(?[A-Ja-j]\)?\s*")
 _LONGEST_RESPONSE = 1024
+_NAMED = 5  # abilities, in a reason
 
 
 @dataclass
@@ -102,6 +104,11 @@ def guess(
         made.data["chat_template"] = False
         made.reasons.append("chat_template = false: the model has none, so it reads the prompt as it is")
     items = _data(made, rows, tokenizer, folder, (prompt, reference))
+    if unread := _unread(made, rows, tokenizer, folder):
+        made.reasons.append(
+            f"not read: {', '.join(unread)}; name a column in prompt for the policy to see it, or in columns for the "
+            "verifier"
+        )
     _run(made, folder, max((item.token_ids.size for item in items), default=0))
     made.reasons = [" ".join(reason.split()) for reason in made.reasons]  # names of columns may hold line breaks
     return made
@@ -117,7 +124,9 @@ def _data(
         items = _items(made, {**made.data, "preset": name}, rows, tokenizer, folder)
         if len(items) >= _ENOUGH * len(rows):
             made.data = {"preset": name, **made.data}
-            made.reasons.append(f"preset = {name!r}: {len(items)} of {len(rows)} rows have its columns")
+            judges = ", ".join(dict.fromkeys(item.verifier for item in items))
+            why = f"{len(items)} of {len(rows)} rows have its columns"
+            made.reasons.append(f"preset = {name!r}: {why}, judged by {judges}")
             return items
     there = list(dict.fromkeys(path for row in rows[:20] for path in _paths(row.columns)))
     prompt = given[0] or _named([path for path in there if path != given[1]], _PROMPTS)
@@ -142,7 +151,19 @@ def _data(
         + (f"by their names, of {', '.join(there)}" if None in given else "as they were named"),
         f"verifier = {verifier!r}: {why}",
     ]
-    made.data |= {"columns": {"prompt": prompt, "reference": reference}, "verifier": verifier}
+    abilities = sorted({str(row.columns["ability"]) for row in rows if row.columns.get("ability")})
+    if abilities and made.reward is None:
+        made.reasons.append(
+            f"CHOOSE verifier: the column ability says {', '.join(abilities[:_NAMED])}, and {verifier} is but a guess"
+        )
+    columns: dict[str, Any] = {"prompt": prompt, "reference": reference}
+    context = next((name for name in _CONTEXTS if name in there and name not in columns.values()), None)
+    if context and str(prompt).isidentifier() and not given[0]:
+        # Without columns.prompt: rows of one instruction are problems of their own.
+        del columns["prompt"]
+        made.data["prompt"] = f"{{{{ {prompt} }}}}{{% if {context} %}}\n\n{{{{ {context} }}}}{{% endif %}}"
+        made.reasons.append(f"prompt: the column {prompt}, and below it the column {context} where it has text")
+    made.data |= {"columns": columns, "verifier": verifier}
     if (identity := _named(there, _IDS)) and _is_unique([_value(row.columns, identity) for row in rows]):
         made.data["columns"]["id"] = identity
     return _items(made, made.data, rows, tokenizer, folder)
@@ -155,14 +176,21 @@ def _judge(reward: Path | None) -> Judge:
 
 
 def _items(made: Guess, table: Mapping[str, Any], rows: Sequence[Row], tokenizer: Any, folder: Path) -> list[Item]:
-    """The rows that such a table can use; none where the table itself is refused."""
+    """The rows that such a table can use; none where the table itself is refused, or a verifier is unknown."""
     try:
         settings = TrainSettings.model_validate({"source": str(made.source), **table})
         judge = _judge(made.reward)
         found = list(ItemMaker(settings, "data.train.0", tokenizer, folder).make(rows))
+        return [item for item in found if isinstance(item, Item) and judge(item.verifier, item.reference) is None]
     except (RouterShiftError, ValueError):
         return []
-    return [item for item in found if isinstance(item, Item) and judge(item.verifier, item.reference) is None]
+
+
+def _unread(made: Guess, rows: Sequence[Row], tokenizer: Any, folder: Path) -> list[str]:
+    """Columns that nothing of the guessed table reads."""
+    settings = TrainSettings.model_validate({"source": str(made.source), **made.data})
+    columns = dict.fromkeys(name for row in rows for name in row.columns)
+    return ItemMaker(settings, "data.train.0", tokenizer, folder).unread(columns)
 
 
 def _run(made: Guess, folder: Path, longest_prompt: int) -> None:

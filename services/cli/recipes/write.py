@@ -9,6 +9,7 @@ from shared import toml
 
 _COMMENTS = {
     "preset": "form of a known data set; the other keys of this table change it",
+    "prompt": "Jinja template over the columns, which makes the text of the user",
     "columns": "where the prompt and the right answer stand in a row; dots lead into tables",
     "verifier": "who judges a response: math, exact, choice, regex, code, or a name in [reward.verifiers]",
     "chat_template": "the model has no chat template",

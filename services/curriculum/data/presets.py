@@ -16,7 +16,13 @@ _PROGRAM = (
     "Think first, then give the whole program in one ```python block."
 )
 
-# Messages are made ready: with what they ask for around the problem.
+_IS_CODE = (
+    "('code' in (ability | default('', true) | string | lower)"
+    " or data_source | default('', true) in ('apps', 'codecontests', 'codeforces', 'taco'))"
+)
+
+# Messages are made ready: with what they ask for around the problem. An ability that is neither mathematics nor
+# programs is taken for the name of a verifier, so that rows which no verifier here is for are refused by it.
 _VERL: Mapping[str, Any] = {
     "columns": {
         "prompt": "prompt",
@@ -28,16 +34,25 @@ _VERL: Mapping[str, Any] = {
             "{{ said.split('\n\n')[1:-1] | join('\n\n') }}"
             "{% else %}{{ said }}{% endif %}"
         ),
-        "answer": "{{ reward_model.ground_truth if reward_model is mapping else solution }}",
+        "reference": (
+            "{{ reward_model if " + _IS_CODE + " and reward_model is mapping"
+            " else reward_model.ground_truth if reward_model is mapping else solution }}"
+        ),
+        "verifier": (
+            "{{ 'code' if " + _IS_CODE + " else 'math' if not ability | default('', true)"
+            " or 'math' in (ability | string | lower) else ability }}"
+        ),
     },
-    "verifier": "math",
 }
 
 # Mathematics and programs in one: the row says which it is.
 _PRIME: Mapping[str, Any] = {
     "columns": {
         "prompt": "prompt",
-        "verifier": "{{ 'code' if 'code' in (ability | default(task_type)) else 'math' }}",
+        "verifier": (
+            "{% set kind = ability | default(task_type) %}"
+            "{{ 'code' if 'code' in kind else 'math' if 'math' in (kind | lower) else kind }}"
+        ),
         "reference": (
             "{{ (verification_info | from_json if verification_info is defined else reward_model)"
             " if 'code' in (ability | default(task_type))"
@@ -46,7 +61,10 @@ _PRIME: Mapping[str, Any] = {
     },
 }
 
-_CHOICES = "(options if options is defined else choices.text if choices is mapping else choices)"
+_CHOICES = (
+    "(options if options is defined else choices.text if choices is mapping else choices if choices is defined"
+    " else [A, B, C, D] + ([E] if E is defined else []))"
+)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # openai/gsm8k: question, and answer whose last line is "#### 18".
@@ -125,8 +143,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "prompt": "{{ prompt }}\n\nPut your final answer between <answer> and </answer>.",
         "verifier": "reasoning_gym",
     },
-    # MMLU (choices, answer from 0), MMLU-Pro (options, answer_index), ARC, OpenBookQA, CommonsenseQA (choices.text,
-    # choices.label, answerKey).
+    # MMLU (choices, answer from 0; or columns A, B, C, D), MMLU-Pro (options, answer_index), ARC, OpenBookQA,
+    # CommonsenseQA (choices.text, choices.label, answerKey).
     "multiple_choice": {
         "columns": {
             "prompt": "{{ question if question is defined else question_stem }}",

@@ -32,6 +32,8 @@ def _unanswered(of_preset: dict[str, str], table: dict[str, Any], columns: dict[
         kept = {name: text for name, text in kept.items() if name in ROLES}
     if "prompt" in columns:
         kept.pop("problem", None)
+    if "answer" in columns:
+        kept.pop("reference", None)
     return kept
 
 
