@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from services.cli.dry_run import memory
 from services.cli.judging import make_judge
 from services.cli.preflight import longest, trainable_types
 from services.cli.recipe import Recipe
+from services.cli.recipes.columns import is_unique, named, paths, value
 from services.curriculum.data.files import find_files, read_file
 from services.curriculum.data.items import Item, ItemMaker
 from services.curriculum.data.presets import PRESETS
@@ -128,16 +129,16 @@ def _data(
             why = f"{len(items)} of {len(rows)} rows have its columns"
             made.reasons.append(f"preset = {name!r}: {why}, judged by {judges}")
             return items
-    there = list(dict.fromkeys(path for row in rows[:20] for path in _paths(row.columns)))
-    prompt = given[0] or _named([path for path in there if path != given[1]], _PROMPTS)
-    reference = given[1] or _named([path for path in there if path != prompt], _REFERENCES)
+    there = list(dict.fromkeys(path for row in rows[:20] for path in paths(row.columns)))
+    prompt = given[0] or named([path for path in there if path != given[1]], _PROMPTS)
+    reference = given[1] or named([path for path in there if path != prompt], _REFERENCES)
     for flag, what, column in (("--prompt", "a prompt", prompt), ("--reference", "a right answer", reference)):
         if column is None:
             raise InvalidInputError(
                 f"no column of {made.source} has a name that {what} usually has; it has {', '.join(there)}: name the "
                 f"right one with {flag}"
             )
-        if all(_value(row.columns, column) is None for row in rows):
+        if all(value(row.columns, column) is None for row in rows):
             raise InvalidInputError(
                 f"{flag} is {column!r}, and the first rows of {made.source} have nothing there; "
                 f"they have {', '.join(there)}"
@@ -145,7 +146,7 @@ def _data(
     if made.reward is not None:
         verifier, why = "mine", f"the function score of {made.reward}"
     else:
-        verifier, why = _verifier([_value(row.columns, str(reference)) for row in rows])
+        verifier, why = _verifier([value(row.columns, str(reference)) for row in rows])
     made.reasons += [
         f"columns.prompt = {prompt!r} and columns.reference = {reference!r}: "
         + (f"by their names, of {', '.join(there)}" if None in given else "as they were named"),
@@ -164,7 +165,7 @@ def _data(
         made.data["prompt"] = f"{{{{ {prompt} }}}}{{% if {context} %}}\n\n{{{{ {context} }}}}{{% endif %}}"
         made.reasons.append(f"prompt: the column {prompt}, and below it the column {context} where it has text")
     made.data |= {"columns": columns, "verifier": verifier}
-    if (identity := _named(there, _IDS)) and _is_unique([_value(row.columns, identity) for row in rows]):
+    if (identity := named(there, _IDS)) and is_unique([value(row.columns, identity) for row in rows]):
         made.data["columns"]["id"] = identity
     return _items(made, made.data, rows, tokenizer, folder)
 
@@ -259,39 +260,6 @@ def _sizes(made: Guess, folder: Path) -> None:
 
 def _power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
-
-
-def _paths(columns: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted paths of all values."""
-    for name, value in columns.items():
-        if isinstance(value, Mapping) and value:
-            yield from _paths(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _named(paths: Sequence[str], names: Sequence[str]) -> str | None:
-    """The path with the first of these names; a whole path goes before its last part."""
-    for name in names:
-        whole = [path for path in paths if path.casefold() == name]
-        last = [path for path in paths if path.rpartition(".")[2].casefold() == name]
-        if whole or last:
-            return [*whole, *last][0]
-    return None
-
-
-def _value(columns: Mapping[str, Any], path: str) -> Any:
-    value: Any = columns
-    if path in columns:
-        return columns[path]
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def _is_unique(values: Sequence[Any]) -> bool:
-    texts = [str(value) for value in values if isinstance(value, str | int)]
-    return len(texts) == len(values) == len(set(texts))
 
 
 def _verifier(answers: Sequence[Any]) -> tuple[str, str]:
