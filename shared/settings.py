@@ -1,6 +1,8 @@
 """Settings that every service reads: a model for each table of a recipe. `shared.recipes` loads them.
 
 Each component's own table stands beside the code it configures.
+
+Long because it has every table that more than one service reads.
 """
 
 import secrets
