@@ -165,11 +165,7 @@ class RunSettings(Table):
         return self.folder / self.id
 
     def model_folder(self, *, weights: bool = True) -> Path:
-        """The model folder; of a name on the Hugging Face Hub, that in its cache. Raises as `hub.fetch` does.
-
-        Args:
-            weights: False where config, tokenizer and chat template are enough.
-        """
+        """The model folder; of a name on the Hugging Face Hub, that in its cache. Otherwise as `hub.fetch`."""
         return self.model if isinstance(self.model, Path) else fetch(self.model, self.model_revision, weights=weights)
 
     def require_model(self, *, weights: bool = True) -> Path:
