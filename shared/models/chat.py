@@ -19,22 +19,6 @@ _UNDEFINED = re.compile(r"'(\w+)' is undefined")
 _TEMPLATE = "<template>"  # what Jinja names the code of a template that comes from no file
 
 
-# Keys of apply_chat_template that no recipe sets as variables of a template, and why.
-_OURS = {
-    "add_generation_prompt": "it is always true: the policy writes the next message of the assistant",
-    "continue_final_message": "the policy writes a message of its own, and continues none",
-    "chat_template": "set the key chat_template of the table",
-    "conversation": "set columns.prompt to the column of messages",
-    "messages": "set columns.prompt to the column of messages",
-    "tools": "set the key tools of the table to a column",
-}
-_OURS |= dict.fromkeys(
-    ("tokenize", "return_dict", "return_tensors", "return_assistant_tokens_mask"), "what comes out is text in any case"
-)
-_OURS |= dict.fromkeys(("padding", "truncation", "max_length"), "set data.max_prompt_tokens to leave long prompts out")
-_OURS |= {"tokenizer_kwargs": "a prompt is tokenized as the model's tokenizer has it"}
-
-
 class _EndlessError(Exception):
     """A template that has taken too many steps."""
 
@@ -146,12 +130,6 @@ class ChatTemplate:
     def _variables(self, given: Mapping[str, Any] | None) -> list[str]:
         """Those that a template can read."""
         return ["messages", "tools", "add_generation_prompt", *self._tokenizer.special_tokens_map, *(given or ())]
-
-
-def check_variables(variables: Mapping[str, Any]) -> None:
-    """Raises ValueError for a variable of a template that is not the recipe's to set; says why, and what is."""
-    if name := next((name for name in variables if name in _OURS), None):
-        raise ValueError(f"{name} = {variables[name]!r} would have no effect: {_OURS[name]}; take it out")
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from services.curriculum.data.presets import PRESETS
+from services.curriculum.data.variables import check_variables
 from services.curriculum.held_out import HeldOutSettings
-from shared.models.chat import check_variables
 from shared.names import nearest
 from shared.sources import ENDINGS, PROCEDURAL, is_file
 from shared.table import Table

@@ -36,7 +36,7 @@ def learner(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "--device",
         "cpu",
         "--head-tokens",
-        "300",
+        "240",
     ]
     ran = subprocess.run(
         [*ROUTERSHIFT, "bench", "learner", "--json", *options],

@@ -136,6 +136,8 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+        for setting in ("datasets.config.HF_HUB_OFFLINE", "huggingface_hub.constants.HF_HUB_OFFLINE"):
+            monkeypatch.setattr(setting, False)  # as a dry run in the same process has set them
         made = loaded(model, [source("nobody/nothing", config="main")])
     (error,) = [error for error in made.errors if "nobody" in str(error)]
     assert isinstance(error, NotFoundError)
