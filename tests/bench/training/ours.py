@@ -15,7 +15,9 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.cli.recipe import Recipe
 from shared.errors import UnavailableError
+from shared.recipes import load
 from shared.settings import SERVICES
 from shared.tracking import records
 from shared.weights.published import folder_name
@@ -75,6 +77,7 @@ def train(
         **FREE_PORTS,
         **settings,
     }
+    last = load(Recipe, recipe, {}, [f"{name}={value}" for name, value in run.items()]).run.steps
     with _running(recipe, run, folder) as process:
         _wait(process, folder, lambda: _ALL_SERVE in _log(folder).read_text(errors="replace"))
         served = datetime.now(UTC)
@@ -97,7 +100,7 @@ def train(
                     saved.append(_save(folder, record, begin.at))
                 if record["step"] % 10 == 0:
                     sys.stderr.write(f"    step {record['step']}: reward {record['reward_mean']:.3f}\n")
-            return bool(taken) and taken[-1]["step"] >= run["run.steps"]
+            return bool(taken) and taken[-1]["step"] >= last
 
         _wait(process, folder, is_done)
         end = _moment(process.pid, folder, datetime.fromisoformat(taken[-1]["time"]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from routershift.trajectory import Completion, FinishReason, TopLogprobs, spans_between
 from services.generation.engines.base import EngineSampling
 from services.generation.engines.stopping import StopChecker
+from services.generation.engines.torch.attention import attending, blocks_of
 from services.generation.engines.torch.cache import Records, SlotCache
 from services.generation.engines.torch.model import Policy
 from services.generation.engines.torch.sampling import Drawn, Sampler
@@ -87,13 +88,15 @@ class Batch:
         """Draws the next token of all running sequences in one pass."""
         device = self.policy.device
         count = len(self.running)
-        at = torch.tensor([len(s.prompt) + len(s.tokens) - 1 for s in self.running], device=device)
+        lengths = [len(s.prompt) + len(s.tokens) for s in self.running]
+        at = torch.tensor(lengths, device=device) - 1
         tokens = torch.tensor([[s.tokens[-1]] for s in self.running], device=device)
-        positions = int(at.max()) + 1
+        positions = max(lengths)
         self._cache.expect_tokens(torch.arange(count, device=device), at, positions)
         # Keys beyond a sequence's own position belong to whoever had the slot before.
         mask = torch.arange(positions, device=device) <= at[:, None]
-        logits = self._forward(tokens, at[:, None], mask[:, None, None], torch.zeros_like(at))
+        with attending(blocks_of(lengths)):
+            logits = self._forward(tokens, at[:, None], mask[:, None, None], torch.zeros_like(at))
         if self._sampler is None:
             self._sampler = Sampler([s.sampling for s in self.running], device)
         return self._draw(self.running, self._sampler, logits, torch.arange(count, device=device))

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCa
 
 from routershift.trajectory import Completion, RouterExport
 from services.generation.engines.base import EngineOptions, EngineSampling, Files
+from services.generation.engines.torch import attention
 from services.generation.engines.torch import batch as torch_batch
 from services.generation.engines.torch import cache as torch_cache
 from services.generation.engines.torch.batch import Batch, Sequence
@@ -57,13 +58,17 @@ def sequence(prompt: list[int], max_tokens: int, seed: int = 0) -> Sequence:
     return Sequence(0, prompt, sampling, np.random.default_rng(seed).random(max_tokens))
 
 
+@pytest.mark.parametrize("in_blocks", [False, True])
 @pytest.mark.parametrize("kind", ["qwen3_dense", *(kind for kind in MOE_KINDS if kind not in UNSUPPORTED)])
 @torch.inference_mode()
 def test_a_ragged_batch_whose_members_come_and_go_equals_one_forward_each(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: str, in_blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts of 1 to 70 tokens in 4 slots, prefilled in several passes, ending at different steps."""
     monkeypatch.setattr(torch_batch, "_PREFILL_TOKENS", 64)
+    if in_blocks:
+        monkeypatch.setattr(attention, "_BLOCK_ROWS", 3)
+        monkeypatch.setattr(attention, "_CALL_POSITIONS", -1)
     model = save_model(tmp_path, kind)
     policy = load_folder(model, "cpu", RouterExport.FULL)
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
@@ -106,6 +111,13 @@ def test_a_ragged_batch_whose_members_come_and_go_equals_one_forward_each(
             np.testing.assert_array_equal(trace.expert_ids, routed.expert_ids[first:])
             np.testing.assert_allclose(trace.scores, routed.log_scores[first:], rtol=1e-3, atol=1e-4)
             np.testing.assert_allclose(trace.logits, routed.logits[first:], rtol=1e-3, atol=1e-4)
+
+
+def test_rows_attend_in_blocks_where_that_spares_reading() -> None:
+    assert attention.blocks_of([2048] * 96) == []
+    assert attention.blocks_of([40] * 60 + [60] * 68) == [], "so short that calls cost more"
+    blocks = attention.blocks_of([300, 200, 100, 250, 2048, 20, 20, 20, 100, 90])
+    assert [(block.first, block.end, block.positions) for block in blocks] == [(0, 4, 300), (4, 8, 2048), (8, 10, 100)]
 
 
 def draw_all(params: list[EngineSampling], uniforms: list[float], logits: list[list[float]]) -> Drawn:
