@@ -113,13 +113,6 @@ def test_a_ragged_batch_whose_members_come_and_go_equals_one_forward_each(
             np.testing.assert_allclose(trace.logits, routed.logits[first:], rtol=1e-3, atol=1e-4)
 
 
-def test_rows_attend_in_blocks_where_that_spares_reading() -> None:
-    assert attention.blocks_of([2048] * 96) == []
-    assert attention.blocks_of([40] * 60 + [60] * 68) == [], "so short that calls cost more"
-    blocks = attention.blocks_of([300, 200, 100, 250, 2048, 20, 20, 20, 100, 90])
-    assert [(block.first, block.end, block.positions) for block in blocks] == [(0, 4, 300), (4, 8, 2048), (8, 10, 100)]
-
-
 def draw_all(params: list[EngineSampling], uniforms: list[float], logits: list[list[float]]) -> Drawn:
     return Sampler(params, torch.device("cpu")).draw(torch.tensor(logits), uniforms)
 
