@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.curriculum import metrics
 from services.curriculum.evaluation import Evaluation, evaluate
-from services.curriculum.problems import HeldOutSet, Problem, Problems
+from services.curriculum.problems import HeldOutSet, Problems
+from services.curriculum.prompts import make_prompt
 from services.curriculum.selection import Selector
 from services.curriculum.settings import Settings
 from shared.clients import GenerationClient
@@ -44,8 +44,6 @@ class CurriculumWorker:
         self._reported = 0.0  # when the progress of an evaluation was
         self._poll = settings.curriculum.poll_seconds
         self._held_out = problems.held_out()
-        # A sample's seed is its place in the run; 2^40 samples keep the seeds of two runs apart.
-        self._first_seed = settings.run.seed << 40
 
     async def close(self) -> None:
         """Gives trackers the time to send what they hold."""
@@ -63,7 +61,7 @@ class CurriculumWorker:
             # What was admitted last is known to Redis alone: an answer may be lost, and so may its last writes.
             progress = await self._run.progress()
             index, selected = progress.prompts or 0, await self._selector.select(progress.selection)
-            prompt = self._prompt(index, selected.problem)
+            prompt = make_prompt(index, selected.problem, self._settings.run, self._settings.rollout)
             answer = await self._admit(index, prompt, selected.state)
             if answer == "ok":
                 metrics.PROMPTS.inc()
@@ -146,27 +144,6 @@ class CurriculumWorker:
             metrics.LEDGER.labels("dropped").set(sum(ledger.dropped.values()))
             metrics.LEDGER.labels("dead").set(sum(ledger.dead.values()))
             await asyncio.sleep(_WATCH_SECONDS)
-
-    def _prompt(self, index: int, problem: Problem) -> pb.Prompt:
-        run, rollout = self._settings.run, self._settings.rollout
-        prompt = pb.Prompt(
-            run_id=run.id,
-            prompt_id=f"{index:08d}",
-            text=problem.prompt,
-            token_ids=problem.token_ids,
-            problem_id=problem.id,
-            verifier=problem.verifier,
-            reference=wire.encode_struct(problem.reference),
-            sampling=pb.SamplingParams(
-                n=rollout.n,
-                temperature=rollout.temperature,
-                max_tokens=rollout.max_tokens,
-                stop=rollout.stop,
-                seed=self._first_seed + index * rollout.n,
-            ),
-        )
-        prompt.created_at.GetCurrentTime()
-        return prompt
 
     async def _try_evaluate(self, version: int, sets: Sequence[HeldOutSet]) -> None:
         """A failure on the way is counted, and a later version gets its chance."""

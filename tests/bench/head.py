@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from services.learner.model.head import chunked_logprobs
+from services.learner.model.head import chunked_logprobs, whole_logprobs
 from services.learner.settings import LearnerSettings
 from tests.bench.memory import peak_bytes
 from tests.bench.timing import interleaved
@@ -58,7 +58,8 @@ class _Head:
         self._learn(chunked_logprobs(hidden, self._weight, None, targets, 1.0, self.chunk_tokens, False)[0])
 
     def plain(self, tokens: int) -> None:
-        self._learn(plain_logprobs(*self._inputs(tokens), self._weight)[0])
+        hidden, targets = self._inputs(tokens)
+        self._learn(whole_logprobs(linear(hidden, self._weight).float(), targets, False)[0])
 
     def _inputs(self, tokens: int) -> tuple[Tensor, Tensor]:
         weight = self._weight
@@ -70,11 +71,3 @@ class _Head:
         self._weight.grad = None
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def plain_logprobs(hidden: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies, [R] float32, of the logits of all R tokens at once, as autograd differentiates them."""
-    scores = linear(hidden, weight).float().log_softmax(dim=-1)
-    with torch.no_grad():
-        entropy = -(scores.exp() * scores).sum(dim=-1)
-    return scores.gather(1, targets[:, None])[:, 0], entropy

@@ -73,7 +73,8 @@ class Head:
         if self._is_chunked:
             logprobs, entropy = output.logits
         else:
-            logprobs, entropy = _of_logits(output.logits[0].float() / wanted.temperature, wanted)
+            logits = output.logits[0].float() / wanted.temperature
+            logprobs, entropy = whole_logprobs(logits, wanted.targets, wanted.entropy_gradient)
         return logprobs, entropy if wanted.entropy_gradient else entropy.detach()
 
     def _forward(self, hidden: Tensor) -> Tensor:
@@ -126,6 +127,14 @@ def chunked_logprobs(
         hidden, weight, bias, targets, scale, chunk_tokens, entropy_gradient
     )
     return found
+
+
+def whole_logprobs(logits: Tensor, targets: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    """As `chunked_logprobs`, from logits [R, V] float32 that are there, which autograd keeps for the backward pass."""
+    scores = logits.log_softmax(dim=-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropy = -(scores.exp() * scores).sum(dim=-1)
+    return scores.gather(1, targets[:, None])[:, 0], entropy
 
 
 class _Logprobs(torch.autograd.Function):
@@ -214,14 +223,6 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -
     """[R, V] float32."""
     logits = linear(hidden, weight, bias).float()
     return logits if scale == 1 else logits.mul_(scale)
-
-
-def _of_logits(logits: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
-    """Log-probs of the targets and entropies, from logits [R, V] float32."""
-    scores = logits.log_softmax(dim=-1)
-    with torch.set_grad_enabled(wanted.entropy_gradient and torch.is_grad_enabled()):
-        entropy = -(scores.exp() * scores).sum(dim=-1)
-    return scores.gather(1, wanted.targets[:, None])[:, 0], entropy
 
 
 @torch.no_grad()

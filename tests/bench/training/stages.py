@@ -21,6 +21,7 @@ from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.cli.recipe import Recipe
 from services.curriculum.problems import Problem
+from services.curriculum.prompts import make_prompt
 from shared.errors import UnavailableError
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
@@ -59,23 +60,12 @@ class Work:
 
     def prompt(self, index: int) -> pb.Prompt:
         """As the curriculum would admit it; after the last problem comes the first again."""
-        place, rollout = index % len(self.problems), self.recipe.rollout
-        problem = self.problems[place]
-        return pb.Prompt(
-            run_id=RUN,
-            prompt_id=f"{index:08d}",
-            text=problem.prompt,
-            token_ids=problem.token_ids,
-            problem_id=problem.id,
-            verifier=problem.verifier,
-            reference=wire.encode_struct(problem.reference),
-            sampling=pb.SamplingParams(
-                n=rollout.n,
-                temperature=rollout.temperature,
-                max_tokens=self.max_tokens[place] if self.max_tokens else rollout.max_tokens,
-                seed=index * rollout.n,
-            ),
-        )
+        place = index % len(self.problems)
+        prompt = make_prompt(index, self.problems[place], self.recipe.run, self.recipe.rollout)
+        prompt.run_id = RUN
+        if self.max_tokens:
+            prompt.sampling.max_tokens = self.max_tokens[place]
+        return prompt
 
 
 def generation(work: Work, folder: Path) -> tuple[Alone, list[pb.TrajectoryGroup]]:

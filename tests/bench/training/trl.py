@@ -44,8 +44,7 @@ def train(job: Job, folder: Path) -> Training:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "proto")]),
         "OMP_NUM_THREADS": str(job.threads),
-        # Threads that spin at every barrier make TRL ten times slower where something else runs, and no faster where
-        # nothing does.
+        # Threads that spin at every barrier make TRL ten times slower where something else runs.
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
