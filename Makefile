@@ -83,7 +83,8 @@ proto: $(VENV)/.dev  ## Generates the Python of the schema.
 		--python_out=proto --mypy_out=quiet:proto proto/routershift/v1/*.proto
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m grpc_tools.protoc -I proto \
 		--grpc_python_out=proto --mypy_grpc_out=quiet:proto \
-		proto/routershift/v1/generation.proto proto/routershift/v1/reward.proto proto/routershift/v1/learner.proto
+		proto/routershift/v1/environment.proto proto/routershift/v1/generation.proto \
+		proto/routershift/v1/learner.proto proto/routershift/v1/reward.proto
 	$(BIN)/python -m grpc_tools.protoc -I proto --include_source_info \
 		--descriptor_set_out=proto/routershift/v1/schema.binpb proto/routershift/v1/*.proto
 

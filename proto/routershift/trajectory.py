@@ -3,6 +3,7 @@
 Shapes: T response tokens, L routed layers, K experts activated per token.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -164,6 +165,7 @@ class Segment:
     tokens: int
     is_sampled: bool  # by the model; text that was put into its mouth is given, though its role is the assistant's
     text: str = ""
+    reward: float | None = None  # what the environment gave for this turn, where it rewards turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,10 @@ def check_segments(segments: Sequence[Segment], sampled: int, given: int) -> Non
         if segment.is_sampled and segment.role is not Role.ASSISTANT:
             raise CorruptDataError(
                 f"trajectory.segments[{i}].role is {segment.role} of sampled tokens; expected {Role.ASSISTANT}"
+            )
+        if segment.reward is not None and not (segment.is_sampled and math.isfinite(segment.reward)):
+            raise CorruptDataError(
+                f"trajectory.segments[{i}].reward is {segment.reward:g}; expected a finite number, of a sampled segment"
             )
     if segments and not any(segment.is_sampled for segment in segments):
         raise CorruptDataError(

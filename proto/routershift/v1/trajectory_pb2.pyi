@@ -119,6 +119,28 @@ FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 FINISH_REASON_ABORTED: FinishReason.ValueType  # 3
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _Role:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    ROLE_ASSISTANT: _Role.ValueType  # 1
+    ROLE_USER: _Role.ValueType  # 2
+    ROLE_TOOL: _Role.ValueType  # 3
+    ROLE_SYSTEM: _Role.ValueType  # 4
+
+class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+    """Who speaks, in the words of chat templates."""
+
+ROLE_UNSPECIFIED: Role.ValueType  # 0
+ROLE_ASSISTANT: Role.ValueType  # 1
+ROLE_USER: Role.ValueType  # 2
+ROLE_TOOL: Role.ValueType  # 3
+ROLE_SYSTEM: Role.ValueType  # 4
+Global___Role: _TypeAlias = Role  # noqa: Y015
+
 class _Outcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -143,28 +165,6 @@ OUTCOME_TIMED_OUT: Outcome.ValueType  # 3
 OUTCOME_REFUSED: Outcome.ValueType  # 4
 """The verifier would not judge: the reference is unusable, or a limit was passed. There is no reward."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
-
-class _Role:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    ROLE_UNSPECIFIED: _Role.ValueType  # 0
-    ROLE_ASSISTANT: _Role.ValueType  # 1
-    ROLE_USER: _Role.ValueType  # 2
-    ROLE_TOOL: _Role.ValueType  # 3
-    ROLE_SYSTEM: _Role.ValueType  # 4
-
-class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """Who speaks in a segment, in the words of chat templates."""
-
-ROLE_UNSPECIFIED: Role.ValueType  # 0
-ROLE_ASSISTANT: Role.ValueType  # 1
-ROLE_USER: Role.ValueType  # 2
-ROLE_TOOL: Role.ValueType  # 3
-ROLE_SYSTEM: Role.ValueType  # 4
-Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):
@@ -508,8 +508,32 @@ class SamplingParams(_message.Message):
 Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
 @_typing.final
+class Message(_message.Message):
+    """One message of a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: Global___Role.ValueType
+    content: _builtins.str
+    def __init__(
+        self,
+        *,
+        role: Global___Role.ValueType = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
 class Prompt(_message.Message):
-    """One problem, and how to sample for it: an entry of the prompts stream."""
+    """One problem, and how to sample for it: an entry of the prompts stream, or of the episodes stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -523,25 +547,33 @@ class Prompt(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     PROBLEM_ID_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     prompt_id: _builtins.str
     attempt: _builtins.int
     """Counts regenerations of the same prompt, from 0."""
     text: _builtins.str
     verifier: _builtins.str
-    """Name of the verifier that scores the responses."""
+    """Name of the verifier that scores the responses. Empty where an environment rewards them."""
     problem_id: _builtins.str
     """The row, or whatever else the problem came from, that the prompt was made of: the same each time it is asked."""
+    environment: _builtins.str
+    """Name of the environment that the responses are episodes of. Empty where each is one response of the model."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def sampling(self) -> Global___SamplingParams: ...
     @_builtins.property
     def reference(self) -> _struct_pb2.Struct:
-        """What the verifier compares a response with."""
+        """What the verifier compares a response with, and what the environment begins its episodes from."""
 
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
+        """The conversation so far, for an environment that renders it with its tools. Then token_ids and text are empty."""
+
     def __init__(
         self,
         *,
@@ -555,10 +587,12 @@ class Prompt(_message.Message):
         reference: _struct_pb2.Struct | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         problem_id: _builtins.str = ...,
+        environment: _builtins.str = ...,
+        messages: _abc.Iterable[Global___Message] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "reference", b"reference", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "created_at", b"created_at", "problem_id", b"problem_id", "prompt_id", b"prompt_id", "reference", b"reference", "run_id", b"run_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "created_at", b"created_at", "environment", b"environment", "messages", b"messages", "problem_id", b"problem_id", "prompt_id", b"prompt_id", "reference", b"reference", "run_id", b"run_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,6 +706,7 @@ class Segment(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLED_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     tokens: _builtins.int
     """At least 1."""
@@ -679,6 +714,8 @@ class Segment(_message.Message):
     """Whether the model sampled them. Then the role is ROLE_ASSISTANT; text that was put into its mouth has that role too."""
     text: _builtins.str
     """For verifiers and people. Unset in the last sampled segment, whose text is `Completion.text`."""
+    reward: _builtins.float
+    """What the environment gave for this turn, where it rewards turns. Part of the reward of the whole trajectory."""
     def __init__(
         self,
         *,
@@ -686,12 +723,15 @@ class Segment(_message.Message):
         tokens: _builtins.int = ...,
         sampled: _builtins.bool = ...,
         text: _builtins.str = ...,
+        reward: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "reward", b"reward"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "sampled", b"sampled", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "reward", b"reward", "role", b"role", "sampled", b"sampled", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
+    _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward) -> _WhichOneofReturnType__reward | None: ...
 
 Global___Segment: _TypeAlias = Segment  # noqa: Y015
 

@@ -32,6 +32,7 @@ def encode_trajectory(
                 tokens=segment.tokens,
                 sampled=segment.is_sampled,
                 text="" if i == last else segment.text,
+                reward=segment.reward,
             )
             for i, segment in enumerate(trajectory.segments)
         ],
@@ -75,7 +76,8 @@ def decode_segments(messages: Sequence[pb.Segment], last_text: str) -> tuple[Seg
                 "completion.text is that of the last sampled segment"
             )
         text = last_text if i == last else message.text
-        segments.append(Segment(role, message.tokens, message.sampled, text))
+        reward = message.reward if message.HasField("reward") else None
+        segments.append(Segment(role, message.tokens, message.sampled, text, reward))
     return tuple(segments)
 
 
