@@ -113,5 +113,5 @@ class Environment(ABC):
     async def step(self, action: Action) -> Step:
         """Answers a turn of the model. Cancelled at its deadline."""
 
-    async def close(self) -> None:  # most need nothing
+    async def close(self) -> None:  # noqa: B027 - most need nothing
         """Frees what `reset` made, also where the episode was cut short."""

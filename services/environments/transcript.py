@@ -11,7 +11,7 @@ from shared.errors import CorruptDataError
 
 
 class Transcript:
-    """What an episode consists of so far. Token ids are kept as they were sampled or given, and never made from text."""
+    """What an episode consists of so far. Token ids stay as they were sampled or given: none is made from text."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self._prompt = list(prompt)
