@@ -2,6 +2,7 @@
 
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
+from services.learner.checkpointing import checkpoint
 from services.learner.worker import LearnerWorker
 from shared.errors import UnavailableError
 from shared.rpc.server import begin
@@ -41,7 +42,7 @@ class LearnerServicer(lrn_grpc.LearnerServiceServicer):
         worker = self._opened()
         await begin(context)
         path = await worker.checkpoint_now()
-        return lrn.CheckpointResponse(step=worker.status().step, path=str(path))
+        return lrn.CheckpointResponse(step=checkpoint.step_of(path), path=str(path))
 
     async def Pause(self, request: lrn.PauseRequest, context: object) -> lrn.PauseResponse:
         worker = self._opened()

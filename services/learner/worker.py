@@ -84,6 +84,7 @@ class LearnerWorker:
         self._recorder = Recorder(settings, run)
         self._samples = SampleKeeper(settings)
         self._next_reminder = 0.0
+        self._reporting = asyncio.Lock()
 
     def status(self) -> Status:
         run = self._settings.run
@@ -98,6 +99,7 @@ class LearnerWorker:
 
     async def pause(self) -> int:
         """No step begins after this; returns the steps done once the step in progress has ended."""
+        self._tick()
         self._paused = True
         await self._report_progress()
         await self._between_steps.wait()
@@ -105,6 +107,7 @@ class LearnerWorker:
 
     async def resume(self) -> int:
         """A reward that had collapsed is measured anew."""
+        self._tick()
         self._paused = False
         if self._watch:
             self._watch.restart()
@@ -141,14 +144,14 @@ class LearnerWorker:
             if self._durable.is_wanted:
                 await self._durable.checkpoint(stop)
             await self._end_between_steps(stop)
+            # Nothing is awaited from here to the start of a step, so that no pause falls between the two. A batch that
+            # has become full is therefore trained on in the next round, after a look at all that came meanwhile.
             if self._phase == PAUSED:
                 await asyncio.sleep(self._settings.streams.block_seconds)
                 await self._remind()
-                continue
-            is_idle = not await self._collect()
-            if len(self._batch) >= self._settings.run.groups_per_step:
+            elif len(self._batch) >= self._settings.run.groups_per_step:
                 await self._step(stop)
-            elif is_idle and not await self._durable.make_room(stop):
+            elif not await self._collect() and not await self._durable.make_room(stop):
                 await self._remind()
                 await self._check_stuck()
         if self._durable.is_behind:
@@ -176,9 +179,13 @@ class LearnerWorker:
             return FINISHED
         return PAUSED if self._paused else TRAINING
 
+    def _tick(self) -> None:
+        """Counts the time since it was last called. A step that a pause waits for counts to its end."""
+        self._ending.tick(counts=self._phase == TRAINING or not self._between_steps.is_set())
+
     async def _check_end(self) -> bool:
         """Looks whether a criterion is met; tells whether it is one more than before."""
-        self._ending.tick(counts=self._phase == TRAINING)
+        self._tick()
         if self._end:
             return False
         self._end = self._ending.reason(self._trainer.step, await self._run.progress())
@@ -338,20 +345,24 @@ class LearnerWorker:
         )
 
     async def _report_progress(self) -> None:
-        """Also what `routershift run` goes by: whether a step is being computed, and how full the next batch is."""
-        self._recorder.show(self._activity if self._phase == TRAINING else self._phase)
-        step = self._trainer.step
-        await self._run.report_progress(
-            Progress(
-                step=step,
-                version=step,
-                total_steps=self._settings.run.steps,
-                phase=self._phase,
-                end=self._end or "",
-                activity=self._activity,
-                collected=len(self._batch),
+        """Also what `routershift run` goes by: whether a step is being computed, and how full the next batch is.
+
+        One at a time: of a pause and a resume, or a step, the later one is what the run knows in the end.
+        """
+        async with self._reporting:
+            self._recorder.show(self._activity if self._phase == TRAINING else self._phase)
+            step = self._trainer.step
+            await self._run.report_progress(
+                Progress(
+                    step=step,
+                    version=step,
+                    total_steps=self._settings.run.steps,
+                    phase=self._phase,
+                    end=self._end or "",
+                    activity=self._activity,
+                    collected=len(self._batch),
+                )
             )
-        )
 
     def _staleness(self, scored: Scored) -> int:
         return self._trainer.step - scored.oldest_version
