@@ -198,6 +198,13 @@ class Trajectory:
         return ids
 
     @property
+    def turns(self) -> tuple[Segment, ...]:
+        """What the model said each time that it spoke."""
+        if not self.segments:
+            return (Segment(Role.ASSISTANT, self.completion.token_ids.size, True, self.completion.text),)
+        return tuple(segment for segment in self.segments if segment.is_sampled)
+
+    @property
     def trained_length(self) -> int:
         """Tokens up to the last sampled one: what is given after it teaches nothing."""
         if not self.segments:

@@ -153,6 +153,11 @@ class LearnerSettings(ServerSettings):
         "dr_grpo, gspo, cispo, reinforce, or an objective that a package adds",
     )
     advantage: AdvantageKind | None = Field(None, description="how rewards become advantages; default: the algorithm's")
+    turn_advantages: bool = Field(
+        False,
+        description="whether each turn of an episode has an advantage of its own, by what was earned from it on, and "
+        "counts as a response in objective and averages; default: all tokens have that of the episode",
+    )
     aggregation: Aggregation | None = Field(
         None, description="how the loss is averaged over tokens and responses; default: the algorithm's"
     )

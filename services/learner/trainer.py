@@ -16,7 +16,6 @@ from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
-from routershift.algorithms.advantages import drop_reason
 from routershift.algorithms.aggregation import Totals
 from routershift.routing.hooks import Observation, Routing
 from routershift.routing.layout import RouterLayout
@@ -105,7 +104,7 @@ class Trainer:
 
     def drop_reason(self, group: Group) -> str | None:
         """Why a group has nothing to teach; None where it has."""
-        return drop_reason(self._planner.rewards(group))
+        return self._planner.drop_reason(group)
 
     def train_step(self, groups: Sequence[Group], kept: Collection[int] = ()) -> StepReport:
         """Takes every update of a batch. Groups must have passed `check`.

@@ -183,7 +183,7 @@ def random_groups(
 
 def micro_batch(groups: Sequence[Group]) -> MicroBatch:
     """All samples in rows that hold several of them."""
-    return MicroBatch(tuple(pack([Weighted(sample, 1.0) for group in groups for sample in group.samples])))
+    return MicroBatch(tuple(pack([Weighted(sample, (1.0,)) for group in groups for sample in group.samples])))
 
 
 def packed(groups: Sequence[Group]) -> Batch:

@@ -146,6 +146,8 @@ def _response(sample: Sample, scale: Scale) -> Iterator[Line]:
         if segment.is_sampled:
             end = begin + segment.tokens
             yield from _block("response", _sampled(sample.tokens, scale, slice(begin, end), segment.text))
+            if segment.reward is not None:
+                yield from _block("earned", [(f"{segment.reward:.3g}", "dim")])
             begin = end
         else:
             yield from _block(segment.role, [(visible(segment.text), "dim")])

@@ -39,11 +39,18 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """A sample and its advantage within its group."""
+    """A sample and its advantages within its group."""
 
     sample: Sample
-    advantage: float
+    advantages: tuple[float, ...]  # one for all its tokens, or one for each turn of the model
     kept: int = -1  # its place among all samples of the step, where its tokens are kept for people
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Sampled tokens that each of the advantages is of."""
+        if len(self.advantages) == 1:
+            return (self.sample.completion.token_ids.size,)
+        return tuple(turn.tokens for turn in self.sample.trajectory.turns)
 
 
 # Samples that one row of the input holds, one after the other.

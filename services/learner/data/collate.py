@@ -3,7 +3,7 @@
 Only tokens that the model sampled are response tokens. Given ones are input, as those of the prompt are.
 
 Shapes: N rows of W tokens, B responses, T tokens of the longest response, R response tokens in all, L routed layers,
-K experts activated per token.
+K experts activated per token. Where turns have advantages of their own, each turn of the model is a response.
 """
 
 from collections.abc import Sequence
@@ -88,13 +88,14 @@ def collate(micro_batch: MicroBatch, with_routes: bool, step: int, keeps: bool =
             positions[n, begin:] = np.arange(width - begin)
             predicted_at.append(n * width + begin + sample.prompt_ids.size - 1 + sample.trajectory.sampled_at)
             begin = end
-    lengths = np.array([c.token_ids.size for c in completions])
+    lengths = np.array([length for weighted in micro_batch.samples for length in weighted.lengths])
     mask = np.arange(lengths.max()) < lengths[:, None]
     behaviour = np.zeros(mask.shape, dtype=np.float32)
     behaviour[mask] = np.concatenate([c.logprobs for c in completions])
     versions = np.concatenate([versions_of(c.versions) for c in completions])
     rows = np.concatenate(predicted_at)
-    kept = np.array([w.kept if keeps and not micro_batch.filler else -1 for w in micro_batch.samples], dtype=np.int64)
+    is_kept = keeps and not micro_batch.filler
+    kept = np.array([w.kept if is_kept else -1 for w in micro_batch.samples for _ in w.lengths], dtype=np.int64)
     routes = None
     if with_routes:
         traced = np.flatnonzero(np.repeat(kept >= 0, lengths))
@@ -107,7 +108,7 @@ def collate(micro_batch: MicroBatch, with_routes: bool, step: int, keeps: bool =
         mask=torch.from_numpy(mask),
         behaviour_logprobs=torch.from_numpy(behaviour),
         versions=torch.from_numpy(versions),
-        advantages=torch.tensor([w.advantage for w in micro_batch.samples], dtype=torch.float32),
+        advantages=torch.tensor([a for w in micro_batch.samples for a in w.advantages], dtype=torch.float32),
         filler=torch.tensor(micro_batch.filler),
         kept=torch.from_numpy(kept),
         routes=routes,

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from routershift.algorithms.advantages import group_advantages, overlong_penalty
+from routershift.algorithms.advantages import (
+    drop_reason,
+    group_advantages,
+    overlong_penalty,
+    turn_advantages,
+    turn_rewards,
+)
 from routershift.algorithms.aggregation import Totals
 from services.learner.data.batch import Group, Weighted, micro_batches, minibatches
 from services.learner.data.collate import Update, collate
@@ -22,6 +28,12 @@ class Planner:
         self._max_tokens = max_tokens
         self._ranks = ranks
         self._with_routes = with_routes
+
+    def drop_reason(self, group: Group) -> str | None:
+        """Why a group has nothing to teach; None where it has."""
+        if self._settings.turn_advantages and any(any(each) for each in self._advantages(group)):
+            return None  # episodes of equal rewards may have earned them in different turns
+        return drop_reason(self.rewards(group))
 
     def rewards(self, group: Group) -> list[float]:
         """With the penalty for length."""
@@ -46,8 +58,9 @@ class Planner:
         shares: list[list[Update]] = [[] for _ in range(self._ranks)]
         order = np.random.default_rng((seed, step))
         for i, minibatch in enumerate(minibatches(weighted, order, settings.epochs, settings.minibatches)):
+            responses = sum(len(w.advantages) for w in minibatch)
             tokens = sum(w.sample.completion.token_ids.size for w in minibatch)
-            totals = Totals(len(minibatch), tokens, self._max_tokens)
+            totals = Totals(responses, tokens, self._max_tokens)
             passes = [
                 collate(micro_batch, self._with_routes, step, keeps=i < first_pass)
                 for micro_batch in micro_batches(minibatch, settings.micro_batch_tokens, self._ranks)
@@ -57,6 +70,18 @@ class Planner:
         return shares
 
     def _weighted(self, group: Group) -> list[Weighted]:
+        return [
+            Weighted(sample, tuple(each)) for sample, each in zip(group.samples, self._advantages(group), strict=True)
+        ]
+
+    def _advantages(self, group: Group) -> list[list[float]]:
+        """Of each sample: one for all its tokens, or one for each turn."""
         kind = self._settings.advantage or self._settings.preset.advantage
-        advantages = group_advantages(self.rewards(group), kind)
-        return [Weighted(sample, float(a)) for sample, a in zip(group.samples, advantages, strict=True)]
+        rewards = self.rewards(group)
+        if not self._settings.turn_advantages:
+            return [[float(advantage)] for advantage in group_advantages(rewards, kind)]
+        by_turn = [
+            turn_rewards(reward, [turn.reward for turn in sample.trajectory.turns])
+            for reward, sample in zip(rewards, group.samples, strict=True)
+        ]
+        return [advantages.tolist() for advantages in turn_advantages(by_turn, kind)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,7 @@ _PREFIX = "kept/"
 class TrainedTokens:
     """One response of T tokens in the first pass over it. None where the settings compute no such thing."""
 
-    advantage: float
+    advantage: float  # the mean over its tokens, where its turns have advantages of their own
     logprobs: NDArray[np.float32]  # [T], of the policy that the loss is computed from
     entropy: NDArray[np.float32]  # [T] nats
     clipped: NDArray[np.bool_]  # [T]
@@ -82,16 +83,21 @@ def kept_tokens(ranks: Sequence[Mapping[str, Tensor]]) -> dict[int, TrainedToken
 
 
 def _of_pass(found: Mapping[str, Tensor]) -> dict[int, TrainedTokens]:
-    ends = found["lengths"].cumsum(0)[:-1].tolist()
+    """The turns of a response, where it has several rows, stand side by side."""
+    places, rows = torch.unique_consecutive(found["places"], return_inverse=True)
+    lengths = found["lengths"].new_zeros(places.shape).index_add_(0, rows, found["lengths"])
+    sums = found["advantages"] * found["lengths"]
+    advantages = found["advantages"].new_zeros(places.shape).index_add_(0, rows, sums) / lengths
+    ends = lengths.cumsum(0)[:-1].tolist()
 
     def column(name: str) -> list[Any]:
         if name not in found:
-            return [None] * len(found["lengths"])
+            return [None] * len(lengths)
         return np.split(found[name].numpy(), ends)
 
     names = ("logprobs", "entropy", "clipped", "log_gamma", "drift")
-    rows = zip(found["advantages"].tolist(), *map(column, names), strict=True)
-    return {place: TrainedTokens(*row) for place, row in zip(found["places"].tolist(), rows, strict=True)}
+    columns = zip(advantages.tolist(), *map(column, names), strict=True)
+    return {place: TrainedTokens(*each) for place, each in zip(places.tolist(), columns, strict=True)}
 
 
 def _at(values: Tensor, tokens: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ EQUAL = [(4, 0, 3, 4, 3), (4, 1, 2, 2, 1, 3, 1), (6, 0, 2, 3, 3), (6, 0, 8)]
 
 def rows_of(batch: Batch) -> list[int]:
     """How many samples each row of the trainer's input holds."""
-    samples = [Weighted(sample, 0.0) for group, _ in batch for sample in group.samples]
+    samples = [Weighted(sample, (0.0,)) for group, _ in batch for sample in group.samples]
     return [len(row) for cut in micro_batches(samples, 10_000) for row in cut.rows]
 
 
@@ -100,11 +100,14 @@ def scores_now(function: ScoreFunction, logits: torch.Tensor, experts: torch.Ten
     return logsigmoid(logits[experts]) if function is ScoreFunction.SIGMOID else logits[experts].log_softmax(-1)
 
 
-def expected(model: PreTrainedModel, batch: Batch, replay: Any, token_mean: bool = False) -> Expected:
+def expected(
+    model: PreTrainedModel, batch: Batch, replay: Any, token_mean: bool = False, by_turn: bool = False
+) -> Expected:
     """One response at a time, one token after the other.
 
     Args:
         token_mean: GRPO with the mean over all tokens of the batch and a bonus for entropy; else RSPO.
+        by_turn: whether each turn is a response of its own.
     """
     replaying = Routing(model, replay="r3") if replay == "r3" else None
     found = Expected(torch.zeros(()), [], [], [])
@@ -112,8 +115,12 @@ def expected(model: PreTrainedModel, batch: Batch, replay: Any, token_mean: bool
     entropies: list[torch.Tensor] = []
     for group, episodes in batch:
         rewards = [sample.reward for sample in group.samples]
-        for sample, episode in zip(group.samples, episodes, strict=True):
+        for number, (sample, episode) in enumerate(zip(group.samples, episodes, strict=True)):
             advantage = (sample.reward - float(np.mean(rewards))) / float(np.std(rewards))
+            units = [(len(episode.sampled), advantage)]
+            if by_turn:
+                lengths = [len(tokens) for was_sampled, tokens in episode.pieces if was_sampled]
+                units = list(zip(lengths, advantages_of_two(group)[number], strict=True))
             trace = sample.completion.router_trace
             assert trace is not None
             routes = replayed(trace, [place - 1 for place in episode.sampled])
@@ -139,14 +146,52 @@ def expected(model: PreTrainedModel, batch: Batch, replay: Any, token_mean: bool
                 terms += list(-torch.minimum(ratio * advantage, clipped * advantage))
             else:
                 gammas = torch.tensor(found.gamma[-len(log_ws) :]).clamp(min=GAMMA_MIN)
-                sign = math.copysign(1.0, advantage)
-                moved = sign * (torch.stack(log_ws) + gammas.log())
-                mean = torch.minimum(moved, moved.clamp(-CLIP, CLIP)).mean()
-                terms.append(-torch.exp(sign * mean) * advantage)
+                begin = 0
+                for length, advantage in units:
+                    sign = math.copysign(1.0, advantage)
+                    end = begin + length
+                    moved = sign * (torch.stack(log_ws[begin:end]) + gammas[begin:end].log())
+                    mean = torch.minimum(moved, moved.clamp(-CLIP, CLIP)).mean()
+                    terms.append(-torch.exp(sign * mean) * advantage)
+                    begin = end
     found.loss = torch.stack(terms).mean()
     if token_mean:
         found.loss = found.loss - ENTROPY * torch.stack(entropies).mean()
     found.entropy = [entropy.item() for entropy in entropies]
+    return found
+
+
+def advantages_of_two(group: Group) -> list[list[float]]:
+    """Of the turns of a group of two episodes; a turn that one alone has reached has that of its episode."""
+    returns = []
+    for sample in group.samples:
+        earned = [turn.reward or 0.0 for turn in sample.trajectory.turns]
+        earned[-1] = sample.reward - sum(earned[:-1])
+        returns.append([sum(earned[i:]) for i in range(len(earned))])
+    first, second = returns
+    found: list[list[float]] = [[], []]
+    for turn in range(max(len(first), len(second))):
+        at = turn if turn < min(len(first), len(second)) else 0
+        half = (first[at] - second[at]) / 2
+        for one, own, sign in zip(found, returns, (1, -1), strict=True):
+            one += [sign * half] if turn < len(own) else []
+    every = [value for one in found for value in one]
+    spread = math.sqrt(sum(value**2 for value in every) / len(every))
+    return [[value / spread for value in one] for one in found]
+
+
+def with_turn_rewards(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Every turn but the last has earned something."""
+    found: Batch = []
+    for group, episodes in batch:
+        samples = []
+        for sample in group.samples:
+            trajectory = sample.trajectory
+            segments = [
+                replace(each, reward=float(rng.normal())) if each.is_sampled else each for each in trajectory.segments
+            ]
+            samples.append(replace(sample, trajectory=replace(trajectory, segments=tuple(segments))))
+        found.append((replace(group, samples=tuple(samples)), episodes))
     return found
 
 
@@ -168,13 +213,15 @@ def trainer_of(folder: Path, **settings: Any) -> Trainer:
     return Trainer(learner_settings(**made), RunSettings(model=folder), RolloutSettings(max_tokens=MAX_TOKENS))
 
 
-def assert_is_as_expected(trainer: Trainer, folder: Path, batch: Batch, replay: Any, token_mean: bool = False) -> None:
+def assert_is_as_expected(
+    trainer: Trainer, folder: Path, batch: Batch, replay: Any, token_mean: bool = False, by_turn: bool = False
+) -> None:
     groups = [group for group, _ in batch]
     for group in groups:
         trainer.check(group)
     report = trainer.train_step(groups)
     model = load(folder)
-    found = expected(model, batch, replay, token_mean)
+    found = expected(model, batch, replay, token_mean, by_turn)
     torch.autograd.backward(found.loss)
     numbers = report.diagnostics
     assert numbers["tokens"] == len(found.kl) == sum(len(e.sampled) for _, episodes in batch for e in episodes)
@@ -218,3 +265,36 @@ def test_the_mean_over_tokens_is_one_over_sampled_tokens(tmp_path: Path) -> None
         entropy_coefficient=ENTROPY,
     )
     assert_is_as_expected(trainer, folder, batch, "none", token_mean=True)
+
+
+@pytest.mark.parametrize("forms", [UNEQUAL, EQUAL])
+def test_a_turn_with_an_advantage_of_its_own_is_a_response(tmp_path: Path, forms: list[tuple[int, ...]]) -> None:
+    folder = save_model(tmp_path / "model")
+    batch = with_turn_rewards(random_batch(perturbed(load(folder), 0.005), forms), np.random.default_rng(2))
+    trainer = trainer_of(folder, algorithm="rspo", turn_advantages=True)
+    assert_is_as_expected(trainer, folder, batch, "none", by_turn=True)
+
+
+def test_what_is_kept_of_turns_is_kept_of_their_response(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    batch = with_turn_rewards(random_batch(perturbed(load(folder), 0.005), EQUAL), np.random.default_rng(2))
+    groups = [group for group, _ in batch]
+    by_turn = trainer_of(folder, algorithm="rspo", turn_advantages=True).train_step(groups, kept=[0, 1]).kept
+    whole = trainer_of(folder, algorithm="rspo").train_step(groups, kept=[0, 1]).kept
+    assert sorted(by_turn) == sorted(whole) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for place, kept in by_turn.items():
+        np.testing.assert_allclose(kept.logprobs, whole[place].logprobs, atol=1e-6)
+        group, sample = place
+        lengths = [turn.tokens for turn in groups[group].samples[sample].trajectory.turns]
+        advantages = advantages_of_two(groups[group])[sample]
+        assert kept.advantage == pytest.approx(np.average(advantages, weights=lengths), rel=1e-5)
+
+
+def test_episodes_of_equal_rewards_teach_by_the_turns_that_earned_them(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    ((group, _),) = random_batch(load(folder), EQUAL[:2])
+    equal = replace(group, samples=tuple(replace(sample, reward=1.0) for sample in group.samples))
+    ((earned, _),) = with_turn_rewards([(equal, [])], np.random.default_rng(2))
+    by_turn, whole = trainer_of(folder, turn_advantages=True), trainer_of(folder)
+    assert by_turn.drop_reason(equal) == whole.drop_reason(equal) == whole.drop_reason(earned) == "zero_variance"
+    assert by_turn.drop_reason(earned) is None

@@ -88,15 +88,17 @@ class TokenView {
     this.paint(choices[0][0]);
   }
 
-  // Sampled tokens, and between them what others said, as blocks.
+  // Sampled tokens, and between them what others said and what a turn has earned, as blocks.
   inOrder() {
     const { segments } = this.sample;
     if (!segments.length) return this.spans;
     let begin = 0;
-    return segments.flatMap(({ is_sampled: isSampled, role, tokens, text }) => {
-      if (!isSampled) return [element("div", { class: "given" }, element("b", {}, role), ` ${text}`)];
+    const block = (name, text) => element("div", { class: "given" }, element("b", {}, name), ` ${text}`);
+    return segments.flatMap(({ is_sampled: isSampled, role, tokens, text, reward }) => {
+      if (!isSampled) return [block(role, text)];
       begin += tokens;
-      return this.spans.slice(begin - tokens, begin);
+      const said = this.spans.slice(begin - tokens, begin);
+      return reward === null ? said : [...said, block("earned", reward)];
     });
   }
 

@@ -132,14 +132,21 @@ def test_a_sample_is_read_by_people(folder: Path, capsys: pytest.CaptureFixture[
 
 def test_what_others_said_stands_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     segments = (
-        Segment(Role.ASSISTANT, 2, True, "It is"),
+        Segment(Role.ASSISTANT, 2, True, "It is", 0.25),
         Segment(Role.TOOL, 3, False, "6 * 7\n= 42\x1b[2J"),
         Segment(Role.ASSISTANT, 3, True, "\nforty-two"),
     )
     SampleWriter(tmp_path, 1 << 30).add([sample(tokens=tokens(), segments=segments)])
     assert main(["rollouts", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    lines = ["response  It is", "tool      6 * 7", r"          = 42\x1b[2J", "response  ", "          forty-two"]
+    lines = [
+        "response  It is",
+        "earned    0.25",
+        "tool      6 * 7",
+        r"          = 42\x1b[2J",
+        "response  ",
+        "          forty-two",
+    ]
     assert "\n".join(lines) + "\n" in out
     assert main(["rollouts", str(tmp_path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)["segments"]

@@ -280,7 +280,7 @@ def test_a_response_is_coloured_by_what_is_chosen(page: Page, served: ViewServer
 
 def test_what_others_said_stands_between_the_tokens(page: Page, served: ViewServer) -> None:
     segments = (
-        Segment(Role.ASSISTANT, 5, True),
+        Segment(Role.ASSISTANT, 5, True, reward=0.25),
         Segment(Role.TOOL, 2, False, f"42{HOSTILE}"),
         Segment(Role.ASSISTANT, 7, True),
     )
@@ -290,7 +290,7 @@ def test_what_others_said_stands_between_the_tokens(page: Page, served: ViewServ
     page.click(".rows .open")
     page.wait("document.querySelectorAll('.tokens span').length === 12")
     places = page.evaluate("[...document.querySelector('.tokens').children].map((c) => c.dataset.token ?? c.innerText)")
-    assert places == ["0", "1", "2", "3", "4", f"tool 42{HOSTILE}", "5", "6", "7", "8", "9", "10", "11"]
+    assert places == ["0", "1", "2", "3", "4", "earned 0.25", f"tool 42{HOSTILE}", "5", "6", "7", "8", "9", "10", "11"]
     page.hover("[data-token='5']")
     assert "token 5" in page.text(".token-tip")
 

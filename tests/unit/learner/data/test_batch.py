@@ -29,12 +29,16 @@ def sample(prompt: int, response: int, spans: tuple[VersionSpan, ...] | None = N
 
 
 def weighted(*sizes: tuple[int, int]) -> list[Weighted]:
-    return [Weighted(sample(prompt, response), float(i)) for i, (prompt, response) in enumerate(sizes)]
+    return [Weighted(sample(prompt, response), (float(i),)) for i, (prompt, response) in enumerate(sizes)]
 
 
 def test_every_token_is_aligned_with_the_position_that_predicts_it() -> None:
     spans = (VersionSpan(3, 1), VersionSpan(5, 2))
-    first, second, third = Weighted(sample(2, 3, spans), 0.5), Weighted(sample(2, 1), -1.0), Weighted(sample(4, 2), 2.0)
+    first, second, third = (
+        Weighted(sample(2, 3, spans), (0.5,)),
+        Weighted(sample(2, 1), (-1.0,)),
+        Weighted(sample(4, 2), (2.0,)),
+    )
     batch = collate(MicroBatch(((first, second), (third,))), with_routes=False, step=5)
     assert batch.input_ids.tolist() == [[100, 101, 200, 201, 100, 101], [100, 101, 102, 103, 200, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 5]]
@@ -53,9 +57,11 @@ def test_given_tokens_are_read_and_never_predicted() -> None:
     parts = ((Role.ASSISTANT, 2), (Role.TOOL, 3), (Role.ASSISTANT, 1), (Role.TOOL, 1))
     segments = tuple(Segment(role, tokens, role is Role.ASSISTANT) for role, tokens in parts)
     given_ids = np.arange(300, 304, dtype=np.int32)
-    episode = Weighted(replace(made, trajectory=replace(made.trajectory, segments=segments, given_ids=given_ids)), 0.5)
+    episode = Weighted(
+        replace(made, trajectory=replace(made.trajectory, segments=segments, given_ids=given_ids)), (0.5,)
+    )
     assert episode.sample.input_tokens == 7
-    batch = collate(MicroBatch(((Weighted(sample(2, 1), -1.0), episode),)), with_routes=False, step=5)
+    batch = collate(MicroBatch(((Weighted(sample(2, 1), (-1.0,)), episode),)), with_routes=False, step=5)
     assert batch.input_ids.tolist() == [[100, 101, 100, 101, 200, 201, 300, 301, 302]]
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2, 3, 4, 5, 6]]
     assert batch.targets.tolist() == [200, 200, 201, 202]
@@ -68,7 +74,7 @@ def test_given_tokens_are_read_and_never_predicted() -> None:
 def test_logits_and_routes_are_read_where_the_behaviour_policy_recorded_them(tmp_path: Path) -> None:
     """Packed rows give back what was recorded one response at a time: no sequence sees another."""
     model = load(save_model(tmp_path))
-    samples = [Weighted(s, 1.0) for group in random_groups(model, groups=6, samples=3) for s in group.samples]
+    samples = [Weighted(s, (1.0,)) for group in random_groups(model, groups=6, samples=3) for s in group.samples]
     (micro_batch,) = micro_batches(samples, 100_000)
     assert len(micro_batch.rows) < len(samples)
     batch = collate(micro_batch, with_routes=True, step=0)
@@ -91,7 +97,7 @@ def test_micro_batches_hold_every_sample_once_within_the_limit(limit: int, ranks
     width = max(w.sample.input_tokens for w in samples)
     batches = micro_batches(samples, limit, ranks)
     real = [batch for batch in batches if not batch.filler]
-    assert sorted(w.advantage for batch in real for w in batch.samples) == [w.advantage for w in samples]
+    assert sorted(w.advantages for batch in real for w in batch.samples) == [w.advantages for w in samples]
     assert len(batches) % ranks == 0
     assert len(batches) - len(real) < ranks
     for batch in batches:
@@ -114,7 +120,7 @@ def test_rows_are_full_before_another_begins() -> None:
 def test_batches_travel_between_ranks_unchanged(tmp_path: Path) -> None:
     model = load(save_model(tmp_path))
     groups = random_groups(model, groups=2, samples=3)
-    packed = [MicroBatch((tuple(Weighted(s, 0.5, kept=i) for s in g.samples),)) for i, g in enumerate(groups, -1)]
+    packed = [MicroBatch((tuple(Weighted(s, (0.5,), kept=i) for s in g.samples),)) for i, g in enumerate(groups, -1)]
     batches = [collate(packed[0], with_routes=True, step=0), collate(packed[1], with_routes=True, step=1)]
     other = collate(MicroBatch(packed[0].rows, filler=True), with_routes=False, step=0)
     sent = [Update(Totals(6, 30, 12), tuple(batches)), Update(Totals(3, 9, 12), (other,))]

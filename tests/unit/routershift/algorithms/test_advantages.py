@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from routershift.algorithms.advantages import ZERO_VARIANCE, drop_reason, group_advantages, overlong_penalty
+from routershift.algorithms.advantages import (
+    ZERO_VARIANCE,
+    drop_reason,
+    group_advantages,
+    overlong_penalty,
+    turn_advantages,
+    turn_rewards,
+)
 from routershift.algorithms.choices import AdvantageKind
 
 REWARDS = [0.0, 1.0, 0.1, 0.1, 1.0]
@@ -50,3 +57,43 @@ def test_the_penalty_grows_over_the_buffer(tokens: int, penalty: float) -> None:
 
 def test_without_a_buffer_there_is_no_penalty() -> None:
     assert overlong_penalty(100, max_tokens=100, buffer_tokens=0) == 0
+
+
+def test_the_last_turn_earns_what_no_other_was_given() -> None:
+    assert turn_rewards(1.0, [None]) == [1.0]
+    assert turn_rewards(1.0, [0.25, None, 0.5]) == [0.25, 0.0, 0.75]
+    assert turn_rewards(0.5, [1.0, 0.0]) == [1.0, -0.5]  # a penalty for the length of the episode
+
+
+@pytest.mark.parametrize("kind", ["z_score", "mean", "leave_one_out"])
+def test_episodes_of_one_turn_have_the_advantages_of_their_group(kind: AdvantageKind) -> None:
+    found = turn_advantages([[reward] for reward in REWARDS], kind)
+    np.testing.assert_allclose(np.concatenate(found), group_advantages(REWARDS, kind), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # Returns: 3, 2 / 1, 1 / 2. Means: 2 of the first turns, 1.5 of the second ones.
+        ("mean", [[1.0, 0.5], [-1.0, -0.5], [0.0]]),
+        ("leave_one_out", [[1.5, 1.0], [-1.5, -1.0], [0.0]]),
+        ("z_score", [[1.0, 0.5], [-1.0, -0.5], [0.0]]),
+    ],
+)
+def test_a_turn_is_judged_by_what_was_earned_from_it_on(kind: AdvantageKind, expected: list[list[float]]) -> None:
+    found = turn_advantages([[1.0, 2.0], [0.0, 1.0], [2.0]], kind)
+    spread = math.sqrt(2.5 / 5) if kind == "z_score" else 1.0
+    for advantages, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(advantages, [value / spread for value in wanted], rtol=1e-6)
+
+
+def test_a_turn_that_one_episode_alone_has_reached_has_the_advantage_of_its_episode() -> None:
+    first, second = turn_advantages([[0.0, 0.0, 1.0], [0.0]], "mean")
+    np.testing.assert_allclose(first, [0.5, 0.5, 0.5])
+    np.testing.assert_allclose(second, [-0.5])
+
+
+@pytest.mark.parametrize("kind", ["z_score", "mean", "leave_one_out"])
+def test_turns_that_earned_the_same_have_nothing_to_teach_however_they_round(kind: AdvantageKind) -> None:
+    found = turn_advantages([[0.1, 0.2], [0.1, 0.3 - 0.1], [0.1 * 3]], kind)
+    assert np.concatenate(found).tolist() == [0.0] * 5
