@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.learner import worker
+from services.learner import collector
 from services.learner.data.batch import Group
 from services.learner.data.messages import Scored, decode_group
 from shared.settings import StreamSettings
@@ -43,7 +43,7 @@ async def test_the_event_loop_runs_while_a_group_is_decoded(
         ticked.append(tick.wait(10))
         return decode_group(entry)
 
-    monkeypatch.setattr(worker, "decode_group", decode)
+    monkeypatch.setattr(collector, "decode_group", decode)
     await put(run, Stream.SCORED, *(message(group, i) for i, group in enumerate(groups)))
     async with Learning(tables(tmp_path, model, steps=1), run):
         await until(lambda: nothing_in_flight(run))
