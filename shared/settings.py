@@ -273,7 +273,11 @@ class RedisSettings(Table):
 class StreamSettings(Table):
     """How consumers behave. `idle` is the age at which a silent consumer's entries go to another."""
 
-    max_bytes: int = Field(256 << 20, ge=1 << 16, description="bytes in one stream at which its producers wait")
+    max_bytes: int = Field(
+        256 << 20,
+        ge=1 << 16,
+        description="bytes in one stream at which its producers wait; prompts and episodes share it",
+    )
     inline_bytes: int = Field(
         32 << 10, ge=1 << 8, description="payload above which it lies beside its stream, under a key of its own"
     )

@@ -37,7 +37,7 @@ _PARTS = {
     "Streams and Redis": ("stream_", "redis_", "ledger_"),
     "Every service": ("",),
 }
-_STREAMS = {"stream": "prompts, rollouts, scored"}
+_STREAMS = {"stream": "prompts, episodes, rollouts, scored"}
 # What labels are, where that does not follow from the code: values that are not begun at 0, and what else a value says.
 VALUES = {
     "run_info": {"run": "id of the run"},

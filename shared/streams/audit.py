@@ -126,7 +126,9 @@ def _check_streams(
     for group, where in places.items():
         if len(where) > 1:
             problems["entry_twice"][group] = ", ".join(where)
-    on = {STAGES[stream]: {entry.group for entry in found} for stream, found in entries.items()}
+    on: defaultdict[str, set[str]] = defaultdict(set)
+    for stream, found in entries.items():
+        on[STAGES[stream]].update(entry.group for entry in found)
     for group, (_, stage) in after.in_flight.items():
         if before.in_flight.get(group) == after.in_flight[group] and group not in on[stage]:
             problems["group_without_entry"][group] = f"{stage}, found in {places.get(group, 'no stream')}"

@@ -10,7 +10,7 @@ from routershift.trajectory import Completion, FinishReason, RouterExport, Route
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RolloutSettings, RunSettings, StreamSettings
-from shared.streams.keys import Stream
+from shared.streams.keys import STAGES
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,12 @@ def check_memory(streams: StreamSettings, limit: int) -> None:
     Raises:
         PreconditionError: names the setting, both numbers and what fits.
     """
-    # The room of one stream more: for what is on its way in and out, and for dead letters.
-    count = len(Stream) + 1
+    # Streams of one stage share a limit. The room of one more is for what is on its way, and for dead letters.
+    stages = len(set(STAGES.values()))
+    count = stages + 1
     if count * streams.max_bytes > limit:
         raise PreconditionError(
-            f"streams.max_bytes is {streams.max_bytes}; its {len(Stream)} streams and as much as one more need "
+            f"streams.max_bytes is {streams.max_bytes}; groups at {stages} stages and as much as one more need "
             f"{count * streams.max_bytes} bytes, and Redis has maxmemory {limit}; raise that, or set "
             f"streams.max_bytes to {limit // count} or less"
         )

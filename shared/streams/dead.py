@@ -9,7 +9,7 @@ from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import InvalidInputError, NotFoundError, OverloadedError, PreconditionError
 from shared.settings import StreamSettings
 from shared.streams.entries import Entry, parse
-from shared.streams.keys import STAGES, Keys, Stream
+from shared.streams.keys import STAGES, Keys, Stream, streams_of
 from shared.streams.payloads import Payloads
 from shared.streams.scripts import Script
 
@@ -66,6 +66,7 @@ class DeadLetters:
                 arguments=[
                     letter_id, entry.size, letter.group, letter.trajectories, letter.reason,
                     stream, self._settings.max_bytes, STAGES[stream], *placed.arguments, entry.traceparent,
+                    *streams_of(STAGES[stream]),
                 ],
                 placed=placed,
             )  # fmt: skip

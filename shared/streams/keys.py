@@ -8,14 +8,30 @@ class Stream(StrEnum):
     """The streams between services. Each is read by one consumer group, named after the reader."""
 
     PROMPTS = "prompts"
+    EPISODES = "episodes"  # prompts of an environment
     ROLLOUTS = "rollouts"
     SCORED = "scored"
 
 
-READERS = {Stream.PROMPTS: "generation", Stream.ROLLOUTS: "reward", Stream.SCORED: "learner"}
+READERS = {
+    Stream.PROMPTS: "generation",
+    Stream.EPISODES: "environments",
+    Stream.ROLLOUTS: "reward",
+    Stream.SCORED: "learner",
+}
 
 # How far a group has come whose entry is on the stream.
-STAGES = {Stream.PROMPTS: "prompted", Stream.ROLLOUTS: "generated", Stream.SCORED: "scored"}
+STAGES = {
+    Stream.PROMPTS: "prompted",
+    Stream.EPISODES: "prompted",
+    Stream.ROLLOUTS: "generated",
+    Stream.SCORED: "scored",
+}
+
+
+def streams_of(stage: str) -> list[Stream]:
+    """The streams with groups of this stage. One limit, `streams.max_bytes`, is for all of them together."""
+    return [stream for stream in Stream if STAGES[stream] == stage]
 
 
 @dataclass(frozen=True, slots=True)

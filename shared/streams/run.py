@@ -14,7 +14,7 @@ from shared.streams.account import Account, Ledger, decode_account
 from shared.streams.capacity import check_memory
 from shared.streams.consumer import Consumer
 from shared.streams.dead import DeadLetters
-from shared.streams.keys import READERS, STAGES, Keys, Stream
+from shared.streams.keys import READERS, STAGES, Keys, Stream, streams_of
 from shared.streams.lease import Lease
 from shared.streams.payloads import Payloads
 from shared.streams.progress import Progress
@@ -47,6 +47,7 @@ class Backlog:
     entries: int
     bytes: int
     oldest_seconds: float  # age of the oldest entry; 0 for none
+    is_used: bool  # whether it has ever held one
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +114,26 @@ class Run:
     ) -> str:
         """Puts a prompt on its stream if a ticket is free: the answers are those of admit.lua.
 
+        One with an environment goes to the stream of episodes.
+
         Args:
             selection: what becomes `Progress.selection` in the same transaction.
             traceparent: goes with the group through all streams; '' where its trace is not recorded.
         """
         k, answer = self.keys, b"expired"
+        stream = Stream.EPISODES if prompt.environment else Stream.PROMPTS
+        stage = STAGES[stream]
         while answer == b"expired":
             placed = await self._payloads.place(prompt.SerializeToString())
             answer = await self._payloads.run(
                 self._admit,
                 keys=[
-                    k(Stream.PROMPTS), k.tickets, k.in_flight, k.ledger, k.bytes, k.progress, k.blob(placed.blob_id),
+                    k(stream), k.tickets, k.in_flight, k.ledger, k.bytes, k.progress, k.blob(placed.blob_id),
                 ],
                 arguments=[
-                    index, tickets, self._settings.max_bytes, Stream.PROMPTS,
-                    group_name(prompt), prompt.sampling.n, STAGES[Stream.PROMPTS], *placed.arguments,
-                    "" if selection is None else json.dumps(selection), traceparent,
+                    index, tickets, self._settings.max_bytes, stream,
+                    group_name(prompt), prompt.sampling.n, stage, *placed.arguments,
+                    "" if selection is None else json.dumps(selection), traceparent, *streams_of(stage),
                 ],
                 placed=placed,
             )  # fmt: skip
@@ -152,7 +157,10 @@ class Run:
     async def backlog(self) -> dict[Stream, Backlog]:
         """What every stream holds, at one moment."""
         answer = await self._backlog(keys=[self.keys.bytes, *map(self.keys, Stream)], args=list(Stream))
-        return {s: Backlog(n, size, age / 1000) for s, (n, size, age) in zip(Stream, answer, strict=True)}
+        return {
+            stream: Backlog(entries, size, age / 1000, bool(used))
+            for stream, (entries, size, age, used) in zip(Stream, answer, strict=True)
+        }
 
     async def dead_letters(self) -> int:
         return int(await self._redis.xlen(self.keys.dead))

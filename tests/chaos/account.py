@@ -12,8 +12,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-# The stages of a group. Each step from one to the next is a write that Redis has acknowledged.
-STREAMS = ("prompts", "rollouts", "scored")
+# The streams at each stage of a group. Each step from one stage to the next is a write that Redis has acknowledged.
+STAGES = (("prompts", "episodes"), ("rollouts",), ("scored",))
 _SHOWN = 10
 
 
@@ -24,7 +24,7 @@ class Account:
     admitted: int  # prompts; their numbers are 0 to admitted - 1
     ledger: Mapping[str, int]
     in_flight: Mapping[str, int]  # group to its trajectories
-    streams: Sequence[Sequence[str]]  # the group of each entry
+    streams: Sequence[Sequence[str]]  # the group of each entry, by stage
     ended: Sequence[tuple[str, str]]  # group, how
 
     @property
@@ -72,7 +72,7 @@ class Account:
 
 async def read(redis: Redis, run: str) -> Account:
     """In one transaction."""
-    keys = [f"{{{run}}}:{name}" for name in STREAMS]
+    keys = [f"{{{run}}}:{name}" for stage in STAGES for name in stage]
     async with redis.pipeline(transaction=True) as pipe:
         pipe.hget(f"{{{run}}}:progress", "prompts")
         pipe.hgetall(f"{{{run}}}:ledger")
@@ -80,12 +80,13 @@ async def read(redis: Redis, run: str) -> Account:
         for key in (*keys, f"{{{run}}}:ended"):
             pipe.xrange(key)
         answers: Any = await pipe.execute()
-    admitted, ledger, in_flight, *streams, ended = answers
+    admitted, ledger, in_flight, *entries, ended = answers
+    groups = iter([[fields[b"g"].decode() for _, fields in found] for found in entries])
     return Account(
         admitted=int(admitted or 0),
         ledger={name.decode(): int(n) for name, n in ledger.items()},
         in_flight={group.decode(): int(value.split()[0]) for group, value in in_flight.items()},
-        streams=[[fields[b"g"].decode() for _, fields in entries] for entries in streams],
+        streams=[[group for _ in stage for group in next(groups)] for stage in STAGES],
         ended=[(fields[b"g"].decode(), fields[b"e"].decode()) for _, fields in ended],
     )
 

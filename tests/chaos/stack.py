@@ -56,7 +56,7 @@ class Marks:
     """What grows while the run goes on."""
 
     steps: int  # lines of the learner's records
-    newest: tuple[bytes, ...]  # the last id that each stream gave
+    newest: tuple[tuple[bytes, ...], ...]  # the last ids that the streams of each stage gave
 
     def passed(self, before: "Marks") -> bool:
         """A prompt was admitted, a group generated, a group scored and a step done."""
@@ -141,9 +141,9 @@ class Stack:
 
     async def marks(self) -> Marks:
         newest = []
-        for stream in account.STREAMS:
-            info = await self.redis.client.xinfo_stream(f"{{{RUN}}}:{stream}")
-            newest.append(info["last-generated-id"])
+        for stage in account.STAGES:
+            found = [await self.redis.client.xinfo_stream(f"{{{RUN}}}:{stream}") for stream in stage]
+            newest.append(tuple(info["last-generated-id"] for info in found))
         return Marks(len(records.Tail(self.folder / records.LEARNER).read()), tuple(newest))
 
     async def account(self) -> account.Account:

@@ -87,7 +87,7 @@ def _summary(letter_id: str, letter: pb.DeadLetter) -> dict[str, Any]:
 
 def _whole(letter_id: str, letter: pb.DeadLetter) -> dict[str, Any]:
     """With the payload: as its message without the tensors, else in Base64."""
-    kind = pb.Prompt if letter.stream == Stream.PROMPTS else pb.TrajectoryGroup
+    kind = pb.Prompt if letter.stream in (Stream.PROMPTS, Stream.EPISODES) else pb.TrajectoryGroup
     try:
         message = kind.FromString(letter.payload)
     except DecodeError:

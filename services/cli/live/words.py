@@ -75,8 +75,8 @@ def _where(now: Look) -> Iterator[Row]:
 def _flow(now: Look, before: Look | None) -> Iterator[Row]:
     """Each stream with its depth, and how many groups a second leave it, however they do."""
     rates = _rates(now, before)
-    for stream, reader in READERS.items():
-        held = now.backlog[stream]
+    for stream in _used(now):
+        held, reader = now.backlog[stream], READERS[stream]
         oldest = duration(held.oldest_seconds) if held.entries else "-"
         rate = f"{rates[stream]:>9.1f} trajectories/s" if stream in rates else ""
         size = f"{held.entries:>6} groups {held.bytes / 2**20:>8.1f} MiB, oldest {oldest:>9}"
@@ -91,20 +91,32 @@ def _flow(now: Look, before: Look | None) -> Iterator[Row]:
         yield Row("selection", f"{selection['strategy']}, {selection['turns']} turns: {choices}")
 
 
+def _used(now: Look) -> list[Stream]:
+    """The streams that groups of this run take, as far as is known: none is of episodes before there are any."""
+    used = [stream for stream in Stream if now.backlog[stream].is_used]
+    if Stream.EPISODES in used:
+        return [stream for stream in Stream if stream in used or stream is Stream.SCORED]
+    return [stream for stream in Stream if stream is not Stream.EPISODES]
+
+
 def _rates(now: Look, before: Look | None) -> dict[Stream, float]:
+    """Trajectories a second that leave each stream, where the ledger tells: it knows stages, not ways through them."""
     if before is None or now.at <= before.at:
         return {}
     past, present = _left(before.ledger), _left(now.ledger)
+    used = _used(now)
+    if Stream.PROMPTS in used and Stream.EPISODES in used:
+        used = [Stream.SCORED]
     # A dead letter that is replayed is on its way again.
-    return {stream: max(0, present[stream] - past[stream]) / (now.at - before.at) for stream in READERS}
+    return {stream: max(0, present[STAGES[stream]] - past[STAGES[stream]]) / (now.at - before.at) for stream in used}
 
 
-def _left(ledger: Ledger) -> dict[Stream, int]:
-    """Trajectories that have left each stream since the run began: those further on, and all that have ended."""
+def _left(ledger: Ledger) -> dict[str, int]:
+    """Trajectories that have left each stage since the run began: those further on, and all that have ended."""
     left, beyond = {}, ledger.prompted - ledger.in_flight
-    for stream in reversed(READERS):
-        left[stream] = beyond
-        beyond += ledger.stages[STAGES[stream]]
+    for stage in reversed(dict.fromkeys(STAGES.values())):
+        left[stage] = beyond
+        beyond += ledger.stages[stage]
     return left
 
 

@@ -1,9 +1,10 @@
--- A prompt enters the run: it takes a ticket, is counted, and is appended to the prompts stream.
+-- A prompt enters the run: it takes a ticket, is counted, and is appended to its stream.
+-- After the arguments come the names of the streams that share the limit of bytes, its own among them.
 -- `selection` is the place in the order of problems after this prompt, as JSON; '' for none.
 -- `traceparent` is '' for a prompt whose trace is not recorded. `payload` is '' where the prompt lies in the blob `blob_id`.
 -- Returns 'ok', 'done' (this index was admitted before: the answer was lost), 'back' (Redis has lost writes and forgotten
 -- the prompts from its own cursor on), 'finished', 'tickets', 'full' or 'expired' (the blob has to be written again).
-local prompts, tickets, in_flight, ledger, bytes, progress, blob = unpack(KEYS)
+local destination, tickets, in_flight, ledger, bytes, progress, blob = unpack(KEYS)
 local index, ticket_limit, byte_limit, stream, group, trajectories, stage, payload, size, blob_id, chunks,
   selection, traceparent = unpack(ARGV)
 local call = redis.call
@@ -18,14 +19,15 @@ if cursor > tonumber(index) then return 'done' end
 if cursor < tonumber(index) then return refuse('back') end
 if call('HGET', progress, 'phase') == 'finished' then return refuse('finished') end
 if call('SCARD', tickets) >= tonumber(ticket_limit) then return refuse('tickets') end
-local held = tonumber(call('HGET', bytes, stream) or '0')
+local held = 0
+for i = 14, #ARGV do held = held + tonumber(call('HGET', bytes, ARGV[i]) or '0') end
 if held > 0 and held + size > tonumber(byte_limit) then return refuse('full') end
 if blob_id == '' then
-  call('XADD', prompts, '*', 'g', group, 'n', trajectories, 'p', payload, unpack(trace))
+  call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload, unpack(trace))
 else
   local found = chunks == '1' and call('EXISTS', blob) or call('HLEN', blob)
   if found ~= tonumber(chunks) then return refuse('expired') end
-  call('XADD', prompts, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size, unpack(trace))
+  call('XADD', destination, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size, unpack(trace))
   call('PERSIST', blob)
 end
 call('HINCRBY', bytes, stream, size)

@@ -1,4 +1,5 @@
 -- Puts the payload of a dead letter back on its stream. Its group is in flight again.
+-- After the arguments come the names of the streams that share the limit of bytes, its own among them.
 -- `payload` is '' where it lies in the blob `blob_id`, and `traceparent` where the group's trace is not recorded.
 -- Returns 'ok', 'gone' (no such dead letter: replayed or purged before), 'alive' (the group is in flight), 'full' or
 -- 'expired' (the blob has to be written again).
@@ -13,7 +14,8 @@ local function refuse(answer)
 end
 if call('XRANGE', dead, id, id)[1] == nil then return 'gone' end
 if call('HEXISTS', in_flight, group) == 1 then return refuse('alive') end
-local held = tonumber(call('HGET', bytes, destination_name) or '0')
+local held = 0
+for i = 14, #ARGV do held = held + tonumber(call('HGET', bytes, ARGV[i]) or '0') end
 if held > 0 and held + size > tonumber(byte_limit) then return refuse('full') end
 if blob_id == '' then
   call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload, unpack(trace))

@@ -27,7 +27,7 @@ from shared.streams.saved import Saved
 from shared.streams.solve_rates import SolveRate
 from tests.support.certificates import Authority
 
-USERS = ("curriculum", "generation", "reward", "learner", "operator")
+USERS = ("curriculum", "generation", "environments", "reward", "learner", "operator")
 SMALL = 1 << 10  # entries above it go in chunks
 SETTINGS = StreamSettings(block_seconds=0.05, idle_seconds=0.2, max_entry_bytes=SMALL, consumer="one")
 
@@ -180,6 +180,26 @@ async def test_solve_rates_go_from_reward_to_the_curriculum(server: Server) -> N
         assert await by["curriculum"].run.solve_rates.read(["row"]) == [SolveRate(1, 0.5, equal=False)]
 
 
+async def test_episodes_go_to_reward_or_past_it(server: Server) -> None:
+    async with users(server, "episodes") as by:
+        for index in range(4):
+            made = prompt(index)
+            made.environment = "calculator"
+            assert await by["curriculum"].run.admit(index, made, 10) == "ok"
+        reader = by["environments"].run.consumer(Stream.EPISODES)
+        first, second, third, fourth = await reader.read(10)
+        assert await reader.hand_over(first, Stream.ROLLOUTS, LARGE)
+        assert await reader.hand_over(second, Stream.SCORED, LARGE)
+        assert await reader.end(third, End.dropped("environment_failed"))
+        assert await reader.bury(fourth, "bad_prompt", "x")
+        await by["environments"].run.solve_rates.record("row", 0.5, equal=False)
+        assert len(await by["reward"].run.consumer(Stream.ROLLOUTS).read(10)) == 1
+        assert len(await by["learner"].run.consumer(Stream.SCORED).read(10)) == 1
+        await by["operator"].run.dead.replay((await by["operator"].run.dead.ids())[0])
+        assert [entry.group for entry in await reader.read(10)] == [fourth.group]
+        assert (await audit(by["operator"].redis, by["operator"].run, None)).problems == {}
+
+
 async def test_the_learner_saves_what_the_curriculum_brings_back(server: Server) -> None:
     async with users(server, "saved") as by:
         await by["curriculum"].run.solve_rates.open(10)
@@ -219,6 +239,11 @@ FORBIDDEN: dict[str, Attempt] = {
     "generation admits": lambda by: by["generation"].run.admit(0, prompt(0), 1),
     "reward announces weights": lambda by: by["reward"].run.announce(pb.WeightsManifest(version=9)),
     "reward reads weights": lambda by: by["reward"].run.newest_weights(),
+    "generation reads episodes": lambda by: by["generation"].run.consumer(Stream.EPISODES).read(1),
+    "environments reads prompts": lambda by: by["environments"].run.consumer(Stream.PROMPTS).read(1),
+    "environments announces weights": lambda by: by["environments"].run.announce(pb.WeightsManifest(version=9)),
+    "environments admits": lambda by: by["environments"].run.admit(0, prompt(0), 1),
+    "reward reads episodes": lambda by: by["reward"].run.consumer(Stream.EPISODES).read(1),
     "reward reads prompts": lambda by: by["reward"].run.consumer(Stream.PROMPTS).read(1),
     "curriculum reads rollouts as reward": lambda by: by["curriculum"].run.consumer(Stream.ROLLOUTS).read(1),
     "curriculum writes a reward": lambda by: by["curriculum"].redis.xadd("{no}:scored", {"p": b""}),

@@ -8,10 +8,11 @@ import pytest
 from services.cli.attached import Attached
 from services.cli.live.look import Look, look
 from services.cli.live.words import duration, rows, text
+from shared.streams.keys import Stream
 from shared.streams.progress import Progress
 from shared.streams.run import PAUSED, TRAINING, Run
 from shared.tracking import records
-from tests.support.runs import a_run_of_every_kind
+from tests.support.runs import a_run_of_every_kind, move, prompt
 
 STEP = {
     "step": 7, "trajectories": 4, "reward_mean": 0.25, "train_accuracy": 0.5, "staleness_mean": 1.5, "staleness_max": 2,
@@ -51,6 +52,25 @@ async def test_rates_are_what_left_each_stream_between_two_looks(run: Run) -> No
     shown = said(dataclasses.replace(await looked(run, None), at=4.0), before)
     rates = {stream: shown[stream] for stream in ("prompts", "rollouts", "scored")}
     assert [float(line.split()[-4]) for line in rates.values()] == [5.0, 4.0, 3.0]  # groups of 4, in 4 seconds
+
+
+async def test_episodes_are_shown_where_there_are_some(run: Run) -> None:
+    shown = said(await looked(run, None))
+    assert "episodes" not in shown
+    assert "prompts" in shown
+    before = dataclasses.replace(await looked(run, None), at=0.0)
+    for index in range(2):
+        played = prompt(index)
+        played.environment = "calculator"
+        await run.admit(index, played, 100)
+    await move(run, Stream.EPISODES, Stream.SCORED, 1)
+    shown = said(dataclasses.replace(await looked(run, None), at=4.0), before)
+    assert shown.keys() & set(Stream) == {"episodes", "scored"}
+    assert shown["episodes"].endswith("1.0 trajectories/s -> environments")  # a group of 4, in 4 seconds
+    await run.admit(2, prompt(2), 100)
+    shown = said(dataclasses.replace(await looked(run, None), at=4.0), before)
+    assert shown.keys() & set(Stream) == {"prompts", "episodes", "scored"}
+    assert "trajectories/s" not in shown["prompts"] + shown["episodes"]  # the ledger knows only both together
 
 
 async def test_states(run: Run) -> None:

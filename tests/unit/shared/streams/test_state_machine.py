@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from hypothesis.strategies import integers, sampled_from
+from hypothesis.strategies import booleans, integers, sampled_from
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared.settings import RedisSettings, StreamSettings
@@ -29,7 +29,11 @@ T = TypeVar("T")
 GROUP = 3
 TICKETS = 6
 CHUNK = 1024
-NEXT = {Stream.PROMPTS: Stream.ROLLOUTS, Stream.ROLLOUTS: Stream.SCORED}
+NEXT = {
+    Stream.PROMPTS: (Stream.ROLLOUTS,),
+    Stream.EPISODES: (Stream.ROLLOUTS, Stream.SCORED),
+    Stream.ROLLOUTS: (Stream.SCORED,),
+}
 PICK = integers(0, 1 << 16)
 
 # Everything is idle at once: a reader takes over what others hold, and both settle it.
@@ -68,13 +72,14 @@ class Transitions(RuleBasedStateMachine):
         self.do(self.redis.aclose())
         self.loop.close()
 
-    @rule()
-    def admit(self) -> None:
-        answer = self.do(self.run.admit(self.admitted, self._prompt(self.admitted), TICKETS))
+    @rule(played=booleans())
+    def admit(self, played: bool) -> None:
+        """Args: played: whether the prompt has an environment."""
+        answer = self.do(self.run.admit(self.admitted, self._prompt(self.admitted, played), TICKETS))
         assert answer == ("tickets" if len(self.tickets) >= TICKETS else "ok")
         if answer == "ok":
             group = f"{self.admitted:08d}/0"
-            self.where[group] = Stream.PROMPTS
+            self.where[group] = Stream.EPISODES if played else Stream.PROMPTS
             self.tickets.add(group)
             self.admitted += 1
 
@@ -116,8 +121,9 @@ class Transitions(RuleBasedStateMachine):
         reader, stream, entry = self.held[pick % len(self.held)]
         if stream in NEXT:
             message = pb.TrajectoryGroup(prompt=pb.Prompt(text="x" * size))
-            if self._settles(stream, entry, self.do(reader.hand_over(entry, NEXT[stream], message))):
-                self.where[entry.group] = NEXT[stream]
+            destination = NEXT[stream][pick % len(NEXT[stream])]
+            if self._settles(stream, entry, self.do(reader.hand_over(entry, destination, message))):
+                self.where[entry.group] = destination
 
     @precondition(lambda self: self.held)
     @rule(pick=PICK)
@@ -175,8 +181,8 @@ class Transitions(RuleBasedStateMachine):
         ledger = account.ledger
         assert ledger.balanced
         assert ledger.prompted == self.admitted * GROUP
-        on = Counter(self.where.values())
-        assert ledger.stages == {stage: on[stream] * GROUP for stream, stage in STAGES.items()}
+        on = Counter(STAGES[stream] for stream in self.where.values())
+        assert ledger.stages == {stage: on[stage] * GROUP for stage in STAGES.values()}
         counts = Counter({"trained": ledger.trained})
         counts.update({f"dropped:{reason}": n for reason, n in ledger.dropped.items()})
         counts.update({f"dead:{reason}": n for reason, n in ledger.dead.items()})
@@ -198,8 +204,10 @@ class Transitions(RuleBasedStateMachine):
         assert found == blobs
         assert all([await self.redis.ttl(key) == -1 for key in found])
 
-    def _prompt(self, index: int) -> pb.Prompt:
-        return pb.Prompt(prompt_id=f"{index:08d}", text="1,2:3=", sampling=pb.SamplingParams(n=GROUP))
+    def _prompt(self, index: int, played: bool = False) -> pb.Prompt:
+        environment = "calculator" if played else ""
+        sampling = pb.SamplingParams(n=GROUP)
+        return pb.Prompt(prompt_id=f"{index:08d}", text="1,2:3=", environment=environment, sampling=sampling)
 
     def _settles(self, stream: Stream, entry: Entry, answer: bool) -> bool:
         """Whoever comes first settles it, owner or not."""

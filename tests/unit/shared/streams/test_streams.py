@@ -54,6 +54,27 @@ async def test_admission_is_bounded_by_tickets_and_survives_a_lost_answer(run: R
     assert await run.admit(2, prompt(2), tickets=2) == "ok"
 
 
+async def test_prompts_of_an_environment_have_a_stream_of_their_own_and_share_tickets_and_room(
+    redis: Redis, run: Run, stream_settings: StreamSettings
+) -> None:
+    played = prompt(1)
+    played.environment = "calculator"
+    assert await run.admit(0, prompt(0), tickets=3) == "ok"
+    assert await run.admit(1, played, tickets=3) == "ok"
+    (entry,) = await run.consumer(Stream.EPISODES).read(9)
+    assert pb.Prompt.FromString(entry.payload) == played
+    assert len(await run.consumer(Stream.PROMPTS).read(9)) == 1
+    assert (await run.ledger()).stages["prompted"] == 2 * GROUP
+
+    small = Run(redis, run.keys.run, stream_settings.model_copy(update={"max_bytes": 1 << 16}))
+    large = prompt(2)
+    large.text = "x" * (1 << 16)
+    assert await small.admit(2, large, tickets=3) == "full"  # what lies on the other stream counts
+    large.environment = "calculator"
+    assert await small.admit(2, large, tickets=3) == "full"
+    assert await run.admit(2, played, tickets=2) == "tickets"
+
+
 async def test_prompts_that_redis_has_forgotten_are_admitted_again(redis: Redis, run: Run) -> None:
     assert await admit(run, 2) == ["ok", "ok"]
     await redis.hset(run.keys.progress, "prompts", 1)  # as after a crash that cost the last write
