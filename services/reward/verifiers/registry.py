@@ -1,10 +1,7 @@
 """All kinds of verifiers, by name, and the verifiers that a recipe makes of them."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeGuard, get_args
-
-from pydantic import BaseModel, ValidationError
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
 
 from routershift.plugins import with_plugins
 from services.reward.verifiers.base import AsyncVerifier, Verifier
@@ -23,7 +20,8 @@ from services.reward.verifiers.reasoning_gym import ReasoningGymVerifier
 from services.reward.verifiers.regex import RegexVerifier
 from services.reward.verifiers.remote.verifier import RemoteVerifier
 from services.reward.verifiers.weighted import WeightedVerifier
-from shared.errors import InvalidInputError, RouterShiftError
+from shared.errors import InvalidInputError
+from shared.kinds import chosen, errors_of, required, settings_of
 from shared.names import did_you_mean, nearest
 
 GROUP = "routershift.verifiers"  # entry points of other packages: kind = "module:class"
@@ -70,13 +68,13 @@ def make_verifiers(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyVeri
         PreconditionError, NotFoundError: what a kind needs is not there.
     """
     known = kinds()
-    plain = {name: kind for name, kind in known.items() if not _required(kind.Settings)}
+    plain = {name: kind for name, kind in known.items() if not required(kind.Settings)}
     made = {name: kind(kind.Settings()) for name, kind in plain.items() if name not in tables}
     for name, table in tables.items():
         made[name] = _make(known, name, table)
     _check_parts(made)
     for name in tables:
-        with _named(name):
+        with errors_of(f"reward.verifiers.{name}"):
             made[name].check()
     return made
 
@@ -84,10 +82,10 @@ def make_verifiers(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, AnyVeri
 def unknown_in_words(name: str, made: Iterable[str]) -> str:
     """Why no verifier has this name: a kind that needs a table of settings, or nothing known."""
     if (kind := kinds().get(name)) is not None:
-        needed = ", ".join(_required(kind.Settings))
+        needed = ", ".join(required(kind.Settings))
         return (
             f"verifier is {name!r}, which needs a table [reward.verifiers.{name}] with {needed}: put it into the "
-            f"recipe, or --set reward.verifiers.{name}.{_required(kind.Settings)[0]}=...; "
+            f"recipe, or --set reward.verifiers.{name}.{required(kind.Settings)[0]}=...; "
             f"`routershift settings reward.verifiers.{name}` lists its keys"
         )
     known = list(made)
@@ -97,56 +95,14 @@ def unknown_in_words(name: str, made: Iterable[str]) -> str:
 def _make(known: Mapping[str, type[AnyVerifier]], name: str, table: Mapping[str, Any]) -> AnyVerifier:
     where = f"reward.verifiers.{name}"
     own = name in known and ("file" not in table or "file" in known[name].Settings.model_fields)
-    chosen = table.get("kind", name if own or "file" not in table else FileVerifier.name)
-    kind = known.get(str(chosen))
-    if kind is None:
-        raise InvalidInputError(
-            f"setting '{where}.kind' is {chosen!r}; did you mean {nearest(str(chosen), known)!r}? "
-            f"The kinds are {', '.join(known)}"
-        )
-    try:
-        settings = kind.Settings.model_validate({key: value for key, value in table.items() if key != "kind"})
-    except ValidationError as error:
-        raise InvalidInputError(_explain(where, error, kind.Settings)) from None
-    with _named(name):
+    kind = chosen(where, known, table.get("kind", name if own or "file" not in table else FileVerifier.name))
+    settings = settings_of(where, kind.Settings, table)
+    with errors_of(where):
         return kind(settings)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Errors name the table."""
-    try:
-        yield
-    except RouterShiftError as error:
-        raise type(error)(f"reward.verifiers.{name}: {error}") from None
 
 
 def _is_verifier(loaded: object) -> TypeGuard[type[AnyVerifier]]:
     return isinstance(loaded, type) and issubclass(loaded, Verifier | AsyncVerifier)
-
-
-def _required(settings: type[BaseModel]) -> list[str]:
-    return [name for name, field in settings.model_fields.items() if field.is_required()]
-
-
-def _explain(where: str, error: ValidationError, settings: type[BaseModel]) -> str:
-    fault = error.errors(include_url=False)[0]
-    path = ".".join([where, *map(str, fault["loc"])])
-    if fault["type"] == "extra_forbidden":
-        table, _, key = path.rpartition(".")
-        meant = nearest(key, _table(settings, fault["loc"][:-1]).model_fields)
-        return f"unknown setting {path!r}; did you mean {f'{table}.{meant}'!r}?"
-    value = "" if fault["type"] == "missing" else f" is {str(fault['input'])[:200]!r}:"
-    return f"setting {path!r}{value} {fault['msg']}"
-
-
-def _table(settings: type[BaseModel], path: Iterable[int | str]) -> type[BaseModel]:
-    """The table at a path, through tables of tables such as parts.NAME."""
-    for step in path:
-        if field := settings.model_fields.get(str(step)):
-            types = (field.annotation, *get_args(field.annotation))
-            settings = next(t for t in types if isinstance(t, type) and issubclass(t, BaseModel))
-    return settings
 
 
 def _check_parts(verifiers: Mapping[str, AnyVerifier]) -> None:
