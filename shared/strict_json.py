@@ -17,6 +17,11 @@ def parse(text: str) -> Any:
     return json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
 
 
+def parse_prefix(text: str, start: int = 0) -> tuple[Any, int]:
+    """The value that begins at an index, and the index behind it. Raises as `parse`."""
+    return _DECODER.raw_decode(text, start)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
@@ -27,3 +32,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, object_pairs_hook=_object)

@@ -84,12 +84,12 @@ class Environment(ABC):
     with 0; a wrong or hostile action is no fault, and has an observation or a reward.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[str]  # changes whenever an observation or a reward could
-    description: ClassVar[str]
-    task_schema: ClassVar[Mapping[str, Any]] = {"type": "object"}  # JSON Schema of what `reset` takes
-    rewards: ClassVar[bool] = True  # False: a prompt names the verifier that judges its episodes
-    stop: ClassVar[Sequence[str]] = ()  # texts that end a turn of the model, which keeps them
+    name: str
+    version: str  # changes whenever an observation or a reward could
+    description: str
+    task_schema: Mapping[str, Any] = {"type": "object"}  # JSON Schema of what `reset` takes
+    rewards: bool = True  # False: a prompt names the verifier that judges its episodes
+    stop: Sequence[str] = ()  # texts that end a turn of the model, which keeps them
     Settings: ClassVar[type[EnvironmentSettings]] = EnvironmentSettings
 
     def __init__(self, settings: EnvironmentSettings) -> None:
