@@ -1,5 +1,6 @@
 """Conversations, put to a model by the chat template of its own tokenizer."""
 
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,13 +10,14 @@ from types import FrameType
 from typing import Any
 
 from shared.errors import InvalidInputError, PreconditionError
-from shared.models.tokenizer import backend
+from shared.models.tokenizer import backend, special_texts
 from shared.names import did_you_mean
 
 # Lines of a template's code in one rendering. A long conversation takes a few thousand; these take about a second.
 _MAX_STEPS = 1_000_000
 _LONGEST_REASON = 300  # characters of a template's own error
 _UNDEFINED = re.compile(r"'(\w+)' is undefined")
+_QUESTION = {"role": "user", "content": "."}
 _TEMPLATE = "<template>"  # what Jinja names the code of a template that comes from no file
 
 
@@ -119,6 +121,57 @@ class ChatTemplate:
         ids: list[int] = tokens.encode(whole[len(so_far) :], add_special_tokens=False).ids
         return ids
 
+    def appended(
+        self,
+        sampled: Sequence[int],
+        added: Sequence[Mapping[str, Any]],
+        calls: Sequence[str] = (),
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids that this template writes for new messages alone, where `next_turn` gives None.
+
+        They are read off a neutral conversation of one question, one answer and the messages, and begin where its
+        answer ends. So the turn that was sampled stays as it is, and what the template would have changed of earlier
+        turns is not changed. It may take a second.
+
+        Args:
+            sampled: as for `next_turn`. Where it ends with a special token, that stands for the template's own end.
+            calls: names of the tools that it called, for templates that take no output of a tool without a call.
+            added, tools, variables: as for `next_turn`.
+
+        Raises:
+            PreconditionError: as `render`.
+            InvalidInputError: the template refuses these messages, or leaves out the answer before them.
+        """
+        mark = _unlike(added)
+        answer: dict[str, Any] = {"role": "assistant", "content": mark}
+        try:
+            whole = self.render([_QUESTION, answer, *added], tools, variables)
+        except InvalidInputError:
+            if not calls:
+                raise
+            answer["tool_calls"] = [_call(name, i, mark) for i, name in enumerate(calls)]
+            whole = self.render([_QUESTION, answer, *added], tools, variables)
+        _, answered, tail = whole.rpartition(mark)
+        if not answered:
+            raise InvalidInputError(
+                f"{self._named} leaves out what the assistant said before messages of roles "
+                f"{', '.join(str(message['role']) for message in added[:8])}; give text in their place, or another "
+                "template"
+            )
+        tokens = backend(self._tokenizer)
+        special = special_texts(tokens)
+        if sampled and (end := special.get(sampled[-1])):
+            _, is_the_templates, rest = tail.partition(end)
+            if is_the_templates:
+                tail = rest
+            else:
+                own = max((text for text in special.values() if tail.startswith(text)), key=len, default="")
+                tail = tail[len(own) :]
+        ids: list[int] = tokens.encode(tail, add_special_tokens=False).ids
+        return ids
+
     def _apply(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, variables: Mapping[str, Any] | None
     ) -> Any:
@@ -130,6 +183,20 @@ class ChatTemplate:
     def _variables(self, given: Mapping[str, Any] | None) -> list[str]:
         """Those that a template can read."""
         return ["messages", "tools", "add_generation_prompt", *self._tokenizer.special_tokens_map, *(given or ())]
+
+
+def _unlike(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A word that none of them has."""
+    said = "".join(str(message) for message in messages)
+    return next(word for i in itertools.count() if (word := f"answer{i}answer") not in said)
+
+
+def _call(name: str, number: int, argument: str) -> dict[str, Any]:
+    return {
+        "id": f"call_{number}",
+        "type": "function",
+        "function": {"name": name, "arguments": {"input": argument}},
+    }
 
 
 @contextmanager

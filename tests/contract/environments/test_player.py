@@ -1,0 +1,52 @@
+"""Episodes with the generation service: real weights, real routes, over gRPC."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from routershift import wire
+from routershift.v1 import trajectory_pb2 as pb
+from services.environments.base import Action, Step, TextObservation
+from shared.clients import GenerationClient
+from shared.streams.run import Run
+from tests.support.episodes import player, prompt, scripted
+from tests.support.generation import generation_server
+from tests.support.models import TOP_K, save_model
+from tests.support.reference import Reference
+
+
+async def answers(action: Action, turn: int) -> Step:
+    if turn < 2:
+        return Step(TextObservation("42,"), reward=0.25)
+    return Step(reward=1.0, is_done=True, parts={"correct": 1.0})
+
+
+async def test_every_sampled_token_has_the_log_prob_and_the_routes_of_its_place(run: Run, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    reference = Reference(model)
+    kind = scripted(answers, stop=("?",))
+    async with generation_server(run, tmp_path, model) as address, GenerationClient(address) as client:
+        asked = player(client, kind, AutoTokenizer.from_pretrained(model))
+        groups = await asyncio.gather(*(asked.play(prompt(n=3, seed=5, max_tokens=30)) for _ in range(2)))
+    first, again = ([wire.decode_trajectory(t) for t in group.trajectories] for group in groups)
+    prompt_ids = list(groups[0].prompt.token_ids)
+    several = 0
+    for message, trajectory, same in zip(groups[0].trajectories, first, again, strict=True):
+        assert trajectory.token_ids.tolist() == same.token_ids.tolist(), "one seed, one episode"
+        several += len(trajectory.segments) > 1
+        trace = trajectory.completion.router_trace
+        assert trace is not None
+        assert trace.expert_ids.shape[0] == trajectory.completion.token_ids.size == trajectory.completion.logprobs.size
+        ids = trajectory.token_ids
+        logits, routers = reference.forward(prompt_ids, ids.tolist())
+        at = trajectory.sampled_at
+        logprobs = (logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))[at, ids[at]]
+        assert np.abs(logprobs - trajectory.completion.logprobs).max() < 1e-3
+        assert routers is not None
+        chosen = np.sort(np.argsort(-routers[at], axis=-1)[..., :TOP_K], axis=-1)
+        assert (chosen == np.sort(trace.expert_ids, axis=-1)).mean() > 0.99
+        assert message.score.outcome == pb.OUTCOME_SCORED
+    assert several, "an episode of several turns"
+    assert kind.open == 0
