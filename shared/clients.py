@@ -1,6 +1,8 @@
 """Clients that services have of each other: those of the library, and what only operators may ask."""
 
 from routershift.client.asynchronous import AsyncClient, AsyncGenerationClient, AsyncRewardClient
+from routershift.v1 import environment_pb2 as env
+from routershift.v1 import environment_pb2_grpc as env_grpc
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
@@ -35,6 +37,20 @@ class GenerationClient(_ByTable, AsyncGenerationClient):
 
 class RewardClient(_ByTable, AsyncRewardClient):
     """Scores responses with a named verifier."""
+
+
+class EnvironmentClient(_ByTable, AsyncClient):
+    """Plays episodes with the policy that serves now."""
+
+    def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:
+        super().__init__(target, timeout, access)
+        self._stub = env_grpc.EnvironmentServiceStub(self._channel)
+
+    async def play(self, prompt: pb.Prompt, return_router: bool = False) -> pb.TrajectoryGroup:
+        """A group of episodes, when all have ended; scored, unless the prompt names a verifier."""
+        response = await self._call(self._stub.Play, env.PlayRequest(prompt=prompt, return_router=return_router))
+        group: pb.TrajectoryGroup = response.group
+        return group
 
 
 class LearnerClient(_ByTable, AsyncClient):

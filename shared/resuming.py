@@ -95,7 +95,7 @@ _KNOBS: Mapping[str, str] = {
         "enable_chunked_prefill enforce_eager moe_backend attention_backend model_runner tensor_parallel_size "
         "data_parallel_size enable_expert_parallel speculative_tokens answer_seconds"
     ),
-    "curriculum": f"{_SERVER} generation_address reward_address poll_seconds",
+    "curriculum": f"{_SERVER} generation_address environments_address reward_address poll_seconds",
     "curriculum.evaluation": "pass_at_k concurrency answer_seconds patience_seconds",
     "curriculum.selection": "strategy retry low high problems",
     "data": "max_bad_share",

@@ -30,6 +30,11 @@ def versions_in_words(evaluation: Mapping[str, Any]) -> str:
     return f"sampled by version {oldest}" if oldest == newest else f"sampled by versions {oldest} to {newest}"
 
 
+def takes_turns(evaluations: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the model spoke more than once in some response: there is an environment, and it is used."""
+    return any(evaluation.get("mean_turns", 1.0) > 1.0 for evaluation in evaluations)
+
+
 def best(folder: Path, evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The version of the highest sampled accuracy on the main set, the earliest of equals, and where it lies.
 

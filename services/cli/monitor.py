@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from services.cli.evaluations import versions_in_words
+from services.cli.evaluations import takes_turns, versions_in_words
 from services.cli.live.losses import DropRate, in_words, lost_between
 from services.cli.live.pace import STEPS, pace
 from services.cli.live.words import duration, number
@@ -229,9 +229,10 @@ def _evaluation_line(record: Mapping[str, Any]) -> str:
     shares = {"greedy": record["greedy_accuracy"]} | {f"pass@{k}": p for k, p in record["pass_at_k"].items()}
     others = ", ".join(f"{name} {share:.3f}" for name, share in shares.items() if share is not None)
     sampled_by = versions_in_words(record)
+    turns = f" in {record['mean_turns']:.2f} turns" if takes_turns([record]) else ""
     return (
         f"version {record['version']:>4}: held-out accuracy {record['accuracy']:.3f} in {record['set']}"
-        f"{f' ({others})' if others else ''} "
+        f"{f' ({others})' if others else ''}{turns} "
         f"on {record['problems']} problems x {record['samples'] // record['problems']}"
         f"{f', {sampled_by}' if sampled_by else ''}"
     )

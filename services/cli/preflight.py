@@ -141,10 +141,24 @@ def _task(recipe: Recipe) -> str:
     known = tasks()
     if name not in known:
         raise NotFoundError(f"run.task is {name!r}; known: {', '.join(known)}")
-    if known[name].verifier not in verifiers:
-        raise NotFoundError(f"run.task is {name!r}: {unknown_in_words(known[name].verifier, verifiers)}")
+    task = known[name]
+    if task.verifier and task.verifier not in verifiers:
+        raise NotFoundError(f"run.task is {name!r}: {unknown_in_words(task.verifier, verifiers)}")
     TaskProblems(make_task(name, recipe.run.seed), recipe).held_out()
-    return f"{name}, judged by {known[name].verifier}"
+    return f"{name}, {treated(task.verifier, task.environment)}"
+
+
+def treated(verifier: str, environment: str) -> str:
+    """Who plays and who judges the responses to a problem."""
+    played = f"played in environment {environment}" if environment else ""
+    judged = f"judged by {verifier}" if verifier else "rewarded there"
+    return ", ".join(part for part in (played, judged) if part)
+
+
+def treated_rows(source: SourceSettings) -> str:
+    """The same of the rows of a source."""
+    by_row = "what each row names" if "verifier" in source.columns else ""
+    return treated(source.verifier or by_row, source.environment or "")
 
 
 def _sources(recipe: Recipe, verifiers: Mapping[str, AnyVerifier]) -> str:
@@ -164,9 +178,7 @@ def _sources(recipe: Recipe, verifiers: Mapping[str, AnyVerifier]) -> str:
                 f"{where}: verifier {source.verifier} reads {', '.join(missing)} of a reference, and columns names "
                 f"no such field; set columns.{missing[0]}, or columns.reference to a column with all of it"
             )
-    return "; ".join(
-        f"{source.label}, judged by {source.verifier or 'what each row names'}" for source in recipe.data.train
-    )
+    return "; ".join(f"{source.label}, {treated_rows(source)}" for source in recipe.data.train)
 
 
 def _tables(recipe: Recipe) -> Iterator[tuple[str, SourceSettings]]:

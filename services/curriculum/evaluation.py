@@ -1,4 +1,4 @@
-"""Held-out accuracy, measured through the methods that users call: Generate and Score."""
+"""Held-out accuracy, measured through the methods that users call."""
 
 import asyncio
 import time
@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 
 from routershift.client.requests import Sampling
-from routershift.trajectory import Completion
-from routershift.v1 import trajectory_pb2 as pb
+from services.curriculum.answers import CORRECT, Answer, Answers
 from services.curriculum.problems import HeldOutSet, Problem
 from services.curriculum.settings import Settings
-from shared.clients import GenerationClient, RewardClient
-from shared.errors import UnavailableError
 from shared.tracing import spans
 from shared.tracing.kinds import EVALUATE
 
@@ -36,7 +33,8 @@ class Evaluation:
     pass_at_k: dict[int, float]
     greedy_accuracy: float | None  # of one response a problem; None where none was asked for
     valid: float  # share of the sampled responses that are well-formed; 1 where the verifier does not say
-    mean_tokens: float  # of a sampled response
+    mean_tokens: float  # that the model sampled in a response
+    mean_turns: float  # of the model in a sampled response; 1 where there is no environment
     seconds: float
 
     def as_record(self) -> dict[str, Any]:
@@ -67,41 +65,28 @@ async def evaluate(
             partial accuracy would be a wrong one.
     """
     began = time.perf_counter()
-    settings = tables.curriculum
-    patience, done = settings.evaluation.answer_seconds, 0
+    settings = tables.curriculum.evaluation
     requests, n = held_out.sampling.requests(tables.rollout), held_out.sampling.n
-    limit, reporting = asyncio.Semaphore(settings.evaluation.concurrency), asyncio.Lock()
-    async with (
-        GenerationClient(settings.generation_address, patience, tables.access) as generation,
-        RewardClient(settings.reward_address, patience, tables.access) as reward,
-    ):
+    limit, reporting, done = asyncio.Semaphore(settings.concurrency), asyncio.Lock(), 0
+    async with Answers(tables) as answers:
 
-        async def answer(index: int, problem: Problem) -> tuple[list[Completion], list[pb.Score]]:
+        async def answer(index: int, problem: Problem) -> list[Answer]:
             """Those of each request, in order."""
             nonlocal done
             async with limit:
                 with spans.root(EVALUATE) as span:
                     span.set({"set": held_out.name, "version": version})
-                    prompt = problem.token_ids or problem.prompt
-                    answered = await asyncio.gather(
-                        *(generation.generate(prompt, **(request | Sampling(seed=index * n))) for request in requests)
-                    )
-                    completions = [completion for each in answered for completion in each]
-                    scores = await reward.score(problem.verifier, problem.prompt, completions, problem.reference)
+                    seeded = [request | Sampling(seed=index * n) for request in requests]
+                    found = await answers.of(problem, f"{held_out.name}-{index}", seeded)
             done += 1
             async with reporting:  # one after the other, or an older number might be written last
                 await report(done)
-            return completions, scores
+            return found
 
-        answers = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(held_out.problems)))
-    scores = [score for _, each in answers for score in each]
-    if unscored := [s for s in scores if s.outcome != pb.OUTCOME_SCORED]:
-        raise UnavailableError(f"{len(unscored)} of {len(scores)} held-out responses not scored: {unscored[0].error}")
-    versions = [span.version for each, _ in answers for completion in each for span in completion.versions]
-    correct = np.array([[score.parts["correct"] == 1 for score in each] for _, each in answers])
-    valid = np.array([[score.parts.get("valid", 1.0) for score in each] for _, each in answers])
-    tokens = np.array([[completion.token_ids.size for completion in each] for each, _ in answers])
-    sampled = correct[:, :n]
+        found = await asyncio.gather(*(answer(i, problem) for i, problem in enumerate(held_out.problems)))
+    versions = [s.version for each in found for a in each for s in a.trajectory.completion.versions]
+    correct = np.array([[answer.parts[CORRECT] == 1 for answer in each] for each in found])
+    sampled = [answer for each in found for answer in each[:n]]
     return Evaluation(
         set=held_out.name,
         main=main,
@@ -109,12 +94,13 @@ async def evaluate(
         oldest_version=min(versions),
         newest_version=max(versions),
         problems=len(held_out.problems),
-        samples=sampled.size,
-        accuracy=float(sampled.mean()),
-        pass_at_k={k: fmean(pass_at_k(n, int(right), k) for right in sampled.sum(1)) for k in held_out.pass_at_k},
+        samples=len(sampled),
+        accuracy=float(correct[:, :n].mean()),
+        pass_at_k={k: fmean(pass_at_k(n, int(c), k) for c in correct[:, :n].sum(1)) for k in held_out.pass_at_k},
         greedy_accuracy=float(correct[:, -1].mean()) if len(requests) > 1 else None,
-        valid=float(valid[:, :n].mean()),
-        mean_tokens=float(tokens[:, :n].mean()),
+        valid=fmean(answer.parts.get("valid", 1.0) for answer in sampled),
+        mean_tokens=fmean(answer.trajectory.completion.token_ids.size for answer in sampled),
+        mean_turns=fmean(len(answer.trajectory.turns) for answer in sampled),
         seconds=time.perf_counter() - began,
     )
 

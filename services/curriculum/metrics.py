@@ -22,6 +22,11 @@ PASS_AT_K = Gauge(
     "Chance that one of k sampled responses is correct, in the last evaluation of a set",
     ["set", "k"],
 )
+TURNS = Gauge(
+    "routershift_curriculum_held_out_turns",
+    "Turns of the model in a sampled response, in the last evaluation of a set",
+    ["set"],
+)
 EVALUATED_VERSION = Gauge("routershift_curriculum_evaluated_version", "Policy version of the last evaluation")
 BEST_VERSION = Gauge(
     "routershift_curriculum_best_version",

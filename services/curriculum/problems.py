@@ -1,11 +1,13 @@
 """What the curriculum handles, wherever it comes from: problems, held-out sets, and how to get at them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from routershift.client.requests import Message
 from services.curriculum.held_out import EvaluationSampling
 from services.curriculum.settings import Settings
+from services.curriculum.tasks import base
 from services.curriculum.tasks.base import Task
 from shared.errors import InvalidInputError
 
@@ -16,9 +18,11 @@ class Problem:
 
     prompt: str  # as verifiers see it
     reference: Mapping[str, Any]  # what the verifier compares a response with, in the form that this verifier reads
-    verifier: str  # by its name in [reward.verifiers]
+    verifier: str  # by its name in [reward.verifiers]; "" where the environment rewards
     id: str = ""  # the row that it was made of; "" where a task has no rows
     token_ids: tuple[int, ...] = ()  # what the policy reads; empty: generation tokenizes the prompt
+    environment: str = ""  # that the responses are episodes of; "" where each is one turn
+    messages: tuple[Message, ...] = ()  # the conversation, for an environment that renders it with its tools
     priority: float = 1.0  # share of its turns in which the strategy `priority` takes it, 0 to 1
 
 
@@ -60,7 +64,7 @@ class TaskProblems:
     def train(self, index: int) -> Problem:
         problem = self._task.train(index)
         # A task has no rows. Its prompt tells one problem from another, wherever they are drawn again.
-        return Problem(problem.prompt, problem.reference, self._task.verifier, id=problem.prompt)
+        return replace(self._problem(problem), id=problem.prompt)
 
     def held_out(self) -> Sequence[HeldOutSet]:
         chosen = self._evaluation
@@ -68,5 +72,9 @@ class TaskProblems:
             drawn = self._task.held_out(chosen.problems)
         except InvalidInputError as error:
             raise InvalidInputError(f"curriculum.evaluation.problems is {chosen.problems}: {error}") from None
-        problems = [Problem(p.prompt, p.reference, self._task.verifier) for p in drawn]
+        problems = [self._problem(problem) for problem in drawn]
         return [HeldOutSet(self._task.name, problems, chosen.sampling, chosen.pass_at, self._every)]
+
+    def _problem(self, made: base.Problem) -> Problem:
+        task = self._task
+        return Problem(made.prompt, made.reference, task.verifier, environment=task.environment)

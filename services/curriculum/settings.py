@@ -57,6 +57,9 @@ class CurriculumSettings(ServerSettings):
     evaluation: EvaluationSettings = EvaluationSettings()
     selection: SelectionSettings = SelectionSettings()
     generation_address: str = Field("127.0.0.1:50051", description="gRPC address of generation, for evaluation")
+    environments_address: str = Field(
+        "127.0.0.1:50055", description="gRPC address of environments, for evaluation of problems that have one"
+    )
     reward_address: str = Field("127.0.0.1:50052", description="gRPC address of reward, for evaluation")
     poll_seconds: float = Field(0.05, gt=0, description="wait for a ticket, and between looks at the run's progress")
 

@@ -168,6 +168,8 @@ class CurriculumWorker:
         self._recording.add("evaluation", result.as_record())
         earlier = await self._run.progress()
         known = {"version": version, "accuracy": result.accuracy, "greedy_accuracy": result.greedy_accuracy}
+        if result.mean_turns > 1:
+            known["mean_turns"] = result.mean_turns
         await self._run.report_progress(Progress(held_out={**(earlier.held_out or {}), held_out.name: known}))
         if is_main:
             await self._report_main(result, earlier)
@@ -175,6 +177,7 @@ class CurriculumWorker:
         metrics.ACCURACY.labels(held_out.name, "sampled").set(result.accuracy)
         if result.greedy_accuracy is not None:
             metrics.ACCURACY.labels(held_out.name, "greedy").set(result.greedy_accuracy)
+        metrics.TURNS.labels(held_out.name).set(result.mean_turns)
         for k, share in result.pass_at_k.items():
             metrics.PASS_AT_K.labels(held_out.name, k).set(share)
         log.info(

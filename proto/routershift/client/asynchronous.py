@@ -126,8 +126,8 @@ class AsyncRewardClient(AsyncClient):
         """One Score a response, in order. Look at `outcome` before `reward`.
 
         Args:
-            responses: texts; completions, whose special tokens go along; or messages of a conversation in which others
-                spoke too, such as a tool.
+            responses: texts; completions, whose special tokens go along; or trajectories or messages of conversations
+                in which others spoke too, such as a tool.
             reference: JSON values, in the form of the verifier's `reference_schema`.
 
         Raises:

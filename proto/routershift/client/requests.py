@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from routershift import wire
 from routershift.errors import InvalidInputError
-from routershift.trajectory import Completion, Role
+from routershift.trajectory import Completion, Role, Trajectory
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
@@ -60,9 +60,9 @@ def generate_request(prompt: Prompt, return_router: bool, sampling: Sampling) ->
     return request
 
 
-# Text, a completion, whose special tokens go along, or all that followed a prompt, as messages: the last one of the
-# assistant is judged as the response.
-Response = str | Completion | Sequence[Message]
+# Text, a completion, whose special tokens go along, or all that followed a prompt, as a trajectory or as messages: what
+# the model said last is judged as the response.
+Response = str | Completion | Trajectory | Sequence[Message]
 
 
 def score_request(
@@ -79,6 +79,10 @@ def score_request(
 def _item(prompt: str, response: Response, reference: Struct) -> rew.ScoreItem:
     if isinstance(response, str):
         return rew.ScoreItem(prompt=prompt, response=response, reference=reference)
+    if isinstance(response, Trajectory):
+        item = _item(prompt, response.completion, reference)
+        item.messages.extend(gen.ChatMessage(role=s.role.value, content=s.text) for s in response.segments)
+        return item
     if not isinstance(response, Completion):
         try:
             messages = [gen.ChatMessage(**message) for message in response]

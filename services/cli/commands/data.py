@@ -85,6 +85,9 @@ def _details(source: "SourceReport") -> Iterator[str]:
     if source.verifiers:
         judged = ", ".join(f"{name} {count}" for name, count in source.verifiers.most_common())
         yield f"  judged by: {judged}"
+    if source.environments:
+        played = ", ".join(f"{name} {count}" for name, count in source.environments.most_common())
+        yield f"  played in: {played}"
     faults = source.faults()
     for fault in faults[:_FAULTS_SHOWN]:
         yield f"  bad: {fault}"

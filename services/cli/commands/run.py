@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from services.cli import sizes
 from services.cli.arguments import add_log_level, add_settings
 from services.cli.evaluations import best as best_of
-from services.cli.evaluations import by_set, of_main_set, versions_in_words
+from services.cli.evaluations import by_set, of_main_set, takes_turns, versions_in_words
 from services.cli.local.services import Services, services
 from services.cli.monitor import Monitor
 from services.cli.pages import report
@@ -147,6 +147,13 @@ async def run_recipe(recipe_file: Path, flags: Sequence[str], log_level: str) ->
     return summary
 
 
+def _turns(main: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Turns of the model in an episode, before and after; nothing where each response is one."""
+    if not takes_turns(main):
+        return {}
+    return {"turns_before": round(main[0]["mean_turns"], 2), "turns_after": round(main[-1]["mean_turns"], 2)}
+
+
 def _leave(folder: Path, summary: Mapping[str, Any]) -> str:
     """Writes summary.json and the report into the folder; says where, or why not: the run has ended in any case."""
     try:
@@ -240,6 +247,7 @@ def _summary(running: Services, followed: _Followed, seconds: float) -> dict[str
         "accuracy_before": round(main[0]["accuracy"], 4),
         "accuracy_after": round(main[-1]["accuracy"], 4),
         **({"accuracy_after_sampled_by": sampled_by} if sampled_by else {}),
+        **_turns(main),
         **({"other_sets": {name: _change(found) for name, found in others.items()}} if others else {}),
         "trajectories_trained": ledger.trained,
         "trajectories_dropped": {**ledger.dropped, **{f"dead:{reason}": n for reason, n in ledger.dead.items()}},

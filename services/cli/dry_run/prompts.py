@@ -8,7 +8,7 @@ from statistics import median
 
 from services.cli.dry_run.lines import Kind, Line
 from services.cli.judging import make_judge
-from services.cli.preflight import longest
+from services.cli.preflight import longest, treated, treated_rows
 from services.cli.recipe import Recipe
 from services.curriculum.data.reading import read_rows
 from services.curriculum.data.report import SourceReport
@@ -76,7 +76,7 @@ def _reader(recipe: Recipe, model: Path) -> SourceReader:
 def _task(recipe: Recipe, name: str, model: Path | None, found: Prompts) -> None:
     task = make_task(name, recipe.run.seed)
     prompts = [task.train(index).prompt for index in range(_FIRST)]
-    found.say("data", f"task {name}, judged by {task.verifier}, without end")
+    found.say("data", f"task {name}, {treated(task.verifier, task.environment)}, without end")
     tokenizer = read_tokenizer(model) if model else None
     ids = [tokenizer.encode(prompt).ids for prompt in prompts] if tokenizer else []
     found.lengths = [len(each) for each in ids]
@@ -89,8 +89,7 @@ def _source(recipe: Recipe, reader: SourceReader | None, where: str, source: Sou
         rows = read_rows(source)
         first = list(islice(rows, _FIRST))
         count = len(first) + sum(1 for _ in rows)
-        judges = source.verifier or "what each row names"
-        found.say("data", f"{where}: {count} rows in {source.source}, judged by {judges}")
+        found.say("data", f"{where}: {count} rows in {source.source}, {treated_rows(source)}")
         if reader is None:
             columns = next((row.columns for row in first if isinstance(row, Row)), {})
             found.say("data", f"{where}: columns {', '.join(map(str, columns))}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from services.cli.evaluations import takes_turns
 from services.cli.live.look import Look
 from services.cli.live.losses import MANY, in_words, judged, lost
 from shared.streams.account import Ledger
@@ -141,7 +142,10 @@ def _held_out(now: Look) -> Iterator[Row]:
     progress = now.progress
     for name, found in (progress.held_out or {}).items():
         greedy = "" if found.get("greedy_accuracy") is None else f", greedy {found['greedy_accuracy']:.3f}"
-        yield Row("held-out", f"{name}: accuracy {number(found['accuracy'], 3)}{greedy} at version {found['version']}")
+        turns = f", {found['mean_turns']:.2f} turns" if takes_turns([found]) else ""
+        yield Row(
+            "held-out", f"{name}: accuracy {number(found['accuracy'], 3)}{greedy}{turns} at version {found['version']}"
+        )
     if progress.best_version is not None:
         yield Row("best", f"version {progress.best_version}, accuracy {number(progress.best_accuracy, 3)}")
     evaluating = progress.evaluating_version

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.cli.evaluations import accuracy_interval, best
+from services.cli.evaluations import accuracy_interval, best, takes_turns
 from services.cli.pages import run_data
 from services.cli.pages.answers import answers, dropped, time_shares
 from services.cli.pages.figures import plain
@@ -83,8 +83,8 @@ def of_run(run: RunData, name: str) -> dict[str, Any]:
         "dropped": dropped(run),
         "best": best_in_words(run) if run.evaluations else "",
         "evaluation_names": [
-            "set", "version", "sampled by", "pass@1", "95 %", *(f"pass@{k}" for k in ks), "greedy", "valid", "problems",
-            "samples",
+            "set", "version", "sampled by", "pass@1", "95 %", *(f"pass@{k}" for k in ks), "greedy", "valid",
+            *(["turns"] if takes_turns(run.evaluations) else []), "problems", "samples",
         ],
         "evaluations": list(_evaluation_rows(run.evaluations, ks)),
         "tables": {
@@ -109,7 +109,8 @@ def _evaluation_rows(evaluations: Sequence[dict[str, Any]], ks: Sequence[str]) -
         low, high = accuracy_interval(e)
         shares = [*(e["pass_at_k"].get(k) for k in ks), e["greedy_accuracy"], e["valid"]]
         shown = ["" if share is None else f"{share:.4f}" for share in shares]
+        turns = [f"{e['mean_turns']:.2f}"] if takes_turns(evaluations) else []
         yield [
             e["set"], str(e["version"]), "-".join(map(str, versions)), f"{e['accuracy']:.4f}",
-            f"{low:.4f} to {high:.4f}", *shown, str(e["problems"]), str(e["samples"]),
+            f"{low:.4f} to {high:.4f}", *shown, *turns, str(e["problems"]), str(e["samples"]),
         ]  # fmt: skip

@@ -18,7 +18,7 @@ from shared.settings import SERVICES, BaseSettings
 # What a start finds by itself unless it was told: said again, it would be as if somebody had asked for it.
 _FOUND = frozenset(
     {(service, key) for service in SERVICES for key in KEYS}
-    | {("curriculum", "generation_address"), ("curriculum", "reward_address")}
+    | {("curriculum", f"{service}_address") for service in ("generation", "environments", "reward")}
 )
 
 

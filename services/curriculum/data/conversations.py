@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from routershift.client.requests import Message as PlainMessage
+from routershift.trajectory import Role
 from services.curriculum.data.rows import RowError, in_words
 from services.curriculum.data.settings import SourceSettings
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError
@@ -44,6 +46,22 @@ def _messages(value: Any) -> list[Message]:
         )
     # Parquet fills the keys that only some messages have with None.
     return [{key: part for key, part in message.items() if part is not None} for message in value]
+
+
+def plain(messages: Sequence[Message]) -> tuple[PlainMessage, ...]:
+    """The same as role and text alone, as prompts carry them to an environment.
+
+    Raises:
+        RowError: a role that there is not, a call of a tool, or content that is no text.
+    """
+    for message in messages:
+        if message["role"] not in tuple(Role):
+            raise RowError(PROMPT, f"a message has an unknown role; expected one of {', '.join(Role)}", message["role"])
+        if not isinstance(message.get("content"), str) or "tool_calls" in message:
+            raise RowError(
+                PROMPT, "a message is no text alone; for an environment, write each with role and content", message
+            )
+    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 
 
 def said(messages: Sequence[Message]) -> str:

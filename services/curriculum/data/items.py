@@ -1,5 +1,6 @@
 """From a row to what is trained on: prompt, reference, verifier and token ids."""
 
+import json
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from routershift.client.requests import Message
 from services.curriculum.data import conversations
 from services.curriculum.data.conversations import Renderer
 from services.curriculum.data.rows import BadRow, Row, RowError
@@ -23,6 +25,7 @@ from services.curriculum.problems import Problem
 _DEEPEST = 24  # protobuf reads messages up to 100 in each other, of which a table takes three
 _LARGEST = 2**53  # whole numbers beyond are not all doubles
 _HALVES = "half a character"  # kind of fault
+_AND_REFERENCE = "\n"  # in a key; what is normalised has no such line end
 _BATCH = 256  # prompts that are tokenized at once
 
 
@@ -33,15 +36,29 @@ class Item:
     row: Row
     id: str
     prompt: str  # what verifiers see: the words of the conversation, without the system's and without the template's
-    key: str  # the problem, normalised: rows that have the same key are the same problem
+    key: str  # of the problem: rows that have the same key are the same problem
     reference: Mapping[str, Any]
     verifier: str
     priority: float
-    token_ids: NDArray[np.int32]  # of the rendered prompt
+    token_ids: NDArray[np.int32]  # of the rendered prompt; without the tools of the environment, where it has some
+    environment: str = ""  # that responses are episodes of
+    messages: tuple[Message, ...] = ()  # the conversation, for an environment to render
+
+    @property
+    def said(self) -> str:
+        """What the problem says, normalised: the key without what an episode begins from."""
+        return self.key.partition(_AND_REFERENCE)[0]
 
     def problem(self) -> Problem:
         return Problem(
-            self.prompt, self.reference, self.verifier, self.id, tuple(self.token_ids.tolist()), self.priority
+            prompt=self.prompt,
+            reference=self.reference,
+            verifier=self.verifier,
+            id=self.id,
+            token_ids=() if self.messages else tuple(self.token_ids.tolist()),
+            environment=self.environment,
+            messages=self.messages,
+            priority=self.priority,
         )
 
 
@@ -61,6 +78,7 @@ class _Draft:
     reference: Mapping[str, Any]
     verifier: str
     priority: float
+    messages: tuple[Message, ...]
 
 
 class ItemMaker:
@@ -85,6 +103,7 @@ class ItemMaker:
         self._tools = None if settings.tools is None else templates.column(f"{where}.tools", settings.tools)
         texts = [settings.prompt, settings.filter and f"{{{{ {settings.filter} }}}}", settings.tools]
         self._read = set().union(*(templates.names(text) for text in (*settings.columns.values(), *texts) if text))
+        self._is_left_to_environment = settings.environment is not None and settings.chat_template is not False
         self._where = where
 
     def unread(self, columns: Iterable[str]) -> list[str]:
@@ -104,7 +123,7 @@ class ItemMaker:
             return RowError(self._named("prompt"), "the prompt has no tokens; fill it", draft.prompt).of(draft.row)
         return Item(
             draft.row, draft.id, draft.prompt, draft.key, draft.reference, draft.verifier, draft.priority,
-            np.array(ids, np.int32),
+            np.array(ids, np.int32), self._settings.environment or "", draft.messages,
         )  # fmt: skip
 
     def _draft_or_fault(self, row: Row | BadRow) -> _Draft | BadRow | Left:
@@ -132,6 +151,10 @@ class ItemMaker:
         words, rendered = conversations.said(messages), self._renderer.render(messages, tools)
         problem = named.get("problem", raw)
         key = normalised(problem if isinstance(problem, str) else words)
+        reference = self._reference(named)
+        if self._settings.environment is not None and "problem" not in named:
+            # The prompt may be the same for every maze: only with what episodes begin from is it one problem.
+            key += _AND_REFERENCE + json.dumps(reference, sort_keys=True)
         identity = self._id(row, named)
         for field, text in (("prompt", rendered), ("prompt", words), ("problem", key), ("id", identity)):
             try:
@@ -144,9 +167,10 @@ class ItemMaker:
             id=identity,
             prompt=words,
             key=key,
-            reference=self._reference(named),
+            reference=reference,
             verifier=self._verifier(named),
             priority=self._priority(named),
+            messages=conversations.plain(messages) if self._is_left_to_environment else (),
         )
 
     def _named(self, field: str) -> str:
@@ -177,6 +201,8 @@ class ItemMaker:
 
     def _verifier(self, named: Mapping[str, Any]) -> str:
         verifier = named.get("verifier", self._settings.verifier)
+        if verifier is None and self._settings.environment is not None:
+            return ""  # the environment rewards
         if not isinstance(verifier, str) or not verifier:
             raise RowError(self._named("verifier"), "expected the name of a verifier; mend the row", verifier)
         return verifier

@@ -123,5 +123,6 @@ def _check_bad_share(loaded: Loaded, report: SourceReport, data: DataSettings) -
 
 def _count(items: Sequence[Item], report: SourceReport) -> None:
     report.used = len(items)
-    report.verifiers = Counter(item.verifier for item in items)
+    report.verifiers = Counter(item.verifier for item in items if item.verifier)
+    report.environments = Counter(item.environment for item in items if item.environment)
     report.lengths = np.array([item.token_ids.size for item in items], np.int64)

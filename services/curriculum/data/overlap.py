@@ -57,11 +57,14 @@ def _drop_seen(items: list[Item], report: SourceReport, seen: dict[str, Item]) -
 def drop_contaminated(loaded: Loaded, data: DataSettings) -> None:
     if data.contamination == "off":
         return
-    held_out = {item.key: item for items in loaded.eval for item in items}
+    evaluated = [item for items in loaded.eval for item in items]
+    held_out = {item.key: item for item in evaluated}
+    # A problem that is asked in one turn here and in an environment there is the same by what it says.
+    asked = {(item.environment != "", item.said): item for item in evaluated}
     for items, report in zip(loaded.train, loaded.report.train, strict=True):
         kept = []
         for item in items:
-            if (twin := held_out.get(item.key)) is None:
+            if (twin := held_out.get(item.key) or asked.get((item.environment == "", item.said))) is None:
                 kept.append(item)
             else:
                 report.contaminated += 1

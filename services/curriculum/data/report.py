@@ -28,6 +28,7 @@ class SourceReport:
     contaminated: int = 0  # in a held-out set, and so not trained on
     bad: list[BadRow] = field(default_factory=list)
     verifiers: Counter[str] = field(default_factory=Counter)  # of the rows that are used
+    environments: Counter[str] = field(default_factory=Counter)  # of the rows that are used
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # prompt tokens of used rows
     first_prompt: str = ""  # of the first used row, rendered
     first_token_ids: tuple[int, ...] = ()
@@ -81,7 +82,7 @@ class SourceReport:
                 for fault in self.faults()
             ],
             "unread_columns": self.unread,
-            "verifiers": dict(self.verifiers), "examples": self.examples,
+            "verifiers": dict(self.verifiers), "environments": dict(self.environments), "examples": self.examples,
             "prompt_tokens": {
                 "min": int(lengths.min()), "mean": round(float(lengths.mean()), 1), "max": int(lengths.max()),
                 "histogram": [list(each) for each in self.histogram()],

@@ -79,7 +79,14 @@ class SourceSettings(Table):
         "recipe alone runs no code; what needs a program is computed into a column of the file before",
     )
     verifier: str | None = Field(
-        None, description="who judges: a name in [reward.verifiers], or a table {kind = ..., settings}"
+        None,
+        description="who judges: a name in [reward.verifiers], or a table {kind = ..., settings}; not needed where the "
+        "environment rewards",
+    )
+    environment: str | None = Field(
+        None,
+        min_length=1,
+        description="name of the environment that responses are episodes of; its tools stand in the prompt",
     )
 
     @model_validator(mode="before")
@@ -127,9 +134,24 @@ class SourceSettings(Table):
                     raise ValueError(f"{name} needs the chat template; take it out or set chat_template = true")
         if "prompt" not in self.columns and self.prompt is None:
             raise ValueError("columns.prompt and prompt are missing; set one, as columns.prompt = 'question'")
-        if self.verifier is None and "verifier" not in self.columns:
+        if self.environment is not None:
+            self._leaves_prompt_to_environment()
+        elif self.verifier is None and "verifier" not in self.columns:
             raise ValueError("verifier is missing; set it, as verifier = 'math'")
         return self
+
+    def _leaves_prompt_to_environment(self) -> None:
+        """A conversation is rendered where the environment's tools are known, by the template of the model alone."""
+        if self.tools is not None:
+            raise ValueError(
+                f"tools is {self.tools!r}, and environment {self.environment!r} has tools of its own; take one out"
+            )
+        if self.template_kwargs or isinstance(self.chat_template, Path):
+            name = "template_kwargs" if self.template_kwargs else "chat_template"
+            raise ValueError(
+                f"{name} is {getattr(self, name)}, and environment {self.environment!r} renders its prompts by the "
+                f"chat template of the model; take {name} out"
+            )
 
     @property
     def label(self) -> str:

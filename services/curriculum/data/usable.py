@@ -85,7 +85,7 @@ class SourceReader:
         return items
 
     def _misread(self, item: Item, source: SourceSettings) -> BadRow | None:
-        if self._judge is None:
+        if self._judge is None or not item.verifier:
             return None
         try:
             reason = self._judge(item.verifier, item.reference)
@@ -124,11 +124,13 @@ def _response_lengths(settings: Settings) -> Iterator[tuple[str, int]]:
 def check_alike(report: SourceReport, items: Sequence[Item]) -> None:
     """Refuses prompts that read the same where their references differ: a template that names no column.
 
+    Not those of an environment, which may say the problem itself.
+
     Raises:
         InvalidInputError: names the prompt and the fix.
     """
     first = items[0]
-    if any(not np.array_equal(item.token_ids, first.token_ids) for item in items):
+    if first.environment or any(not np.array_equal(item.token_ids, first.token_ids) for item in items):
         return
     if any(item.reference != first.reference for item in items):
         raise InvalidInputError(

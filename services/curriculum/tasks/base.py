@@ -27,7 +27,9 @@ class Task(ABC):
     """
 
     name: ClassVar[str]  # what `run.task` calls it
-    verifier: ClassVar[str]  # the verifier that judges its responses, by its name in [reward.verifiers]
+    verifier: ClassVar[str]  # the verifier that judges its responses, by its name in [reward.verifiers]; "" where the
+    # environment rewards them
+    environment: ClassVar[str] = ""  # the environment that its responses are episodes of; "" where each is one turn
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

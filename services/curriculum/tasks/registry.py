@@ -4,12 +4,13 @@ from typing import TypeGuard
 
 from routershift.plugins import with_plugins
 from services.curriculum.tasks.base import Task
+from services.curriculum.tasks.calculator import Calculator
 from services.curriculum.tasks.countdown import Countdown
 from shared.errors import NotFoundError
 
 GROUP = "routershift.tasks"  # entry points of other packages: name = "module:class"
 
-_BUILT_IN: tuple[type[Task], ...] = (Countdown,)
+_BUILT_IN: tuple[type[Task], ...] = (Countdown, Calculator)
 
 
 def tasks() -> dict[str, type[Task]]:

@@ -46,6 +46,14 @@ async def test_the_flow_the_training_and_what_was_lost(run: Run, tmp_path: Path)
     assert "routershift dead" in shown["dead"]
 
 
+async def test_turns_are_said_of_a_set_that_is_played(run: Run) -> None:
+    evaluated = {"version": 20, "accuracy": 0.25, "greedy_accuracy": None}
+    sets = {"sums": evaluated, "mazes": {**evaluated, "mean_turns": 2.125}}
+    await run.report_progress(Progress(held_out=sets))
+    held_out = [row.text for row in rows(await looked(run, None)) if row.label == "held-out"]
+    assert held_out == ["sums: accuracy 0.250 at version 20", "mazes: accuracy 0.250, 2.12 turns at version 20"]
+
+
 async def test_rates_are_what_left_each_stream_between_two_looks(run: Run) -> None:
     before = dataclasses.replace(await looked(run, None), at=0.0)
     await a_run_of_every_kind(run)

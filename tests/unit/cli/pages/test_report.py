@@ -43,6 +43,15 @@ def test_the_page_shows_every_evaluation_and_the_best(tmp_path: Path) -> None:
     assert "&lt;count&gt;" in text
 
 
+def test_turns_have_a_column_where_some_response_had_more_than_one(tmp_path: Path) -> None:
+    write_run(tmp_path, evaluations=[evaluation(0, 0.25, mean_turns=1.0), evaluation(20, 0.5, mean_turns=2.125)])
+    text = report.write(tmp_path).read_text(encoding="utf-8")
+    row = re.search(r"<tr><td[^>]*>countdown</td><td[^>]*>20</td>.*?</tr>", text, re.DOTALL)
+    assert row is not None
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", row[0])[-4:] == ["0.9000", "2.12", "8", "32"]
+    assert text.index(">valid<") < text.index(">turns<") < text.index(">problems<")
+
+
 def test_the_main_set_decides_which_version_is_the_best_and_each_set_has_its_rows(tmp_path: Path) -> None:
     other = {"set": "hard", "main": False, "pass_at_k": {}, "greedy_accuracy": None}
     write_run(

@@ -39,7 +39,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def test_every_task_knows_its_name_and_its_verifier() -> None:
     for name, task in tasks().items():
         assert task.name == name
-        assert task.verifier
+        assert task.verifier or task.environment
 
 
 def test_another_package_adds_a_task_with_a_verifier_of_another_name(site: Site) -> None:
