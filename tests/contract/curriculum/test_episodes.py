@@ -29,7 +29,25 @@ QUESTIONS = Calculator(0).held_out(len(PROBLEMS))
 SOLUTIONS = {problem.prompt: problem.solutions[0] for problem in QUESTIONS}
 
 
-class Environments(env_grpc.EnvironmentServiceServicer):
+class OnlyPlay(env_grpc.EnvironmentServiceServicer):
+    """The curriculum asks for nothing else."""
+
+    async def Reset(self, request: env.ResetRequest, context: Any) -> env.ResetResponse:  # noqa: N802
+        raise NotImplementedError
+
+    async def Step(self, request: env.StepRequest, context: Any) -> env.StepResponse:  # noqa: N802
+        raise NotImplementedError
+
+    async def Close(self, request: env.CloseRequest, context: Any) -> env.CloseResponse:  # noqa: N802
+        raise NotImplementedError
+
+    async def ListEnvironments(  # noqa: N802
+        self, request: env.ListEnvironmentsRequest, context: Any
+    ) -> env.ListEnvironmentsResponse:
+        raise NotImplementedError
+
+
+class Environments(OnlyPlay):
     """Tries one expression in each episode, reads its value, and answers: rightly in the first `right` of a group."""
 
     def __init__(self, right: int, score: Callable[[int], pb.Score] | None = None) -> None:
