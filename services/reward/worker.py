@@ -2,12 +2,9 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Sequence
-from statistics import fmean
 
 from routershift import wire
-from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
 from services.reward.groups import RawGroup
 from services.reward.messages import encode_score
@@ -72,7 +69,7 @@ class RewardWorker:
             return
         scores = [encode_score(result) for result in results]
         if await self._consumer.hand_over(entry, Stream.SCORED, group.scored(scores)):
-            await self._solve_rates.record(group.prompt.problem_id, _solved_share(scores), _are_equal(scores))
+            await self._solve_rates.record_scores(group.prompt.problem_id, scores)
 
     async def _score(self, group: RawGroup, span: spans.Span[Scoring]) -> list[Scored]:
         """The result of each sample. A refusal is final: the same item would be refused again."""
@@ -119,14 +116,3 @@ def _failure(results: Sequence[Scored]) -> Scored | None:
     failures = [result for result in results if result.verdict is None]
     refused = [result for result in failures if result.outcome is Outcome.REFUSED]
     return next(iter([*refused, *failures]), None)
-
-
-def _solved_share(scores: Sequence[pb.Score]) -> float:
-    """The share of right responses; where the verifier does not say which are right, the mean reward, cut to 0 to 1."""
-    return min(max(fmean(score.parts.get("correct", score.reward) for score in scores), 0.0), 1.0)
-
-
-def _are_equal(scores: Sequence[pb.Score]) -> bool:
-    """Whether the rewards are equal, but for rounding: the learner has nothing to learn from them."""
-    rewards = [score.reward for score in scores]
-    return math.isclose(min(rewards), max(rewards), rel_tol=1e-9, abs_tol=1e-12)

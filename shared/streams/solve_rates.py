@@ -1,12 +1,15 @@
-"""How well each problem is solved, from the groups that were judged: written by reward, read by the curriculum."""
+"""How well each problem is solved, from the groups that were judged: written by whoever judges, read by the curriculum."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from redis.asyncio import Redis
 
+from routershift.v1 import trajectory_pb2 as pb
 from shared.streams.keys import Keys
 from shared.streams.scripts import Script
 
@@ -36,7 +39,7 @@ class SolveRates:
         self._solve = Script(redis, "solve")
 
     async def open(self, problems: int) -> None:
-        """Asks reward for solve rates of so many problems, at most. Until then none are kept."""
+        """Asks whoever judges for solve rates of so many problems, at most. Until then none are kept."""
         await self._redis.hset(self._key, "", str(problems))
 
     async def record(self, problem_id: str, share: float, equal: bool) -> None:
@@ -49,6 +52,17 @@ class SolveRates:
         """
         if problem_id:
             await self._solve(keys=[self._key], args=[_name(problem_id), share, int(equal), _LEAST_WEIGHT])
+
+    async def record_scores(self, problem_id: str, scores: Sequence[pb.Score]) -> None:
+        """Adds a group by the scores of its responses, which all have a reward.
+
+        The share of right responses counts; where nobody says which are right, the mean reward, cut to 0 to 1.
+        """
+        share = fmean(score.parts.get("correct", score.reward) for score in scores)
+        rewards = [score.reward for score in scores]
+        # Equal but for rounding: the learner has nothing to learn from them.
+        equal = math.isclose(min(rewards), max(rewards), rel_tol=1e-9, abs_tol=1e-12)
+        await self.record(problem_id, min(max(share, 0.0), 1.0), equal)
 
     async def read(self, problem_ids: Sequence[str]) -> list[SolveRate | None]:
         """What is known of each; None of one that was never judged."""

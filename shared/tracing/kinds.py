@@ -66,6 +66,13 @@ class Generating(TypedDict, total=False):
     sampled_again: int
 
 
+class Playing(TypedDict, total=False):
+    environment: str
+    samples: int
+    turns: int
+    failures: int
+
+
 class Scoring(TypedDict, total=False):
     verifier: str
     samples: int
@@ -113,6 +120,7 @@ WAIT = Kind("wait in stream", Waiting, Role.CONSUMER)
 ROOM = Kind("wait for room", Room)
 WEIGHTS = Kind("wait for weights", Nothing)
 GENERATE = Kind("generate group", Generating)
+PLAY = Kind("play group", Playing)
 SCORE = Kind("score group", Scoring)
 BATCH = Kind("wait for step", Nothing)
 TRAIN = Kind("train on group", Training)
@@ -127,6 +135,6 @@ EVALUATE = Kind("evaluate problem", Evaluating, is_sampled=True)
 CALL = Kind("serve call", Call, Role.SERVER)
 
 KINDS: tuple[Kind[Any], ...] = (
-    ADMIT, WAIT, ROOM, WEIGHTS, GENERATE, SCORE, BATCH, TRAIN, TRAINED, DROPPED, DEAD,
+    ADMIT, WAIT, ROOM, WEIGHTS, GENERATE, PLAY, SCORE, BATCH, TRAIN, TRAINED, DROPPED, DEAD,
     STEP, COLLATE, PUBLISH, CHECKPOINT, EVALUATE, CALL,
 )  # fmt: skip
