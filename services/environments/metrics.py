@@ -15,7 +15,7 @@ EPISODES = Counter(
 TURNS = Counter("routershift_environments_turns_total", "Turns of the model in them", ["environment"])
 GIVEN = Counter(
     "routershift_environments_given_tokens_total",
-    "Tokens of environments in them, which nothing trains on",
+    "Tokens of the environments in them",
     ["environment"],
 )
 FAILED = Counter(
@@ -34,7 +34,7 @@ for _reason in ("closed", "idle", "failed", "drained"):
     HOSTED_ENDS.labels(_reason)
 DROPPED = Counter(
     "routershift_environments_trajectories_dropped_total",
-    "Trajectories of groups whose episodes kept failing",
+    "Trajectories whose episodes kept failing",
     ["reason"],
 )
 for _reason in Reason:

@@ -22,9 +22,7 @@ class EnvironmentsSettings(EpisodeLimits, ServerSettings):
 
     port: int = Field(50055, ge=0, le=65535, description="gRPC port; 0 takes a free one")
     metrics_port: int = Field(9105, ge=0, le=65535, description="Prometheus port; 0 takes a free one")
-    generation_address: str = Field(
-        "127.0.0.1:50051", description="gRPC address of generation, which samples the turns"
-    )
+    generation_address: str = Field("127.0.0.1:50051", description="gRPC address of generation, for the turns")
     groups_in_flight: int = Field(32, ge=1, description="groups of the stream that are played at once")
     max_plays: int = Field(64, ge=1, description="groups that callers of Play may have in progress; more are refused")
     attempts: int = Field(

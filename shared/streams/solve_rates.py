@@ -1,4 +1,4 @@
-"""How well each problem is solved, from the groups that were judged: written by whoever judges, read by the curriculum."""
+"""How well each problem is solved: written by who judges groups, read by the curriculum."""
 
 import hashlib
 import math
