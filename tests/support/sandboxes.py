@@ -6,8 +6,8 @@ from typing import Any
 
 import psutil
 
-from services.reward.sandbox.inside.limits import Limits
-from services.reward.sandbox.sandbox import Sandbox, Sandboxes, SandboxSettings
+from shared.sandbox.inside.limits import Limits
+from shared.sandbox.sandbox import Sandbox, Sandboxes, SandboxSettings
 
 SECONDS = 1.0
 WAITING = 2

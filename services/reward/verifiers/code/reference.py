@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from services.reward.sandbox.inside.namespaces import MAX_INPUT_MB
-from services.reward.sandbox.inside.solution import MODULE
 from services.reward.verifiers.code.rows import FORMS, Cases, PythonTests, Task, read_row
 from shared.errors import InvalidInputError
+from shared.sandbox.inside.namespaces import MAX_INPUT_MB
+from shared.sandbox.inside.solution import MODULE
 
 _MAX_BYTES = MAX_INPUT_MB << 20
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
-from services.reward.sandbox.inside.comparison import Comparison
+from shared.sandbox.inside.comparison import Comparison
 
 FORMS = (
     "{'cases': [{'input': text, 'output': text}, ...]} or {'tests': [Python, ...]}, or a row of a data set: "

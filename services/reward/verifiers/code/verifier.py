@@ -1,4 +1,4 @@
-"""Code: does the program in the response do what the cases or tests say? It runs in a sandbox; see reward/sandbox.
+"""Code: does the program in the response do what the cases or tests say? It runs in a sandbox; see shared/sandbox.
 
 What decides never enters the program's sandbox. Outputs are compared here with what was expected. Tests run in a
 sandbox of their own and get plain data from the program's (inside/tests.py says what that guarantees, and what not).
@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.reward.sandbox.inside.comparison import Comparison, same_output
-from services.reward.sandbox.inside.limits import Limits
-from services.reward.sandbox.sandbox import Sandboxes, SandboxLostError, SandboxSettings
 from services.reward.verifiers.base import CORRECT, Item, Verdict, Verifier, VerifierSettings
 from services.reward.verifiers.code.extraction import PYTHON, extract
 from services.reward.verifiers.code.reference import read
 from services.reward.verifiers.code.rows import FORMS, Calls, Case, Cases, PythonTests, Task
 from shared.errors import InvalidInputError, PreconditionError
+from shared.sandbox.inside.comparison import Comparison, same_output
+from shared.sandbox.inside.limits import Limits
+from shared.sandbox.sandbox import Sandboxes, SandboxLostError, SandboxSettings
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.reward.verifiers.base import Item, VerifierSettings
-from services.reward.verifiers.countdown import CountdownVerifier, ExpressionError, evaluate
+from services.reward.verifiers.countdown import CountdownVerifier
+from shared.arithmetic import ExpressionError, evaluate
 from shared.errors import InvalidInputError
 
 VERIFIER = CountdownVerifier(VerifierSettings())

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from services.reward.sandbox.inside import interpreter
-from services.reward.sandbox.inside import limits as walls
-from services.reward.sandbox.inside.limits import Limits
-from services.reward.sandbox.inside.namespaces import STDIN, STDOUT
 from shared.process.orphans import die_with_parent
+from shared.sandbox.inside import interpreter
+from shared.sandbox.inside import limits as walls
+from shared.sandbox.inside.limits import Limits
+from shared.sandbox.inside.namespaces import STDIN, STDOUT
 
 _PIECE = 1 << 16
 

@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from services.reward.sandbox.inside import frames, interpreter, limits, namespaces, programs, seccomp, solution, tests
-from services.reward.sandbox.inside.limits import Limits
 from shared.process.orphans import die_with_parent
+from shared.sandbox.inside import frames, interpreter, limits, namespaces, programs, seccomp, solution, tests
+from shared.sandbox.inside.limits import Limits
 
 _PR_SET_CHILD_SUBREAPER = 36
 

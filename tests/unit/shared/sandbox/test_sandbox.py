@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.reward.sandbox.sandbox import Sandboxes
+from shared.sandbox.sandbox import Sandboxes
 from tests.support.sandboxes import answers, run
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from services.reward.sandbox.sandbox import Sandboxes
-from services.reward.sandbox.usage import ContentionError
+from shared.sandbox.sandbox import Sandboxes
+from shared.sandbox.usage import ContentionError
 from tests.support.sandboxes import LIMITS, made, run
 
 

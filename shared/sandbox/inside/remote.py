@@ -11,7 +11,7 @@ from fractions import Fraction
 from types import FunctionType, MethodType
 from typing import Any, cast
 
-from services.reward.sandbox.inside import frames, values
+from shared.sandbox.inside import frames, values
 
 _PLAIN = (
     str, bytes, bytearray, int, float, complex, list, tuple, dict, set, frozenset, range, Decimal, Fraction

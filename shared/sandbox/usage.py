@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.reward.sandbox.inside.limits import Limits
 from shared.errors import PreconditionError
+from shared.sandbox.inside.limits import Limits
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _NICE_STEP = 1.25  # one step of niceness changes the weight of a thread by about this

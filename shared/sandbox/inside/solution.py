@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from services.reward.sandbox.inside import frames, values
+from shared.sandbox.inside import frames, values
 
 MODULE = "solution"
 

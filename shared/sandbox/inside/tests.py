@@ -38,9 +38,9 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from services.reward.sandbox.inside.comparison import same_value
-from services.reward.sandbox.inside.remote import Program, ProgramEndedError
-from services.reward.sandbox.inside.solution import MODULE
+from shared.sandbox.inside.comparison import same_value
+from shared.sandbox.inside.remote import Program, ProgramEndedError
+from shared.sandbox.inside.solution import MODULE
 
 _Test = Callable[[], object]
 

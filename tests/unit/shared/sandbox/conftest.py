@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.reward.sandbox.sandbox import Sandboxes, SandboxSettings
 from shared.errors import PreconditionError
+from shared.sandbox.sandbox import Sandboxes, SandboxSettings
 from tests.support.sandboxes import LIMITS, WAITING, processes, run
 
 

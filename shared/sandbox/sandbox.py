@@ -1,6 +1,6 @@
 """A sandbox for programs that nobody trusts, from the outside.
 
-A sandbox is a process in namespaces of its own (services/reward/sandbox/inside), prepared and waiting; it takes one job
+A sandbox is a process in namespaces of its own (shared/sandbox/inside), prepared and waiting; it takes one job
 and is killed. `Sandboxes` keeps some waiting, since preparing one takes longer than most programs. What a program can
 reach and use is said in inside/namespaces.py, inside/limits.py and inside/seccomp.py, how long it may take in usage.py.
 What comes out of a sandbox is data: no verdict is made inside.
@@ -22,18 +22,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from services.reward.sandbox.inside import frames
-from services.reward.sandbox.inside.limits import Limits
-from services.reward.sandbox.inside.namespaces import SCRATCH
-from services.reward.sandbox.usage import Clock, require
 from shared.errors import PreconditionError
+from shared.sandbox.inside import frames
+from shared.sandbox.inside.limits import Limits
+from shared.sandbox.inside.namespaces import SCRATCH
+from shared.sandbox.usage import Clock, require
 
 log = logging.getLogger(__name__)
 
-_ROOT = str(Path(__file__).parents[3])
-_BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[3]); from services.reward.sandbox.inside.fork_server import main; main()"
-)
+_ROOT = str(Path(__file__).parents[2])
+_BOOT = "import sys; sys.path.insert(0, sys.argv[3]); from shared.sandbox.inside.fork_server import main; main()"
 _PREPARE_SECONDS = 60.0
 _TICK_SECONDS = 0.05  # how often we look at what a program has used
 _GRACE_SECONDS = 10.0  # for the answer of a sandbox whose program's time is up; and for the end of one that was killed

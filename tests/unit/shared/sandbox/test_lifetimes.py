@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.reward.sandbox.sandbox import Sandboxes, SandboxLostError, SandboxSettings
+from shared.sandbox.sandbox import Sandboxes, SandboxLostError, SandboxSettings
 from tests.support.sandboxes import LIMITS, answers, run
 
 
@@ -45,8 +45,8 @@ def test_a_sandbox_takes_one_job_and_is_gone(sandboxes: Sandboxes) -> None:
 def test_it_dies_with_its_owner(sandboxes: Sandboxes) -> None:
     """However the owner dies, and whatever the program does then."""
     script = (
-        "import psutil\nfrom services.reward.sandbox.inside.limits import Limits\n"
-        "from services.reward.sandbox.sandbox import Sandboxes, SandboxSettings\n"
+        "import psutil\nfrom shared.sandbox.inside.limits import Limits\n"
+        "from shared.sandbox.sandbox import Sandboxes, SandboxSettings\n"
         "sandboxes = Sandboxes(SandboxSettings(Limits(160, 8, 4, 64, 60.0)), 1)\n"
         "sandbox = sandboxes.take()\n"
         "program = 'import os, time\\nos.fork()\\nos.fork()\\ntime.sleep(60)'\n"
@@ -85,8 +85,8 @@ def test_without_isolation_processes_are_still_killed_and_the_scratch_goes() -> 
 
 def test_where_namespaces_are_refused_there_is_no_sandbox() -> None:
     script = (
-        "from services.reward.sandbox.inside import limits, seccomp\n"
-        "from services.reward.sandbox.sandbox import Sandboxes, SandboxSettings\n"
+        "from shared.sandbox.inside import limits, seccomp\n"
+        "from shared.sandbox.sandbox import Sandboxes, SandboxSettings\n"
         "from shared.errors import PreconditionError\n"
         "limits.drop_privileges()\nseccomp.forbid()\n"  # unshare is among them
         "try:\n    Sandboxes(SandboxSettings(limits.Limits(160, 8, 4, 64, 1.0)), 1)\n"
@@ -103,8 +103,8 @@ def test_an_ordinary_user_has_it_too(repository: Path) -> None:
     if not (shutil.which("setpriv") and shutil.which("unshare")):
         pytest.skip("no setpriv or unshare on this machine")
     script = (
-        "import os\nfrom services.reward.sandbox.inside.limits import Limits\n"
-        "from services.reward.sandbox.sandbox import Sandboxes, SandboxSettings\n"
+        "import os\nfrom shared.sandbox.inside.limits import Limits\n"
+        "from shared.sandbox.sandbox import Sandboxes, SandboxSettings\n"
         "sandboxes = Sandboxes(SandboxSettings(Limits(160, 8, 4, 64, 5.0)), 1)\n"
         "with sandboxes.take() as sandbox:\n"
         "    clock = sandbox.clock()\n"
