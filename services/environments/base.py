@@ -73,7 +73,7 @@ class Step:
 
 
 class EnvironmentSettings(Table):
-    """What every environment can be told: a table [environments.NAME] of the recipe, without its `kind`."""
+    """What every environment can be told: a table [environments.named.NAME] of the recipe, without its `kind`."""
 
 
 class Environment(ABC):

@@ -1,5 +1,7 @@
 """What bounds an episode."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from shared.table import Table
@@ -17,6 +19,11 @@ class EpisodeLimits(Table):
     )
     episode_seconds: float = Field(
         1800.0, gt=0, description="deadline of an episode, from its beginning to the end of its last turn"
+    )
+    tool_calls: Literal["auto", "hermes", "harmony", "deepseek"] = Field(
+        "auto",
+        description="form in which the model writes calls of tools: that of Hermes and Qwen, of GPT-OSS, or of "
+        'DeepSeek; "auto": the one that its chat template shows',
     )
     attempts: int = Field(
         3, ge=1, description="samplings of one turn that new weights cut (generation.update_policy = 'abort'), in all"

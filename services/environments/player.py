@@ -96,7 +96,7 @@ class Player:
             known = ", ".join(self._environments) or "none"
             raise InvalidInputError(
                 f"environment is {name!r}; known: {known}{did_you_mean(name, self._environments)}; a table "
-                "[environments.NAME] of the recipe makes one"
+                "[environments.named.NAME] of the recipe makes one"
             )
         return configured
 

@@ -6,11 +6,14 @@ from typing import Any, TypeGuard
 
 from routershift.plugins import with_plugins
 from services.environments.base import Environment, EnvironmentSettings
+from services.environments.kinds.calculator import CalculatorEnvironment
+from services.environments.kinds.maze import MazeEnvironment
+from services.environments.kinds.python import PythonEnvironment
 from shared.kinds import chosen, errors_of, required, settings_of
 
 GROUP = "routershift.environments"  # entry points of other packages: kind = "module:class"
 
-_BUILT_IN: tuple[type[Environment], ...] = ()
+_BUILT_IN: tuple[type[Environment], ...] = (CalculatorEnvironment, MazeEnvironment, PythonEnvironment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ def kinds() -> dict[str, type[Environment]]:
 
 
 def make_environments(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Configured]:
-    """The environments of the tables [environments.NAME], and of each kind that needs no settings, by name.
+    """The environments of the tables [environments.named.NAME], and of each kind that needs no settings, by name.
 
     A table that has a kind's own name may leave `kind` out. A table replaces the environment of its name that has no
     settings.
@@ -51,7 +54,7 @@ def make_environments(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Conf
         if name not in tables and not required(kind.Settings)
     }
     for name, table in tables.items():
-        where = f"environments.{name}"
+        where = f"environments.named.{name}"
         kind = chosen(where, known, table.get("kind", name))
         made[name] = Configured(name, kind, settings_of(where, kind.Settings, table))
         with errors_of(where):

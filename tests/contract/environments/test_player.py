@@ -2,17 +2,23 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from transformers import AutoTokenizer
 
 from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.base import Action, Step, TextObservation
+from services.environments.limits import EpisodeLimits
+from services.environments.player import Player
+from services.environments.registry import make_environments
+from services.environments.rendering import Rendering
 from shared.clients import GenerationClient
 from shared.streams.run import Run
 from tests.support.episodes import player, prompt, scripted
-from tests.support.generation import generation_server
+from tests.support.generation import PROMPT, generation_server
 from tests.support.models import TOP_K, save_model
 from tests.support.reference import Reference
 
@@ -50,3 +56,36 @@ async def test_every_sampled_token_has_the_log_prob_and_the_routes_of_its_place(
         assert message.score.outcome == pb.OUTCOME_SCORED
     assert several, "an episode of several turns"
     assert kind.open == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "verifier", "task"),
+    [
+        ({"kind": "calculator", "checks": 2}, "countdown", {"numbers": [3, 7, 5], "target": 26}),
+        ({"kind": "maze", "size": 2, "moves": 3}, "", {}),
+    ],
+    ids=lambda value: value.get("kind") if isinstance(value, dict) else None,
+)
+async def test_shipped_environments_play_with_a_real_model(
+    run: Run, tmp_path: Path, table: dict[str, Any], verifier: str, task: dict[str, Any]
+) -> None:
+    model = save_model(tmp_path / "model")
+    async with generation_server(run, tmp_path, model) as address, GenerationClient(address) as client:
+        asked = Player(
+            client,
+            make_environments({"mine": table}),
+            Rendering.of(model),
+            EpisodeLimits(),
+            max_model_len=256,
+            max_tokens=100,
+        )
+        played = prompt(PROMPT, n=8, environment="mine", task=task, verifier=verifier, seed=1)
+        group = await asked.play(played)
+    trajectories = [wire.decode_trajectory(message) for message in group.trajectories]
+    assert len(trajectories) == 8
+    assert max(trajectory.completion.token_ids.size for trajectory in trajectories) <= 100
+    assert any(sum(segment.is_sampled for segment in t.segments) > 1 for t in trajectories), "several turns"
+    for message in group.trajectories:
+        assert message.HasField("score") == (not verifier)
+        if not verifier:
+            assert (message.score.verifier, set(message.score.parts)) == ("mine", {"correct", "moves"})
