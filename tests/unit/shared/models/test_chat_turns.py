@@ -1,94 +1,21 @@
 """Three turns of a conversation by templates of the forms that models have: sampled tokens stay as they are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from shared.models.chat import ChatTemplate
-
-SPECIAL = [
-    "<|im_start|>", "<|im_end|>", "<s>", "</s>", "[INST]", "[/INST]", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>", "<|User|>", "<|Assistant|>", "<|end_of_sentence|>", "<start_of_turn>", "<end_of_turn>",
-    "<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<think>", "</think>",
-]  # fmt: skip
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+from shared.errors import InvalidInputError
+from tests.support.chats import (
+    CHATML,
+    FORMS,
+    HARMONY,
+    HARMONY_TOOLS,
+    LLAMA,
+    QUESTION,
+    WITHOUT_THOUGHTS,
+    chat_of,
+    encoded,
 )
-# As Qwen3's: thoughts before the last question of the user are left out; those since then stay.
-WITHOUT_THOUGHTS = (
-    "{% set ns = namespace(last=0) %}"
-    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and loop.index0 < ns.last %}{{ m.content.split('</think>')[-1].lstrip() }}"
-    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA = (
-    "<s>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
-    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-MISTRAL = (
-    "<s>{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}</s>"
-    "{% else %}[INST]{{ m.content }}[/INST]{% endif %}{% endfor %}"
-)
-DEEPSEEK = (
-    "<s>{% for m in messages %}{% if m.role == 'assistant' %}<|Assistant|>{{ m.content }}<|end_of_sentence|>"
-    "{% else %}<|User|>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|Assistant|>{% endif %}"
-)
-GEMMA = (
-    "<s>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}"
-    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-# As GPT-OSS's: a final message ends with <|return|> where it is sampled, and with <|end|> where it is read.
-HARMONY = (
-    "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
-    "<|message|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
-)
-
-
-@dataclass(frozen=True)
-class Form:
-    template: str
-    end: str  # with which the model ends its message
-    starts: str = ""  # what the model writes before its message
-    tool: str = "tool"  # the role of one
-
-
-FORMS = {
-    "chatml": Form(CHATML, "<|im_end|>"),
-    "without thoughts": Form(WITHOUT_THOUGHTS, "<|im_end|>"),
-    "llama": Form(LLAMA, "<|eot_id|>"),
-    "mistral": Form(MISTRAL, "</s>"),
-    "deepseek": Form(DEEPSEEK, "<|end_of_sentence|>"),
-    "gemma": Form(GEMMA, "<end_of_turn>"),
-    "harmony": Form(HARMONY, "<|end|>", "<|channel|>final<|message|>"),
-}
-QUESTION = {"role": "user", "content": "6 * 7?"}
-
-
-def chat_of(template: str) -> tuple[ChatTemplate, PreTrainedTokenizerFast]:
-    """Its tokens are single bytes, special ones, and 42."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = Tokenizer(models.BPE({byte: i for i, byte in enumerate([*alphabet, "42"])}, [("4", "2")]))
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    tokens.add_special_tokens(SPECIAL)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, clean_up_tokenization_spaces=False)
-    tokenizer.chat_template = template
-    return ChatTemplate(tokenizer, Path("model")), tokenizer
-
-
-def encoded(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token by token as a model may sample, whatever the tokenizer would have merged: 42 is two tokens."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    pair, four, two = (tokenizer.convert_tokens_to_ids(token) for token in ("42", "4", "2"))
-    return [each for token in ids for each in ((four, two) if token == pair else (token,))]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -128,3 +55,47 @@ def test_a_template_that_rewrites_earlier_turns_is_found_out() -> None:
     assert turn(CHATML, f"{thought}<|im_end|>", "42", user) is None  # the caller left the thoughts out
     assert turn(LLAMA, "42\n<|eot_id|>", "42\n", user) is None  # trimmed
     assert turn(HARMONY, "<|channel|>final<|message|>42<|return|>", "42", user) is None
+
+
+def appended(template: str, said: str, *added: dict[str, str], calls: Sequence[str] = ()) -> str:
+    chat, tokenizer = chat_of(template)
+    ids = chat.appended(encoded(tokenizer, said), added, calls)
+    text: str = tokenizer.decode(ids, skip_special_tokens=False)
+    return text
+
+
+def test_what_a_template_writes_for_new_messages_alone() -> None:
+    tool, user = {"role": "tool", "content": "ok"}, {"role": "user", "content": "sure?"}
+    new = "\n<|im_start|>user\nsure?<|im_end|>\n<|im_start|>assistant\n"
+    assert appended(WITHOUT_THOUGHTS, "<think>6 * 7</think>42<|im_end|>", user) == new
+    assert appended(WITHOUT_THOUGHTS, "<think>6 * 7", user) == "<|im_end|>" + new, "a turn that was cut is ended"
+    header = "<|start_header_id|>"
+    assert appended(LLAMA, "42\n<|eot_id|>", user) == (
+        f"{header}user<|end_header_id|>\n\nsure?<|eot_id|>{header}assistant<|end_header_id|>\n\n"
+    )
+    final = "<|channel|>final<|message|>42"
+    after = "<|start|>user<|message|>sure?<|end|><|start|>assistant"
+    assert appended(HARMONY, f"{final}<|return|>", user) == after, "its own end stands for that of the template"
+    assert appended(HARMONY, f"{final}<|end|>", user) == after
+    assert appended(HARMONY, final, user) == f"<|end|>{after}"
+    call = " to=functions.look<|channel|>commentary json<|message|>{}<|call|>"
+    assert appended(HARMONY_TOOLS, call, tool, calls=["look"]) == (
+        '<|start|>functions.look to=assistant<|channel|>commentary<|message|>"ok"<|end|><|start|>assistant'
+    )
+    answer = {"role": "user", "content": "answer0answer"}
+    assert appended(CHATML, "42<|im_end|>", answer) == new.replace("sure?", "answer0answer"), "whatever they say"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (HARMONY_TOOLS, "no call before the output"),
+        (
+            "{% for m in messages %}{% if m.role != 'assistant' %}{{ m.content }}{% endif %}{% endfor %}",
+            "leaves out what",
+        ),
+    ],
+)
+def test_a_template_that_cannot_go_on_is_refused(template: str, reason: str) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        appended(template, "42", {"role": "tool", "content": "ok"})
