@@ -113,7 +113,7 @@ class ToolSettings(EnvironmentSettings):
     output_characters: int = Field(
         8000,
         ge=100,
-        description="characters of a tool's output that the model reads; the rest is cut, which it is told",
+        description="characters of a tool's output that the model reads; of a longer one the middle is left out",
     )
 
 
@@ -162,7 +162,9 @@ class ToolEnvironment(Environment):
         most = self._settings.output_characters
         if len(output) <= most:
             return output
-        return f"{output[:most]}\n[cut: {len(output) - most} of {len(output)} characters are left out]"
+        half = most // 2
+        left_out = f"[{len(output) - 2 * half} of {len(output)} characters are left out here]"
+        return f"{output[:half]}\n{left_out}\n{output[-half:]}"  # errors stand at the end
 
 
 def _documented(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:

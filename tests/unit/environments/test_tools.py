@@ -166,7 +166,7 @@ def add(a: int, b: int) -> int:
 
 def long() -> str:
     """Says much."""
-    return "x" * 1000
+    return "a" * 500 + "b" * 500
 
 
 class Adds(ToolEnvironment):
@@ -205,7 +205,7 @@ def test_each_call_has_an_answer_and_a_turn_without_one_is_the_last() -> None:
         "5",
         "Error: there is no tool 'ad'; the tools are add, long; did you mean 'add'?",
         "Error: the call is no JSON",
-        "x" * 100 + "\n[cut: 900 of 1000 characters are left out]",
+        "a" * 50 + "\n[900 of 1000 characters are left out here]\n" + "b" * 50,
         "Error: b: Field required",
     ]
     assert step(environment) == Step(reward=2.0, is_done=True)
