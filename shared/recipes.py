@@ -25,6 +25,7 @@ _VERIFIERS = (("reward", "verifiers", "*"), ("data", "train", "*", "verifier"), 
 # or number.
 _PATHS: Mapping[tuple[str, ...], Callable[[str], bool]] = {
     **{(*verifier, key): (lambda value: True) for verifier in _VERIFIERS for key in ("file", "model")},
+    ("environments", "named", "*", "file"): lambda value: True,
     **{("data", part, "*", "source"): is_file for part in ("train", "eval")},
     **{("data", part, "*", "chat_template"): lambda value: value not in ("on", "off") for part in ("train", "eval")},
 }

@@ -69,6 +69,11 @@ _KNOBS: Mapping[str, str] = {
         "output_kb folders isolation waiting file batch_size rows device dtype address token_file ca_file "
         "certificate_file key_file attempts attempt_seconds backoff_seconds in_flight"
     ),
+    "environments": (
+        f"{_SERVER} generation_address groups_in_flight max_plays attempts answer_seconds tool_calls turns "
+        "observation_tokens turn_seconds episode_seconds"
+    ),
+    "environments.hosting": "max_episodes idle_seconds max_kb",
     "learner": (
         f"{_SERVER} advantage aggregation clip_low clip_high proximal routing_replay kl_coefficient "
         "entropy_coefficient overlong_buffer_tokens epochs minibatches micro_batch_tokens head_chunk_bytes "
@@ -120,22 +125,25 @@ def _by_name(*groups: tuple[Rule, Mapping[str, str]]) -> dict[str, Rule]:
 RULES: Mapping[str, Rule] = _by_name((Rule.SHAPE, _SHAPE), (Rule.IDENTITY, _IDENTITY), (Rule.KNOB, _KNOBS))
 
 
+_NAMED = ("reward.verifiers", "environments.named")  # have tables that a recipe names
+
+
 def rule_of(setting: str) -> Rule:
     """The rule of a setting.
 
     Args:
-        setting: dotted. Numbers of tables in an array, names of verifiers and keys below a rule's own are as in a
-            recipe: `data.train.0.columns.prompt`, `reward.verifiers.mine.file`.
+        setting: dotted. Numbers of tables in an array, names of verifiers and environments, and keys below a rule's own
+            are as in a recipe: `data.train.0.columns.prompt`, `reward.verifiers.mine.file`.
 
     Returns:
-        IDENTITY for a setting of a verifier that no rule names: a package has brought it.
+        IDENTITY for a setting of a verifier or an environment that no rule names: a package may have brought it.
 
     Raises:
         KeyError: no rule; a new setting needs one.
     """
     parts = without_numbers(setting).split(".")
-    if parts[:2] == ["reward", "verifiers"]:
-        return RULES.get(f"reward.verifiers.{parts[3]}", Rule.IDENTITY) if len(parts) > 3 else Rule.IDENTITY
+    if (named := ".".join(parts[:2])) in _NAMED:
+        return RULES.get(f"{named}.{parts[3]}", Rule.IDENTITY) if len(parts) > 3 else Rule.IDENTITY
     for length in range(len(parts), 1, -1):
         if (rule := RULES.get(".".join(parts[:length]))) is not None:
             return rule

@@ -23,7 +23,7 @@ from shared.tracing.settings import TracesSettings
 from shared.tracking import records
 from shared.tracking.trackers.settings import TrackingSettings
 
-SERVICES = ("curriculum", "generation", "reward", "learner")
+SERVICES = ("curriculum", "generation", "environments", "reward", "learner")
 
 
 class ServerSettings(Table):

@@ -32,6 +32,7 @@ vLLM engine also shows vLLM's own metrics, which begin with `vllm:`.
 _PARTS = {
     "Curriculum": ("curriculum_",),
     "Generation": ("generation_",),
+    "Environments": ("environments_",),
     "Reward": ("reward_",),
     "Learner": ("learner_",),
     "Streams and Redis": ("stream_", "redis_", "ledger_"),
@@ -56,6 +57,11 @@ VALUES = {
         "outcome": "ok, cancelled, internal, or a gRPC status",
     },
     "generation_trajectories_dropped_total": {"reason": "aborted"},
+    "environments_episodes_total": {"end": "done, length (the turns or the tokens that it may have are used up)"},
+    "environments_failures_total": {
+        "reason": "environment_failed, environment_timed_out, episode_timed_out, aborted (by new weights)"
+    },
+    "environments_hosted_ends_total": {"reason": "closed (by the caller), idle, failed, drained (with the service)"},
     "reward_scores_total": {"outcome": "scored, failed, timed_out, refused"},
     "reward_trajectories_dropped_total": {"reason": "verifier_failed, verifier_timed_out, verifier_refused"},
     "reward_samples_total": {"outcome": "kept, refused (by the disk), no_room (`reward.unscored.max_bytes`)"},

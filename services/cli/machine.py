@@ -16,7 +16,6 @@ from shared.errors import PreconditionError
 from shared.models.folder import read_json
 from shared.rpc.access import AccessControl
 from shared.rpc.credentials import require_privacy, server_credentials
-from shared.settings import SERVICES
 
 
 def device_bytes(device: str) -> int | None:
@@ -75,7 +74,7 @@ def _access(recipe: Recipe) -> str:
     access = recipe.access
     server_tls, client_tls = server_credentials(access), channel_credentials(access)
     Bearer(access)
-    for service in SERVICES:
+    for service in recipe.services:
         server = recipe.server(service)
         AccessControl(access, server)
         require_privacy(access, server.host, server_tls is not None)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from services.cli.recipe import Recipe
 from shared.errors import PortTakenError, PreconditionError, RouterShiftError
 from shared.rpc.address import check_port, held_port
-from shared.settings import SERVICES
 
 _TRIES = 10  # at ports that another start takes meanwhile
 KEYS = ("port", "metrics_port", "health_port")
@@ -40,7 +39,7 @@ def plan(recipe: Recipe) -> Plan:
     moved: dict[str, int] = {}
     refused: list[str] = []
     given: dict[tuple[str, int], str] = {}
-    settings = [(service, key) for service in SERVICES for key in KEYS]
+    settings = [(service, key) for service in recipe.services for key in KEYS]
     # Explicit ports first: a default that is one of them gives way.
     for service, key in sorted(settings, key=lambda at: at[1] not in recipe.server(at[0]).model_fields_set):
         server, setting = recipe.server(service), f"{service}.{key}"

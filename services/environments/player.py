@@ -14,11 +14,10 @@ from services.environments.base import Environment, MessagesObservation, Observa
 from services.environments.episode import Episode, Played, Policy, Rules, reset_seed
 from services.environments.failures import EpisodeFailedError, Reason
 from services.environments.limits import EpisodeLimits
-from services.environments.registry import Configured
+from services.environments.registry import Configured, find
 from services.environments.rendering import Rendering, as_dict, messages_of
 from services.environments.tool_calls.base import Parser
 from shared.errors import InvalidInputError
-from shared.names import did_you_mean
 from shared.sampling import MAX_SAMPLES
 
 log = logging.getLogger(__name__)
@@ -72,11 +71,12 @@ class Player:
             return_router: with the experts of each sampled token.
 
         Raises:
+            NotFoundError: no environment of its name.
             InvalidInputError: the prompt cannot be played; names the field, its value and what is allowed.
             EpisodeFailedError: an episode failed, by its `reason`; another attempt may not.
             RouterShiftError: what the policy raised, such as UnavailableError.
         """
-        configured = self._configured(prompt.environment)
+        configured = find(self._environments, prompt.environment)
         samples = prompt.sampling.n if prompt.sampling.HasField("n") else 1
         if not 1 <= samples <= MAX_SAMPLES:
             raise InvalidInputError(f"sampling.n is {samples}; allowed: 1 to {MAX_SAMPLES}")
@@ -90,15 +90,6 @@ class Player:
             token_ids, messages, observation = await self._begun(prompt, first, environments[0])
             played = await _all(episode.play(token_ids, messages, observation) for episode in episodes)
         return self._group(prompt, token_ids, played, environments[0])
-
-    def _configured(self, name: str) -> Configured:
-        if (configured := self._environments.get(name)) is None:
-            known = ", ".join(self._environments) or "none"
-            raise InvalidInputError(
-                f"environment is {name!r}; known: {known}{did_you_mean(name, self._environments)}; a table "
-                "[environments.named.NAME] of the recipe makes one"
-            )
-        return configured
 
     def _made(self, configured: Configured) -> Environment:
         try:

@@ -9,7 +9,9 @@ from services.environments.base import Environment, EnvironmentSettings
 from services.environments.kinds.calculator import CalculatorEnvironment
 from services.environments.kinds.maze import MazeEnvironment
 from services.environments.kinds.python import PythonEnvironment
+from shared.errors import NotFoundError
 from shared.kinds import chosen, errors_of, required, settings_of
+from shared.names import did_you_mean
 
 GROUP = "routershift.environments"  # entry points of other packages: kind = "module:class"
 
@@ -60,6 +62,17 @@ def make_environments(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Conf
         with errors_of(where):
             made[name].make()
     return made
+
+
+def find(environments: Mapping[str, Configured], name: str) -> Configured:
+    """The environment of a name. Raises NotFoundError; names those that there are."""
+    if (configured := environments.get(name)) is None:
+        known = ", ".join(environments) or "none"
+        raise NotFoundError(
+            f"environment is {name!r}; known: {known}{did_you_mean(name, environments)}; a table "
+            "[environments.named.NAME] of the recipe makes one"
+        )
+    return configured
 
 
 def _is_environment(loaded: object) -> TypeGuard[type[Environment]]:

@@ -30,12 +30,14 @@ class Role(StrEnum):
     """What a token is for."""
 
     SAMPLE = "sample"  # ask a policy for responses
+    PLAY = "play"  # play episodes in environments, with the policy or with another
     SCORE = "score"  # ask for rewards
     OPERATE = "operate"  # everything, weights and the learner included
 
 
 _ALL = frozenset(Role)
 _SAMPLE = frozenset({Role.SAMPLE, Role.OPERATE})
+_PLAY = frozenset({Role.PLAY, Role.OPERATE})
 _SCORE = frozenset({Role.SCORE, Role.OPERATE})
 _OPERATE = frozenset({Role.OPERATE})
 
@@ -44,6 +46,11 @@ ROLES = {
     "/routershift.v1.GenerationService/GenerateStream": _SAMPLE,
     "/routershift.v1.GenerationService/GetStatus": _SAMPLE,
     "/routershift.v1.GenerationService/UpdateWeights": _OPERATE,
+    "/routershift.v1.EnvironmentService/Reset": _PLAY,
+    "/routershift.v1.EnvironmentService/Step": _PLAY,
+    "/routershift.v1.EnvironmentService/Close": _PLAY,
+    "/routershift.v1.EnvironmentService/Play": _PLAY,
+    "/routershift.v1.EnvironmentService/ListEnvironments": _PLAY,
     "/routershift.v1.RewardService/Score": _SCORE,
     "/routershift.v1.RewardService/ListVerifiers": _SCORE,
     "/routershift.v1.LearnerService/GetStatus": _OPERATE,

@@ -5,16 +5,22 @@ import dataclasses
 import difflib
 import json
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from services.cli.recipe import Recipe
 from services.cli.tables import Key, TableOfKeys, tables
-from services.reward.verifiers.registry import kinds
+from services.environments.registry import kinds as environments
+from services.reward.verifiers.registry import kinds as verifiers
 from shared.errors import NotFoundError
 from shared.process.exits import EXIT_OK
 
 _WIDTH = 120
-VERIFIERS = "reward.verifiers"
+# Tables that a recipe names, by the kinds that they may be.
+NAMED: Mapping[str, Callable[[], Mapping[str, Any]]] = {
+    "reward.verifiers": verifiers,
+    "environments.named": environments,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "table",
         nargs="?",
         metavar="TABLE",
-        help=f"only this table and those in it, as learner or learner.optimizer; {VERIFIERS}.KIND for a verifier's",
+        help="only this table and those in it, as learner or learner.optimizer; those of a kind are "
+        + " and ".join(f"{name}.KIND" for name in NAMED),
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON array of objects")
@@ -42,7 +49,7 @@ def choose(name: str | None) -> list[TableOfKeys]:
     """The tables of a recipe: all of them, or one with those in it.
 
     Args:
-        name: dotted, as in a recipe; reward.verifiers.KIND for the settings of a kind of verifier.
+        name: dotted, as in a recipe; reward.verifiers.KIND and environments.named.KIND for the settings of a kind.
 
     Raises:
         NotFoundError: no such table; names the nearest.
@@ -51,10 +58,9 @@ def choose(name: str | None) -> list[TableOfKeys]:
     if name is None:
         return known
     name = name.strip("[]")
-    if name == VERIFIERS or name.startswith(f"{VERIFIERS}."):
-        known = [
-            table for kind, verifier in kinds().items() for table in tables(verifier.Settings, f"{VERIFIERS}.{kind}")
-        ]
+    for named, kinds in NAMED.items():
+        if name == named or name.startswith(f"{named}."):
+            known = [table for kind, made in kinds().items() for table in tables(made.Settings, f"{named}.{kind}")]
     chosen = [table for table in known if table.name == name or table.name.startswith(f"{name}.")]
     if not chosen:
         owner, _, key = name.rpartition(".")

@@ -7,7 +7,6 @@ from services.cli.arguments import add_log_level, add_recipe, add_settings
 from services.cli.local.services import services
 from services.cli.signals import interruptible
 from shared.process.exits import EXIT_INTERRUPTED, EXIT_OK
-from shared.settings import SERVICES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     async def until_interrupted() -> None:
         async with services(arguments.recipe, arguments.flags, arguments.log_level, "up") as running:
-            for service in SERVICES:
-                sys.stderr.write(f"{service:<10} {running.address(service)}\n")
+            for service in running.recipe.services:
+                sys.stderr.write(f"{service:<12} {running.address(service)}\n")
             sys.stderr.write(f"run {running.recipe.run.id} in {running.recipe.run.path}; Ctrl-C stops\n")
             raise await running.ended()
 

@@ -17,7 +17,7 @@ ADAPTERS_IN_VLLM = (
     "never on a CPU: for it, export the merged model"
 )
 # Tables that say what was learnt, and of these not where a service listened or how long it waited.
-_TABLES = ("run", "rollout", "data", "curriculum", "learner", "reward", "generation")
+_TABLES = ("run", "rollout", "data", "curriculum", "learner", "reward", "environments", "generation")
 _HIDDEN = re.compile(r"(^|\.)(host|folder|threads|token|key)$|_(port|address|seconds)$|(^|\.)port$")
 _SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[^/]+/?$", re.ASCII)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)

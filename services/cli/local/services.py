@@ -29,11 +29,12 @@ from shared.process import logs
 from shared.process.exits import EXIT_PORT_TAKEN
 from shared.recipes import load
 from shared.rpc.address import join, local
-from shared.settings import SERVICES, AccessSettings
+from shared.settings import AccessSettings
 from shared.streams.connection import connect
 from shared.tracking import records
 
 _KILL_SECONDS = 5.0  # beyond a service's own drain time
+_EVALUATE = ("generation", "environments", "reward")  # what the curriculum calls
 _STARTS = 3  # of all services, where ports are taken while they start
 
 
@@ -137,10 +138,11 @@ async def _serving(
             say(line)
         flags = [*settled, *(f"{name}={port}" for name, port in found.items())]
         recipe = load(Recipe, recipe_file, os.environ, flags)
-        flags += [f"curriculum.{service}_address={_address(recipe, service)}" for service in ("generation", "reward")]
+        flags += [f"curriculum.{service}_address={_address(recipe, service)}" for service in _EVALUATE]
+        flags.append(f"environments.generation_address={_address(recipe, 'generation')}")
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         own: list[SupervisedProcess] = []
-        for service in SERVICES:
+        for service in recipe.services:
             arguments = [sys.executable, "-P", "-m", "services.cli.main", "serve", service, "--recorded"]
             arguments += ["--log-level", log_level]
             arguments += ["--recipe", str(recipe_file)] if recipe_file else []
@@ -152,7 +154,9 @@ async def _serving(
             process.start()
         _write_endpoints(running, "REDIS_URL" if recipe.names_redis else url)
         # A start that fails once in a way that may pass has the time of a second one.
-        await until_serving([*redis, *own], 2 * max(recipe.server(service).start_seconds for service in SERVICES))
+        await until_serving(
+            [*redis, *own], 2 * max(recipe.server(service).start_seconds for service in recipe.services)
+        )
         yield running
 
 
@@ -199,12 +203,12 @@ async def _stop_all(recipe: Recipe, processes: Sequence[SupervisedProcess]) -> N
 def _write_endpoints(running: Services, shown_redis: str) -> None:
     """For `routershift status`, for people and for Prometheus. A Redis URL that may hold a password is not written."""
     run, metrics = running.recipe.run, {}
-    for service in SERVICES:
+    for service in running.recipe.services:
         server = running.recipe.server(service)
         metrics[service] = join(local(server.host), server.metrics_port)
     servers = {
         service: {"grpc": running.address(service), "metrics": f"http://{metrics[service]}/metrics"}
-        for service in SERVICES
+        for service in running.recipe.services
     }
     endpoints = {"run": run.id, "redis": shown_redis, "services": servers}
     (run.path / records.ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The content of what settings name: the model, data and code of verifiers."""
+"""The content of what settings name: the model, data, and code of verifiers and environments."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 from services.curriculum.data.files import find_files, read_file
 from services.curriculum.data.settings import DataSettings
 from services.curriculum.settings import Settings as CurriculumTables
+from services.environments.settings import Settings as EnvironmentsTables
 from services.learner.checkpointing.identity import fingerprint
 from services.reward.settings import Settings as RewardTables
 from shared.files import sha256
@@ -52,9 +53,11 @@ def _named(settings: BaseSettings) -> Iterator[tuple[str, str | Path]]:
             if isinstance(source.chat_template, Path):
                 yield f"data.{part}.{number}.chat_template", source.chat_template
     verifiers = settings.reward.verifiers if isinstance(settings, RewardTables) else {}
-    for name, verifier in verifiers.items():
-        if isinstance(file := verifier.get("file"), str):
-            yield f"reward.verifiers.{name}.file", file
+    environments = settings.environments.named if isinstance(settings, EnvironmentsTables) else {}
+    for where, tables in (("reward.verifiers", verifiers), ("environments.named", environments)):
+        for name, table in tables.items():
+            if isinstance(file := table.get("file"), str):
+                yield f"{where}.{name}.file", file
 
 
 def _file(path: Path, rows: Mapping[str, int] | None) -> dict[str, Any]:

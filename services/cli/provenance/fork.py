@@ -23,7 +23,7 @@ from shared.streams.saved import FILE, Saved
 from shared.tracking import records
 from shared.weights import published
 
-_PROBLEMS = ("run.task", "data.", "reward.verifiers.")  # what a solve rate is of
+_PROBLEMS = ("run.task", "data.", "reward.verifiers.", "environments.named.")  # what a solve rate is of
 
 
 def fork(parent: Path, run_id: str, step: int | None, flags: Sequence[str]) -> tuple[Path, int]:

@@ -9,8 +9,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from routershift.client.channel import open_channel
 from routershift.loopback import is_loopback
+from routershift.v1 import environment_pb2, learner_pb2, reward_pb2
 from routershift.v1 import generation_pb2 as gen
-from routershift.v1 import learner_pb2, reward_pb2
 from routershift.v1 import trajectory_pb2 as pb
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
@@ -21,7 +21,7 @@ from tests.support.access import CODE, OPERATOR, REQUESTS, SAMPLER, SCORER, STRA
 
 
 def test_every_method_has_its_roles() -> None:
-    files = (gen.DESCRIPTOR, reward_pb2.DESCRIPTOR, learner_pb2.DESCRIPTOR)
+    files = (gen.DESCRIPTOR, environment_pb2.DESCRIPTOR, reward_pb2.DESCRIPTOR, learner_pb2.DESCRIPTOR)
     methods = {
         f"/{service.full_name}/{method.name}"
         for file in files

@@ -21,7 +21,7 @@ from services.environments.base import (
     TokensObservation,
 )
 from services.environments.failures import EpisodeFailedError, Reason
-from shared.errors import InvalidInputError, UnavailableError
+from shared.errors import InvalidInputError, NotFoundError, UnavailableError
 from tests.support.episodes import Answer, Script, player, prompt, scripted
 from tests.support.generation import CHAT_TEMPLATE
 from tests.support.models import EOS, build_tokenizer
@@ -384,5 +384,5 @@ async def test_what_the_policy_raises_is_its_own(tokenizer: PreTrainedTokenizerF
 async def test_a_prompt_that_cannot_be_played(
     tokenizer: PreTrainedTokenizerFast, change: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InvalidInputError, match=message):
+    with pytest.raises((InvalidInputError, NotFoundError), match=message):
         await player(Script(tokenizer, ["22"]), scripted(done), tokenizer).play(prompt(**change))

@@ -1,0 +1,89 @@
+"""The environments service: wiring."""
+
+import asyncio
+from typing import ClassVar
+
+from routershift import wire
+from routershift.trajectory import RouterExport
+from routershift.v1 import environment_pb2 as env
+from routershift.v1 import environment_pb2_grpc as env_grpc
+from services.environments.hosting import HostedEpisodes
+from services.environments.player import Player
+from services.environments.policy import Policy
+from services.environments.registry import make_environments
+from services.environments.rendering import Rendering
+from services.environments.server import EnvironmentsServicer
+from services.environments.settings import Settings
+from services.environments.tool_calls.base import Parser
+from services.environments.tool_calls.registry import make_parser
+from services.environments.worker import EnvironmentsWorker
+from shared.clients import GenerationClient
+from shared.models.chat import ChatTemplate
+from shared.models.tokenizer import load_tokenizer
+from shared.process.service import Service, background
+from shared.rpc.server import Server
+from shared.streams.keys import Stream
+from shared.streams.run import Run
+
+
+class EnvironmentsService(Service):
+    name: ClassVar[str] = "environments"
+
+    def __init__(self, settings: Settings) -> None:
+        self._tables, self._settings = settings, settings.environments
+        self._environments = make_environments(settings.environments.named)
+        self._servicer = EnvironmentsServicer(self._environments, settings.environments)
+
+    def register(self, server: Server) -> list[str]:
+        env_grpc.add_EnvironmentServiceServicer_to_server(self._servicer, server.grpc)
+        return [env.DESCRIPTOR.services_by_name["EnvironmentService"].full_name]
+
+    async def start(self, run: Run) -> None:
+        self._rendering, self._parser = await asyncio.to_thread(self._load)
+        self._hosted = HostedEpisodes(self._environments, self._settings, self._rendering.vocab_size)
+        self._servicer.open(self._hosted)
+        self._consumer, self._solve_rates = run.consumer(Stream.EPISODES), run.solve_rates
+
+    async def work(self, stop: asyncio.Event) -> None:
+        client = GenerationClient(self._settings.generation_address, self._settings.answer_seconds, self._tables.access)
+        async with client, background(self._consumer.beat(), self._hosted.watch()):
+            policy = Policy(client, self._settings.answer_seconds)
+            worker = asyncio.create_task(self._worker(policy))
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({worker, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if stop.is_set():
+                worker.cancel()
+                return
+            ready = worker.result()
+            await self._consumer.each(ready.handle, lambda: self._settings.groups_in_flight - self._consumer.held, stop)
+
+    async def close(self) -> None:
+        await self._servicer.close()
+
+    async def _worker(self, policy: Policy) -> EnvironmentsWorker:
+        """Made of what generation says of its model, as soon as it serves."""
+        status, tables = await policy.status(), self._tables
+        player = Player(
+            policy,
+            self._environments,
+            self._rendering,
+            self._settings,
+            max_model_len=status.max_model_len,
+            max_tokens=tables.rollout.max_tokens,
+            seed=tables.run.seed,
+            parser=self._parser,
+        )
+        self._servicer.play_with(player)
+        exports = status.HasField("router_layout") and (
+            status.router_export != wire.ROUTER_EXPORT_CODES[RouterExport.NONE]
+        )
+        return EnvironmentsWorker(
+            self._consumer, player, policy.status, self._settings.attempts, self._solve_rates, return_router=exports
+        )
+
+    def _load(self) -> tuple[Rendering, Parser | None]:
+        folder = self._tables.run.model_folder(weights=False)
+        tokenizer = load_tokenizer(folder)
+        template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+        return Rendering(tokenizer, ChatTemplate(tokenizer, folder)), make_parser(self._settings.tool_calls, template)
