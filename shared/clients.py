@@ -40,7 +40,7 @@ class RewardClient(_ByTable, AsyncRewardClient):
 
 
 class EnvironmentClient(_ByTable, AsyncClient):
-    """Plays episodes with the policy that serves now."""
+    """Plays episodes with the policy that serves now, or step by step."""
 
     def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:
         super().__init__(target, timeout, access)
@@ -51,6 +51,29 @@ class EnvironmentClient(_ByTable, AsyncClient):
         response = await self._call(self._stub.Play, env.PlayRequest(prompt=prompt, return_router=return_router))
         group: pb.TrajectoryGroup = response.group
         return group
+
+    async def reset(self, request: env.ResetRequest) -> env.ResetResponse:
+        """Begins an episode. Raises NotFoundError, InvalidInputError: no such environment, or a task that is none."""
+        response: env.ResetResponse = await self._call(self._stub.Reset, request)
+        return response
+
+    async def step(self, request: env.StepRequest) -> env.StepResponse:
+        """What the environment answers. It may be asked for again: a turn is done once.
+
+        Raises:
+            NotFoundError: no such episode is open.
+        """
+        response: env.StepResponse = await self._call(self._stub.Step, request)
+        return response
+
+    async def close(self, episode_id: str) -> None:
+        """Ends an episode, also one that is not there."""
+        await self._call(self._stub.Close, env.CloseRequest(episode_id=episode_id))
+
+    async def environments(self) -> list[env.Environment]:
+        """What there is, with its tools."""
+        response = await self._call(self._stub.ListEnvironments, env.ListEnvironmentsRequest())
+        return list(response.environments)
 
 
 class LearnerClient(_ByTable, AsyncClient):

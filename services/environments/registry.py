@@ -9,13 +9,19 @@ from services.environments.base import Environment, EnvironmentSettings
 from services.environments.kinds.calculator import CalculatorEnvironment
 from services.environments.kinds.maze import MazeEnvironment
 from services.environments.kinds.python import PythonEnvironment
+from services.environments.kinds.remote import RemoteEnvironment
 from shared.errors import NotFoundError
 from shared.kinds import chosen, errors_of, required, settings_of
 from shared.names import did_you_mean
 
 GROUP = "routershift.environments"  # entry points of other packages: kind = "module:class"
 
-_BUILT_IN: tuple[type[Environment], ...] = (CalculatorEnvironment, MazeEnvironment, PythonEnvironment)
+_BUILT_IN: tuple[type[Environment], ...] = (
+    CalculatorEnvironment,
+    MazeEnvironment,
+    PythonEnvironment,
+    RemoteEnvironment,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from services.reward.environment import of_workers
 from services.reward.printed import Printed
 from services.reward.verifiers.base import BatchVerifier, Item, Verdict, VerifierSettings
 from services.reward.verifiers.file.function import REFERENCE_KEY, load
 from services.reward.verifiers.values import one_line
 from shared.errors import InvalidInputError, NotFoundError
+from shared.process.variables import of_workers
 
 _MAX_BYTES = 1 << 20  # of a file
 _PRINTED_BYTES = 1 << 20

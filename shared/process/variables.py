@@ -1,4 +1,4 @@
-"""The environment of worker processes."""
+"""The environment variables of worker processes."""
 
 import os
 import sys
@@ -15,5 +15,5 @@ _ENVIRONMENT = (
 def of_workers(more: Iterable[str] = ()) -> dict[str, str]:
     """What a worker process sees: what programs and libraries need, and the variables of these names."""
     kept = {name: os.environ[name] for name in (*_ENVIRONMENT, *more) if name in os.environ}
-    # Verdicts must not depend on which process gives them; and it finds every verifier that we found.
+    # What it answers must not depend on which process does; and it finds every module that we found.
     return {**kept, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
