@@ -132,15 +132,17 @@ def scripted(answer: Answer, first: Callable[[], Awaitable[Any]] | None = None, 
 
 def player(
     policy: Any,
-    kind: type[Environment],
+    kind: type[Environment] | Mapping[str, Configured],
     tokenizer: PreTrainedTokenizerFast,
     parser: Parser | None = None,
     max_model_len: int = 256,
     **limits: Any,
 ) -> Player:
+    """Args: kind: the one environment, or all by name."""
+    made = {kind.name: Configured(kind.name, kind, kind.Settings())} if isinstance(kind, type) else kind
     return Player(
         policy,
-        {kind.name: Configured(kind.name, kind, kind.Settings())},
+        made,
         Rendering(tokenizer, ChatTemplate(tokenizer, Path("model"))),
         EpisodeLimits(**limits),
         max_model_len=max_model_len,
