@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from services.environments.failures import EpisodeFailedError, Reason
 from shared.errors import InvalidInputError
+from shared.user_module import raised
 
 T = TypeVar("T")
 
@@ -39,8 +40,7 @@ async def ask(environment: str, method: str, call: Callable[[], Awaitable[T]], s
     except (EpisodeFailedError, InvalidInputError):
         raise
     except Exception as error:  # whatever the environment raises
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        raise EpisodeFailedError(f"environment {environment}: {method} raised {what}") from error
+        raise EpisodeFailedError(f"environment {environment}: {method} raised {raised(error)}") from error
 
 
 async def _bounded(call: Callable[[], Awaitable[T]], seconds: float) -> T:

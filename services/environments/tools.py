@@ -23,6 +23,7 @@ from services.environments.base import (
 from services.environments.failures import EpisodeFailedError
 from shared.errors import InvalidInputError
 from shared.names import did_you_mean
+from shared.user_module import raised
 
 _LONGEST_FAULT = 500  # characters of what a wrong call or an exception says
 
@@ -97,11 +98,11 @@ class Tool:
         except TimeoutError as error:
             if deadline.expired():
                 return f"Error: {self.name} has not answered within {seconds:g} seconds"
-            return _short(f"Error: TimeoutError: {error}")
+            return f"Error: {raised(error)}"
         except EpisodeFailedError:
             raise
         except (Exception, SystemExit) as error:  # whatever the function raises
-            return _short(f"Error: {type(error).__name__}: {error}")
+            return f"Error: {raised(error)}"
 
 
 class ToolSettings(EnvironmentSettings):

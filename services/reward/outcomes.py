@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from services.reward.limits import memory_hint
 from services.reward.verifiers.base import Verdict, VerifierError
-from services.reward.verifiers.values import is_text, message, number, one_line, shown
 from shared.errors import InvalidInputError
+from shared.values import is_text, message, number, one_line, shown
 
 _MAX_ERROR_CHARACTERS = 2000
 _MAX_PARTS = 256

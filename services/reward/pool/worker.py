@@ -14,9 +14,9 @@ from services.reward.limits import ended
 from services.reward.pool.progress import Progress
 from services.reward.printed import Printed
 from services.reward.verifiers.base import Item, Verifier
-from services.reward.verifiers.values import one_line
 from shared import errors
 from shared.process.variables import of_workers
+from shared.values import one_line
 
 # One line holds a chunk; a chunk holds at most a gRPC message.
 _MAX_LINE_BYTES = 256 << 20

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from services.reward.verifiers import answers, values
+from services.reward.verifiers import answers
 from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierSettings
+from shared import values
 from shared.errors import InvalidInputError
 
 _MAX_GROWTH = 16  # characters that one composed character, in any case, is spelled with at most, and more

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from services.reward.verifiers import cpu
 from services.reward.verifiers.base import Item, Verdict, Verifier, VerifierSettings
-from services.reward.verifiers.values import shown
 from shared.errors import InvalidInputError
 from shared.names import nearest
+from shared.values import shown
 
 _RELATIONS = {"at least": operator.ge, "less than": operator.lt, "at most": operator.le, "more than": operator.gt}
 _YES_OR_NO = ("My answer is yes.", "My answer is no.", "My answer is maybe.")

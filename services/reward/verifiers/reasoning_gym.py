@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from services.reward.verifiers import answers, cpu
 from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierError
-from services.reward.verifiers.values import number, shown
 from shared import procedural
 from shared.errors import InvalidInputError, NotFoundError
+from shared.values import number, shown
 
 _MAX_CHARACTERS = 65_536  # of an answer
 _TUPLES = ("arc_agi", "rearc")  # compare the board of the entry with one of tuples

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from services.reward.verifiers import answers, cpu, values
+from services.reward.verifiers import answers, cpu
 from services.reward.verifiers.base import CORRECT, VALID, Item, Verdict, Verifier, VerifierSettings
+from shared import values
 from shared.errors import InvalidInputError
 
 _MAX_PATTERN_CHARACTERS = 10_000

@@ -5,9 +5,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from services.reward.verifiers import parts
 from services.reward.verifiers.base import CORRECT, AsyncVerifier, Item, Parts, Verdict
-from services.reward.verifiers.values import number, shown
 from shared.errors import InvalidInputError
 from shared.names import nearest
+from shared.values import number, shown
 
 _MAX_VERIFIERS = 16
 _KEYS = ("verifier", "weight", "reference", "name")

@@ -2,19 +2,16 @@
 
 import asyncio
 import inspect
-import sys
-import sysconfig
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from services.reward.limits import memory_hint
 from services.reward.verifiers.base import Item, Verdict, VerifierError
-from services.reward.verifiers.values import message, number, one_line, shown
 from shared.errors import InvalidInputError
 from shared.names import nearest
+from shared.user_module import load_module, place, raised
+from shared.values import number, shown
 
 REFERENCE_KEY = "answer"  # where a reference that is one value stands
 
@@ -26,7 +23,6 @@ _EXPECTED = (
     "its parameters are given by name: response, and if wanted reference, prompt and messages; or items alone, for a "
     "list of them"
 )
-_OURS = ("routershift", "services", "shared")  # imported already where the file is loaded
 _MAX_CHARACTERS = 500  # of what an exception says
 
 
@@ -107,8 +103,8 @@ class Function:
     def _fault(self, error: BaseException, about: str) -> Exception:
         if isinstance(error, InvalidInputError):  # it says that the reference is at fault
             return error
-        where = _place(error, self._file) or self._where
-        return VerifierError(f"{where}: {self.name} raises {_raised(error)}{about}")
+        where = place(error, self._file) or self._where
+        return VerifierError(f"{where}: {self.name} raises {raised(error, memory_hint)}{about}")
 
     def _arguments(self, item: Item) -> dict[str, Any]:
         plain = _plain(item)
@@ -163,18 +159,7 @@ def load(file: Path, source: str, name: str | None) -> Function:
     Raises:
         InvalidInputError: it does not run, or has no such function; names file, line and fix.
     """
-    module = ModuleType(_MODULE)
-    module.__file__ = str(file)
-    sys.modules[_MODULE] = module  # as dataclasses and pickle look it up
-    _find_beside(file)
-    try:
-        exec(compile(source, str(file), "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # the user's own
-    except SyntaxError as error:
-        where = f"{error.filename}:{error.lineno}" if error.filename else str(file)
-        raise InvalidInputError(f"{where}: {type(error).__name__}: {error.msg}") from None
-    except BaseException as error:
-        where = _place(error, file) or str(file)
-        raise InvalidInputError(f"{where}: loading it raises {_raised(error)}{_name_taken(error)}") from None
+    module = load_module(_MODULE, file, source, memory_hint)
     own = [
         key for key, value in vars(module).items()
         if inspect.isroutine(value) and getattr(value, "__module__", None) == _MODULE and not key.startswith("_")
@@ -194,24 +179,6 @@ def load(file: Path, source: str, name: str | None) -> Function:
     return Function(file, wanted, call)
 
 
-def _find_beside(file: Path) -> None:
-    """Makes the modules beside the file importable.
-
-    They stand behind the standard library: a file of the user's named random.py would otherwise be what every other
-    package gets that imports random.
-    """
-    library = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
-    library |= {str(Path(path) / "lib-dynload") for path in library}
-    behind = max((n for n, path in enumerate(sys.path) if path in library), default=-1)
-    sys.path.insert(behind + 1, str(file.resolve().parent))
-
-
-def _name_taken(error: BaseException) -> str:
-    """The fix where a folder beside the file has the name of a package of ours."""
-    top = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    return f"; {top} is a package of RouterShift here: rename the one beside the file" if top in _OURS else ""
-
-
 def _plain(item: Item) -> dict[str, Any]:
     """As the lines of a file for `routershift score`. A reference that is one value is that value, and {} is None."""
     reference: Any = dict(item.reference) or None
@@ -223,14 +190,3 @@ def _plain(item: Item) -> dict[str, Any]:
 
 def _reference_shown(item: Item) -> str:
     return f" (reference: {shown(_plain(item)['reference'])})"
-
-
-def _raised(error: BaseException) -> str:
-    said = message(error)
-    return one_line(f"{type(error).__name__}{said and f': {said}'}{memory_hint(error)}", _MAX_CHARACTERS)
-
-
-def _place(error: BaseException, file: Path) -> str:
-    """The last line of the file that an exception went through."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-    return f"{file}:{lines[-1]}" if lines else ""

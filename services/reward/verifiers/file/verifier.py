@@ -16,11 +16,11 @@ from pydantic import Field
 from services.reward.printed import Printed
 from services.reward.verifiers.base import BatchVerifier, Item, Verdict, VerifierSettings
 from services.reward.verifiers.file.function import REFERENCE_KEY, load
-from services.reward.verifiers.values import one_line
-from shared.errors import InvalidInputError, NotFoundError
+from shared.errors import InvalidInputError
 from shared.process.variables import of_workers
+from shared.user_module import read_source
+from shared.values import one_line
 
-_MAX_BYTES = 1 << 20  # of a file
 _PRINTED_BYTES = 1 << 20
 _MAX_SAID_CHARACTERS = 500
 
@@ -60,7 +60,9 @@ class FileVerifier(BatchVerifier):
         """Raises NotFoundError, InvalidInputError: there is no such file, or it is no text."""
         super().__init__(settings)
         if self.settings.source is None:
-            self.settings = self.settings.model_copy(update={"source": _text(self.settings.file)})
+            self.settings = self.settings.model_copy(
+                update={"source": read_source(self.settings.file, "a Python file with def score(...)")}
+            )
         self.batch_size = self.settings.batch_size
         self._name = self.settings.function or "score"
 
@@ -102,19 +104,6 @@ class FileVerifier(BatchVerifier):
     def verify_batch(self, items: Sequence[Item]) -> Sequence[Verdict | Exception]:
         read = [item.with_response(self.text(item)) for item in items]
         return self._function.judge(read, self.settings.threshold)
-
-
-def _text(file: Path) -> str:
-    try:
-        size = file.stat().st_size
-        text = file.read_text(encoding="utf-8-sig") if size <= _MAX_BYTES else ""
-    except OSError as error:
-        raise NotFoundError(f"file is {file}: {error.strerror}; expected a Python file with def score(...)") from None
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"file is {file}, which is no text in UTF-8: {error}") from None
-    if size > _MAX_BYTES:
-        raise InvalidInputError(f"file is {file}, of {size} bytes; expected a Python file of at most {_MAX_BYTES}")
-    return text
 
 
 def _answer(settings: FileSettings, printed: Printed) -> bytes:

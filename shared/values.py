@@ -1,4 +1,4 @@
-"""What verifiers of other people give: read as numbers, and shown in messages, whatever it is."""
+"""What the code of other people gives: read as numbers, and shown in messages, whatever it is."""
 
 import math
 import reprlib
