@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 from routershift.plugins import with_plugins
 from services.environments.base import Environment, EnvironmentSettings
 from services.environments.kinds.calculator import CalculatorEnvironment
+from services.environments.kinds.file.environment import FileEnvironment
 from services.environments.kinds.maze import MazeEnvironment
 from services.environments.kinds.python import PythonEnvironment
 from services.environments.kinds.remote import RemoteEnvironment
@@ -20,6 +21,7 @@ _BUILT_IN: tuple[type[Environment], ...] = (
     CalculatorEnvironment,
     MazeEnvironment,
     PythonEnvironment,
+    FileEnvironment,
     RemoteEnvironment,
 )
 
@@ -48,8 +50,8 @@ def kinds() -> dict[str, type[Environment]]:
 def make_environments(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Configured]:
     """The environments of the tables [environments.named.NAME], and of each kind that needs no settings, by name.
 
-    A table that has a kind's own name may leave `kind` out. A table replaces the environment of its name that has no
-    settings.
+    A table that has a kind's own name may leave `kind` out, and so may one that names a `file`. A table replaces the
+    environment of its name that has no settings.
 
     Raises:
         InvalidInputError: an unknown kind or setting (names the nearest), or a value out of range.
@@ -63,7 +65,7 @@ def make_environments(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Conf
     }
     for name, table in tables.items():
         where = f"environments.named.{name}"
-        kind = chosen(where, known, table.get("kind", name))
+        kind = chosen(where, known, table.get("kind", FileEnvironment.name if "file" in table else name))
         made[name] = Configured(name, kind, settings_of(where, kind.Settings, table))
         with errors_of(where):
             made[name].make()

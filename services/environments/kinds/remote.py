@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import grpc
 from pydantic import Field, model_validator
@@ -91,7 +91,7 @@ class RemoteEnvironment(Environment):
     name = "remote"
     version = "1"
     description = "an environment behind a gRPC address"
-    Settings = RemoteSettings
+    Settings: ClassVar[type[EnvironmentSettings]] = RemoteSettings
 
     def __init__(self, settings: EnvironmentSettings) -> None:
         """Asks the server what it is, the first time.
@@ -101,8 +101,7 @@ class RemoteEnvironment(Environment):
             NotFoundError: it has no environment of this name.
         """
         super().__init__(settings)
-        self._remote = self._at(settings)
-        about = described(self._remote)
+        about = self._described()
         self.version = about.version
         self.description = about.description
         self.rewards = about.rewards
@@ -113,11 +112,12 @@ class RemoteEnvironment(Environment):
         self._episode = ""
         self._turn = 0
 
-    def _at(self, settings: EnvironmentSettings) -> RemoteSettings:
-        """Where it runs now."""
-        if not isinstance(settings, RemoteSettings):
-            raise InvalidInputError(f"settings are {type(settings).__name__}; expected RemoteSettings")
-        return settings
+    def _described(self) -> env.Environment:
+        """What it is."""
+        if not isinstance(self.settings, RemoteSettings):
+            raise InvalidInputError(f"settings are {type(self.settings).__name__}; expected RemoteSettings")
+        self._remote = self.settings
+        return described(self._remote)
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:

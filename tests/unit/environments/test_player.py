@@ -215,6 +215,15 @@ async def raises(action: Action, turn: int) -> Step:
     raise KeyError("no such thing")
 
 
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+async def raises_unspeakably(action: Action, turn: int) -> Step:
+    raise UnspeakableError
+
+
 async def ends_the_process(action: Action, turn: int) -> Step:
     raise SystemExit(3)
 
@@ -237,6 +246,7 @@ def answering(answer: Any) -> Answer:
 MEGABYTES = "7" * 3_000_000
 FAULTS: list[tuple[Answer, str]] = [
     (raises, r"step raised KeyError: 'no such thing'"),
+    (raises_unspeakably, r"step raised UnspeakableError: \(its message cannot be shown\)"),
     (ends_the_process, r"step raised RuntimeError: SystemExit: an environment may not end its process"),
     (cancels_itself, r"step raised RuntimeError: CancelledError"),
     (refuses, r"step: it may not say that"),

@@ -1,0 +1,1 @@
+"""An environment of somebody's own, in a file."""
