@@ -15,7 +15,7 @@ from tests.support.containers import ROOT, compose_command
 from tests.support.dockerfile import stages
 
 COMPOSE = ROOT / "docker-compose.yml"
-OURS = {"reward", "learner", "generation", "learner-gpu", "generation-gpu", "curriculum"}
+OURS = {"reward", "environments", "learner", "generation", "learner-gpu", "generation-gpu", "curriculum"}
 
 
 def services() -> dict[str, dict[str, Any]]:
@@ -24,7 +24,7 @@ def services() -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "cpu,environments"])
 def test_compose_takes_the_file(profile: str, tmp_path: Path) -> None:
     command = compose_command()
     if command is None:

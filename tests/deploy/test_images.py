@@ -10,7 +10,7 @@ from shared.settings import SERVICES
 from tests.support.containers import REQUIREMENTS, ROOT
 from tests.support.dockerfile import stages
 
-TARGETS = {"reward", "curriculum", "learner", "generation-cpu", "generation", "learner-gpu"}
+TARGETS = {"reward", "curriculum", "environments", "learner", "generation-cpu", "generation", "learner-gpu"}
 LOCKS = ["core", "data", "reward", "torch", "vllm", "gpu"]
 
 

@@ -13,7 +13,7 @@ from redis import Redis, RedisError
 from deploy.k8s import rules
 from services.cli.local.redis import find_server
 from services.cli.recipe import Recipe
-from shared.streams.keys import Stream
+from shared.streams.keys import STAGES
 from tests.support.kubernetes import (
     K8S,
     NAME,
@@ -43,9 +43,11 @@ def test_services_are_headless_and_find_their_pods(stack: Stack) -> None:
         for port in service["spec"]["ports"]:
             assert port["port"] == found[0].ports[port["targetPort"]], name
     curriculum = stack.services_pods()["curriculum"].environment
-    for server in ("generation", "reward"):
+    for server in ("generation", "environments", "reward"):
         address = curriculum[f"ROUTERSHIFT_CURRICULUM__{server.upper()}_ADDRESS"]
         assert address == f"dns:///{server}:{PORTS[server][0]}"
+    environments = stack.services_pods()["environments"].environment
+    assert environments["ROUTERSHIFT_ENVIRONMENTS__GENERATION_ADDRESS"] == f"dns:///generation:{PORTS['generation'][0]}"
 
 
 def test_selectors_select_what_they_are_for(stack: Stack) -> None:
@@ -138,7 +140,7 @@ def test_with_tls_every_server_asks_for_certificates(stack: Stack, settings: dic
         assert redis.url.get_secret_value().startswith("rediss://redis:")
         assert (redis.authority, redis.certificate) == (access.authority, access.certificate)
         assert pods.ports["health"] == server_settings(settings, name).health_port
-        assert bool(access.token) == (name == "curriculum")
+        assert bool(access.token) == (name in ("curriculum", "environments"))
         assert bool(access.tokens) == (name != "curriculum")
     if certificates:
         (redis_pods,) = [pods for pods in stack.pods() if pods.name == "redis"]
@@ -177,9 +179,8 @@ def test_who_may_connect_to_whom(stack: Stack) -> None:
     }
     expected = {(service, "redis", "redis") for service in SERVICES}
     expected |= {("prometheus", service, "metrics") for service in SERVICES}
-    expected |= {("curriculum", server, "grpc") for server in ("generation", "reward")} | {
-        ("caller", "generation", "grpc")
-    }
+    expected |= {("curriculum", server, "grpc") for server in ("generation", "environments", "reward")}
+    expected |= {(client, "generation", "grpc") for client in ("caller", "environments")}
     if stack.of_kind("JobSet"):
         expected |= {("learner", "learner", name) for name in peers["learner"].ports}  # ranks, on any port
     if any(name.startswith("weights-transfer") for name in stack.of_kind("NetworkPolicy")):
@@ -230,7 +231,9 @@ def test_redis_has_room_for_the_streams_and_for_rewriting_its_log(stack: Stack, 
     assert "\ndir /data\n" in config
     assert "volumeClaimTemplate" in redis.mounts["/data"]
     room = int(answers["maxmemory"])
-    assert room >= (len(Stream) + 1) * settings["learner"].streams.max_bytes  # what the start of a run asks for
+    assert (
+        room >= (len(set(STAGES.values())) + 1) * settings["learner"].streams.max_bytes
+    )  # what the start of a run asks for
     assert quantity(redis.container["resources"]["limits"]["memory"]) >= 1.8 * room
 
 

@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY
 
 from deploy.grafana.write import DASHBOARDS, FOLDER
 from services.curriculum.settings import CurriculumSettings
+from services.environments.settings import EnvironmentsSettings
 from services.generation.settings import GenerationSettings
 from services.learner.settings import LearnerSettings
 from services.reward.settings import RewardSettings
@@ -26,6 +27,7 @@ from shared.table import Table
 
 SERVERS: dict[str, type[ServerSettings]] = {
     "curriculum": CurriculumSettings,
+    "environments": EnvironmentsSettings,
     "generation": GenerationSettings,
     "learner": LearnerSettings,
     "reward": RewardSettings,

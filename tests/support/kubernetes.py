@@ -23,9 +23,15 @@ from shared.settings import ServerSettings
 VERSION = "1.32"
 OVERLAYS = ("dev", "gpu", "multinode")
 OPTIONAL = ("broadcast", "keda", "monitoring", "tls")
-SERVICES = ("generation", "reward", "learner", "curriculum")
+SERVICES = ("generation", "environments", "reward", "learner", "curriculum")
 NAME = "app.kubernetes.io/name"
-PORTS = {"generation": (50051, 9101), "reward": (50052, 9102), "learner": (50053, 9103), "curriculum": (50054, 9104)}
+PORTS = {
+    "generation": (50051, 9101),
+    "reward": (50052, 9102),
+    "learner": (50053, 9103),
+    "curriculum": (50054, 9104),
+    "environments": (50055, 9105),
+}
 K8S = Path(__file__).parents[2] / "deploy" / "k8s"
 SCHEMAS = Path(__file__).parents[1] / "deploy" / "schemas"
 
