@@ -1,8 +1,11 @@
 """Clients that services have of each other: those of the library, and what only operators may ask."""
 
-from routershift.client.asynchronous import AsyncClient, AsyncGenerationClient, AsyncRewardClient
-from routershift.v1 import environment_pb2 as env
-from routershift.v1 import environment_pb2_grpc as env_grpc
+from routershift.client.asynchronous import (
+    AsyncClient,
+    AsyncEnvironmentClient,
+    AsyncGenerationClient,
+    AsyncRewardClient,
+)
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
@@ -39,41 +42,8 @@ class RewardClient(_ByTable, AsyncRewardClient):
     """Scores responses with a named verifier."""
 
 
-class EnvironmentClient(_ByTable, AsyncClient):
+class EnvironmentClient(_ByTable, AsyncEnvironmentClient):
     """Plays episodes with the policy that serves now, or step by step."""
-
-    def __init__(self, target: str, timeout: float = 60.0, access: AccessSettings | None = None) -> None:
-        super().__init__(target, timeout, access)
-        self._stub = env_grpc.EnvironmentServiceStub(self._channel)
-
-    async def play(self, prompt: pb.Prompt, return_router: bool = False) -> pb.TrajectoryGroup:
-        """A group of episodes, when all have ended; scored, unless the prompt names a verifier."""
-        response = await self._call(self._stub.Play, env.PlayRequest(prompt=prompt, return_router=return_router))
-        group: pb.TrajectoryGroup = response.group
-        return group
-
-    async def reset(self, request: env.ResetRequest) -> env.ResetResponse:
-        """Begins an episode. Raises NotFoundError, InvalidInputError: no such environment, or a task that is none."""
-        response: env.ResetResponse = await self._call(self._stub.Reset, request)
-        return response
-
-    async def step(self, request: env.StepRequest) -> env.StepResponse:
-        """What the environment answers. It may be asked for again: a turn is done once.
-
-        Raises:
-            NotFoundError: no such episode is open.
-        """
-        response: env.StepResponse = await self._call(self._stub.Step, request)
-        return response
-
-    async def close(self, episode_id: str) -> None:
-        """Ends an episode, also one that is not there."""
-        await self._call(self._stub.Close, env.CloseRequest(episode_id=episode_id))
-
-    async def environments(self) -> list[env.Environment]:
-        """What there is, with its tools."""
-        response = await self._call(self._stub.ListEnvironments, env.ListEnvironmentsRequest())
-        return list(response.environments)
 
 
 class LearnerClient(_ByTable, AsyncClient):

@@ -66,9 +66,9 @@ class EnvironmentsServicer(env_grpc.EnvironmentServiceServicer):
         return env.CloseResponse()
 
     async def Play(self, request: env.PlayRequest, context: object) -> env.PlayResponse:
+        find(self._environments, request.prompt.environment)
         if self._player is None:
             raise UnavailableError("generation does not serve yet; try again when it does")
-        find(self._environments, request.prompt.environment)
         if self._playing >= self._settings.max_plays:
             raise OverloadedError(
                 f"{self._playing} calls of Play are in progress; environments.max_plays = {self._settings.max_plays}"

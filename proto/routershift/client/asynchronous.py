@@ -12,6 +12,8 @@ from routershift.client.credentials import Access, Bearer, Shown
 from routershift.client.requests import Prompt, Response, Sampling, generate_request, score_request
 from routershift.client.status import raise_typed
 from routershift.trajectory import Completion
+from routershift.v1 import environment_pb2 as env
+from routershift.v1 import environment_pb2_grpc as env_grpc
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import reward_pb2 as rew
@@ -141,3 +143,56 @@ class AsyncRewardClient(AsyncClient):
         """Every verifier by its name, with the form of what it reads and gives."""
         answer = await self._call(self._stub.ListVerifiers, rew.ListVerifiersRequest())
         return list(answer.verifiers)
+
+
+class AsyncEnvironmentClient(AsyncClient):
+    """Plays episodes with the policy that serves now, or step by step with another."""
+
+    def __init__(self, target: str, timeout: float = 60.0, access: Shown | None = None) -> None:
+        super().__init__(target, timeout, access)
+        self._stub = env_grpc.EnvironmentServiceStub(self._channel)
+
+    async def play(self, prompt: pb.Prompt, return_router: bool = False) -> pb.TrajectoryGroup:
+        """A group of episodes, when all have ended. It is scored, unless the prompt names a verifier.
+
+        Args:
+            prompt: `environment`, `reference` (the task), `sampling`, and the prompt itself.
+            return_router: with the experts of each sampled token.
+
+        Raises:
+            NotFoundError, InvalidInputError: no such environment, or a prompt that cannot be played.
+            UnavailableError, OverloadedError, DeadlineError: it cannot be played now, or an environment failed.
+        """
+        response = await self._call(self._stub.Play, env.PlayRequest(prompt=prompt, return_router=return_router))
+        group: pb.TrajectoryGroup = response.group
+        return group
+
+    async def reset(self, request: env.ResetRequest) -> env.ResetResponse:
+        """Begins an episode.
+
+        Raises:
+            NotFoundError, InvalidInputError: no such environment, or a task that is none.
+            OverloadedError: too many are open.
+        """
+        response: env.ResetResponse = await self._call(self._stub.Reset, request)
+        return response
+
+    async def step(self, request: env.StepRequest) -> env.StepResponse:
+        """What the environment answers. It may be asked for again: a turn is done once.
+
+        Raises:
+            NotFoundError: no such episode is open.
+            PreconditionError: another turn is due, or none.
+            UnavailableError, DeadlineError: the environment failed, which ends the episode.
+        """
+        response: env.StepResponse = await self._call(self._stub.Step, request)
+        return response
+
+    async def close(self, episode_id: str) -> None:
+        """Ends an episode, also one that is not there."""
+        await self._call(self._stub.Close, env.CloseRequest(episode_id=episode_id))
+
+    async def environments(self) -> list[env.Environment]:
+        """What there is, with its tools."""
+        response = await self._call(self._stub.ListEnvironments, env.ListEnvironmentsRequest())
+        return list(response.environments)

@@ -12,6 +12,8 @@ from routershift.client.credentials import Access, Bearer, Shown
 from routershift.client.requests import Prompt, Response, Sampling, generate_request, score_request
 from routershift.client.status import raise_typed
 from routershift.trajectory import Completion
+from routershift.v1 import environment_pb2 as env
+from routershift.v1 import environment_pb2_grpc as env_grpc
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import reward_pb2 as rew
@@ -103,3 +105,36 @@ class RewardClient(Client):
         """Every verifier by its name, with the form of what it reads and gives."""
         answer = self._call(self._stub.ListVerifiers, rew.ListVerifiersRequest())
         return list(answer.verifiers)
+
+
+class EnvironmentClient(Client):
+    """Plays episodes with the policy that serves now, or step by step with another."""
+
+    def __init__(self, target: str, timeout: float = 60.0, access: Shown | None = None) -> None:
+        super().__init__(target, timeout, access)
+        self._stub = env_grpc.EnvironmentServiceStub(self._channel)
+
+    def play(self, prompt: pb.Prompt, return_router: bool = False) -> pb.TrajectoryGroup:
+        """A group of episodes, when all have ended; see `AsyncEnvironmentClient.play`."""
+        response = self._call(self._stub.Play, env.PlayRequest(prompt=prompt, return_router=return_router))
+        group: pb.TrajectoryGroup = response.group
+        return group
+
+    def reset(self, request: env.ResetRequest) -> env.ResetResponse:
+        """Begins an episode; see `AsyncEnvironmentClient.reset`."""
+        response: env.ResetResponse = self._call(self._stub.Reset, request)
+        return response
+
+    def step(self, request: env.StepRequest) -> env.StepResponse:
+        """What the environment answers; see `AsyncEnvironmentClient.step`."""
+        response: env.StepResponse = self._call(self._stub.Step, request)
+        return response
+
+    def close(self, episode_id: str) -> None:
+        """Ends an episode, also one that is not there."""
+        self._call(self._stub.Close, env.CloseRequest(episode_id=episode_id))
+
+    def environments(self) -> list[env.Environment]:
+        """What there is, with its tools."""
+        response = self._call(self._stub.ListEnvironments, env.ListEnvironmentsRequest())
+        return list(response.environments)

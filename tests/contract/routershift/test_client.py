@@ -8,23 +8,28 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from routershift import errors
+from routershift import errors, wire
 from routershift.client import (
     Access,
+    AsyncEnvironmentClient,
     AsyncGenerationClient,
     AsyncRewardClient,
     Completion,
+    EnvironmentClient,
     GenerationClient,
     Message,
     RewardClient,
 )
+from routershift.v1 import environment_pb2 as env
 from routershift.v1 import trajectory_pb2 as pb
+from services.environments.registry import make_environments
 from services.reward.service import RewardService
 from services.reward.settings import Settings as RewardTables
 from shared.settings import AccessSettings, RunSettings
 from shared.streams.run import Run
 from tests.support.access import SAMPLER, SCORER, locked, serving
 from tests.support.certificates import Authority
+from tests.support.environment_server import environment_server
 from tests.support.generation import PROMPT, generation_server, serve
 
 ResultT = TypeVar("ResultT")
@@ -211,3 +216,31 @@ def test_the_environment_has_the_names_of_the_table_access() -> None:
     assert found.server_name == "rollouts"
     assert set(Access.__dataclass_fields__) <= set(AccessSettings.model_fields)
     assert Access.from_environment({}) == Access()
+
+
+async def test_environments() -> None:
+    task = wire.encode_struct({"size": 1})
+
+    def blocked(address: str) -> tuple[list[str], env.StepResponse, env.StepResponse]:
+        with EnvironmentClient(address) as client:
+            names = [environment.name for environment in client.environments()]
+            episode = client.reset(env.ResetRequest(environment="calculator", seed=1)).episode_id
+            step = env.StepRequest(episode_id=episode, text="3*7+5?")
+            once, again = client.step(step), client.step(step)
+            client.close(episode)
+            with pytest.raises(errors.NotFoundError, match="no such episode is open"):
+                client.step(step)
+            return names, once, again
+
+    async with environment_server(make_environments({})) as (port, _):
+        address = f"127.0.0.1:{port}"
+        names, once, again = await asyncio.to_thread(blocked, address)
+        async with AsyncEnvironmentClient(address, 5) as client:
+            assert [environment.name for environment in await client.environments()] == names
+            with pytest.raises(errors.InvalidInputError) as refused:
+                await client.reset(env.ResetRequest(environment="maze", task=task))
+            with pytest.raises(errors.NotFoundError, match="did you mean 'calculator'"):
+                await client.play(pb.Prompt(environment="calculater"))
+    assert once == again
+    assert once.observation.text == "26;"
+    assert refused.value.status == "INVALID_ARGUMENT"
