@@ -1,33 +1,54 @@
-"""Whether the verifiers of a recipe can read the references of its data, by the JSON Schemas that they publish."""
+"""Whether verifiers and environments can use the references of a recipe's data, by the JSON Schemas they publish."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from services.cli.recipe import Recipe
 from services.curriculum.data.usable import Judge
+from services.environments.registry import Configured, find, make_environments
 from services.reward.verifiers.registry import make_verifiers, unknown_in_words
-from shared.errors import NotFoundError
+from shared.errors import InvalidInputError, NotFoundError
 
 
 def make_judge(recipe: Recipe) -> Judge:
-    """A function that says why a verifier, by its name, cannot read a reference; None where it can.
+    """A function that says why a reference cannot be used, by verifiers and environments of the recipe.
 
-    It raises NotFoundError where no verifier has that name.
-    Without the package jsonschema, which the reward service brings, only the names of verifiers are checked.
+    Without the package jsonschema, which the reward service brings, only their names are checked.
     """
     verifiers = make_verifiers(recipe.reward.verifiers)
-    checks: dict[str, Any] = {}
+    environments = make_environments(recipe.environments.named)
+    checks: dict[tuple[str, str], Any] = {}
 
-    def judge(name: str, reference: Mapping[str, Any]) -> str | None:
-        if name not in verifiers:
-            raise NotFoundError(unknown_in_words(name, verifiers))
-        if name not in checks:
-            checks[name] = _validator(verifiers[name].reference_schema)
-        if checks[name] is None or checks[name].is_valid(reference):
-            return None
-        return _in_words(checks[name], reference)
+    def fault(kind: str, name: str, schema: Mapping[str, Any], reference: Mapping[str, Any]) -> str | None:
+        if (kind, name) not in checks:
+            checks[kind, name] = _validator(schema)
+        check = checks[kind, name]
+        return None if check is None or check.is_valid(reference) else _in_words(check, reference)
+
+    def judge(verifier: str, reference: Mapping[str, Any], environment: str = "", /) -> str | None:
+        if environment:
+            check_environment(environment, verifier, environments)
+        if verifier and verifier not in verifiers:
+            raise NotFoundError(unknown_in_words(verifier, verifiers))
+        found = fault("verifier", verifier, verifiers[verifier].reference_schema, reference) if verifier else None
+        if found is None and environment:
+            found = fault("environment", environment, environments[environment].kind.task_schema, reference)
+        return found
 
     return judge
+
+
+def check_environment(name: str, verifier: str, known: Mapping[str, Configured]) -> None:
+    """Whether episodes of this environment can be played and judged.
+
+    Raises:
+        NotFoundError: there is none of that name.
+        InvalidInputError: it does not reward, and no verifier is named.
+    """
+    if not find(known, name).kind.rewards and not verifier:
+        raise InvalidInputError(
+            f"environment {name} rewards no episodes, and no verifier is named; set it, as verifier = 'math'"
+        )
 
 
 def _in_words(validator: Any, reference: Mapping[str, Any]) -> str:

@@ -9,13 +9,14 @@ from routershift.routing.families import family_of, no_routers_in_words, why_ref
 from routershift.trajectory import RouterExport
 from services.cli import ports, sizes
 from services.cli.dry_run import memory
-from services.cli.judging import make_judge
+from services.cli.judging import check_environment, make_judge
 from services.cli.local.redis import MAX_MEMORY_BYTES
 from services.cli.machine import MACHINE_CHECKS
 from services.cli.recipe import Recipe
 from services.curriculum.data.files import find_files
 from services.curriculum.data.settings import SourceSettings
 from services.curriculum.data.usable import Room, check_responses
+from services.environments.registry import make_environments
 from services.generation.engines.torch import limits as torch
 from services.generation.engines.vllm import limits as vllm
 from services.reward.verifiers.registry import AnyVerifier
@@ -142,6 +143,11 @@ def _task(recipe: Recipe) -> str:
     if name not in known:
         raise NotFoundError(f"run.task is {name!r}; known: {', '.join(known)}")
     task = known[name]
+    if task.environment:
+        try:
+            check_environment(task.environment, task.verifier, make_environments(recipe.environments.named))
+        except RouterShiftError as error:
+            raise type(error)(f"run.task is {name!r}: {error}") from None
     if task.verifier and task.verifier not in verifiers:
         raise NotFoundError(f"run.task is {name!r}: {unknown_in_words(task.verifier, verifiers)}")
     TaskProblems(make_task(name, recipe.run.seed), recipe).held_out()
@@ -165,8 +171,15 @@ def _sources(recipe: Recipe, verifiers: Mapping[str, AnyVerifier]) -> str:
     """What can be told without reading rows: files are there, verifiers are known, and get the references they need."""
     from services.reward.verifiers.registry import unknown_in_words
 
+    environments = make_environments(recipe.environments.named)
     for where, source in _tables(recipe):
         _files(where, source)
+        if source.environment is not None:
+            judged = source.verifier or ("of its row" if "verifier" in source.columns else "")
+            try:
+                check_environment(source.environment, judged, environments)
+            except RouterShiftError as error:
+                raise type(error)(f"{where}: {error}") from None
         if source.verifier is None:  # rows name theirs
             continue
         if source.verifier not in verifiers:

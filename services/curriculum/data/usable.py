@@ -1,9 +1,9 @@
 """Reads one source: the rows that can be used as they are, and a report on the others."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,9 +16,19 @@ from services.curriculum.settings import Settings
 from shared.errors import InvalidInputError, NotFoundError
 from shared.sources import PROCEDURAL
 
-# Says why a verifier, by its name, cannot read a reference; None where it can. Raises NotFoundError for a name that no
-# verifier has.
-Judge = Callable[[str, Mapping[str, Any]], str | None]
+
+class Judge(Protocol):
+    """Says why a reference cannot be used; None where it can."""
+
+    def __call__(self, verifier: str, reference: Mapping[str, Any], environment: str = "", /) -> str | None:
+        """Whether the verifier can read it and an episode of the environment can begin from it, as far as named.
+
+        Raises:
+            NotFoundError: there is no verifier, or no environment, of that name.
+            InvalidInputError: no verifier is named, and the environment does not reward.
+        """
+        ...
+
 
 _TYPES = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table"}
 
@@ -85,10 +95,10 @@ class SourceReader:
         return items
 
     def _misread(self, item: Item, source: SourceSettings) -> BadRow | None:
-        if self._judge is None or not item.verifier:
+        if self._judge is None:
             return None
         try:
-            reason = self._judge(item.verifier, item.reference)
+            reason = self._judge(item.verifier, item.reference, *([item.environment] if item.environment else []))
         except NotFoundError as error:
             if "verifier" not in source.columns:
                 raise
@@ -96,7 +106,8 @@ class SourceReader:
             return BadRow(item.row.file, item.row.number, "verifier", in_words(item.verifier), reason)
         if reason is None:
             return None
-        kind = f"verifier {item.verifier} cannot read it"
+        judges = f"verifier {item.verifier}" if item.verifier else f"environment {item.environment}"
+        kind = f"{judges} cannot read it"
         value = in_words(dict(item.reference))
         return BadRow(item.row.file, item.row.number, "reference", value, f"{kind}: {reason}", kind)
 

@@ -106,6 +106,11 @@ ROWS = ["data.train.0.source=rows.csv", "data.train.0.columns.prompt=q", "data.t
         (["data.train.0.columns.answer=a"], ""),
         (["data.train.0.columns.reference=a"], ""),
         (["data.train.0.verifier=format"], ""),
+        (["data.train.0.verifier=format", "data.train.0.environment=calculator"], ""),
+        (
+            ["data.train.0.verifier=format", "data.train.0.environment=calc"],
+            "data.train.0: environment is 'calc'; known",
+        ),
     ],
 )
 def test_what_data_lack_is_told_before_a_row_is_read(
@@ -120,6 +125,17 @@ def test_what_data_lack_is_told_before_a_row_is_read(
     with pytest.raises(RouterShiftError) as refused:
         CHECKS["task"](recipe)
     assert said in str(refused.value)
+
+
+def test_an_environment_that_rewards_needs_no_verifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").touch()
+    tables = [*FREE, "generation.engine=torch", f"run.model={model(tmp_path)}", *ROWS[:2]]
+    maze = load(Recipe, None, {}, [*tables, "data.train.0.environment=maze"])
+    assert CHECKS["task"](maze) == "rows, played in environment maze, rewarded there"
+    calculator = load(Recipe, None, {}, [*tables, "data.train.0.environment=calculator"])
+    with pytest.raises(RouterShiftError, match=r"data\.train\.0: environment calculator rewards no episodes"):
+        CHECKS["task"](calculator)
 
 
 def test_scaled_positions_are_left_to_the_engine(tmp_path: Path) -> None:

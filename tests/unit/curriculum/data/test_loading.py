@@ -259,7 +259,7 @@ def test_filters_and_lengths_leave_rows_out_without_calling_them_bad(model: Path
 def test_a_check_says_what_a_start_would_do(model: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [*sums(40), {"question": "q"}])
 
-    def judge(verifier: str, reference: Any) -> str | None:
+    def judge(verifier: str, reference: Any, environment: str = "") -> str | None:
         return "no threes" if reference["answer"] == "6" else None
 
     report = check(settings(model, [source(path)], max_bad_share=0.5), model, judge)
