@@ -13,6 +13,7 @@ from shared.streams.progress import MOST_ACCURACIES
 from shared.table import Table
 
 Schedule = Literal["constant", "linear", "cosine"]
+AttnImplementation = Literal["auto", "segments", "flash_attention_2", "flash_attention_3", "masked"]
 
 
 class RouterShiftSettings(Table):
@@ -197,6 +198,12 @@ class LearnerSettings(ServerSettings):
         ge=1,
         description="bytes of the float32 logits that a forward pass has at a time; more response tokens are done in "
         "chunks, whose logits the backward pass computes again",
+    )
+    attn_implementation: AttnImplementation = Field(
+        "auto",
+        description="how sequences of a pass attend to themselves alone: segments (a call for each length), "
+        "flash_attention_2 or flash_attention_3 (on a GPU, in bfloat16), or masked (rows of one width, with a mask of "
+        "all pairs of tokens); auto: masked if a model needs it, else flash attention if it can be had, else segments",
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     precision: Literal["float32", "bfloat16"] = Field(

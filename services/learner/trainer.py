@@ -91,7 +91,9 @@ class Trainer:
         self._flops_per_token = self._policy.flops_per_token
         self._optimizer = make_optimizer(self._parameters.values(), settings.optimizer)
         self._loss = Loss(settings)
-        self._planner = Planner(settings, rollout.max_tokens, self._ranks.size, self._uses_traces)
+        self._planner = Planner(
+            settings, rollout.max_tokens, self._ranks.size, self._uses_traces, self._policy.attention.is_flat
+        )
         self._limits = Limits(
             vocabulary=self._policy.model.config.get_text_config().vocab_size,
             max_tokens=self._policy.model.config.get_text_config().max_position_embeddings,

@@ -1,6 +1,7 @@
 """From groups of scored rollouts to micro-batches: which responses are learnt from together, and how they pack."""
 
 import bisect
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,34 @@ def micro_batches(samples: Sequence[Weighted], max_tokens: int, ranks: int = 1) 
     shares = np.array_split(np.arange(len(rows)), min(passes, len(rows)))
     made = [MicroBatch(tuple(rows[i] for i in share)) for share in shares]
     return made + [MicroBatch((rows[0],), filler=True)] * (passes - len(made))
+
+
+def flat_micro_batches(samples: Sequence[Weighted], max_tokens: int, ranks: int = 1) -> list[MicroBatch]:
+    """Deals samples out to passes of one row each, of about as many tokens and at most `max_tokens`.
+
+    A single sample may exceed `max_tokens`. The number of passes is a multiple of `ranks`: pass i belongs to rank
+    i % ranks. The longest sample of a row comes first, so that those of one length stand together.
+    """
+    ordered = sorted(samples, key=lambda weighted: -weighted.sample.input_tokens)
+    total = sum(weighted.sample.input_tokens for weighted in ordered)
+    passes = -(-min(-(-total // max_tokens), len(ordered)) // ranks) * ranks
+    dealt = _deal(ordered, passes)
+    while any(tokens > max_tokens and len(row) > 1 for tokens, row in dealt):
+        passes += ranks
+        dealt = _deal(ordered, passes)
+    made = [MicroBatch((tuple(row),)) for _, row in dealt if row]
+    return made + [MicroBatch(((ordered[-1],),), filler=True)] * (passes - len(made))
+
+
+def _deal(ordered: Sequence[Weighted], count: int) -> list[tuple[int, list[Weighted]]]:
+    """Each sample to the row that has the fewest tokens so far; gives the tokens of each row and its samples."""
+    rows: list[list[Weighted]] = [[] for _ in range(count)]
+    filled = [(0, i) for i in range(count)]  # (tokens, row), a heap
+    for weighted in ordered:
+        tokens, row = filled[0]
+        heapq.heapreplace(filled, (tokens + weighted.sample.input_tokens, row))
+        rows[row].append(weighted)
+    return [(tokens, rows[row]) for tokens, row in sorted(filled, key=lambda entry: entry[1])]
 
 
 def pack(samples: Sequence[Weighted]) -> list[Row]:

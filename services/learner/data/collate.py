@@ -26,8 +26,8 @@ from services.learner.data.batch import MicroBatch
 class Batch:
     """One forward pass. Sequences stand one after the other in a row, then padding that goes on counting positions.
 
-    Position ids start at 0 again with each sequence. transformers reads the borders from that and lets no token see
-    another sequence. Padding stands after the last sequence of its row, so causal attention hides it.
+    Position ids start at 0 again with each sequence: from that come the borders that no token sees across. Padding
+    stands after the last sequence of its row, so causal attention hides it. A single row has none.
     """
 
     input_ids: Tensor  # [N, W] int64
@@ -85,7 +85,8 @@ def collate(micro_batch: MicroBatch, with_routes: bool, step: int, keeps: bool =
             end = begin + sample.input_tokens
             ids = np.concatenate((sample.prompt_ids, sample.trajectory.token_ids))
             inputs[n, begin:end] = ids[: sample.input_tokens]
-            positions[n, begin:] = np.arange(width - begin)
+            stop = width if weighted is row[-1] else end
+            positions[n, begin:stop] = np.arange(stop - begin)
             predicted_at.append(n * width + begin + sample.prompt_ids.size - 1 + sample.trajectory.sampled_at)
             begin = end
     lengths = np.array([length for weighted in micro_batch.samples for length in weighted.lengths])

@@ -14,7 +14,14 @@ from routershift.algorithms.advantages import (
     turn_rewards,
 )
 from routershift.algorithms.aggregation import Totals
-from services.learner.data.batch import Group, Weighted, micro_batches, minibatches
+from services.learner.data.batch import (
+    Group,
+    MicroBatch,
+    Weighted,
+    flat_micro_batches,
+    micro_batches,
+    minibatches,
+)
 from services.learner.data.collate import Update, collate
 from services.learner.settings import LearnerSettings
 
@@ -22,12 +29,20 @@ from services.learner.settings import LearnerSettings
 class Planner:
     """Decides what is computed, without computing it. Everything random is drawn from (seed, step)."""
 
-    def __init__(self, settings: LearnerSettings, max_tokens: int, ranks: int, with_routes: bool) -> None:
-        """Args: max_tokens: of the longest response. with_routes: whether updates need what the routers did."""
+    def __init__(
+        self, settings: LearnerSettings, max_tokens: int, ranks: int, with_routes: bool, is_flat: bool
+    ) -> None:
+        """
+        Args:
+            max_tokens: of the longest response.
+            with_routes: whether updates need what the routers did.
+            is_flat: whether the model reads a pass as one row.
+        """
         self._settings = settings
         self._max_tokens = max_tokens
         self._ranks = ranks
         self._with_routes = with_routes
+        self._is_flat = is_flat
 
     def drop_reason(self, group: Group) -> str | None:
         """Why a group has nothing to teach; None where it has."""
@@ -63,11 +78,15 @@ class Planner:
             totals = Totals(responses, tokens, self._max_tokens)
             passes = [
                 collate(micro_batch, self._with_routes, step, keeps=i < first_pass)
-                for micro_batch in micro_batches(minibatch, settings.micro_batch_tokens, self._ranks)
+                for micro_batch in self._micro_batches(minibatch)
             ]
             for rank, share in enumerate(shares):
                 share.append(Update(totals, tuple(passes[rank :: self._ranks])))
         return shares
+
+    def _micro_batches(self, minibatch: Sequence[Weighted]) -> list[MicroBatch]:
+        divide = flat_micro_batches if self._is_flat else micro_batches
+        return divide(minibatch, self._settings.micro_batch_tokens, self._ranks)
 
     def _weighted(self, group: Group) -> list[Weighted]:
         return [

@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from services.learner.distributed.ranks import Ranks
+from services.learner.model.attention import Attention
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +41,14 @@ class Head:
     They leave the model as its output, since FSDP2 brings the weights back when a gradient comes to an output.
     """
 
-    def __init__(self, model: PreTrainedModel, ranks: Ranks, chunk_bytes: int) -> None:
+    def __init__(self, model: PreTrainedModel, attention: Attention, ranks: Ranks, chunk_bytes: int) -> None:
         """Comes before the model is sharded. Collective: rank 0 finds out for all what the model does with its logits.
 
         Args:
             chunk_bytes: of the float32 logits of a chunk, which has at least one token.
         """
         self._model = model
+        self._attention = attention
         self._module: Any = model.get_output_embeddings()
         self._chunk_tokens = max(1, chunk_bytes // (4 * self._module.weight.shape[0]))
         self._wanted: Wanted | None = None
@@ -67,7 +69,7 @@ class Head:
         """log pi of the targets, and the entropy of their distributions in nats; both [R] float32."""
         self._wanted = wanted
         try:
-            output = self._model(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+            output = self._model(**self._attention.inputs(input_ids, position_ids))
         finally:
             self._wanted, self._found = None, None
         if self._is_chunked:

@@ -4,6 +4,7 @@ transformers reads the borders of packed sequences from position ids that start 
 it to. A sequence that sees its neighbours trains in silence on something that nobody sampled.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from routershift.routing.families import Packing, family_of, why_refused
+from services.learner.model.attention import Attention
 from shared.errors import PreconditionError
 
 _FIRST, _OTHER, _SECOND = [1, 2, 3], [3, 1, 1], [2, 1, 3, 2]
+_LAYOUTS = (["ns"], ["ns", "sn"])  # of one row, and of several
 # Of the spread of the logits. The passes have the same shapes, so that even bfloat16 rounds them alike.
 _TOLERANCE = 0.01
 
@@ -27,20 +30,33 @@ def isolate(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def check_isolation(model: PreTrainedModel) -> None:
-    """Raises PreconditionError where a sequence depends on another one in its row."""
-    positions = torch.tensor([[*range(len(_FIRST)), *range(len(_SECOND))]], device=model.device)
-    seen = []
-    for neighbour in (_FIRST, _OTHER):
-        row = torch.tensor([neighbour + _SECOND], device=model.device)
-        logits: Tensor = model(input_ids=row, position_ids=positions, use_cache=False).logits
-        seen.append(logits[0, len(_FIRST) :].float())
-    if not (seen[0] - seen[1]).abs().max() < _TOLERANCE * seen[0].std():
+def check_isolation(model: PreTrainedModel, attention: Attention) -> None:
+    """Raises PreconditionError where a sequence depends on another one of a forward pass, in its row or in another."""
+    for layout in _LAYOUTS:
+        seen = [_second(model, attention, layout, neighbour) for neighbour in (_FIRST, _OTHER)]
+        if (seen[0] - seen[1]).abs().max() < _TOLERANCE * seen[0].std():
+            continue
         kind = model.config.model_type
-        why = why_refused(kind) or "transformers does not make it the mask for packed sequences"
-        raise PreconditionError(
-            f"model_type {kind!r} lets sequences in one row see each other: {why}; choose another model"
-        )
+        why, fix = why_refused(kind), "choose another model"
+        if not why and attention.is_flat:
+            why, fix = "its attention does not get their borders", 'set learner.attn_implementation = "masked"'
+        why = why or "transformers does not make it the mask for packed sequences"
+        raise PreconditionError(f"model_type {kind!r} lets packed sequences see each other: {why}; {fix}")
+
+
+def _second(model: PreTrainedModel, attention: Attention, layout: Sequence[str], neighbour: list[int]) -> Tensor:
+    """The logits of `_SECOND`, [S, V] float32, wherever it stands in rows that `neighbour` fills up.
+
+    Args:
+        layout: of each row, "n" for the neighbour and "s" for the second.
+    """
+    rows = [[_SECOND if part == "s" else neighbour for part in row] for row in layout]
+    ids, positions, is_second = (
+        torch.tensor([[x for part in row for x in entry(part)] for row in rows], device=model.device)
+        for entry in (list, lambda part: range(len(part)), lambda part: [part is _SECOND] * len(part))
+    )
+    logits: Tensor = model(**attention.inputs(ids, positions)).logits
+    return logits.flatten(0, 1)[is_second.flatten()].float()
 
 
 def _own_mask(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -12,6 +12,7 @@ from services.learner.data.collate import Batch
 from services.learner.distributed import fsdp
 from services.learner.distributed.ranks import Ranks
 from services.learner.model import isolation, lora
+from services.learner.model.attention import Attention, choose
 from services.learner.model.head import Head, Wanted
 from services.learner.settings import LearnerSettings
 from shared.models.loading import LOADING
@@ -31,7 +32,7 @@ class Policy:
         transformers_logging.disable_progress_bar()
         self._temperature = rollout.temperature
         self._ranks = ranks
-        self.model, self._export_dtype = load(run.require_model(), ranks.rank > 0)
+        self.model, self.attention, self._export_dtype = load(run.require_model(), settings, ranks.rank > 0)
         self.layout = layout_of(self.model)
         self.model.train()
         if settings.activation_checkpointing:
@@ -39,7 +40,7 @@ class Policy:
         self._lora, self._uses_lora, self._base = settings.lora, settings.lora.rank > 0, str(run.model)
         if self._uses_lora:
             lora.add_lora(self.model, settings.lora, run.seed)
-        self._head = Head(self.model, ranks, settings.head_chunk_bytes)
+        self._head = Head(self.model, self.attention, ranks, settings.head_chunk_bytes)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -64,8 +65,15 @@ class Policy:
         return flops
 
     def place(self, settings: LearnerSettings) -> None:
-        """Moves the model to its device, sharded where it must be. Hooks on its modules come before."""
+        """Moves the model to its device, sharded where it must be. Hooks on its modules come before.
+
+        Raises:
+            PreconditionError: packed sequences see each other with the flash attention of this machine.
+        """
         fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision))
+        if self.attention.is_flash:
+            self.attention.set_flash_on(self.model)
+            isolation.check_isolation(self.model, self.attention)
 
     def logprobs(self, batch: Batch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """log pi_theta of the response tokens, [B, T] float32, and the entropy of their distributions, [B, T] nats.
@@ -121,11 +129,15 @@ class Reference:
             return self._policy.logprobs(batch)[0]
 
 
-def load(folder: Path, is_empty: bool = False) -> tuple[PreTrainedModel, torch.dtype]:
-    """The model in float32, and the dtype that its folder has. An empty one is on the meta device.
+def load(
+    folder: Path, settings: LearnerSettings, is_empty: bool = False
+) -> tuple[PreTrainedModel, Attention, torch.dtype]:
+    """The model in float32 on the CPU, its attention, and the dtype that its folder has. An empty one is on the meta
+    device.
 
     Raises:
-        PreconditionError: packed sequences would see each other, or the weights are quantised.
+        PreconditionError: packed sequences would see each other, what `learner.attn_implementation` asks for cannot
+            be had, or the weights are quantised.
         NotFoundError, CorruptDataError, InvalidInputError: of `model_tensors`.
     """
     require_float(folder)
@@ -141,7 +153,9 @@ def load(folder: Path, is_empty: bool = False) -> tuple[PreTrainedModel, torch.d
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+    attention = choose(model, settings)
+    attention.set_on(model)
     isolation.isolate(model)
     if not is_empty:
-        isolation.check_isolation(model)
-    return model, dtype
+        isolation.check_isolation(model, attention)
+    return model, attention, dtype

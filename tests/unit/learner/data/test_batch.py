@@ -9,7 +9,7 @@ import torch
 
 from routershift.algorithms.aggregation import Totals
 from routershift.trajectory import Completion, FinishReason, Role, Segment, Trajectory, VersionSpan
-from services.learner.data.batch import MicroBatch, Sample, Weighted, micro_batches, pack
+from services.learner.data.batch import MicroBatch, Sample, Weighted, flat_micro_batches, micro_batches, pack
 from services.learner.data.collate import Batch, Update, collate, decode, encode
 from tests.support.models import save_model
 from tests.support.rollouts import load, random_groups
@@ -104,6 +104,45 @@ def test_micro_batches_hold_every_sample_once_within_the_limit(limit: int, ranks
         assert len(batch.rows) * width <= limit or len(batch.rows) == 1
     if limit == 10_000:
         assert len(batches) == ranks
+
+
+@pytest.mark.parametrize("limit", [1, 20, 64, 10_000])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_flat_micro_batches_have_one_row_of_about_as_many_tokens(limit: int, ranks: int) -> None:
+    rng = np.random.default_rng(0)
+    samples = weighted(*((int(rng.integers(1, 9)), int(rng.integers(1, 20))) for _ in range(50)))
+    batches = flat_micro_batches(samples, limit, ranks)
+    real = [batch for batch in batches if not batch.filler]
+    assert sorted(w.advantages for batch in real for w in batch.samples) == [w.advantages for w in samples]
+    assert len(batches) % ranks == 0
+    assert len(batches) - len(real) < ranks
+    sizes = []
+    for batch in batches:
+        (row,) = batch.rows
+        lengths = [w.sample.input_tokens for w in row]
+        assert lengths == sorted(lengths, reverse=True)
+        assert sum(lengths) <= limit or len(row) == 1
+        sizes.append(sum(lengths))
+    longest = max(w.sample.input_tokens for w in samples)
+    if limit > longest:
+        assert max(sizes) - min(sizes) <= longest
+        assert len(batches) <= 2 * -(-sum(sizes) // limit) + ranks
+    if limit == 10_000:
+        assert len(batches) == ranks
+
+
+def test_a_flat_row_has_no_padding() -> None:
+    samples = weighted((2, 3), (4, 2), (2, 3))
+    (micro_batch,) = flat_micro_batches(samples, 100)
+    batch = collate(micro_batch, with_routes=False, step=0)
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3]]
+    assert batch.input_ids.numel() == sum(w.sample.input_tokens for w in samples)
+
+
+def test_a_flat_filler_is_the_shortest_sample() -> None:
+    real, other, filler = flat_micro_batches(weighted((3, 4), (3, 2)), 100, ranks=3)
+    assert [batch.filler for batch in (real, other, filler)] == [False, False, True]
+    assert filler.rows == other.rows
 
 
 def test_ranks_without_a_share_compute_a_copy_that_counts_for_nothing() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, PhiConfig, PhiForCausalLM
 
 from services.learner.distributed.ranks import Ranks
+from services.learner.model.attention import Attention
 from services.learner.model.head import Head, Wanted, chunked_logprobs
 from tests.bench.memory import peak_bytes
 from tests.support.models import MOE_KINDS, VOCABULARY, save_model
@@ -63,7 +64,7 @@ def require_equal(model: Any, ranks: Ranks, chunk_tokens: int, of_entropy: float
     asked = wanted(of_entropy > 0)
     expected = plain(model, asked)
     expected_gradients = gradients(model, expected, of_entropy)
-    head = Head(model, ranks, chunk_tokens * VOCABULARY * 4)
+    head = Head(model, Attention(model.config._attn_implementation), ranks, chunk_tokens * VOCABULARY * 4)
     found = head.logprobs(*inputs(), asked)
     assert found[1].requires_grad == (of_entropy > 0)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

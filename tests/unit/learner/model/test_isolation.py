@@ -1,11 +1,13 @@
 """Sequences in one row, against each of them alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, PreTrainedModel
 
+from services.learner.model.attention import Attention
 from services.learner.model.isolation import check_isolation, isolate
 from shared.errors import PreconditionError
 from tests.support.models import MOE_KINDS, VOCABULARY, save_model
@@ -14,10 +16,14 @@ from tests.support.rollouts import load
 LENGTHS = (11, 7, 5, 12)
 
 
+def own(model: PreTrainedModel) -> Attention:
+    return Attention(model.config._attn_implementation)
+
+
 @pytest.mark.parametrize("kind", [*MOE_KINDS, "qwen3_dense"])
 def test_a_sequence_does_not_see_its_neighbours(tmp_path: Path, kind: str) -> None:
     model = load(save_model(tmp_path, kind))
-    check_isolation(model)
+    check_isolation(model, own(model))
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(2, VOCABULARY, (1, length), generator=generator) for length in LENGTHS]
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
@@ -36,7 +42,16 @@ def test_a_family_without_masks_for_packed_sequences_is_refused(tmp_path: Path) 
     gpt_oss = AutoModelForCausalLM.from_pretrained(save_model(tmp_path, "gpt_oss")).eval()
     for model in (bloom, gpt_oss):
         with pytest.raises(PreconditionError, match="see each other"):
-            check_isolation(model)
+            check_isolation(model, own(model))
+
+
+def test_rows_that_see_each_other_are_refused(tmp_path: Path) -> None:
+    """Each row alone is as it should be."""
+    model = load(save_model(tmp_path))
+    decoder: Any = model.model
+    decoder.norm.register_forward_hook(lambda module, inputs, output: output + output.mean(dim=0) - output[0])
+    with pytest.raises(PreconditionError, match="see each other"):
+        check_isolation(model, own(model))
 
 
 def test_llama4_takes_no_packed_row_that_is_longer_than_an_attention_chunk(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from shared.models.hub import parse_model
 from shared.recipes import load
 from tests.support.hub import COMMIT, LATER, Hub, cache_model, hub
 from tests.support.models import save_model
+from tests.support.settings import learner_settings
 
 NAME = "some-org/Some-MoE-1B"
 FETCH = """
@@ -122,7 +123,7 @@ def test_both_engines_of_torch_load_a_snapshot_of_links(tmp_path: Path, folder: 
     ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
-        assert torch.equal(load_policy(snapshot)[0](ids).logits, expected)
+        assert torch.equal(load_policy(snapshot, learner_settings())[0](ids).logits, expected)
         assert torch.equal(load_folder(snapshot, "cpu").model(ids).logits, expected)
 
 

@@ -15,6 +15,7 @@ from shared.errors import CorruptDataError, InvalidInputError, PreconditionError
 from shared.models.folder import end_ids, tensor_shapes, weight_files
 from shared.models.tensors import model_tensors
 from tests.support.models import KINDS, save_model
+from tests.support.settings import learner_settings
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
@@ -55,7 +56,7 @@ def test_what_the_model_does_not_have_is_ignored_in_one_line(tmp_path: Path, cap
 def test_the_learner_publishes_what_generation_expects_of_a_folder_with_more(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", "qwen3_dense")
     replace(folder, {"lm_head.weight": load_file(folder / "model.safetensors")["model.embed_tokens.weight"].clone()})
-    load(folder)[0].save_pretrained(tmp_path / "published")
+    load(folder, learner_settings())[0].save_pretrained(tmp_path / "published")
     assert tensor_shapes(weight_files(tmp_path / "published")) == model_tensors(folder)
 
 
@@ -71,7 +72,7 @@ def test_the_learner_publishes_what_generation_expects_of_a_folder_with_more(tmp
 def test_what_it_lacks_is_refused_by_learner_and_engine(tmp_path: Path, tensor: torch.Tensor | None, said: str) -> None:
     folder = save_model(tmp_path)
     replace(folder, {} if tensor is None else {Q_PROJ: tensor}, without=Q_PROJ)
-    for start in (load, lambda folder: load_folder(folder, "cpu")):
+    for start in (lambda folder: load(folder, learner_settings()), lambda folder: load_folder(folder, "cpu")):
         with pytest.raises(InvalidInputError, match=said):
             start(folder)
 
@@ -87,7 +88,7 @@ def test_a_tied_head_that_differs_is_refused(tmp_path: Path) -> None:
 def test_quantised_weights_are_refused_by_name(tmp_path: Path) -> None:
     folder = save_model(tmp_path)
     change(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
-    for start in (load, lambda folder: load_folder(folder, "cpu")):
+    for start in (lambda folder: load(folder, learner_settings()), lambda folder: load_folder(folder, "cpu")):
         with pytest.raises(PreconditionError, match=r"quantization_config \(quant_method 'fp8'\)"):
             start(folder)
 
