@@ -212,7 +212,9 @@ class RolloutSettings(Table):
     """
 
     n: int = Field(8, ge=2, le=MAX_SAMPLES, description="responses to each prompt: the size of a group")
-    max_tokens: int = Field(24, ge=1, description="longest response")
+    max_tokens: int = Field(
+        24, ge=1, description="longest response; of an episode, tokens that the model samples in all turns"
+    )
     temperature: float = Field(
         1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="of the policy that samples and of the one trained"
     )
