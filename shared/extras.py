@@ -24,6 +24,8 @@ _EXTRAS = {
     "latex2sympy2_extended": "reward",
     "math_verify": "reward",
     "opentelemetry": "traces",
+    "starlette": "gateway",
+    "uvicorn": "gateway",
     "jinja2": "local",
     "psutil": "local",
     "rich": "local",

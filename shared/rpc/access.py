@@ -18,6 +18,7 @@ from shared.errors import ForbiddenError, InvalidInputError, OverloadedError, Ro
 from shared.settings import AccessSettings, ServerSettings
 
 HEALTH = "/grpc.health."  # probes know no secrets
+GATEWAY = "the gateway"  # all of its paths: they sample from the policy
 
 REFUSED = Counter(
     "routershift_calls_refused_total",
@@ -51,6 +52,7 @@ ROLES = {
     "/routershift.v1.EnvironmentService/Close": _PLAY,
     "/routershift.v1.EnvironmentService/Play": _PLAY,
     "/routershift.v1.EnvironmentService/ListEnvironments": _PLAY,
+    GATEWAY: _SAMPLE,
     "/routershift.v1.RewardService/Score": _SCORE,
     "/routershift.v1.RewardService/ListVerifiers": _SCORE,
     "/routershift.v1.LearnerService/GetStatus": _OPERATE,

@@ -1,0 +1,255 @@
+"""Requests of the OpenAI API, answered by a policy that samples token ids."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from routershift.client.requests import Sampling
+from routershift.trajectory import Completion
+from services.environments.base import ToolCall
+from services.environments.gateway import answers
+from services.environments.gateway.errors import ApiError
+from services.environments.gateway.model import CallParser, Policy, Texts
+from services.environments.gateway.schema import ChatRequest, CompletionRequest
+
+CHAT, CHAT_CHUNK, TEXT = "chat.completion", "chat.completion.chunk", "text_completion"
+
+
+def _forget(completion: Completion, message: Mapping[str, Any] | None) -> None:
+    """What nobody records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One request, in the terms of the policy."""
+
+    token_ids: Sequence[int]
+    sampling: Sampling
+    return_router: bool = False
+    # Called with each whole response and the message that it was answered as, None where it was answered as text.
+    record: Callable[[Completion, Mapping[str, Any] | None], None] = field(default=_forget)
+    stop: Sequence[str] = ()  # texts that the answer leaves out
+
+
+class Session(Protocol):
+    """What makes turns of requests: those of anybody, or those of one episode."""
+
+    async def chat(self, request: ChatRequest) -> Turn: ...
+
+    async def text(self, request: CompletionRequest, prompt: str | Sequence[int]) -> Turn: ...
+
+
+class Plain:
+    """Requests that nobody records."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+
+    async def chat(self, request: ChatRequest) -> Turn:
+        prompt = await render(self._texts, request)
+        ids = await self._texts.encode(prompt, "messages", add_special_tokens=False)
+        return Turn(ids, request.sampling(), stop=request.stops)
+
+    async def text(self, request: CompletionRequest, prompt: str | Sequence[int]) -> Turn:
+        ids = await self._texts.encode(prompt, "prompt") if isinstance(prompt, str) else prompt
+        return Turn(ids, request.sampling(), stop=request.stops)
+
+
+async def render(texts: Texts, request: ChatRequest) -> str:
+    """The text of the prompt. Raises InvalidInputError where the template refuses the messages."""
+    return await asyncio.to_thread(
+        texts.chat.render, for_template(request), tools_of(request), request.chat_template_kwargs
+    )
+
+
+def for_template(request: ChatRequest) -> list[dict[str, Any]]:
+    """Raises ApiError, which names the message."""
+    return [message.for_template(place) for place, message in enumerate(request.messages)]
+
+
+def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:
+    return [tool.model_dump(exclude_none=True) for tool in request.tools] if request.tools else None
+
+
+class Inference:
+    """Answers whole and in pieces."""
+
+    def __init__(self, policy: Policy, texts: Texts, model: str, parser: CallParser) -> None:
+        """Args: model: the name that requests have to have; parser: of calls in the form of the model's family."""
+        self._policy, self._texts, self._model, self._parser = policy, texts, model, parser
+
+    def require_model(self, name: str) -> None:
+        if name != self._model:
+            raise ApiError(
+                f"model is {name[:80]!r}; served here: {self._model!r}",
+                status=404,
+                kind="not_found_error",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def chat(self, request: ChatRequest, session: Session) -> dict[str, Any]:
+        turn = await session.chat(request)
+        completions = await self._sample(turn)
+        choices = []
+        for completion in completions:
+            message, reason = self._message(request, completion, turn.stop)
+            turn.record(completion, message)
+            choice = {"index": completion.index, "message": message, "finish_reason": reason}
+            choice["logprobs"] = answers.chat_logprobs(self._texts, completion) if request.logprobs else None
+            choices.append(choice | _ids(request.return_token_ids, completion))
+        made = self._head(CHAT, "chatcmpl", completions) | {"choices": choices, "usage": _usage([turn], completions)}
+        return made | ({"prompt_token_ids": list(turn.token_ids)} if request.return_token_ids else {})
+
+    async def text(self, request: CompletionRequest, session: Session) -> dict[str, Any]:
+        turns = [await session.text(request, prompt) for prompt in request.prompts]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._sample(turn)) for turn in turns]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        completions: list[Completion] = []
+        choices: list[dict[str, Any]] = []
+        for turn, task in zip(turns, tasks, strict=True):
+            for completion in task.result():
+                turn.record(completion, None)
+                completions.append(completion)
+                choice: dict[str, Any] = {
+                    "index": len(choices),
+                    "text": answers.Stops(turn.stop).add(completion.text, last=True),
+                    "finish_reason": answers.finish(completion),
+                    "logprobs": None,
+                }
+                if request.logprobs is not None:
+                    choice["logprobs"] = answers.completion_logprobs(self._texts, completion, 0)
+                if request.return_token_ids:
+                    choice["prompt_token_ids"] = list(turn.token_ids)
+                choices.append(choice | _ids(request.return_token_ids, completion))
+        made = self._head(TEXT, "cmpl", completions)
+        return made | {"choices": choices, "usage": _usage(turns, completions)}
+
+    async def chat_stream(self, request: ChatRequest, turn: Turn) -> AsyncIterator[dict[str, Any]]:
+        """Chunks of a turn, those of n responses interleaved. With tools, a response comes when it is whole: until then
+        nobody knows whether it is a call."""
+        identity = answers.new_id("chatcmpl")
+        whole: dict[int, Completion] = {}
+        stops: dict[int, answers.Stops] = {}
+
+        def chunk(index: int, delta: Mapping[str, Any], reason: str | None, version: int | None) -> dict[str, Any]:
+            choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
+            return answers.head(CHAT_CHUNK, identity, self._model, version) | {"choices": [choice]}
+
+        async for piece in self._pieces(turn):
+            index, version = piece.index, answers.version_of(piece)
+            if index not in whole:
+                first = chunk(index, {"role": "assistant", "content": ""}, None, version)
+                if request.return_token_ids:
+                    first["prompt_token_ids"] = list(turn.token_ids)
+                yield first
+            whole[index] = so_far = joined(whole.get(index), piece)
+            is_last = piece.finish_reason is not None
+            reason = None
+            delta: dict[str, Any] = {}
+            if is_last:
+                message, reason = self._message(request, so_far, turn.stop)
+                turn.record(so_far, message)
+            if not request.calls_tools:
+                text = stops.setdefault(index, answers.Stops(turn.stop)).add(piece.text, last=is_last)
+                delta = {"content": text} if text else {}
+            elif is_last:
+                delta = {"content": message["content"]} if message["content"] else {}
+                calls = message.get("tool_calls", ())
+                if calls:
+                    delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
+            told = chunk(index, delta, None, version)
+            if request.logprobs:
+                told["choices"][0]["logprobs"] = answers.chat_logprobs(self._texts, piece)
+            told["choices"][0] |= _ids(request.return_token_ids, piece)
+            if delta or request.logprobs or request.return_token_ids:
+                yield told
+            if is_last:
+                yield chunk(index, {}, reason, version)
+        if request.stream_options and request.stream_options.include_usage:
+            last = answers.head(CHAT_CHUNK, identity, self._model, None)
+            yield last | {"choices": [], "usage": _usage([turn], list(whole.values()))}
+
+    async def text_stream(self, request: CompletionRequest, turn: Turn) -> AsyncIterator[dict[str, Any]]:
+        """Chunks of a turn, those of n responses interleaved."""
+        identity = answers.new_id("cmpl")
+        whole: dict[int, Completion] = {}
+        stops: dict[int, answers.Stops] = {}
+        offsets: dict[int, int] = {}
+        async for piece in self._pieces(turn):
+            index, is_last = piece.index, piece.finish_reason is not None
+            whole[index] = joined(whole.get(index), piece)
+            reason = answers.finish(piece) if is_last else None
+            if is_last:
+                turn.record(whole[index], None)
+            text = stops.setdefault(index, answers.Stops(turn.stop)).add(piece.text, last=is_last)
+            choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
+            if request.logprobs is not None:
+                told = answers.completion_logprobs(self._texts, piece, offsets.get(index, 0))
+                offsets[index] = offsets.get(index, 0) + sum(map(len, told["tokens"]))
+                choice["logprobs"] = told
+            if text or is_last or request.logprobs is not None or request.return_token_ids:
+                head = answers.head(TEXT, identity, self._model, answers.version_of(piece))
+                yield head | {"choices": [choice | _ids(request.return_token_ids, piece)]}
+        if request.stream_options and request.stream_options.include_usage:
+            head = answers.head(TEXT, identity, self._model, None)
+            yield head | {"choices": [], "usage": _usage([turn], list(whole.values()))}
+
+    async def _sample(self, turn: Turn) -> list[Completion]:
+        completions = await self._policy.generate(turn.token_ids, return_router=turn.return_router, **turn.sampling)
+        for completion in completions:
+            answers.finish(completion)
+        return completions
+
+    def _pieces(self, turn: Turn) -> AsyncIterator[Completion]:
+        return self._policy.stream(turn.token_ids, return_router=turn.return_router, **turn.sampling)
+
+    def _message(self, request: ChatRequest, completion: Completion, stop: Sequence[str]) -> tuple[dict[str, Any], str]:
+        """The assistant's message, and how it ended."""
+        reason = answers.finish(completion)
+        message: dict[str, Any] = {"role": "assistant", "refusal": None}
+        calls: Sequence[ToolCall] = ()
+        content = answers.Stops(stop).add(completion.text, last=True)
+        if request.calls_tools:
+            parsed = self._parser.parse(self._texts.decode(completion.token_ids.tolist()))
+            # One that is malformed is told as the text that it is, with the whole turn: this API has no such call.
+            if parsed.tool_calls and not any(call.error for call in parsed.tool_calls):
+                content, calls = parsed.content, parsed.tool_calls
+                message["tool_calls"] = answers.calls_of(calls)
+        message["content"] = content if content or not calls else None
+        return message, "tool_calls" if calls and reason == "stop" else reason
+
+    def _head(self, kind: str, prefix: str, completions: Sequence[Completion]) -> dict[str, Any]:
+        versions = [version for completion in completions if (version := answers.version_of(completion)) is not None]
+        return answers.head(kind, answers.new_id(prefix), self._model, max(versions, default=None))
+
+
+def joined(so_far: Completion | None, piece: Completion) -> Completion:
+    """A response and the piece that follows; that has the finish reason and the routers of all."""
+    if so_far is None:
+        return piece
+    return replace(
+        piece,
+        token_ids=np.concatenate([so_far.token_ids, piece.token_ids]),
+        logprobs=np.concatenate([so_far.logprobs, piece.logprobs]),
+        versions=(*so_far.versions, *piece.versions),
+        text=so_far.text + piece.text,
+        top_logprobs=None,
+        special_tokens=(*so_far.special_tokens, *piece.special_tokens),
+    )
+
+
+def _ids(asked: bool | None, completion: Completion) -> dict[str, Any]:
+    return {"token_ids": completion.token_ids.tolist()} if asked else {}
+
+
+def _usage(turns: Sequence[Turn], completions: Sequence[Completion]) -> dict[str, int]:
+    return answers.usage(
+        sum(len(turn.token_ids) for turn in turns), sum(completion.token_ids.size for completion in completions)
+    )

@@ -1,0 +1,5 @@
+"""Metrics of the agent gateway."""
+
+from prometheus_client import Counter
+
+REQUESTS = Counter("routershift_gateway_requests_total", "HTTP requests, by the status of their answers", ["status"])

@@ -1,0 +1,84 @@
+"""The model as the gateway needs it: who samples from it, and what turns messages into tokens and back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Protocol, Unpack
+
+from routershift.client.requests import Sampling
+from routershift.trajectory import Completion
+from routershift.v1 import generation_pb2 as gen
+from services.environments.base import ToolCall
+from shared.errors import InvalidInputError
+from shared.models.chat import ChatTemplate
+from shared.models.tokenizer import backend, load_tokenizer, special_texts
+
+# As generation has it: what is far too long is not read token by token to find that out.
+_CHARACTERS_PER_TOKEN = 64
+_SHORT = 4096  # characters that are tokenized within the event loop
+
+
+class Policy(Protocol):
+    """Samples; `shared.clients.GenerationClient` does."""
+
+    async def generate(
+        self, prompt: Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
+    ) -> list[Completion]: ...
+
+    def stream(
+        self, prompt: Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
+    ) -> AsyncIterator[Completion]: ...
+
+    async def status(self) -> gen.GenerationServiceGetStatusResponse: ...
+
+
+class Parsed(Protocol):
+    """What a turn of the model says."""
+
+    @property
+    def content(self) -> str: ...
+    @property
+    def tool_calls(self) -> Sequence[ToolCall]: ...
+
+
+class CallParser(Protocol):
+    """Reads calls of tools in the form of the model's family."""
+
+    def parse(self, text: str, first: int = 0) -> Parsed: ...
+
+
+class Texts:
+    """Between texts and the token ids of one model."""
+
+    def __init__(self, folder: Path, longest: int) -> None:
+        """Args: folder: of the model; longest: tokens that it takes.
+
+        Raises:
+            NotFoundError, CorruptDataError: see `load_tokenizer`.
+        """
+        tokenizer = load_tokenizer(folder)
+        self.chat = ChatTemplate(tokenizer, folder)
+        self._tokenizer = backend(tokenizer)
+        self._special = special_texts(self._tokenizer)
+        self._longest = longest * _CHARACTERS_PER_TOKEN
+
+    async def encode(self, text: str, field: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids. Raises InvalidInputError for a text that is far too long, by the name of its field."""
+        if len(text) > self._longest:
+            raise InvalidInputError(
+                f"{field} is {len(text)} characters long; allowed: {self._longest}, as the model's tokens may hold"
+            )
+        if len(text) <= _SHORT:
+            return self._encode(text, add_special_tokens)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """With special tokens."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def piece(self, token: int) -> str:
+        """The text of one token by itself; of some bytes of a character, it has a replacement character."""
+        return self._special.get(token) or self.decode([token])
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)

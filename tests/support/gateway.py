@@ -1,0 +1,185 @@
+"""The agent gateway on a port of its own, before a real generation service or a policy that follows a script."""
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from routershift.client.requests import Sampling
+from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, VersionSpan
+from routershift.v1 import generation_pb2 as gen
+from services.environments.base import ToolCall
+from services.environments.gateway.gateway import Gateway
+from services.environments.gateway.model import Policy
+from services.environments.gateway.settings import GatewaySettings
+from shared.models.tokenizer import backend, load_tokenizer
+from shared.settings import AccessSettings, ServerSettings
+from tests.support.models import save_model
+from tests.support.tokenizers import byte_level
+
+# In the form of Qwen's: thoughts of turns before the last question are left out, calls are JSON in tags.
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n# Tools\n{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}{% set ns = namespace(last=0) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% set content = m.content %}"
+    "{% if m.role == 'assistant' and '</think>' in content and loop.index0 < ns.last %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if m.role == 'tool' %}{{ '<|im_start|>user\n<tool_response>\n' + content + '\n</tool_response><|im_end|>\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\n' + content }}"
+    "{% for call in m.tool_calls or [] %}{{ '\n<tool_call>\n' }}"
+    '{"name": {{ call.function.name | tojson }}, "arguments": {{ call.function.arguments | tojson }}}'
+    "{{ '\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
+LONGEST = 1024
+LAYOUT = RouterLayout((0, 1, 2), 8, 2, ScoreFunction.SOFTMAX)
+
+
+def save_tokenizer(folder: Path, template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    tokens = byte_level()
+    tokens.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|im_end|>")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def save_agent_model(folder: Path, template: str = TEMPLATE, **changes: Any) -> Path:
+    """A random model whose tokens are bytes, so that any text is said and read."""
+    tokenizer = save_tokenizer(folder, template)
+    config = {"vocab_size": len(tokenizer), "max_position_embeddings": LONGEST, "eos_token_id": tokenizer.eos_token_id}
+    save_model(folder, **(config | changes))
+    save_tokenizer(folder, template)
+    return folder
+
+
+@dataclass
+class Parsed:
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+class TagParser:
+    """Calls as JSON in tags, as Hermes has them."""
+
+    def parse(self, text: str, first: int = 0) -> Parsed:
+        plain = text.removesuffix("<|im_end|>")
+        calls = []
+        for found in re.findall(r"<tool_call>(.*?)</tool_call>", plain, re.DOTALL):
+            try:
+                call = json.loads(found)
+                calls.append(ToolCall(str(first + len(calls)), call["name"], call["arguments"]))
+            except (ValueError, KeyError, TypeError) as error:
+                calls.append(ToolCall("", "", None, str(error)))
+        return Parsed(plain.partition("<tool_call>")[0].strip(), tuple(calls))
+
+
+@dataclass
+class Scripted:
+    """Says one text after the other, whatever it is asked; and keeps what it was asked.
+
+    The version goes up with each response, and half of its tokens are of the version before.
+    """
+
+    folder: Path
+    says: list[str]
+    asked: list[tuple[list[int], Sampling]] = field(default_factory=list)
+    waits: asyncio.Event | None = None  # until then it says nothing
+    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    was_cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    said: list[Completion] = field(default_factory=list)
+    ends: FinishReason = FinishReason.STOP
+
+    def __post_init__(self) -> None:
+        self.tokens: Tokenizer = backend(load_tokenizer(self.folder))
+
+    async def generate(
+        self, prompt: Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
+    ) -> list[Completion]:
+        self.asked.append((list(prompt), sampling))
+        self.was_asked.set()
+        if self.waits is not None:
+            try:
+                await self.waits.wait()
+            except asyncio.CancelledError:
+                self.was_cancelled.set()
+                raise
+        return [self._say(index, sampling, return_router) for index in range(sampling.get("n", 1))]
+
+    async def stream(
+        self, prompt: Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
+    ) -> AsyncIterator[Completion]:
+        for whole in await self.generate(prompt, return_router=return_router, **sampling):
+            texts = [self.tokens.decode([token]) for token in whole.token_ids]
+            last = len(texts) - 1
+            for t, text in enumerate(texts):
+                yield Completion(
+                    index=whole.index,
+                    token_ids=whole.token_ids[t : t + 1],
+                    logprobs=whole.logprobs[t : t + 1],
+                    versions=(VersionSpan(len(self.said), 1),),
+                    finish_reason=whole.finish_reason if t == last else None,
+                    router_trace=whole.router_trace if t == last else None,
+                    text=text,
+                    top_logprobs=_top(whole.token_ids[t : t + 1], sampling.get("logprobs", 0)),
+                )
+
+    async def status(self) -> gen.GenerationServiceGetStatusResponse:
+        return gen.GenerationServiceGetStatusResponse(max_model_len=LONGEST)
+
+    def _say(self, index: int, sampling: Sampling, return_router: bool) -> Completion:
+        text = self.says.pop(0)
+        ends = "<|im_end|>" if self.ends is FinishReason.STOP and not sampling.get("stop") else ""
+        ids = np.array(self.tokens.encode(text + ends).ids, np.int32)
+        drawn = np.random.default_rng(len(self.said))
+        shape = (ids.size, len(LAYOUT.layer_ids), LAYOUT.top_k)
+        experts = np.stack([drawn.permutation(8)[:2] for _ in range(ids.size * 3)]).reshape(shape).astype(np.uint8)
+        trace = RouterTrace(LAYOUT, experts, (-drawn.random(shape)).astype(np.float16)) if return_router else None
+        half, version = ids.size // 2, len(self.said)
+        spans = (VersionSpan(version, half), VersionSpan(version + 1, ids.size - half))
+        logprobs = -drawn.random(ids.size).astype(np.float32)
+        tops = _top(ids, sampling.get("logprobs", 0))
+        made = Completion(index, ids, logprobs, tuple(s for s in spans if s.tokens), self.ends, trace, text, tops)
+        self.said.append(made)
+        return made
+
+
+def _top(ids: np.ndarray[Any, np.dtype[np.int32]], count: int) -> TopLogprobs | None:
+    if not count:
+        return None
+    others = np.stack([(ids + i) % 256 for i in range(count)], axis=1).astype(np.int32)
+    return TopLogprobs(others, np.tile(-np.arange(1.0, count + 1, dtype=np.float32), (ids.size, 1)))
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    policy: Policy, model: Path, access: AccessSettings | None = None, **settings: Any
+) -> AsyncIterator[str]:
+    """The address of one, as in http://127.0.0.1:8000."""
+    made = Gateway(
+        GatewaySettings(**settings),
+        ServerSettings(),
+        access or AccessSettings(),
+        model=model,
+        longest=LONGEST,
+        policy=policy,
+        parser=TagParser(),
+    )
+    address, stop = made.listen(), asyncio.Event()
+    serving = asyncio.create_task(made.serve(stop))
+    try:
+        yield address
+    finally:
+        stop.set()
+        await serving
