@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import json
-import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +15,10 @@ from routershift.client.requests import Sampling
 from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, VersionSpan
 from routershift.v1 import generation_pb2 as gen
-from services.environments.base import ToolCall
 from services.environments.gateway.gateway import Gateway
 from services.environments.gateway.model import Policy
 from services.environments.gateway.settings import GatewaySettings
+from services.environments.tool_calls.hermes import HermesParser
 from shared.models.tokenizer import backend, load_tokenizer
 from shared.settings import AccessSettings, ServerSettings
 from tests.support.models import save_model
@@ -62,27 +60,6 @@ def save_agent_model(folder: Path, template: str = TEMPLATE, **changes: Any) -> 
     save_model(folder, **(config | changes))
     save_tokenizer(folder, template)
     return folder
-
-
-@dataclass
-class Parsed:
-    content: str
-    tool_calls: tuple[ToolCall, ...] = ()
-
-
-class TagParser:
-    """Calls as JSON in tags, as Hermes has them."""
-
-    def parse(self, text: str, first: int = 0) -> Parsed:
-        plain = text.removesuffix("<|im_end|>")
-        calls = []
-        for found in re.findall(r"<tool_call>(.*?)</tool_call>", plain, re.DOTALL):
-            try:
-                call = json.loads(found)
-                calls.append(ToolCall(str(first + len(calls)), call["name"], call["arguments"]))
-            except (ValueError, KeyError, TypeError) as error:
-                calls.append(ToolCall("", "", None, str(error)))
-        return Parsed(plain.partition("<tool_call>")[0].strip(), tuple(calls))
 
 
 @dataclass
@@ -174,7 +151,7 @@ async def gateway(
         model=model,
         longest=LONGEST,
         policy=policy,
-        parser=TagParser(),
+        parser=HermesParser(),
     )
     address, stop = made.listen(), asyncio.Event()
     serving = asyncio.create_task(made.serve(stop))

@@ -36,6 +36,7 @@ class Completions:
     async def chat(self, http: Request, session: Session) -> Response:
         request = read_chat(await http.body())
         self._inference.require_model(request.model)
+        self._inference.require_tools(request)
         try:
             if not request.stream:
                 return JSONResponse(await _unless_gone(http, self._inference.chat(request, session)))

@@ -9,6 +9,7 @@ from shared import errors
 
 _LONGEST_MESSAGE = 2000  # characters; a value that was sent may be as long as a body
 _LONGEST_VALUE = 80
+_BODY_UNREAD = (401, 403, 408, 413, 429)  # what comes after the answer would have to be read, or waited for
 # As generation names what it refuses: "Generate: sampling.max_tokens is 300; allowed: ...".
 _FIELD = re.compile(r"^(?:\w+: )?(?:sampling\.)?([a-z_]+)(?:\[\d+\])?[\w.]* (?:is|are|of roles|holds|holding)\b")
 _PROMPT = {"token_ids", "text", "prompt", "messages", "chat"}
@@ -57,7 +58,8 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"retry-after": f"{self.retry_after:.3g}"}
+        headers = {} if self.retry_after is None else {"retry-after": f"{self.retry_after:.3g}"}
+        return headers | ({"connection": "close"} if self.status in _BODY_UNREAD else {})
 
 
 def of_error(error: Exception, prompt_field: str | None = None) -> ApiError:

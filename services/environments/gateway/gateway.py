@@ -5,9 +5,10 @@ from pathlib import Path
 
 from services.environments.gateway.app import Completions, make_app, plain_routes
 from services.environments.gateway.inference import Inference, Plain
-from services.environments.gateway.model import CallParser, Policy, Texts
+from services.environments.gateway.model import Policy, Texts
 from services.environments.gateway.server import GatewayServer
 from services.environments.gateway.settings import GatewaySettings
+from services.environments.tool_calls.base import Parser
 from shared.rpc.address import join
 from shared.settings import AccessSettings, ServerSettings
 
@@ -24,7 +25,7 @@ class Gateway:
         model: Path,
         longest: int,
         policy: Policy,
-        parser: CallParser,
+        parser: Parser | None,
     ) -> None:
         """Args: server: of the service; model: its folder; longest: tokens that it takes; parser: of its calls.
 

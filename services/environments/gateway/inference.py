@@ -11,9 +11,10 @@ from routershift.client.requests import Sampling
 from routershift.trajectory import Completion
 from services.environments.base import ToolCall
 from services.environments.gateway import answers
-from services.environments.gateway.errors import ApiError
-from services.environments.gateway.model import CallParser, Policy, Texts
+from services.environments.gateway.errors import ApiError, unsupported
+from services.environments.gateway.model import Policy, Texts
 from services.environments.gateway.schema import ChatRequest, CompletionRequest
+from services.environments.tool_calls.base import Parser
 
 CHAT, CHAT_CHUNK, TEXT = "chat.completion", "chat.completion.chunk", "text_completion"
 
@@ -77,8 +78,9 @@ def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:
 class Inference:
     """Answers whole and in pieces."""
 
-    def __init__(self, policy: Policy, texts: Texts, model: str, parser: CallParser) -> None:
-        """Args: model: the name that requests have to have; parser: of calls in the form of the model's family."""
+    def __init__(self, policy: Policy, texts: Texts, model: str, parser: Parser | None) -> None:
+        """Args: model: the name that requests have to have; parser: of calls of tools; None where the model
+        has no form of them."""
         self._policy, self._texts, self._model, self._parser = policy, texts, model, parser
 
     def require_model(self, name: str) -> None:
@@ -89,6 +91,15 @@ class Inference:
                 kind="not_found_error",
                 code="model_not_found",
                 param="model",
+            )
+
+    def require_tools(self, request: ChatRequest) -> None:
+        """Raises ApiError where calls of tools would not be found."""
+        if request.calls_tools and self._parser is None:
+            raise unsupported(
+                "tools",
+                f"{len(request.tools or ())} functions",
+                "the chat template of the model writes calls in no known form: set environments.tool_calls",
             )
 
     async def chat(self, request: ChatRequest, session: Session) -> dict[str, Any]:
@@ -216,8 +227,11 @@ class Inference:
         message: dict[str, Any] = {"role": "assistant", "refusal": None}
         calls: Sequence[ToolCall] = ()
         content = answers.Stops(stop).add(completion.text, last=True)
-        if request.calls_tools:
-            parsed = self._parser.parse(self._texts.decode(completion.token_ids.tolist()))
+        if request.calls_tools and self._parser is not None:
+            is_plain = not self._parser.needs_special_tokens
+            parsed = self._parser.parse(
+                completion.text if is_plain else self._texts.decode(completion.token_ids.tolist())
+            )
             # One that is malformed is told as the text that it is, with the whole turn: this API has no such call.
             if parsed.tool_calls and not any(call.error for call in parsed.tool_calls):
                 content, calls = parsed.content, parsed.tool_calls

@@ -2,4 +2,6 @@
 
 from prometheus_client import Counter
 
-REQUESTS = Counter("routershift_gateway_requests_total", "HTTP requests, by the status of their answers", ["status"])
+REQUESTS = Counter(
+    "routershift_environments_http_requests_total", "HTTP requests, by the status of their answers", ["status"]
+)

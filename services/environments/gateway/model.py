@@ -8,7 +8,6 @@ from typing import Protocol, Unpack
 from routershift.client.requests import Sampling
 from routershift.trajectory import Completion
 from routershift.v1 import generation_pb2 as gen
-from services.environments.base import ToolCall
 from shared.errors import InvalidInputError
 from shared.models.chat import ChatTemplate
 from shared.models.tokenizer import backend, load_tokenizer, special_texts
@@ -30,21 +29,6 @@ class Policy(Protocol):
     ) -> AsyncIterator[Completion]: ...
 
     async def status(self) -> gen.GenerationServiceGetStatusResponse: ...
-
-
-class Parsed(Protocol):
-    """What a turn of the model says."""
-
-    @property
-    def content(self) -> str: ...
-    @property
-    def tool_calls(self) -> Sequence[ToolCall]: ...
-
-
-class CallParser(Protocol):
-    """Reads calls of tools in the form of the model's family."""
-
-    def parse(self, text: str, first: int = 0) -> Parsed: ...
 
 
 class Texts:

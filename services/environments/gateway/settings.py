@@ -16,9 +16,3 @@ class GatewaySettings(Table):
     max_connections: int = Field(1024, ge=1, description="connections above which more are closed at once")
     receive_seconds: float = Field(20.0, gt=0, description="how long the header of a request may take, and its body")
     request_seconds: float = Field(300.0, gt=0, description="deadline of a request's responses")
-    max_episodes: int = Field(1024, ge=1, description="episodes that agents may hold at once")
-    claim_seconds: float = Field(
-        300.0, gt=0, description="how long an episode waits for an agent before its group has failed"
-    )
-    max_turns: int = Field(256, ge=1, description="responses of one episode, of all its branches")
-    tool_calls: str = Field("", description="form of the model's calls of tools; default: that of its family")

@@ -24,7 +24,7 @@ def message(**fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "hello"}, fields]}
 
 
-CHAT = [
+CHAT: list[tuple[dict[str, Any], int, str | None, str, str]] = [
     ({"model": "other"}, 404, "model", "model_not_found", "served here: 'tiny'"),
     ({"messages": []}, 400, "messages", "invalid_value", "at least 1"),
     ({"messages": "hello"}, 400, "messages", "invalid_value", "'hello'"),
@@ -68,7 +68,7 @@ CHAT = [
     ({"temprature": 1}, 400, "temprature", "unknown_parameter", "take it out"),
     ({"store": True}, 400, "store", "unsupported_parameter", "leave it out"),
 ]  # fmt: skip
-COMPLETIONS = [
+COMPLETIONS: list[tuple[dict[str, Any], int, str | None, str, str]] = [
     ({"prompt": []}, 400, None, "invalid_value", "prompt"),
     ({"prompt": [-1]}, 400, None, "invalid_value", "prompt"),
     ({"prompt": None}, 400, None, "invalid_value", "prompt"),

@@ -168,7 +168,7 @@ async def test_calls_of_tools_are_told_as_such_and_read_back(words: Path, stream
         said = choice.message.model_dump(exclude={"parsed"})
         for each in said["tool_calls"]:
             each["function"].pop("parsed_arguments", None)
-        result = {"role": "tool", "tool_call_id": call.id, "content": "42"}
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "42"}
         last = await client.chat.completions.create(model="tiny", messages=[*ASK, said, result], tools=TOOLS)
     assert last.choices[0].message.content == "It is 42."
     read = policy.tokens.decode(policy.asked[1][0], skip_special_tokens=False)
@@ -216,9 +216,7 @@ async def test_a_client_that_goes_away_cancels_its_sequences(words: Path, stream
         gateway(policy, words) as url,
         AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
     ):
-        asked = asyncio.create_task(
-            client.chat.completions.create(model="tiny", messages=ASK, stream=streamed)  # type: ignore[call-overload]
-        )
+        asked = asyncio.create_task(client.chat.completions.create(model="tiny", messages=ASK, stream=streamed))
         await policy.was_asked.wait()
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)

@@ -62,7 +62,7 @@ async def test_tls_of_the_table_access_and_certificates_that_change(words: Path,
         trusting = ssl.create_default_context(cafile=str(authority.certificate))
         async with (
             httpx2.AsyncClient(verify=trusting) as http,
-            AsyncOpenAI(base_url=f"{url}/v1", api_key="any", http_client=http, max_retries=0) as client,  # type: ignore[arg-type]
+            AsyncOpenAI(base_url=f"{url}/v1", api_key="any", http_client=http, max_retries=0) as client,
         ):
             assert (await client.chat.completions.create(**HELLO)).choices[0].message.content == "ab"
         for new, old in zip(other.sign("server"), (certificate, key), strict=True):
