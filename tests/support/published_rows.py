@@ -238,7 +238,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | Program]]] = {
     "multiple_choice": [
         (
             {"question": "Capital?", "choices": ["Rome", "Paris"], "answer": 1, "subject": "geography"},
-            "capital?",
+            "capital? paris rome",
             "Answer: B",
         ),
         (
@@ -248,7 +248,7 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | Program]]] = {
                 "choices": {"text": ["Sun", "Moon"], "label": ["1", "2"]},
                 "answerKey": "1",
             },
-            "star?",
+            "star? moon sun",
             "Answer: A",
         ),
         (
@@ -257,10 +257,14 @@ ROWS: dict[str, list[tuple[dict[str, Any], str, str | Program]]] = {
                 "choices": {"text": ["x", "y", "z"], "label": ["A", "B", "C"]},
                 "answerKey": "C",
             },
-            "stem?",
+            "stem? x y z",
             "C",
         ),
-        ({"question": "Pro?", "options": list("abcdefghij"), "answer": "J", "answer_index": 9}, "pro?", "Answer: J"),
+        (
+            {"question": "Pro?", "options": list("abcdefghij"), "answer": "J", "answer_index": 9},
+            "pro? a b c d e f g h i j",
+            "Answer: J",
+        ),
     ],
 }
 ROWS |= {"verl": ROWS["dapo"], "eurus": ROWS["prime"]}

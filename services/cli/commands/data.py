@@ -95,6 +95,8 @@ def _details(source: "SourceReport") -> Iterator[str]:
         yield f"  and {more} more bad rows"
     if source.unread:
         yield f"  {source.unread_in_words}"
+    if source.conflicts:
+        yield f"  {source.conflicts_in_words}"
     for reason, examples in source.examples.items():
         for example in examples:
             yield f"  {reason.replace('_', ' ')}: {example}"

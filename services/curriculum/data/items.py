@@ -1,5 +1,6 @@
 """From a row to what is trained on: prompt, reference, verifier and token ids."""
 
+import hashlib
 import json
 import math
 import unicodedata
@@ -37,6 +38,7 @@ class Item:
     id: str
     prompt: str  # what verifiers see: the words of the conversation, without the system's and without the template's
     key: str  # of the problem: rows that have the same key are the same problem
+    variant: str  # hash of what else a row asks: rows of one problem are duplicates where it is the same
     reference: Mapping[str, Any]
     verifier: str
     priority: float
@@ -75,6 +77,7 @@ class _Draft:
     id: str
     prompt: str
     key: str
+    variant: str
     reference: Mapping[str, Any]
     verifier: str
     priority: float
@@ -103,6 +106,8 @@ class ItemMaker:
         self._tools = None if settings.tools is None else templates.column(f"{where}.tools", settings.tools)
         texts = [settings.prompt, settings.filter and f"{{{{ {settings.filter} }}}}", settings.tools]
         self._read = set().union(*(templates.names(text) for text in (*settings.columns.values(), *texts) if text))
+        of_prompt = {"prompt", *templates.names(settings.columns["prompt"])} if "prompt" in settings.columns else set()
+        self._beside = sorted(templates.names(settings.prompt or "{{ prompt }}") - of_prompt)
         self._is_left_to_environment = settings.environment is not None and settings.chat_template is not False
         self._where = where
 
@@ -122,8 +127,8 @@ class ItemMaker:
         if not ids:
             return RowError(self._named("prompt"), "the prompt has no tokens; fill it", draft.prompt).of(draft.row)
         return Item(
-            draft.row, draft.id, draft.prompt, draft.key, draft.reference, draft.verifier, draft.priority,
-            np.array(ids, np.int32), self._settings.environment or "", draft.messages,
+            draft.row, draft.id, draft.prompt, draft.key, draft.variant, draft.reference, draft.verifier,
+            draft.priority, np.array(ids, np.int32), self._settings.environment or "", draft.messages,
         )  # fmt: skip
 
     def _draft_or_fault(self, row: Row | BadRow) -> _Draft | BadRow | Left:
@@ -161,14 +166,18 @@ class ItemMaker:
                 _check_text(text)
             except ValueError as error:
                 raise RowError(self._named(field), f"{error}; mend the text", text, _HALVES) from None
+        verifier = self._verifier(named)
+        # What the prompt has from other columns, as a passage that a question is about, and how a response is judged.
+        beside = [words] if "row" in self._beside else [row.columns.get(name) for name in self._beside]
         return _Draft(
             row=Row(row.file, row.number, {}),  # its columns may be large, and are not needed any more
             rendered=rendered,
             id=identity,
             prompt=words,
             key=key,
+            variant=_hash([beside if raw is not None else [], tools, verifier, self._settings.environment, reference]),
             reference=reference,
-            verifier=self._verifier(named),
+            verifier=verifier,
             priority=self._priority(named),
             messages=conversations.plain(messages) if self._is_left_to_environment else (),
         )
@@ -237,6 +246,12 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"character {error.start} is half of one (a lone surrogate)") from None
+
+
+def _hash(value: Any) -> str:
+    """Takes lists, tables and whatever else has a form as text."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def normalised(text: str) -> str:

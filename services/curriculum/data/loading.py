@@ -12,6 +12,7 @@ from services.curriculum.data.overlap import (
     Loaded,
     drop_contaminated,
     drop_duplicates,
+    note_conflicts,
     place,
     place_in_order,
     split_off,
@@ -73,6 +74,7 @@ def load(settings: Settings, model: Path, judge: Judge | None = None, room: Room
     else:
         split_off(loaded, data.held_out_share)
     _give_unique_ids(loaded, data)
+    note_conflicts(loaded)
     _finish(loaded, data)
     return loaded
 

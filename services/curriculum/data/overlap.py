@@ -27,7 +27,7 @@ def drop_duplicates(loaded: Loaded, data: DataSettings) -> None:
     """In all training sources together, and in each held-out set; the first row of a problem stays."""
     if data.duplicates == "keep":
         return
-    seen: dict[str, Item] = {}
+    seen: dict[tuple[str, str], Item] = {}
     for items, report in zip(loaded.train, loaded.report.train, strict=True):
         _drop_seen(items, report, seen)
     for items, report in zip(loaded.eval, loaded.report.eval, strict=True):
@@ -37,21 +37,41 @@ def drop_duplicates(loaded: Loaded, data: DataSettings) -> None:
             if report.duplicates:
                 loaded.fail(
                     InvalidInputError(
-                        f"{report.where}: {report.duplicates} of {report.rows} rows have the prompt of another row, as "
+                        f"{report.where}: {report.duplicates} of {report.rows} rows ask what another row asks, as "
                         f"{report.examples['duplicates'][0]}; take them out, or set data.duplicates to drop or keep"
                     )
                 )
 
 
-def _drop_seen(items: list[Item], report: SourceReport, seen: dict[str, Item]) -> None:
+def _drop_seen(items: list[Item], report: SourceReport, seen: dict[tuple[str, str], Item]) -> None:
     kept = []
     for item in items:
-        if (first := seen.setdefault(item.key, item)) is item:
+        if (first := seen.setdefault((item.key, item.variant), item)) is item:
             kept.append(item)
         else:
             report.duplicates += 1
             report.note("duplicates", f"{place(item)} is {place(first)}")
     items[:] = kept
+
+
+def note_conflicts(loaded: Loaded) -> None:
+    """Counts, in all training sources together and in each held-out set, what one prompt has several references for."""
+    seen: dict[tuple[str, bytes], Item] = {}
+    for items, report in zip(loaded.train, loaded.report.train, strict=True):
+        _note_conflicts(items, report, seen)
+    for items, report in zip(loaded.eval, loaded.report.eval, strict=False):  # a split-off set has no table
+        _note_conflicts(items, report, {})
+
+
+def _note_conflicts(items: list[Item], report: SourceReport, seen: dict[tuple[str, bytes], Item]) -> None:
+    for item in items:
+        if item.environment:  # one prompt may begin many episodes
+            continue
+        prompt = hashlib.blake2b(item.token_ids.tobytes(), digest_size=16).digest()
+        first = seen.setdefault((item.verifier, prompt), item)
+        if item.reference != first.reference:
+            report.conflicts += 1
+            report.note("conflicts", f"{place(item)} and {place(first)}")
 
 
 def drop_contaminated(loaded: Loaded, data: DataSettings) -> None:

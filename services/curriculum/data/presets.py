@@ -153,6 +153,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
                 " else answer_index if answer_index is defined else answer) | letter }}"
             ),
             "choices": "{{ " + _CHOICES + " }}",
+            # Whatever their order: a question such as "Which of these is true?" is another one with other choices.
+            "problem": (
+                "{{ question if question is defined else question_stem }}\n{{ "
+                + _CHOICES
+                + " | map('string') | sort | join('\n') }}"
+            ),
         },
         "prompt": (
             "{{ prompt }}\n\n{% for choice in "

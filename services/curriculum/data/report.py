@@ -25,6 +25,7 @@ class SourceReport:
     filtered: int = 0  # by its `filter`
     too_long: int = 0  # longer than max_prompt_tokens
     duplicates: int = 0
+    conflicts: int = 0  # rows that are used with a prompt that another row has too, with another reference
     contaminated: int = 0  # in a held-out set, and so not trained on
     bad: list[BadRow] = field(default_factory=list)
     verifiers: Counter[str] = field(default_factory=Counter)  # of the rows that are used
@@ -47,12 +48,20 @@ class SourceReport:
             "for the verifier"
         )
 
+    @property
+    def conflicts_in_words(self) -> str:
+        """That the policy cannot tell some rows apart which are judged differently, with one of them."""
+        return (
+            f"{self.conflicts} rows have the prompt of another row and another reference, as "
+            f"{self.examples['conflicts'][0]}; the policy cannot tell them apart: take out those that are wrong"
+        )
+
     def faults(self) -> list[Fault]:
         """The bad rows, by what is wrong with them."""
         return faults(self.bad)
 
     def note(self, reason: str, row: str) -> None:
-        """Keeps the first few rows that were left out for a reason."""
+        """Keeps the first few rows that were left out, or that are to be looked at, for a reason."""
         kept = self.examples.setdefault(reason, [])
         if len(kept) < 5:
             kept.append(row)
@@ -72,7 +81,7 @@ class SourceReport:
         return {
             "table": self.where, "source": self.label, "rows": self.rows, "used": self.used,
             "held_out": self.held_out, "filtered": self.filtered, "too_long": self.too_long,
-            "duplicates": self.duplicates, "contaminated": self.contaminated,
+            "duplicates": self.duplicates, "contaminated": self.contaminated, "conflicts": self.conflicts,
             "bad": len(self.bad), "bad_rows": [str(row) for row in self.bad[:20]],
             "faults": [
                 {

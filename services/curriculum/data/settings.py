@@ -30,7 +30,7 @@ def _unanswered(of_preset: dict[str, str], table: dict[str, Any], columns: dict[
         kept.pop("verifier", None)
     if "reference" in columns:
         kept = {name: text for name, text in kept.items() if name in ROLES}
-    if "prompt" in columns:
+    if "prompt" in columns or "choices" in columns:
         kept.pop("problem", None)
     if "answer" in columns:
         kept.pop("reference", None)
@@ -202,7 +202,9 @@ class DataSettings(Table):
         "drop", description="what becomes of a training row whose prompt stands in a held-out set"
     )
     duplicates: Literal["drop", "refuse", "keep"] = Field(
-        "drop", description="what becomes of a row whose prompt another row of train, or of the same held-out set, has"
+        "drop",
+        description="what becomes of a row that asks what another row of train, or of the same held-out set, asks: the "
+        "same problem, with the same tools, verifier and reference",
     )
     max_bad_share: float = Field(
         0.01,

@@ -18,7 +18,7 @@ from services.curriculum.data.dataset import DataProblems
 from services.curriculum.data.hub import read_data_set
 from services.curriculum.data.overlap import Loaded
 from services.curriculum.data.settings import SourceSettings
-from shared.errors import InvalidInputError, NotFoundError
+from shared.errors import NotFoundError
 from tests.support.data import loaded, save_chat_model, settings, source, sums, write_jsonl
 
 
@@ -220,32 +220,6 @@ def test_of_two_rows_one_is_held_out(model: Path, tmp_path: Path) -> None:
         for share in (0.001, 0.999):
             made = DataProblems(settings(model, [source(path)], held_out_share=share))
             assert (len(made), len(made.held_out()[0].problems)) == (1, 1)
-
-
-def test_training_prompts_of_a_held_out_set_are_dropped_or_refused(model: Path, tmp_path: Path) -> None:
-    train = source(write_jsonl(tmp_path / "a.jsonl", [*sums(4), {"question": " WHAT is\n７ + 7? ", "answer": "14"}]))
-    held_out = [source(write_jsonl(tmp_path / "e.jsonl", sums(2, 7)), prompt="Answer: {{ prompt }}")]
-    made = loaded(model, [train], held_out)
-    (report,) = made.report.train
-    assert (report.contaminated, report.used) == (1, 4)
-    assert report.examples["contaminated"] == [f"{tmp_path}/a.jsonl:5 is {tmp_path}/e.jsonl:1"]
-    assert loaded(model, [train], held_out, contamination="off").report.train[0].used == 5
-    refused = loaded(model, [train], held_out, contamination="refuse").errors
-    with pytest.raises(InvalidInputError, match=r"1 training prompts stand in a held-out set, as .*a.jsonl:5 is"):
-        raise refused[0]
-
-
-def test_duplicates_are_dropped_kept_or_refused(model: Path, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [*sums(3), *sums(2)])
-    held_out = [source(write_jsonl(tmp_path / "e.jsonl", sums(2, 50)))]
-    dropped = loaded(model, [source(path), source(path)], held_out)
-    assert [(r.duplicates, r.used) for r in dropped.report.train] == [(2, 3), (5, 0)]
-    assert "none is left" in str(dropped.errors[0])
-    kept = loaded(model, [source(path), source(path)], held_out, duplicates="keep")
-    assert [r.used for r in kept.report.train] == [5, 5]
-    assert len({item.id for items in kept.train for item in items}) == 10
-    refused = loaded(model, [source(path)], held_out, duplicates="refuse")
-    assert "2 of 5 rows have the prompt of another row" in str(refused.errors[0])
 
 
 def test_filters_and_lengths_leave_rows_out_without_calling_them_bad(model: Path, tmp_path: Path) -> None:

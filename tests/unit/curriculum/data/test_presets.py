@@ -82,6 +82,28 @@ def test_rows_of_parquet_too(model: Path, tmp_path: Path, verifiers: dict[str, V
     assert all(judged(items[i], right, verifiers) for i, (_, _, right) in enumerate(rows, 1))
 
 
+def test_a_question_with_other_choices_is_another_problem_and_with_the_same_in_another_order_is_not(
+    model: Path, tmp_path: Path
+) -> None:
+    asked = "Which of these is true?"
+    train = [
+        {"question": asked, "choices": ["a", "b"], "answer": 0},
+        {"question": asked, "choices": ["c", "d"], "answer": 0},
+        {"question": asked, "choices": ["c", "d"], "answer": 0},
+        {"question": asked, "options": ["f", "e"], "answer_index": 1},
+    ]
+    held_out = [{"question": asked, "options": ["e", "f"], "answer_index": 0}, train[0]]
+    tables = [
+        {"source": str(write_jsonl(tmp_path / f"{name}.jsonl", rows)), "preset": "multiple_choice"}
+        for name, rows in (("train", train), ("test", held_out))
+    ]
+    made = loaded(model, tables[:1], tables[1:])
+    assert made.errors == []
+    (report,) = made.report.train
+    assert (report.duplicates, report.contaminated, report.used) == (1, 2, 1)
+    assert [item.row.number for item in made.train[0]] == [2]
+
+
 def test_what_the_table_says_wins_over_the_preset(model: Path, tmp_path: Path) -> None:
     rows = [{"q": f"{i}?", "gold": f"<<{i}>>", "level": i} for i in range(3)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
