@@ -41,7 +41,7 @@ async def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         campaign = Campaign(stack)
         began, spent = time.monotonic(), cpu_seconds()
         due = began
-        for faults in schedule(arguments.seed, arguments.engine, arguments.appendfsync):
+        for faults in schedule(arguments.seed, arguments.engine, arguments.appendfsync, stack.services()):
             due += pause.expovariate(1 / _EVERY_SECONDS)
             if due - began > 60 * arguments.minutes or time.monotonic() - began > 60 * arguments.minutes:
                 break

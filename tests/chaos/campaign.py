@@ -116,7 +116,7 @@ class Campaign:
 
     async def _look_for_deaths(self, names: str, expected: Collection[str], said: str = "") -> None:
         """Notices services that have ended though no fault ends them."""
-        for service in SERVICES:
+        for service in self.stack.services():
             pid = (await self.stack.alive(service)).pid
             if self._incarnations.get(service, pid) != pid and service not in expected:
                 why = [
@@ -126,22 +126,24 @@ class Campaign:
             self._incarnations[service] = pid
 
 
-def schedule(seed: int, engine: str, appendfsync: str) -> Iterator[Sequence[Fault]]:
+def schedule(seed: int, engine: str, appendfsync: str, services: Collection[str]) -> Iterator[Sequence[Fault]]:
     """Faults for ever: every kind as often as any other, at any place where it can be; some two at a time.
 
     Args:
         engine: of generation. Only that of vLLM is a process of its own.
         appendfsync: of Redis. Under `always` everything is synced before it is acknowledged, so that a loss of power is
             no more than the end of the process.
+        services: that run.
     """
     draw = random.Random(seed)
     without = {"kill_engine"} if engine == "torch" else set()
     without |= {"power_loss"} if appendfsync == "always" else set()
-    names = sorted({fault.name for fault in TABLE.values()} - without)
+    table = [fault for fault in TABLE.values() if fault.target not in SERVICES or fault.target in services]
+    names = sorted({fault.name for fault in table} - without)
 
     def one(among: Sequence[str], but: str = "") -> Fault:
         name = draw.choice(among)
-        return draw.choice([f for f in TABLE.values() if f.name == name and f.target != but])
+        return draw.choice([f for f in table if f.name == name and f.target != but])
 
     while True:
         if draw.random() < _PAIRS:

@@ -209,7 +209,7 @@ def _table() -> dict[str, Fault]:
         "clock_ahead": ((*SERVICES, "redis"), _jump(3600), False),
         "clock_behind": ((*SERVICES, "redis"), _jump(-3600), False),
         "deliver_twice": (_CONSUMERS, _deliver_twice, False),
-        "replica": (("generation", "reward"), _add_replica, False),
+        "replica": (("generation", "environments", "reward"), _add_replica, False),
     }
     return {
         f"{name} {target}": Fault(name, target, act, ends)

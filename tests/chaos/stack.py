@@ -131,11 +131,19 @@ class Stack:
                     return service
         return None
 
+    def services(self) -> dict[str, dict[str, str]]:
+        """The addresses of the services of this run; none before they are started."""
+        try:
+            found: dict[str, dict[str, str]] = json.loads((self.folder / "endpoints.json").read_text(encoding="utf-8"))[
+                "services"
+            ]
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found
+
     async def serving(self) -> bool:
         """Whether every service says so."""
-        try:
-            servers = json.loads((self.folder / "endpoints.json").read_text(encoding="utf-8"))["services"]
-        except (FileNotFoundError, ValueError):
+        if not (servers := self.services()):
             return False
         return all(await asyncio.gather(*(_serving(server["grpc"]) for server in servers.values())))
 
