@@ -1,4 +1,7 @@
-"""Redis behind TLS and passwords, with the users of deploy/redis: each service can do its work and nothing else."""
+"""Redis behind TLS and passwords, with the users of deploy/redis: each service can do its work and nothing else.
+
+Long because every user needs its own work done, and its own refusals, before one locked server.
+"""
 
 import asyncio
 import os
