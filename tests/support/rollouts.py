@@ -160,6 +160,28 @@ def record_episode(
     return Sample(np.array(prompt, dtype=np.int32), trajectory, reward)
 
 
+def random_episodes(model: PreTrainedModel, groups: int, samples: int, seed: int = 0) -> list[Group]:
+    """As `random_groups`, each response of 1 to 3 turns with given tokens between them, and random rewards of turns."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(longest: int) -> list[int]:
+        return [int(t) for t in rng.integers(2, VOCABULARY, size=rng.integers(1, longest + 1))]
+
+    made = []
+    for i in range(groups):
+        prompt, members = tokens(6), []
+        for _ in range(samples):
+            pieces = [(turn % 2 == 0, tokens(4)) for turn in range(2 * int(rng.integers(1, 4)) - 1)]
+            sample = record_episode(model, prompt, pieces, reward=float(rng.random()))
+            segments = [
+                replace(each, reward=float(rng.random())) if each.is_sampled else each
+                for each in sample.trajectory.segments
+            ]
+            members.append(replace(sample, trajectory=replace(sample.trajectory, segments=tuple(segments))))
+        made.append(Group(f"group-{i}", tuple(members)))
+    return made
+
+
 def random_groups(
     model: PreTrainedModel,
     groups: int,

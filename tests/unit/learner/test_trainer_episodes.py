@@ -1,6 +1,7 @@
 """Responses in which given tokens stand between sampled ones, against loops over their tokens, in every family."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from tests.support.rollouts import Piece, load, perturbed, record_episode, routi
 from tests.support.settings import learner_settings
 from tests.support.training import PLAIN, gradients
 
-GAMMA_MIN, CLIP, RATIO_CLIP, ENTROPY = 0.8, 0.4, 0.2, 0.01
+GAMMA_MIN, CLIP, RATIO_CLIP, ENTROPY, KL = 0.8, 0.4, 0.2, 0.01, 0.5
 MAX_TOKENS = 20
 
 
@@ -101,13 +102,19 @@ def scores_now(function: ScoreFunction, logits: torch.Tensor, experts: torch.Ten
 
 
 def expected(
-    model: PreTrainedModel, batch: Batch, replay: Any, token_mean: bool = False, by_turn: bool = False
+    model: PreTrainedModel,
+    batch: Batch,
+    replay: Any,
+    token_mean: bool = False,
+    by_turn: bool = False,
+    reference: PreTrainedModel | None = None,
 ) -> Expected:
     """One response at a time, one token after the other.
 
     Args:
         token_mean: GRPO with the mean over all tokens of the batch and a bonus for entropy; else RSPO.
         by_turn: whether each turn is a response of its own.
+        reference: the model whose KL divergence is held down.
     """
     replaying = Routing(model, replay="r3") if replay == "r3" else None
     found = Expected(torch.zeros(()), [], [], [])
@@ -127,7 +134,9 @@ def expected(
             with replaying.observing(routes) if replaying else nullcontext(), routing(model) as passes:
                 logits = model(torch.tensor([episode.tokens]), use_cache=False).logits[0]
             (routed,) = passes
-            log_ws = []
+            with torch.no_grad():
+                said = reference(torch.tensor([episode.tokens]), use_cache=False).logits[0] if reference else None
+            log_ws, kl = [], []
             for t, place in enumerate(episode.sampled):
                 logprobs = logits[place - 1].log_softmax(-1)
                 log_w = logprobs[episode.tokens[place]] - float(sample.completion.logprobs[t])
@@ -140,6 +149,9 @@ def expected(
                     shifts.append(float((scores_now(routed.layout.score_function, now, experts) - then).abs().mean()))
                 found.gamma.append(math.exp(-float(np.mean(shifts))))
                 log_ws.append(log_w)
+                if said is not None:
+                    log_r = said[place - 1].log_softmax(-1)[episode.tokens[place]] - logprobs[episode.tokens[place]]
+                    kl.append(log_r.exp() - 1 - log_r)
             if token_mean:
                 ratio = torch.stack(log_ws).exp()
                 clipped = ratio.clamp(1 - RATIO_CLIP, 1 + RATIO_CLIP)
@@ -152,7 +164,8 @@ def expected(
                     end = begin + length
                     moved = sign * (torch.stack(log_ws[begin:end]) + gammas[begin:end].log())
                     mean = torch.minimum(moved, moved.clamp(-CLIP, CLIP)).mean()
-                    terms.append(-torch.exp(sign * mean) * advantage)
+                    held = KL * torch.stack(kl[begin:end]).mean() if kl else 0.0
+                    terms.append(-torch.exp(sign * mean) * advantage + held)
                     begin = end
     found.loss = torch.stack(terms).mean()
     if token_mean:
@@ -214,14 +227,20 @@ def trainer_of(folder: Path, **settings: Any) -> Trainer:
 
 
 def assert_is_as_expected(
-    trainer: Trainer, folder: Path, batch: Batch, replay: Any, token_mean: bool = False, by_turn: bool = False
+    trainer: Trainer,
+    folder: Path,
+    batch: Batch,
+    replay: Any,
+    token_mean: bool = False,
+    by_turn: bool = False,
+    reference: Path | None = None,
 ) -> None:
     groups = [group for group, _ in batch]
     for group in groups:
         trainer.check(group)
     report = trainer.train_step(groups)
     model = load(folder)
-    found = expected(model, batch, replay, token_mean, by_turn)
+    found = expected(model, batch, replay, token_mean, by_turn, load(reference) if reference else None)
     torch.autograd.backward(found.loss)
     numbers = report.diagnostics
     assert numbers["tokens"] == len(found.kl) == sum(len(e.sampled) for _, episodes in batch for e in episodes)
@@ -298,3 +317,13 @@ def test_episodes_of_equal_rewards_teach_by_the_turns_that_earned_them(tmp_path:
     by_turn, whole = trainer_of(folder, turn_advantages=True), trainer_of(folder)
     assert by_turn.drop_reason(equal) == whole.drop_reason(equal) == whole.drop_reason(earned) == "zero_variance"
     assert by_turn.drop_reason(earned) is None
+
+
+def test_the_distance_to_the_initial_model_is_that_of_sampled_tokens(tmp_path: Path) -> None:
+    initial, moved = save_model(tmp_path / "model"), tmp_path / "moved"
+    batch = random_batch(perturbed(load(initial), 0.005), UNEQUAL)
+    trainer = trainer_of(initial, algorithm="rspo", kl_coefficient=KL, optimizer__learning_rate=1e-4)
+    trainer.train_step([group for group, _ in batch])
+    shutil.copytree(initial, moved)
+    trainer.export_weights(moved)
+    assert_is_as_expected(trainer, moved, batch, "none", reference=initial)

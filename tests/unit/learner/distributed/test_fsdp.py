@@ -17,7 +17,7 @@ from services.learner.trainer import Trainer
 from shared.settings import RolloutSettings, RunSettings
 from tests.support import torchrun
 from tests.support.models import save_model
-from tests.support.rollouts import load, perturbed, random_groups
+from tests.support.rollouts import load, perturbed, random_episodes, random_groups
 from tests.support.settings import learner_settings
 
 STEPS, SAVED_AT = 5, 2
@@ -38,6 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"algorithm": "gspo", "proximal": "recompute", "routing_replay": "r2", "kl_coefficient": 0.1},
     ),
     "adapters": ("deepseek_v3", {"algorithm": "gmpo", "lora": LoraSettings(rank=4)}),
+    "episodes": ("qwen3_moe", {"algorithm": "rspo", "turn_advantages": True, "routing_replay": "r3"}),
 }
 
 
@@ -50,7 +51,8 @@ def make(folder: Path, case: str, ranks: Ranks | None = None) -> Trainer:
 
 def batches(folder: Path, case: str) -> list[list[Group]]:
     """Sampled by other weights. The third batch is two responses: three ranks have not one pass each."""
-    groups = random_groups(perturbed(load(folder / CASES[case][0]), 0.005), groups=5, samples=3)
+    make_groups = random_episodes if case == "episodes" else random_groups
+    groups = make_groups(perturbed(load(folder / CASES[case][0]), 0.005), groups=5, samples=3)
     few = [replace(groups[0], samples=groups[0].samples[:2])]
     return [few if step == 2 else groups for step in range(STEPS)]
 
