@@ -21,7 +21,7 @@ _SERVER = (
     "host port metrics_port drain_seconds start_seconds watchdog_seconds health_port reflection max_request_bytes "
     "max_calls calls_per_second"
 )
-_ROWS = "config split revision preset columns prompt system chat_template template_kwargs tools filter verifier source "
+_ROWS = "config split revision preset columns prompt system chat_template template_kwargs tools filter verifier environment source "
 _SAMPLING = "n temperature greedy max_tokens stop top_p top_k min_p"
 
 _SHAPE: Mapping[str, str] = {
@@ -70,12 +70,12 @@ _KNOBS: Mapping[str, str] = {
         "certificate_file key_file attempts attempt_seconds backoff_seconds in_flight"
     ),
     "environments": (
-        f"{_SERVER} generation_address groups_in_flight max_plays attempts answer_seconds tool_calls turns "
-        "observation_tokens turn_seconds episode_seconds"
+        f"{_SERVER} generation_address groups_in_flight max_plays attempts weights_wait_seconds answer_seconds "
+        "tool_calls turns observation_tokens turn_seconds episode_seconds"
     ),
     "environments.hosting": "max_episodes idle_seconds max_kb",
     "learner": (
-        f"{_SERVER} advantage aggregation clip_low clip_high proximal routing_replay kl_coefficient "
+        f"{_SERVER} advantage turn_advantages aggregation clip_low clip_high proximal routing_replay kl_coefficient "
         "entropy_coefficient overlong_buffer_tokens epochs minibatches micro_batch_tokens head_chunk_bytes "
         "activation_checkpointing precision device threads"
     ),

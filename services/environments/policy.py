@@ -47,6 +47,10 @@ class Policy:
                         raise
                     await asyncio.sleep(_PAUSE_SECONDS)
 
+    async def version(self) -> int:
+        """The version that serves, as soon as one does."""
+        return int((await self.status()).version)
+
     async def status(self) -> gen.GenerationServiceGetStatusResponse:
         """What serves, as soon as something does."""
         reminded = -_REMIND_SECONDS

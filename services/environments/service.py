@@ -24,6 +24,9 @@ from shared.process.service import Service, background
 from shared.rpc.server import Server
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+from shared.weights.freshness import Freshness
+
+_POLL_SECONDS = 0.2  # between looks at the version that generation serves
 
 
 class EnvironmentsService(Service):
@@ -43,6 +46,7 @@ class EnvironmentsService(Service):
         self._hosted = HostedEpisodes(self._environments, self._settings, self._rendering.vocab_size)
         self._servicer.open(self._hosted)
         self._consumer, self._solve_rates = run.consumer(Stream.EPISODES), run.solve_rates
+        self._newest_weights = run.newest_weights
 
     async def work(self, stop: asyncio.Event) -> None:
         client = GenerationClient(self._settings.generation_address, self._settings.answer_seconds, self._tables.access)
@@ -78,8 +82,15 @@ class EnvironmentsService(Service):
         exports = status.HasField("router_layout") and (
             status.router_export != wire.ROUTER_EXPORT_CODES[RouterExport.NONE]
         )
+        freshness = Freshness(
+            policy.version,
+            self._newest_weights,
+            tables.run.max_staleness,
+            self._settings.weights_wait_seconds,
+            poll_seconds=_POLL_SECONDS,
+        )
         return EnvironmentsWorker(
-            self._consumer, player, policy.status, self._settings.attempts, self._solve_rates, return_router=exports
+            self._consumer, player, freshness.wait, self._settings.attempts, self._solve_rates, return_router=exports
         )
 
     def _load(self) -> tuple[Rendering, Parser | None]:

@@ -31,6 +31,12 @@ class EnvironmentsSettings(EpisodeLimits, ServerSettings):
         description="plays of a group whose episodes fail, before it is dropped; and samplings of one turn that new "
         "weights cut (generation.update_policy = 'abort')",
     )
+    weights_wait_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="how long a prompt waits until generation serves the weights announced last, before weights that "
+        "are at most run.max_staleness behind will do",
+    )
     answer_seconds: float = Field(
         300.0, gt=0, description="how long generation may take for one turn, a restart of it included"
     )

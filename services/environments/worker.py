@@ -41,7 +41,7 @@ class EnvironmentsWorker:
         self,
         consumer: Consumer,
         player: Plays,
-        serving: Callable[[], Awaitable[object]],
+        fresh: Callable[[], Awaitable[object]],
         attempts: int,
         solve_rates: SolveRates,
         *,
@@ -49,13 +49,13 @@ class EnvironmentsWorker:
     ) -> None:
         """
         Args:
-            serving: returns as soon as generation serves.
+            fresh: returns as soon as generation serves weights whose episodes can be trained on.
             attempts: plays of a group before it is dropped.
             return_router: with the experts of each sampled token.
         """
         self._consumer = consumer
         self._player = player
-        self._serving = serving
+        self._fresh = fresh
         self._attempts = attempts
         self._solve_rates = solve_rates
         self._return_router = return_router
@@ -90,7 +90,7 @@ class EnvironmentsWorker:
     async def _play(self, entry: Entry, prompt: pb.Prompt, span: spans.Span[Playing]) -> pb.TrajectoryGroup:
         failures = 0
         while True:
-            await self._serving()
+            await self._fresh()
             try:
                 group = await self._player.play(prompt, return_router=self._return_router)
             except EpisodeFailedError as error:

@@ -15,7 +15,6 @@ from services.generation.server import GenerationServicer
 from services.generation.settings import Settings
 from services.generation.watch import EngineWatch
 from services.generation.weights import presence
-from services.generation.weights.freshness import Freshness
 from services.generation.weights.loader import WeightsLoader
 from services.generation.worker import GenerationWorker
 from shared.process.service import Service, background
@@ -26,6 +25,7 @@ from shared.streams.keys import Stream
 from shared.streams.run import Run
 from shared.tracing import spans
 from shared.tracing.kinds import WEIGHTS, Nothing
+from shared.weights.freshness import Freshness
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +60,11 @@ class GenerationService(Service):
         self._consumer = run.consumer(Stream.PROMPTS)
         self._worker = GenerationWorker(self._consumer, engine, requests, settings.generation, settings.rollout.n)
         self._freshness = Freshness(
-            engine,
+            self._version,
             run.newest_weights,
-            lambda: loader.refused,
             settings.run.max_staleness,
             settings.generation.weights_wait_seconds,
+            refused=lambda: loader.refused,
         )
         self._watch = EngineWatch(engine, settings.generation.stall_seconds)
 
@@ -87,6 +87,9 @@ class GenerationService(Service):
         if await self._freshness.wait():
             spans.record(WEIGHTS, entry.traceparent, Nothing(), began)
         await self._worker.handle(entry)
+
+    async def _version(self) -> int:
+        return self._engine.version
 
     @property
     def _over_network(self) -> bool:

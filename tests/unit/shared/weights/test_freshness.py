@@ -2,29 +2,30 @@
 
 import asyncio
 import time
-from typing import cast
 
 import pytest
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.generation.engines.base import Engine
-from services.generation.weights.freshness import Freshness
+from shared.weights.freshness import Freshness
 
 
 class Serving:
-    """Only what is asked of an engine here."""
+    """Generation, as far as it is asked here."""
 
     def __init__(self, version: int) -> None:
         self.version = version
 
+    async def served(self) -> int:
+        return self.version
+
 
 def freshness(
-    engine: Serving, newest: int | None, refused: int = -1, timeout: float = 60.0, max_staleness: int = 2
+    generation: Serving, newest: int | None, refused: int = -1, timeout: float = 60.0, max_staleness: int = 2
 ) -> Freshness:
     async def announced() -> pb.WeightsManifest | None:
         return None if newest is None else pb.WeightsManifest(version=newest)
 
-    return Freshness(cast(Engine, engine), announced, lambda: refused, max_staleness, timeout)
+    return Freshness(generation.served, announced, max_staleness, timeout, refused=lambda: refused)
 
 
 @pytest.mark.parametrize(("served", "newest", "refused"), [(0, None, -1), (3, 3, -1), (4, 3, -1), (1, 3, 3), (1, 3, 4)])
@@ -37,13 +38,13 @@ async def test_what_is_fresh_enough_or_cannot_be_fresher_does_not_wait(
 
 @pytest.mark.parametrize(("served", "refused"), [(2, -1), (0, -1), (1, 2)])
 async def test_a_prompt_waits_for_the_version_announced_when_it_came(served: int, refused: int) -> None:
-    engine = Serving(served)
-    waiting = asyncio.create_task(freshness(engine, 3, refused).wait())
+    generation = Serving(served)
+    waiting = asyncio.create_task(freshness(generation, 3, refused).wait())
     for version in range(served, 3):
-        engine.version = version
+        generation.version = version
         done, _ = await asyncio.wait({waiting}, timeout=0.1)
         assert not done
-    engine.version = 3
+    generation.version = 3
     async with asyncio.timeout(30):
         await waiting
 
@@ -63,14 +64,14 @@ async def test_a_version_that_never_comes_is_waited_for_once(caplog: pytest.LogC
 
 async def test_nothing_is_sampled_that_is_sure_to_be_dropped(caplog: pytest.LogCaptureFixture) -> None:
     """A synchronous run goes on with the version announced, or not at all."""
-    engine = Serving(1)
-    late = freshness(engine, 4, timeout=0.1, max_staleness=1)
+    generation = Serving(1)
+    late = freshness(generation, 4, timeout=0.1, max_staleness=1)
     waiting = [asyncio.create_task(late.wait()) for _ in range(3)]
     for version in (1, 2):
-        engine.version = version
+        generation.version = version
         done, _ = await asyncio.wait(waiting, timeout=0.3)
         assert not done
-    engine.version = 3
+    generation.version = 3
     async with asyncio.timeout(30):
         await asyncio.gather(*waiting, late.wait())
     (line,) = caplog.messages
