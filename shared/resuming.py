@@ -21,7 +21,10 @@ _SERVER = (
     "host port metrics_port drain_seconds start_seconds watchdog_seconds health_port reflection max_request_bytes "
     "max_calls calls_per_second"
 )
-_ROWS = "config split revision preset columns prompt system chat_template template_kwargs tools filter verifier environment source "
+_ROWS = (
+    "config split revision preset columns prompt system chat_template template_kwargs tools "
+    "filter verifier environment source "
+)
 _SAMPLING = "n temperature greedy max_tokens stop top_p top_k min_p"
 
 _SHAPE: Mapping[str, str] = {
