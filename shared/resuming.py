@@ -80,7 +80,7 @@ _KNOBS: Mapping[str, str] = {
     "learner": (
         f"{_SERVER} advantage turn_advantages aggregation clip_low clip_high proximal routing_replay kl_coefficient "
         "entropy_coefficient overlong_buffer_tokens epochs minibatches micro_batch_tokens head_chunk_bytes "
-        "activation_checkpointing precision device threads"
+        "activation_checkpointing attn_implementation precision device threads"
     ),
     "learner.correction": "kind low high",
     "learner.router_shift": "enabled gamma_min layer_aggregation apply mismatch_baseline",
