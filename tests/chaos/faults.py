@@ -156,7 +156,9 @@ async def _deliver_twice(stack: Stack, service: str) -> None:
 
 async def _add_replica(stack: Stack, service: str) -> None:
     """A second process of the service takes over what the first one works on, and dies with it."""
-    flags = ["--set", f"{service}.port=0", "--set", f"{service}.metrics_port=0", "--set", "streams.consumer=second"]
+    settings = [f"{service}.port=0", f"{service}.metrics_port=0", "streams.consumer=second"]
+    settings.append(f"environments.generation_address={stack.services()['generation']['grpc']}")
+    flags = [part for setting in settings for part in ("--set", setting)]
     replica = stack.routershift("serve", service, "--recipe", str(RECIPE), *stack.flags, *flags, log=f"{service}-2")
     try:
         while not await _reads(stack, service, b"second"):
