@@ -42,6 +42,10 @@ _IDENTITY: Mapping[str, str] = {
     "data.train": f"{_ROWS} weight repeats",
     "data.eval": f"{_ROWS} name problems",
     "data.eval.sampling": _SAMPLING,
+    "environments.named": (
+        "kind ask end error checks size moves form tool_seconds output_characters seconds idle_seconds memory_mb "
+        "processes scratch_mb environment class_name settings source"
+    ),
     "reward.verifiers": (
         "kind thinking special_tokens answer decimals unevaluated max_answer_characters max_characters partial "
         "comparison tolerance prelude command languages file_name part ignore_case ignore_space pattern whole "
@@ -72,6 +76,10 @@ _KNOBS: Mapping[str, str] = {
         "output_kb folders isolation waiting file batch_size rows device dtype address token_file ca_file "
         "certificate_file key_file attempts attempt_seconds backoff_seconds in_flight"
     ),
+    "environments.named": (
+        "file variables start_seconds answer_seconds observation_tokens address token_file ca_file certificate_file "
+        "key_file call_seconds attempts backoff_seconds waiting"
+    ),
     "environments": (
         f"{_SERVER} generation_address groups_in_flight max_plays attempts weights_wait_seconds answer_seconds "
         "tool_calls turns observation_tokens turn_seconds episode_seconds"
@@ -79,7 +87,7 @@ _KNOBS: Mapping[str, str] = {
     "environments.hosting": "max_episodes idle_seconds max_kb",
     "learner": (
         f"{_SERVER} advantage turn_advantages aggregation clip_low clip_high proximal routing_replay kl_coefficient "
-        "entropy_coefficient overlong_buffer_tokens epochs minibatches micro_batch_tokens head_chunk_bytes "
+        "entropy_coefficient overlong overlong_buffer_tokens epochs minibatches micro_batch_tokens head_chunk_bytes "
         "activation_checkpointing attn_implementation precision device threads"
     ),
     "learner.correction": "kind low high",

@@ -13,6 +13,7 @@ from shared.streams.progress import MOST_ACCURACIES
 from shared.table import Table
 
 Schedule = Literal["constant", "linear", "cosine"]
+Overlong = Literal["train", "mask", "drop"]
 AttnImplementation = Literal["auto", "segments", "flash_attention_2", "flash_attention_3", "masked"]
 
 
@@ -183,6 +184,11 @@ class LearnerSettings(ServerSettings):
     )
     kl_coefficient: float = Field(0.0, ge=0, description="weight of the KL divergence from the initial model")
     entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    overlong: Overlong = Field(
+        "train",
+        description="what a response or episode that was cut (finish reason length) teaches: train as any other, mask "
+        "(nothing, but its reward counts in its group's average) or drop (nothing, and its reward does not count)",
+    )
     overlong_buffer_tokens: int = Field(
         0, ge=0, description="tokens before rollout.max_tokens over which the reward falls by up to 1; 0: never"
     )

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from routershift.algorithms.advantages import (
-    drop_reason,
+    ZERO_VARIANCE,
     group_advantages,
     overlong_penalty,
     turn_advantages,
     turn_rewards,
 )
 from routershift.algorithms.aggregation import Totals
+from routershift.trajectory import FinishReason
 from services.learner.data.batch import (
     Group,
     MicroBatch,
@@ -46,9 +47,8 @@ class Planner:
 
     def drop_reason(self, group: Group) -> str | None:
         """Why a group has nothing to teach; None where it has."""
-        if self._settings.turn_advantages and any(any(each) for each in self._advantages(group)):
-            return None  # episodes of equal rewards may have earned them in different turns
-        return drop_reason(self.rewards(group))
+        # Of equal rewards, turns may have earned different parts; of different ones, only a cut response may have its.
+        return None if any(any(each) for each in self._advantages(group)) else ZERO_VARIANCE
 
     def rewards(self, group: Group) -> list[float]:
         """With the penalty for length."""
@@ -94,7 +94,22 @@ class Planner:
         ]
 
     def _advantages(self, group: Group) -> list[list[float]]:
-        """Of each sample: one for all its tokens, or one for each turn."""
+        """Of each sample: one for all its tokens, or one for each turn; 0 where it is cut, and that teaches nothing."""
+        rule = self._settings.overlong
+        is_left_out = [
+            rule != "train" and sample.completion.finish_reason is FinishReason.LENGTH for sample in group.samples
+        ]
+        judged = [
+            sample
+            for sample, left_out in zip(group.samples, is_left_out, strict=True)
+            if not (left_out and rule == "drop")
+        ]
+        found = iter(self._judged(replace(group, samples=tuple(judged))) if judged else ())
+        made = [[0.0] if left_out and rule == "drop" else next(found) for left_out in is_left_out]
+        return [[0.0] * len(each) if left_out else each for each, left_out in zip(made, is_left_out, strict=True)]
+
+    def _judged(self, group: Group) -> list[list[float]]:
+        """By their rewards alone."""
         kind = self._settings.advantage or self._settings.preset.advantage
         rewards = self.rewards(group)
         if not self._settings.turn_advantages:

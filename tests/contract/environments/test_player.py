@@ -15,10 +15,11 @@ from services.environments.limits import EpisodeLimits
 from services.environments.player import Player
 from services.environments.registry import make_environments
 from services.environments.rendering import Rendering
+from services.environments.tool_calls.registry import make_parser
 from shared.clients import GenerationClient
 from shared.streams.run import Run
 from tests.support.episodes import player, prompt, scripted
-from tests.support.generation import PROMPT, generation_server
+from tests.support.generation import PROMPT, generation_server, save_chat_model
 from tests.support.models import TOP_K, save_model
 from tests.support.reference import Reference
 
@@ -89,3 +90,25 @@ async def test_shipped_environments_play_with_a_real_model(
         assert message.HasField("score") == (not verifier)
         if not verifier:
             assert (message.score.verifier, set(message.score.parts)) == ("mine", {"correct", "moves"})
+
+
+async def test_tools_stand_in_the_prompt_of_a_real_model(run: Run, tmp_path: Path) -> None:
+    """One that never calls them: its first turn is its answer."""
+    model = save_chat_model(tmp_path / "model")
+    rendering = Rendering.of(model)
+    async with generation_server(run, tmp_path, model) as address, GenerationClient(address) as client:
+        asked = Player(
+            client,
+            make_environments({}),
+            rendering,
+            EpisodeLimits(),
+            max_model_len=256,
+            max_tokens=20,
+            parser=make_parser("hermes", None),
+        )
+        played = prompt("", n=4, environment="python", verifier="exact", task={"answer": "42"}, seed=1)
+        played.messages.add(role=pb.ROLE_USER, content="3,7:10")
+        group = await asked.play(played)
+    assert rendering.decode(list(group.prompt.token_ids)) == "<eos>3,7:10="
+    assert [len(trajectory.segments) for trajectory in group.trajectories] == [0] * 4
+    assert not any(trajectory.HasField("score") for trajectory in group.trajectories)

@@ -4,6 +4,7 @@ import pytest
 
 from services.cli.recipe import Recipe
 from services.cli.tables import tables
+from services.environments.registry import kinds as environments
 from services.reward.verifiers.registry import kinds
 from shared.resuming import RULES, Rule, rule_of, settings_of
 
@@ -13,6 +14,11 @@ OF_VERIFIERS = {
     f"{VERIFIERS}.{key.name}" for verifier in kinds().values() for table in tables(verifier.Settings, "x")
     for key in table.keys
 } | {f"{VERIFIERS}.kind"}  # fmt: skip
+ENVIRONMENTS = "environments.named"
+OF_ENVIRONMENTS = {
+    f"{ENVIRONMENTS}.{key.name}" for environment in environments().values()
+    for table in tables(environment.Settings, "x") for key in table.keys
+} | {f"{ENVIRONMENTS}.kind"}  # fmt: skip
 
 
 def test_every_setting_has_a_rule_and_every_rule_a_setting() -> None:
@@ -23,9 +29,9 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting() -> None:
         except KeyError:
             unruled.append(setting)
     assert unruled == [], "add them to shared/resuming.py"
-    known = OF_RECIPE | {table.name for table in tables(Recipe)} | OF_VERIFIERS
+    known = OF_RECIPE | {table.name for table in tables(Recipe)} | OF_VERIFIERS | OF_ENVIRONMENTS
     assert sorted(set(RULES) - known) == []
-    assert sorted(OF_VERIFIERS - set(RULES)) == []
+    assert sorted((OF_VERIFIERS | OF_ENVIRONMENTS) - set(RULES)) == []
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,9 @@ def test_every_setting_has_a_rule_and_every_rule_a_setting() -> None:
         ("reward.verifiers.mine.file", Rule.KNOB),
         ("reward.verifiers.mine.judging_seconds", Rule.KNOB),
         ("reward.verifiers.mine.kind", Rule.IDENTITY),
+        ("environments.named.mine.address", Rule.KNOB),
+        ("environments.named.mine.checks", Rule.IDENTITY),
+        ("environments.named.mine.key_of_a_package", Rule.IDENTITY),
         ("reward.verifiers.mine.key_of_a_package", Rule.IDENTITY),
     ],
 )
