@@ -96,6 +96,13 @@ class Environment(ABC):
         """Cheap: the service makes one of each to know them. What takes time belongs into `reset`."""
         self.settings = settings
 
+    def check(self) -> None:  # noqa: B027 - most need nothing
+        """Looks, when the service starts and within seconds, for what would keep it from playing.
+
+        Raises:
+            RouterShiftError: what is wrong with its settings, or with what they need.
+        """
+
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
         """JSON schemas of functions that the model may call, as chat templates read them."""

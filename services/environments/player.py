@@ -19,6 +19,7 @@ from services.environments.rendering import Rendering, as_dict, messages_of
 from services.environments.tool_calls.base import Parser
 from shared.errors import InvalidInputError
 from shared.sampling import MAX_SAMPLES
+from shared.user_module import raised
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +96,7 @@ class Player:
         try:
             return configured.make()
         except Exception as error:  # whatever the environment raises
-            raise EpisodeFailedError(
-                f"environment {configured.name} cannot be made: {type(error).__name__}: {error}"
-            ) from error
+            raise EpisodeFailedError(f"environment {configured.name} cannot be made: {raised(error)}") from error
 
     def _rules(self, prompt: pb.Prompt, environment: Environment, return_router: bool) -> Rules:
         name = prompt.environment

@@ -11,9 +11,10 @@ from services.environments.kinds.file.environment import FileEnvironment
 from services.environments.kinds.maze import MazeEnvironment
 from services.environments.kinds.python import PythonEnvironment
 from services.environments.kinds.remote import RemoteEnvironment
-from shared.errors import NotFoundError
+from shared.errors import NotFoundError, PreconditionError, RouterShiftError
 from shared.kinds import chosen, errors_of, required, settings_of
 from shared.names import did_you_mean
+from shared.user_module import raised
 
 GROUP = "routershift.environments"  # entry points of other packages: kind = "module:class"
 
@@ -68,7 +69,7 @@ def make_environments(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Conf
         kind = chosen(where, known, table.get("kind", FileEnvironment.name if "file" in table else name))
         made[name] = Configured(name, kind, settings_of(where, kind.Settings, table))
         with errors_of(where):
-            made[name].make()
+            _check(made[name])
     return made
 
 
@@ -81,6 +82,16 @@ def find(environments: Mapping[str, Configured], name: str) -> Configured:
             "[environments.named.NAME] of the recipe makes one"
         )
     return configured
+
+
+def _check(configured: Configured) -> None:
+    """Raises RouterShiftError: what would keep it from playing."""
+    try:
+        configured.make().check()
+    except RouterShiftError:
+        raise
+    except Exception as error:  # whatever the code of a package raises
+        raise PreconditionError(f"making it raises {raised(error)}") from error
 
 
 def _is_environment(loaded: object) -> TypeGuard[type[Environment]]:

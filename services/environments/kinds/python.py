@@ -107,6 +107,10 @@ class PythonEnvironment(ToolEnvironment):
         except (SandboxLostError, ContentionError) as error:
             raise EpisodeFailedError(f"the sandbox of the tool python: {error}") from error
 
+    def check(self) -> None:
+        """Raises PreconditionError where programs cannot be isolated."""
+        interpreters(self._limits, self._waiting)
+
     async def reset(self, task: Mapping[str, Any], seed: int) -> None:
         """Raises PreconditionError where programs cannot be isolated."""
         await self._interpreters()

@@ -1,5 +1,6 @@
 """Environments by name, from this package, from others, and from the tables of a recipe."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,21 @@ def test_another_package_adds_a_kind(site: Site) -> None:
     assert make_environments({"dice": {"sides": 6}})["dice"].kind.name == "dice"
     with pytest.raises(InvalidInputError, match=r"setting 'environments\.named\.dice\.sides' Field required"):
         make_environments({"dice": {}})
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def check(self): raise PreconditionError('no room')", "environments.named.dice: no room"),
+        ("def check(self): raise KeyError('no room')", "environments.named.dice: making it raises KeyError: 'no room'"),
+        ("def __init__(self, settings): 1 / 0", "environments.named.dice: making it raises ZeroDivisionError"),
+    ],
+)
+def test_what_would_keep_it_from_playing_is_said_at_the_start(site: Site, source: str, message: str) -> None:
+    package = f"from shared.errors import PreconditionError\n{PACKAGE}\n    {source}\n"
+    site.install(GROUP, "dice = routershift_dice:Dice", "routershift_dice", package)
+    with pytest.raises(PreconditionError, match=re.escape(message)):
+        make_environments({"dice": {"sides": 6}})
 
 
 @pytest.mark.parametrize(
