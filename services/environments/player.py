@@ -13,6 +13,8 @@ from routershift.v1 import trajectory_pb2 as pb
 from services.environments.base import Environment, MessagesObservation, Observation
 from services.environments.episode import Episode, Played, Policy, Rules, reset_seed
 from services.environments.failures import EpisodeFailedError, Reason
+from services.environments.gateway.agent import AgentEnvironment, AgentSettings
+from services.environments.gateway.episodes import Episodes, Offer
 from services.environments.limits import EpisodeLimits
 from services.environments.registry import Configured, find
 from services.environments.rendering import Rendering, as_dict, messages_of
@@ -41,6 +43,7 @@ class Player:
         seed: int = 0,
         parser: Parser | None = None,
         router_scores: ScoreDtype = ScoreDtype.FLOAT16,
+        agents: Episodes | None = None,
     ) -> None:
         """
         Args:
@@ -50,6 +53,7 @@ class Player:
             seed: of the run, from which the seeds of resets follow.
             parser: of tool calls; None where the model has no form of them.
             router_scores: how they travel.
+            agents: the episodes of the gateway; None where it is not served.
         """
         self._policy = policy
         self._environments = environments
@@ -60,6 +64,7 @@ class Player:
         self._seed = seed
         self._parser = parser
         self._router_scores = router_scores
+        self._agents = agents
 
     async def play(self, prompt: pb.Prompt, *, return_router: bool = True) -> pb.TrajectoryGroup:
         """Plays prompt.sampling.n episodes of prompt.environment from one task and one state.
@@ -84,6 +89,9 @@ class Player:
         task = wire.decode_struct(prompt.reference)
         environments = [self._made(configured) for _ in range(samples)]
         rules = self._rules(prompt, environments[0], return_router)
+        if isinstance(environments[0], AgentEnvironment):
+            token_ids, played = await self._by_agents(prompt, task, rules, environments[0].settings, samples)
+            return self._group(prompt, token_ids, played, environments[0])
         episodes = [Episode(configured.name, made, rules, i) for i, made in enumerate(environments)]
         async with _closing(episodes), self._deadline(configured.name):
             seed = reset_seed(self._seed, prompt.prompt_id)
@@ -91,6 +99,29 @@ class Player:
             token_ids, messages, observation = await self._begun(prompt, first, environments[0])
             played = await _all(episode.play(token_ids, messages, observation) for episode in episodes)
         return self._group(prompt, token_ids, played, environments[0])
+
+    async def _by_agents(
+        self, prompt: pb.Prompt, task: Mapping[str, Any], rules: Rules, settings: AgentSettings, samples: int
+    ) -> tuple[list[int], list[Played]]:
+        """Token ids that all episodes begin with, and the episodes as agents have played them."""
+        if self._agents is None:
+            raise InvalidInputError(
+                f"environment {prompt.environment} is played by agents; set environments.gateway.enabled"
+            )
+        offer = Offer(
+            environment=prompt.environment,
+            prompt=prompt.text or self._rendering.decode(prompt.token_ids),
+            messages=messages_of(prompt),
+            task=task,
+            sampling=rules.sampling,
+            seed=rules.seed,
+            max_tokens=rules.max_tokens,
+            max_model_len=rules.max_model_len,
+            return_router=rules.return_router,
+            is_judged=not rules.keeps_rewards,
+            claim_seconds=settings.claim_seconds,
+        )
+        return await self._agents.play(offer, samples)
 
     def _made(self, configured: Configured) -> Environment:
         try:

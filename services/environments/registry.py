@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 from routershift.plugins import with_plugins
 from services.environments.base import Environment, EnvironmentSettings
+from services.environments.gateway.agent import AgentEnvironment
 from services.environments.kinds.calculator import CalculatorEnvironment
 from services.environments.kinds.file.environment import FileEnvironment
 from services.environments.kinds.maze import MazeEnvironment
@@ -24,6 +25,7 @@ _BUILT_IN: tuple[type[Environment], ...] = (
     PythonEnvironment,
     FileEnvironment,
     RemoteEnvironment,
+    AgentEnvironment,
 )
 
 

@@ -1,12 +1,16 @@
 """The environments service: wiring."""
 
 import asyncio
-from typing import ClassVar
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, ClassVar
 
 from routershift import wire
 from routershift.trajectory import RouterExport
 from routershift.v1 import environment_pb2 as env
 from routershift.v1 import environment_pb2_grpc as env_grpc
+from services.environments.gateway.processes import agents
 from services.environments.hosting import HostedEpisodes
 from services.environments.player import Player
 from services.environments.policy import Policy
@@ -28,6 +32,11 @@ from shared.weights.freshness import Freshness
 
 _POLL_SECONDS = 0.2  # between looks at the version that generation serves
 
+if TYPE_CHECKING:  # it needs packages of an extra
+    from services.environments.gateway.gateway import Gateway
+
+log = logging.getLogger(__name__)
+
 
 class EnvironmentsService(Service):
     name: ClassVar[str] = "environments"
@@ -36,6 +45,7 @@ class EnvironmentsService(Service):
         self._tables, self._settings = settings, settings.environments
         self._environments = make_environments(settings.environments.named)
         self._servicer = EnvironmentsServicer(self._environments, settings.environments)
+        self._gateway: Gateway | None = None
 
     def register(self, server: Server) -> list[str]:
         env_grpc.add_EnvironmentServiceServicer_to_server(self._servicer, server.grpc)
@@ -60,7 +70,9 @@ class EnvironmentsService(Service):
                 worker.cancel()
                 return
             ready = worker.result()
-            await self._consumer.each(ready.handle, lambda: self._settings.groups_in_flight - self._consumer.held, stop)
+            async with self._agents():
+                room = self._settings.groups_in_flight
+                await self._consumer.each(ready.handle, lambda: room - self._consumer.held, stop)
 
     async def close(self) -> None:
         await self._servicer.close()
@@ -68,6 +80,8 @@ class EnvironmentsService(Service):
     async def _worker(self, policy: Policy) -> EnvironmentsWorker:
         """Made of what generation says of its model, as soon as it serves."""
         status, tables = await policy.status(), self._tables
+        if self._settings.gateway.enabled:
+            self._gateway = self._make_gateway(status.max_model_len)
         player = Player(
             policy,
             self._environments,
@@ -77,6 +91,7 @@ class EnvironmentsService(Service):
             max_tokens=tables.rollout.max_tokens,
             seed=tables.run.seed,
             parser=self._parser,
+            agents=self._gateway.episodes if self._gateway else None,
         )
         self._servicer.play_with(player)
         exports = status.HasField("router_layout") and (
@@ -92,6 +107,33 @@ class EnvironmentsService(Service):
         return EnvironmentsWorker(
             self._consumer, player, freshness.wait, self._settings.attempts, self._solve_rates, return_router=exports
         )
+
+    def _make_gateway(self, max_model_len: int) -> "Gateway":
+        """Raises ModuleNotFoundError without the packages of the extra `gateway`; else as `Gateway`."""
+        from services.environments.gateway.gateway import Gateway
+
+        settings, access = self._settings, self._tables.access
+        self._asking = GenerationClient(settings.generation_address, settings.gateway.request_seconds, access)
+        return Gateway(
+            settings.gateway,
+            settings,
+            access,
+            model=self._tables.run.model_folder(weights=False),
+            longest=max_model_len,
+            policy=self._asking,
+            parser=self._parser,
+            limits=settings,
+        )
+
+    @asynccontextmanager
+    async def _agents(self) -> AsyncIterator[None]:
+        """Serves the gateway, where there is one, also while work in progress ends: agents have a part in it."""
+        if self._gateway is None:
+            yield
+            return
+        log.info("environments serves HTTP at %s", address := self._gateway.listen())
+        async with self._asking, self._gateway.serving(), agents(self._environments, address):
+            yield
 
     def _load(self) -> tuple[Rendering, Parser | None]:
         folder = self._tables.run.model_folder(weights=False)

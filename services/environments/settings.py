@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
+from services.environments.gateway.settings import GatewaySettings
 from services.environments.limits import EpisodeLimits
 from shared.settings import BaseSettings, ServerSettings
 from shared.table import Table
@@ -41,6 +42,7 @@ class EnvironmentsSettings(EpisodeLimits, ServerSettings):
         300.0, gt=0, description="how long generation may take for one turn, a restart of it included"
     )
     hosting: HostingSettings = HostingSettings()
+    gateway: GatewaySettings = GatewaySettings()
     named: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="a table [environments.named.NAME] each: `kind`, and the settings of that kind",

@@ -11,13 +11,19 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from routershift import wire
 from routershift.client.requests import Sampling
 from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, VersionSpan
 from routershift.v1 import generation_pb2 as gen
+from routershift.v1 import trajectory_pb2 as pb
 from services.environments.gateway.gateway import Gateway
 from services.environments.gateway.model import Policy
 from services.environments.gateway.settings import GatewaySettings
+from services.environments.limits import EpisodeLimits
+from services.environments.player import Player
+from services.environments.registry import make_environments
+from services.environments.rendering import Rendering
 from services.environments.tool_calls.hermes import HermesParser
 from shared.models.tokenizer import backend, load_tokenizer
 from shared.settings import AccessSettings, ServerSettings
@@ -140,10 +146,14 @@ def _top(ids: np.ndarray[Any, np.dtype[np.int32]], count: int) -> TopLogprobs | 
 
 
 @contextlib.asynccontextmanager
-async def gateway(
-    policy: Policy, model: Path, access: AccessSettings | None = None, **settings: Any
-) -> AsyncIterator[str]:
-    """The address of one, as in http://127.0.0.1:8000."""
+async def served(
+    policy: Policy,
+    model: Path,
+    access: AccessSettings | None = None,
+    limits: EpisodeLimits | None = None,
+    **settings: Any,
+) -> AsyncIterator[tuple[str, Gateway]]:
+    """The address of one, as in http://127.0.0.1:8000, and what answers there."""
     made = Gateway(
         GatewaySettings(**settings),
         ServerSettings(),
@@ -152,11 +162,43 @@ async def gateway(
         longest=LONGEST,
         policy=policy,
         parser=HermesParser(),
+        limits=limits or EpisodeLimits(),
     )
-    address, stop = made.listen(), asyncio.Event()
-    serving = asyncio.create_task(made.serve(stop))
-    try:
+    address = made.listen()
+    async with made.serving():
+        yield address, made
+
+
+@contextlib.asynccontextmanager
+async def gateway(
+    policy: Policy, model: Path, access: AccessSettings | None = None, **settings: Any
+) -> AsyncIterator[str]:
+    """The address of one."""
+    async with served(policy, model, access, **settings) as (address, _):
         yield address
-    finally:
-        stop.set()
-        await serving
+
+
+def player(policy: Policy, gateway: Gateway, model: Path, limits: EpisodeLimits | None = None, **agent: Any) -> Player:
+    """Has one environment, which agents play."""
+    environments = make_environments({"helper": {"kind": "agent", **agent}})
+    return Player(
+        policy,
+        environments,
+        Rendering.of(model),
+        limits or EpisodeLimits(),
+        max_model_len=LONGEST,
+        max_tokens=200,
+        parser=HermesParser(),
+        agents=gateway.episodes,
+    )
+
+
+def prompt(n: int = 2, question: str = "What is 6 times 7?", **fields: Any) -> pb.Prompt:
+    """Of the environment of `player`."""
+    reference = wire.encode_struct({"answer": 42})
+    said = [pb.Message(role=pb.ROLE_USER, content=question)]
+    made = pb.Prompt(run_id="run", prompt_id="p1", environment="helper", messages=said, reference=reference, **fields)
+    made.sampling.n = n
+    made.sampling.temperature = 1.0
+    made.sampling.seed = 5
+    return made

@@ -1,20 +1,26 @@
 """The agent gateway, put together: an HTTP endpoint before a policy."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from services.environments.gateway.app import Completions, make_app, plain_routes
+from services.environments.gateway.episode_routes import episode_routes
+from services.environments.gateway.episodes import Episodes
 from services.environments.gateway.inference import Inference, Plain
 from services.environments.gateway.model import Policy, Texts
 from services.environments.gateway.server import GatewayServer
 from services.environments.gateway.settings import GatewaySettings
+from services.environments.limits import EpisodeLimits
 from services.environments.tool_calls.base import Parser
+from shared.process.service import background
 from shared.rpc.address import join
 from shared.settings import AccessSettings, ServerSettings
 
 
 class Gateway:
-    """Serves inference for anybody."""
+    """Serves inference for anybody, and `episodes` for agents."""
 
     def __init__(
         self,
@@ -26,6 +32,7 @@ class Gateway:
         longest: int,
         policy: Policy,
         parser: Parser | None,
+        limits: EpisodeLimits,
     ) -> None:
         """Args: server: of the service; model: its folder; longest: tokens that it takes; parser: of its calls.
 
@@ -36,7 +43,9 @@ class Gateway:
         self._host = server.host
         texts = Texts(model, longest)
         completions = Completions(Inference(policy, texts, self.model, parser), self.model)
-        self._server = GatewayServer(make_app(plain_routes(completions, Plain(texts))), settings, access, server)
+        self.episodes = Episodes(limits, texts)
+        routes = [*plain_routes(completions, Plain(texts)), *episode_routes(completions, self.episodes)]
+        self._server = GatewayServer(make_app(routes), settings, access, server)
 
     def listen(self) -> str:
         """Takes the port; gives the address, as in http://127.0.0.1:8000. Raises as `GatewayServer.listen`."""
@@ -44,4 +53,15 @@ class Gateway:
         return f"{self._server.scheme}://{join(self._host, port)}"
 
     async def serve(self, stop: asyncio.Event) -> None:
+        """Until `stop`."""
         await self._server.serve(stop)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serves for as long as the block lasts."""
+        stop = asyncio.Event()
+        async with background(self.serve(stop)):
+            try:
+                yield
+            finally:
+                stop.set()
