@@ -85,6 +85,9 @@ _KNOBS: Mapping[str, str] = {
         "tool_calls turns observation_tokens turn_seconds episode_seconds"
     ),
     "environments.hosting": "max_episodes idle_seconds max_kb",
+    "environments.gateway": (
+        "enabled port model_name max_body_bytes max_requests max_connections receive_seconds request_seconds"
+    ),
     "learner": (
         f"{_SERVER} advantage turn_advantages aggregation clip_low clip_high proximal routing_replay kl_coefficient "
         "entropy_coefficient overlong overlong_buffer_tokens epochs minibatches micro_batch_tokens head_chunk_bytes "

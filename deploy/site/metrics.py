@@ -14,6 +14,7 @@ from shared.settings import SERVICES
 MODULES = (
     "shared.process.metrics",
     *(f"services.{service}.metrics" for service in SERVICES),
+    "services.environments.gateway.metrics",
     "shared.streams.metrics",
     "shared.rpc.access",
     "shared.tracing.metrics",
@@ -62,6 +63,13 @@ VALUES = {
         "reason": "environment_failed, environment_timed_out, episode_timed_out, aborted (by new weights)"
     },
     "environments_hosted_ends_total": {"reason": "closed (by the caller), idle, failed, drained (with the service)"},
+    "environments_http_requests_total": {"status": "of HTTP, and 499 where the client went away"},
+    "environments_agent_episodes_total": {
+        "end": "rewarded, closed (by the agent), timed_out, unclaimed, given_up (with others of the group)"
+    },
+    "environments_agent_turns_total": {
+        "use": "trained, left_out (of branches that were left), failed (with the episode), late (after its end)"
+    },
     "reward_scores_total": {"outcome": "scored, failed, timed_out, refused"},
     "reward_trajectories_dropped_total": {"reason": "verifier_failed, verifier_timed_out, verifier_refused"},
     "reward_samples_total": {"outcome": "kept, refused (by the disk), no_room (`reward.unscored.max_bytes`)"},

@@ -31,8 +31,13 @@ class Recipe(CurriculumTables, GenerationTables, EnvironmentsTables, LearnerTabl
 
     @property
     def has_environments(self) -> bool:
-        """Whether a prompt or a held-out problem has an environment, or the recipe has a table of one."""
-        if self.environments.named or any(source.environment for source in (*self.data.train, *self.data.eval)):
+        """Whether a prompt or a held-out problem has an environment, or the recipe has a table of one; or the
+        gateway is served."""
+        if (
+            self.environments.gateway.enabled
+            or self.environments.named
+            or any(source.environment for source in (*self.data.train, *self.data.eval))
+        ):
             return True
         task = tasks().get(self.run.task) if self.run.task else None
         return bool(task and task.environment)

@@ -17,6 +17,7 @@ from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, VersionSpan
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import trajectory_pb2 as pb
+from services.environments.episode import Policy as TurnPolicy
 from services.environments.gateway.gateway import Gateway
 from services.environments.gateway.model import Policy
 from services.environments.gateway.settings import GatewaySettings
@@ -88,7 +89,7 @@ class Scripted:
         self.tokens: Tokenizer = backend(load_tokenizer(self.folder))
 
     async def generate(
-        self, prompt: Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
+        self, prompt: Any, *, return_router: bool = False, **sampling: Unpack[Sampling]
     ) -> list[Completion]:
         self.asked.append((list(prompt), sampling))
         self.was_asked.set()
@@ -178,7 +179,9 @@ async def gateway(
         yield address
 
 
-def player(policy: Policy, gateway: Gateway, model: Path, limits: EpisodeLimits | None = None, **agent: Any) -> Player:
+def player(
+    policy: TurnPolicy, gateway: Gateway, model: Path, limits: EpisodeLimits | None = None, **agent: Any
+) -> Player:
     """Has one environment, which agents play."""
     environments = make_environments({"helper": {"kind": "agent", **agent}})
     return Player(

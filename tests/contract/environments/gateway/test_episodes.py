@@ -205,7 +205,7 @@ async def test_what_an_episode_does_not_take(words: Path) -> None:
         assert (early.status_code, early.json()["error"]["code"]) == (409, "episode_without_turns")
         for field in ({"n": 2}, {"temperature": 0.3}, {"top_p": 0.9}, {"extra_body": {"top_k": 5}}):
             with pytest.raises(openai.BadRequestError) as refused:
-                await chat(client, messages, **field)  # type: ignore[arg-type]
+                await chat(client, messages, **field)
             assert refused.value.code == "unsupported_parameter"
         assert await chat(client, messages, temperature=1.0, top_p=1.0) == "ab"
         for body in (
