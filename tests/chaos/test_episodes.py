@@ -12,8 +12,7 @@ from tests.chaos.stack import running
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SHORT = (
-    "kill environments", "stop environments", "wedge environments", "cut environments", "half_open environments",
-    "deliver_twice environments", "replica environments", "kill generation", "stop generation",
+    "kill environments", "stop environments", "cut environments", "deliver_twice environments", "kill generation",
 )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ async def test_a_run_from_prompt_to_weights_and_every_way_out(server: Server) ->
         await learner.announce(pb.WeightsManifest(version=1))
         await learner.report_progress(Progress(version=1))
         await curriculum.report_progress(Progress(evaluated_version=1))
-        for reader in (by["generation"].run, learner):
+        for reader in (by["generation"].run, by["environments"].run, learner):
             assert (await reader.newest_weights() or pb.WeightsManifest()).version == 1
             assert [manifest.version for manifest in await reader.announced_weights()] == [1]
         for watcher in (curriculum, learner):
