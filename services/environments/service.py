@@ -71,8 +71,7 @@ class EnvironmentsService(Service):
                 return
             ready = worker.result()
             async with self._agents():
-                room = self._settings.groups_in_flight
-                await self._consumer.each(ready.handle, lambda: room - self._consumer.held, stop)
+                await ready.run(self._settings.groups_in_flight, stop, self._settings.drain_seconds)
 
     async def close(self) -> None:
         await self._servicer.close()

@@ -26,6 +26,7 @@ from shared.tracing.kinds import PLAY, Playing
 log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 1.0
+_DRAIN_SHARE = 0.8  # of the time to drain; in the rest, environments are closed
 
 
 class Plays(Protocol):
@@ -59,6 +60,30 @@ class EnvironmentsWorker:
         self._attempts = attempts
         self._solve_rates = solve_rates
         self._return_router = return_router
+
+    async def run(self, groups: int, stop: asyncio.Event, drain_seconds: float) -> None:
+        """Plays groups until `stop`, and those that it holds then as far as there is time.
+
+        Episodes may last longer than a stop may take. What is not handed over by then is delivered again, and played
+        anew by another process.
+
+        Args:
+            groups: at once.
+            drain_seconds: from `stop` to the end of the process.
+        """
+        reading = asyncio.create_task(self._consumer.each(self.handle, lambda: groups - self._consumer.held, stop))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({reading}, timeout=_DRAIN_SHARE * drain_seconds)
+            if done:
+                reading.result()
+            else:
+                log.info("%d groups are left to be played anew", self._consumer.held)
+        finally:
+            stopped.cancel()
+            reading.cancel()
+            await asyncio.wait({reading})
 
     async def handle(self, entry: Entry) -> None:
         """Hands over the group, to reward where the prompt names a verifier, else scored, to the learner.

@@ -169,3 +169,31 @@ async def test_a_beating_reader_keeps_a_long_episode(redis: Redis, run: Run, str
     await playing
     beating.cancel()
     assert len(await run.consumer(Stream.SCORED).read(5)) == 1
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_stop_waits_for_episodes_and_not_for_ever(redis: Redis, run: Run, ends: bool) -> None:
+    await admitted(run)
+    reader, plays, stop = run.consumer(Stream.EPISODES), Plays(), asyncio.Event()
+    plays.hold = asyncio.Event()
+    running = asyncio.create_task(worker(run, reader, plays).run(2, stop, 30.0 if ends else 0.1))
+
+    async def is_playing() -> bool:
+        return plays.played == 1
+
+    await until(is_playing)
+    stop.set()
+    if ends:
+        plays.hold.set()
+    await asyncio.wait_for(running, 20)
+    assert len(await run.consumer(Stream.SCORED).read(2)) == int(ends)
+    assert (await run.backlog())[Stream.EPISODES].entries == int(not ends)  # it is delivered again
+    assert (await audit(redis, run, None)).problems == {}
+
+
+async def test_an_error_that_nobody_expects_ends_the_loop(run: Run) -> None:
+    await admitted(run)
+    playing = worker(run, run.consumer(Stream.EPISODES), Plays(ZeroDivisionError("a fault of ours")))
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(playing.run(2, asyncio.Event(), 1.0), 20)
+    assert caught.group_contains(ZeroDivisionError)
