@@ -85,15 +85,15 @@ async def hangs(action: Action, turn: int) -> Step:
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason", "message"),
+    ("answer", "seconds", "reason", "message"),
     [
-        (raises, Reason.ENVIRONMENT_FAILED, "KeyError: 'gone wrong'"),
-        (hangs, Reason.ENVIRONMENT_TIMED_OUT, "has not answered within"),
+        (raises, 60.0, Reason.ENVIRONMENT_FAILED, "KeyError: 'gone wrong'"),
+        (hangs, 0.5, Reason.ENVIRONMENT_TIMED_OUT, "has not answered within"),
     ],
 )
-async def test_a_failure_there_is_a_failure_here(answer: Any, reason: Reason, message: str) -> None:
+async def test_a_failure_there_is_a_failure_here(answer: Any, seconds: float, reason: Reason, message: str) -> None:
     kind = scripted(answer)
-    async with environment_server(serving(kind), turn_seconds=0.5) as (port, _):
+    async with environment_server(serving(kind), turn_seconds=seconds) as (port, _):
         with pytest.raises(EpisodeFailedError, match=message) as failed:
             await play(await configured(port), Script(build_tokenizer(), ["22"]))
     assert failed.value.reason is reason

@@ -314,8 +314,8 @@ async def test_an_environment_that_hangs_has_a_deadline(
     tokenizer: PreTrainedTokenizerFast, hangs: Callable[..., Awaitable[Any]], method: str
 ) -> None:
     kind = scripted(hangs) if method == "step" else scripted(done, hangs)
-    with pytest.raises(EpisodeFailedError, match=rf"{method} has not answered within .*turn_seconds = 0\.2") as failed:
-        await player(Script(tokenizer, ["22"]), kind, tokenizer, turn_seconds=0.2).play(prompt())
+    with pytest.raises(EpisodeFailedError, match=rf"{method} has not answered within .*turn_seconds = 1") as failed:
+        await player(Script(tokenizer, ["22"]), kind, tokenizer, turn_seconds=1.0).play(prompt())
     assert failed.value.reason is Reason.ENVIRONMENT_TIMED_OUT
     assert kind.open == 0
 
