@@ -112,7 +112,7 @@ async def test_a_task_that_is_none_there_is_bad_input_here() -> None:
 async def test_a_server_that_is_lost_in_the_middle_fails_the_episode() -> None:
     kind = scripted(done)
     async with environment_server(serving(kind)) as (port, _):
-        environments = await configured(port, attempts=2, call_seconds=1.0, backoff_seconds=0.01)
+        environments = await configured(port, attempts=2, call_seconds=4.0, backoff_seconds=0.01)
         environment = environments["scripted"].make()
         await environment.reset({}, 0)
     with pytest.raises(EpisodeFailedError, match="Step"):

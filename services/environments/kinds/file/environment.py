@@ -19,7 +19,8 @@ from shared.user_module import read_source
 T = TypeVar("T")
 
 _MARGIN_SECONDS = 5.0  # in which a process says itself that the environment is late
-_PING_SECONDS = 2.0
+_PING_SECONDS = 5.0
+_ANSWERED = "INTERNAL"  # the status of an environment that raised: its process is well
 _LOOK_SECONDS = 0.25  # how often it is seen that a process has ended
 
 _hosts: dict[str, "Host"] = {}
@@ -71,8 +72,8 @@ class FileEnvironment(RemoteEnvironment):
             return task.result()
         except InvalidInputError:
             raise
-        except RouterShiftError:
-            if not await self._answers():
+        except RouterShiftError as error:
+            if error.status != _ANSWERED and not await self._answers():
                 await asyncio.to_thread(self._host.process.kill, self._target)
             raise
         finally:
