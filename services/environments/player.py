@@ -14,7 +14,8 @@ from services.environments.base import Environment, MessagesObservation, Observa
 from services.environments.episode import Episode, Played, Policy, Rules, reset_seed
 from services.environments.failures import EpisodeFailedError, Reason
 from services.environments.gateway.agent import AgentEnvironment, AgentSettings
-from services.environments.gateway.episodes import Episodes, Offer
+from services.environments.gateway.episode import Offer
+from services.environments.gateway.episodes import Episodes
 from services.environments.limits import EpisodeLimits
 from services.environments.registry import Configured, find
 from services.environments.rendering import Rendering, as_dict, messages_of

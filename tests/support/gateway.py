@@ -197,7 +197,7 @@ def player(
 
 
 def prompt(n: int = 2, question: str = "What is 6 times 7?", **fields: Any) -> pb.Prompt:
-    """Of the environment of `player`."""
+    """A prompt of the environment of `player`."""
     reference = wire.encode_struct({"answer": 42})
     said = [pb.Message(role=pb.ROLE_USER, content=question)]
     made = pb.Prompt(run_id="run", prompt_id="p1", environment="helper", messages=said, reference=reference, **fields)

@@ -95,7 +95,7 @@ def calls_of(calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
 
 
 def chat_logprobs(texts: Texts, completion: Completion) -> dict[str, Any]:
-    """Of each token, under the distribution that it was sampled from."""
+    """Those of each token, under the distribution that it was sampled from."""
     return {
         "content": [
             {**_token(texts, int(token), float(logprob)), "top_logprobs": [_token(texts, *other) for other in others]}

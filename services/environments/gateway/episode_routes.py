@@ -6,7 +6,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from services.environments.gateway.app import Completions
-from services.environments.gateway.episodes import AgentEpisode, Episodes, checked_parts
+from services.environments.gateway.episode import AgentEpisode
+from services.environments.gateway.episodes import Episodes, checked_parts
 from services.environments.gateway.errors import of_validation
 from services.environments.gateway.schema import Body
 

@@ -2,6 +2,8 @@
 
 A field that is not known, or would change the result and is not supported, is refused. One that says what is so anyway
 (`response_format: {"type": "text"}`), or is for the accounts of OpenAI alone (`user`, `metadata`), is taken.
+
+Long because it has both kinds of request, with all of their fields.
 """
 
 from collections.abc import Sequence
