@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 from shared.settings import SERVICES
 
 _SHARED = (
+    "services.environments.gateway.metrics",
     "shared.process.metrics",
     "shared.rpc.access",
     "shared.streams.metrics",
