@@ -106,7 +106,7 @@ class Tool:
 
 
 class ToolSettings(EnvironmentSettings):
-    """Of an environment with tools."""
+    """What an environment with tools can be told."""
 
     tool_seconds: float = Field(
         30.0, gt=0, description="deadline of one call; the model reads that a call took longer. Below turn_seconds"

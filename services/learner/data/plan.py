@@ -94,7 +94,7 @@ class Planner:
         ]
 
     def _advantages(self, group: Group) -> list[list[float]]:
-        """Of each sample: one for all its tokens, or one for each turn; 0 where it is cut, and that teaches nothing."""
+        """One for all tokens of a sample, or one for each turn; 0 where it is cut, and that teaches nothing."""
         rule = self._settings.overlong
         is_left_out = [
             rule != "train" and sample.completion.finish_reason is FinishReason.LENGTH for sample in group.samples

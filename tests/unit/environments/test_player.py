@@ -1,4 +1,7 @@
-"""Episodes of a group are played in token ids, and fail as a whole, with a reason."""
+"""Episodes of a group are played in token ids, and fail as a whole, with a reason.
+
+Long because each way in which an episode ends or fails is played.
+"""
 
 import asyncio
 import math

@@ -1,4 +1,7 @@
-"""Responses in which given tokens stand between sampled ones, against loops over their tokens, in every family."""
+"""Responses in which given tokens stand between sampled ones, against loops over their tokens, in every family.
+
+Long because the plain computation over single tokens stands beside what it is compared with.
+"""
 
 import math
 import shutil
@@ -175,7 +178,7 @@ def expected(
 
 
 def advantages_of_two(group: Group) -> list[list[float]]:
-    """Of the turns of a group of two episodes; a turn that one alone has reached has that of its episode."""
+    """Those of the turns of a group of two episodes; a turn that one alone has reached has that of its episode."""
     returns = []
     for sample in group.samples:
         earned = [turn.reward or 0.0 for turn in sample.trajectory.turns]

@@ -26,7 +26,7 @@ def group(*samples: tuple[float, FinishReason]) -> Group:
 
 
 def advantages(overlong: str, *samples: tuple[float, FinishReason]) -> list[float] | str:
-    """Of each sample; or why the group is dropped."""
+    """Those of each sample; or why the group is dropped."""
     settings = learner_settings(overlong=overlong, advantage="mean")
     planner = Planner(settings, 24, ranks=1, with_routes=False, is_flat=False)
     asked = group(*samples)
