@@ -58,6 +58,7 @@ class Trainer:
 
     step: int  # batches done; the version of the weights is the same number
     layout: RouterLayout | None
+    attention: str  # the implementation that `learner.attn_implementation` came to
 
     def __init__(
         self, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, ranks: Ranks | None = None
@@ -70,7 +71,7 @@ class Trainer:
         self._ranks = ranks or Ranks.open(settings.device, settings.parallel.timeout)
         self._identity = identity(settings, run, rollout) if self._ranks.rank == 0 else {}
         self._policy = Policy(settings, run, rollout, self._ranks)
-        self.layout = self._policy.layout
+        self.layout, self.attention = self._policy.layout, self._policy.attention.name
         self._uses_traces = settings.uses_traces
         self._routing: Routing | None = None
         if self._uses_traces or settings.routing_replay == "r2":

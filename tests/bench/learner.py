@@ -1,6 +1,7 @@
 """A training step: tokens per second and peak memory with router shift, kept samples, replay and recomputed scores.
 
-The head alone is measured with the vocabularies of large models: see tests/bench/head.py.
+The head alone is measured with the vocabularies of large models, and attention without a mask over that with one: see
+tests/bench/head.py and tests/bench/attention.py.
 
 What is compared runs in turns on the same rollouts, through the learner's own trainer. The model is random and in the
 shape of a Qwen3-MoE. The rollouts are random tokens with the log-probs and routes that this model gives them, so
@@ -31,7 +32,7 @@ from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RolloutSettings, RunSettings
 from shared.streams.entries import Entry
-from tests.bench import head
+from tests.bench import attention, head
 from tests.bench.memory import peak_bytes
 from tests.bench.shapes import DEFAULT_SHAPE, GROUP, SHAPES, Shape, rollouts, write_model
 from tests.bench.timing import Timings, interleaved
@@ -53,7 +54,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 # For each parameter, float32: itself and two moments of AdamW. A step finds and keeps them.
 _HELD = 3 * 4
 _GRADIENT = 4
-QUICK = {"pairs": 2, "tokens": 768, "experts": [64], "head_tokens": 64}
+QUICK = {"pairs": 2, "tokens": 768, "experts": [64], "head_tokens": 64, "attention_tokens": 1024}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head-tokens", type=int, default=head.TOKENS, help="response tokens whose head is measured for its memory"
     )
+    parser.add_argument(
+        "--attention-tokens", type=int, default=attention.TOKENS, help="in a step that attends with and without a mask"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,6 +92,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ("--pairs", arguments.pairs, 1),
         ("--threads", arguments.threads, 1),
         ("--head-tokens", arguments.head_tokens, 1),
+        ("--attention-tokens", arguments.attention_tokens, 1),
     ):
         if number < least:
             raise InvalidInputError(f"{option} is {number}; it must be at least {least}")
@@ -103,6 +108,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             other = Steps(shape.with_changes(num_experts=number), Path(folder), arguments)
             peaks[number] = other.peaks({name: VARIANTS[name] for name in (BASELINE, SHIFTED)})
     heads = head.measure(arguments)
+    attentions = attention.measure(arguments)
     first = peaks[experts[0]]
     speeds = {name: timings.rate(name, steps.tokens) for name in VARIANTS}
     ratios = {name: timings.ratio(name, BASELINE) for name in VARIANTS if name != BASELINE}
@@ -121,6 +127,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "cpu": timings.cpu(BASELINE, "token", steps.tokens),
         "peak_bytes": first,
         "head": heads,
+        "attention": attentions,
         "router_shift_bytes_by_experts": {str(n): peak[SHIFTED] - peak[BASELINE] for n, peak in peaks.items()},
         "gamma_mean": steps.gamma_mean,
         "model": asdict(steps.shape) | {"parameters": steps.parameters},

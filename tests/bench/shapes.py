@@ -1,6 +1,6 @@
 """Random models in the shape of a Qwen3-MoE, and rollouts that they could have recorded."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -112,16 +112,29 @@ def rollouts(shape: Shape, folder: Path, device: torch.device, dtype: torch.dtyp
     prompt = shape.sequence_tokens // 4
     groups = max(1, round(shape.step_tokens / (3 * prompt * GROUP)))
     lengths = rng.integers(prompt, 3 * prompt, size=groups * GROUP, endpoint=True)
+    return recorded(shape, folder, device, dtype, prompt, lengths.tolist(), rng)
+
+
+def recorded(
+    shape: Shape,
+    folder: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    prompt: int,
+    lengths: Sequence[int],
+    rng: np.random.Generator | None = None,
+) -> list[Group]:
+    """Groups of responses of these lengths, as many as `GROUP` divides, recorded by the model in `folder`."""
+    rng, groups = rng or np.random.default_rng(_SEED), len(lengths) // GROUP
     ids = rng.integers(0, shape.vocab_size, size=(groups, GROUP, shape.sequence_tokens), dtype=np.int32)
     ids[:, :, :prompt] = ids[:, :1, :prompt]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     rows = torch.from_numpy(ids.reshape(groups * GROUP, -1).astype(np.int64)).to(device)
     chunk = max(1, shape.micro_batch_tokens // shape.sequence_tokens)
-    completions = [
-        completion
-        for i in range(0, len(lengths), chunk)
-        for completion in _recorded(model, rows[i : i + chunk], prompt, lengths[i : i + chunk].tolist())
-    ]
+    completions = []
+    for i in range(0, len(lengths), chunk):
+        part = lengths[i : i + chunk]
+        completions += _recorded(model, rows[i : i + chunk, : prompt + max(part)], prompt, part)
     samples = [
         Sample(ids.reshape(groups * GROUP, -1)[i, :prompt], Trajectory(completion), float(rng.random()))
         for i, completion in enumerate(completions)
@@ -130,7 +143,7 @@ def rollouts(shape: Shape, folder: Path, device: torch.device, dtype: torch.dtyp
 
 
 @torch.no_grad()
-def _recorded(model: PreTrainedModel, rows: Tensor, prompt: int, lengths: list[int]) -> Iterator[Completion]:
+def _recorded(model: PreTrainedModel, rows: Tensor, prompt: int, lengths: Sequence[int]) -> Iterator[Completion]:
     """What rollouts of these tokens [N, W] record, each cut to its length after the prompt. Nothing sees ahead."""
     layout = require_layout(model)
     output = model(rows, output_router_logits=True, use_cache=False)

@@ -1,6 +1,7 @@
 """The learner and the torch engine on a GPU against the same code on the CPU. Skipped where there is no GPU."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.torch.engine import TorchEngine
@@ -83,6 +85,27 @@ def test_lora_and_activation_checkpointing_train(tmp_path: Path) -> None:
     adapted, _ = steps(folder, tmp_path / "lora", groups, lora={"rank": 8}, **common)
     assert adapted[0].diagnostics["loss"] == pytest.approx(plain[0].diagnostics["loss"], rel=1e-4, abs=1e-6)
     assert all(report.skipped is None for report in adapted)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_available"),
+    [("flash_attention_2", is_flash_attn_2_available), ("flash_attention_3", is_flash_attn_3_available)],
+)
+@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3"])
+def test_flash_attention_trains_as_segments_do(
+    tmp_path: Path, kind: str, name: str, is_available: Callable[[], bool]
+) -> None:
+    if not is_available():
+        pytest.skip(f"{name} is not installed")
+    folder = save_model(tmp_path / "model", kind)
+    groups = random_groups(perturbed(load(folder), 0.005), groups=4, samples=4)
+    common = {"device": "cuda", "precision": "bfloat16", "routing_replay": "r3"}
+    expected, _ = steps(folder, tmp_path / "segments", groups, attn_implementation="segments", **common)
+    found, _ = steps(folder, tmp_path / "flash", groups, attn_implementation=name, **common)
+    for here, there in zip(found, expected, strict=True):
+        assert here.skipped is None
+        for key in ("loss", "grad_norm", "gamma_mean", "entropy"):
+            assert here.diagnostics[key] == pytest.approx(there.diagnostics[key], rel=5e-2, abs=1e-3), key
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "olmoe"])

@@ -37,6 +37,8 @@ def learner(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "cpu",
         "--head-tokens",
         "240",
+        "--attention-tokens",
+        "512",
     ]
     ran = subprocess.run(
         [*ROUTERSHIFT, "bench", "learner", "--json", *options],
@@ -67,6 +69,16 @@ def test_the_learner_bench_has_the_head_of_large_vocabularies(learner: dict[str,
         assert 0 < head["bytes_per_token_entry"] < head["bytes_per_token_entry_plain"]
         low, high = head["seconds_ratio_spread"]
         assert 0 < low <= head["seconds_ratio_to_plain"] <= high
+
+
+def test_the_learner_bench_has_attention_with_and_without_a_mask(learner: dict[str, Any]) -> None:
+    shapes = {name: learner["attention"][name] for name in ("demo", "long_rows")}
+    assert learner["attention"]["ratio_to_masked"] == shapes["long_rows"]["ratio_to_masked"]
+    for found in shapes.values():
+        low, high = found["spread"]
+        assert 0 < low <= found["ratio_to_masked"] <= high
+        assert found["implementation"] == {"masked": "sdpa", "auto": "routershift_segments"}
+        assert found["cpu"]["seconds_per_token"].keys() == {"masked", "auto"}
 
 
 def test_the_learner_bench_does_the_work_that_it_times(learner: dict[str, Any]) -> None:
