@@ -20,8 +20,19 @@ from shared.models.tensors import model_tensors, require_float
 from shared.settings import RolloutSettings, RunSettings
 from shared.weights.published import ADAPTER
 
-# Noise in the training forward would look like policy shift: the sampler has none.
-_NOISE = ("attention_dropout", "router_jitter_noise")
+# Noise in the training forward, by its names in configs, would look like policy shift: the sampler has none.
+_NOISE = (
+    "activation_dropout",
+    "attention_dropout",
+    "attn_pdrop",
+    "dropout",
+    "embd_pdrop",
+    "embedding_dropout",
+    "hidden_dropout",
+    "resid_pdrop",
+    "residual_dropout",
+    "router_jitter_noise",
+)
 
 
 class Policy:

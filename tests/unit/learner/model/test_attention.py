@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel, modeling_flash_attention_utils
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    modeling_flash_attention_utils,
+)
 
 from services.learner.model import attention
 from services.learner.model.attention import SEGMENTS, Attention, choose
 from services.learner.model.isolation import check_isolation
+from services.learner.model.policy import load as load_policy
 from shared.errors import PreconditionError
 from tests.support.models import KINDS, VOCABULARY, save_model
 from tests.support.rollouts import load
@@ -100,6 +108,18 @@ def test_sequences_in_bfloat16_attend_in_float32(tmp_path: Path) -> None:
         torch.nn.Module(), query.float(), key.float(), value.float(), None, segments=((2, 8),)
     )
     assert torch.equal(found, exact.bfloat16())
+
+
+def test_a_model_has_no_dropout_in_training(tmp_path: Path) -> None:
+    """Whatever its config calls it: it would be noise that the sampler has not, and segments know none."""
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    assert config.attn_pdrop > 0
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model, chosen, _ = load_policy(tmp_path, learner_settings())
+    assert chosen.name == SEGMENTS
+    model.train()
+    first, again = (model(**chosen.inputs(*packed())).logits for _ in range(2))
+    assert torch.equal(first, again)
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
