@@ -131,7 +131,7 @@ def recorded(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     rows = torch.from_numpy(ids.reshape(groups * GROUP, -1).astype(np.int64)).to(device)
     chunk = max(1, shape.micro_batch_tokens // shape.sequence_tokens)
-    completions = []
+    completions: list[Completion] = []
     for i in range(0, len(lengths), chunk):
         part = lengths[i : i + chunk]
         completions += _recorded(model, rows[i : i + chunk, : prompt + max(part)], prompt, part)
