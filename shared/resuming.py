@@ -44,7 +44,7 @@ _IDENTITY: Mapping[str, str] = {
     "data.eval.sampling": _SAMPLING,
     "environments.named": (
         "kind ask end error checks size moves form tool_seconds output_characters seconds idle_seconds memory_mb "
-        "processes scratch_mb environment class_name settings source"
+        "processes scratch_mb environment class_name settings source command"
     ),
     "reward.verifiers": (
         "kind thinking special_tokens answer decimals unevaluated max_answer_characters max_characters partial "
@@ -78,7 +78,7 @@ _KNOBS: Mapping[str, str] = {
     ),
     "environments.named": (
         "file variables start_seconds answer_seconds observation_tokens address token_file ca_file certificate_file "
-        "key_file call_seconds attempts backoff_seconds waiting"
+        "key_file call_seconds attempts backoff_seconds waiting claim_seconds"
     ),
     "environments": (
         f"{_SERVER} generation_address groups_in_flight max_plays attempts weights_wait_seconds answer_seconds "

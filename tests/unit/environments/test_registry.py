@@ -37,8 +37,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def test_a_kind_that_needs_no_settings_needs_no_table() -> None:
-    assert set(make_environments({})) == {"calculator", "maze", "python"}
-    assert set(kinds()) == {"calculator", "maze", "python", "file", "remote"}
+    made = set(make_environments({}))
+    assert made >= {"calculator", "maze", "python"}
+    assert kinds().keys() - made >= {"file", "remote"}
 
 
 def test_every_kind_says_what_it_is() -> None:
