@@ -4,8 +4,6 @@ import re
 import signal
 from pathlib import Path
 
-import pytest
-
 from shared.tracking import records
 from tests.support.command import RECIPE, Invocation, Start, settings
 from tests.support.redis_server import Server
@@ -14,16 +12,17 @@ from tests.support.torchrun import until
 ENDLESS = 100_000  # steps: the first run goes on until it is told to stop
 
 
-@pytest.mark.parametrize("command", ["run", "up"])
-def test_a_second_start_of_a_run_in_the_same_folder_is_refused(start: Start, tmp_path: Path, command: str) -> None:
+def test_a_second_start_of_a_run_in_the_same_folder_is_refused(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "runs/test"
     first = start("run", str(RECIPE), *settings(run__steps=ENDLESS))
     until(lambda: len(records.read(folder / records.LEARNER)) > 0, timeout=120)
-    second = start(*(["run", str(RECIPE)] if command == "run" else ["up", "--recipe", str(RECIPE)]), *settings())
-    code, _, err = second.finish(timeout=120)
-    assert code == 2, err
-    assert re.search(rf"the redis of run test is held by process {first.process.pid} on .*choose another run\.id", err)
-    assert second.nothing_left(), second.alive()
+    for command in (["run", str(RECIPE)], ["up", "--recipe", str(RECIPE)]):
+        second = start(*command, *settings())
+        code, _, err = second.finish(timeout=120)
+        assert code == 2, err
+        holder = f"the redis of run test is held by process {first.process.pid} on "
+        assert re.search(rf"{holder}.*choose another run\.id", err)
+        assert second.nothing_left(), second.alive()
     _goes_on(first, folder)
     code, out, err = start("audit", "runs/test").finish(timeout=120)
     assert code == 0, out + err

@@ -7,6 +7,7 @@ from functools import partial
 
 from services.cli.arguments import add_log_level, add_recipe, add_settings
 from shared.process import service as process
+from shared.process.collection import uncollected
 from shared.recipes import load
 from shared.settings import SERVICES
 
@@ -25,11 +26,13 @@ def run(arguments: argparse.Namespace) -> int:
     tables = importlib.import_module(f"services.{name}.settings").Settings
     settings = load(tables, arguments.recipe, os.environ, arguments.flags)
     if name == "learner" and int(os.environ.get("RANK", "0")) > 0:  # torchrun's; rank 0 alone is the service
-        from services.learner.follower import follow
+        with uncollected():
+            from services.learner.follower import follow
 
         return follow(settings.learner, settings.run, settings.rollout, arguments.log_level)
-    service = getattr(importlib.import_module(f"services.{name}.service"), f"{name.capitalize()}Service")
+    with uncollected():
+        service = getattr(importlib.import_module(f"services.{name}.service"), f"{name.capitalize()}Service")(settings)
     from services.cli.provenance import served  # imports the settings of all services
 
     begin = None if arguments.recorded else partial(served.add, name, settings, arguments.recipe)
-    return process.main(service(settings), settings, getattr(settings, name), arguments.log_level, begin)
+    return process.main(service, settings, getattr(settings, name), arguments.log_level, begin)

@@ -3,11 +3,9 @@
 Nothing here imports vLLM before `launch` is called.
 """
 
-import gc
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from services.generation.engines.vllm.limits import attention_backend, refuse
 from services.generation.engines.vllm.settings import VllmSettings
 from services.generation.engines.vllm.stats import LoadStats
 from shared.errors import PreconditionError
+from shared.process.collection import uncollected
 from shared.process.orphans import die_with_parent
 
 # What vLLM is to load as its worker and its scheduler.
@@ -94,7 +93,7 @@ def launch(
     Raises:
         PreconditionError: vLLM cannot serve this model, and the child has printed why; or not with these settings.
     """
-    with _uncollected():
+    with uncollected():
         from vllm.config import ModelConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.model_executor.models.registry import ModelRegistry
@@ -182,14 +181,3 @@ def _tie_as_config_says() -> None:
     from vllm.config import ModelConfig
 
     ModelConfig.maybe_untie_word_embeddings = lambda config: None
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """For imports: a million new objects, all to stay, that the collector would walk for 1.3 s now, and later again."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()

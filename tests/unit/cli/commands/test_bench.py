@@ -28,7 +28,7 @@ def learner(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "--shape",
         "tiny",
         "--pairs",
-        "2",
+        "1",
         "--threads",
         "1",
         "--tokens",
