@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
 from services.reward.settings import Settings
 from services.reward.verifiers.base import Item
-from services.reward.verifiers.registry import make_verifiers
+from services.reward.verifiers.registry import kinds, make_verifiers, unknown_in_words
 from shared import encodings, strict_json
 from shared.errors import InvalidInputError, NotFoundError
 from shared.process.exits import EXIT_FAILURE, EXIT_OK
@@ -29,7 +29,10 @@ _AT_ONCE = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verifier", required=True, metavar="NAME", help="a kind, or a table of the recipe")
+    parser.add_argument(
+        "--verifier", required=True, metavar="NAME",
+        help="a kind, a table of the recipe, or a reward file: FILE.py, or FILE.py:FUNCTION",
+    )  # fmt: skip
     parser.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help="JSON lines: prompt, response, reference, messages"
     )
@@ -61,6 +64,7 @@ async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[
     """One record a line of the file, in order: outcome, reward (None without a verdict), parts, seconds, error.
 
     Args:
+        verifier: its name; or a Python file, after which a colon and the name of its function may stand.
         file: JSON lines {"prompt", "response", "reference", "messages"}; only response must be there. A reference that
             is no object is the one value of the verifier's references, where they have one. Messages, of role and
             content, are all that followed the prompt, where others spoke in between.
@@ -68,13 +72,16 @@ async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[
 
     Raises:
         NotFoundError: no such file or verifier.
+        PreconditionError: a reward file that does not load.
         InvalidInputError: a line that is no such object; names its number.
     """
     model = [] if recipe else ["run.model=none"]  # every recipe must name one, and nothing here loads it
     settings = load(Settings, recipe, os.environ, [*model, *flags]).reward
-    scorer = Scorer(make_verifiers(settings.verifiers), settings)
-    judge = scorer.verifiers.get(verifier)
-    items = _read(file, judge.reference_key if judge else "")
+    verifiers = make_verifiers({**settings.verifiers, **_table_of(verifier)})
+    if verifier not in verifiers:
+        raise NotFoundError(_unknown(verifier, verifiers, recipe))
+    scorer = Scorer(verifiers, settings)
+    items = _read(file, verifiers[verifier].reference_key)
     try:
         while chunk := list(islice(items, min(_AT_ONCE, settings.max_queued))):
             results = await scorer.score(verifier, [item for _, item in chunk])
@@ -82,6 +89,26 @@ async def score(verifier: str, file: Path, recipe: Path | None, flags: Sequence[
                 yield _record(number, scored)
     finally:
         await scorer.close()
+
+
+def _table_of(verifier: str) -> dict[str, dict[str, str]]:
+    """The table of a reward file that is named in the place of a verifier; none of any other name."""
+    name, _, function = verifier.partition(".py:")
+    if not function and not verifier.endswith(".py"):
+        return {}
+    file = Path(f"{name}.py" if function else verifier)
+    if not file.is_file():
+        raise NotFoundError(f"--verifier {file} does not exist; expected a Python file with a function score")
+    return {verifier: {"file": str(file.absolute()), **({"function": function} if function else {})}}
+
+
+def _unknown(verifier: str, known: Mapping[str, object], recipe: Path | None) -> str:
+    said = unknown_in_words(verifier, known)
+    if (file := Path(f"{verifier}.py")).is_file():
+        return f"{said}; for the function of a file: --verifier {file}"
+    if recipe is None and verifier not in kinds():
+        return f"{said}; a table of a recipe needs --recipe, and a reward file is named with its ending, as FILE.py"
+    return said
 
 
 def _record(line: int, scored: Scored) -> dict[str, Any]:

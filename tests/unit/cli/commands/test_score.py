@@ -39,6 +39,45 @@ def rewards(ran: subprocess.CompletedProcess[str]) -> list[float | None]:
     return [json.loads(line)["reward"] for line in ran.stdout.splitlines()]
 
 
+REWARD = """
+def score(response, reference):
+    return float(response == reference)
+
+def half(response):
+    return 0.5
+"""
+
+
+@pytest.mark.parametrize(("verifier", "reward"), [("mine.py", 1.0), ("./mine.py", 1.0), ("mine.py:half", 0.5)])
+def test_a_reward_file_needs_no_recipe(tmp_path: Path, verifier: str, reward: float) -> None:
+    (tmp_path / "mine.py").write_text(REWARD)
+    ran = score(tmp_path, {"response": "4", "reference": "4"}, verifier=verifier)
+    assert ran.returncode == 0, ran.stderr
+    assert rewards(ran) == [reward]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "said"),
+    [
+        ("mine", "for the function of a file: --verifier mine.py"),
+        ("other", "a table of a recipe needs --recipe, and a reward file is named with its ending, as FILE.py"),
+        ("mth", "did you mean 'math'?"),
+        ("none.py", "--verifier none.py does not exist; expected a Python file with a function score"),
+        ("none.py:half", "--verifier none.py does not exist"),
+        ("mine.py:hlaf", "has no function 'hlaf'; it has score, half; did you mean function = 'half'?"),
+        ("broken.py", "broken.py:1: SyntaxError"),
+        ("model", "needs a table [reward.verifiers.model] with model"),
+    ],
+)
+def test_a_verifier_that_is_not_there_is_said_before_any_line(tmp_path: Path, verifier: str, said: str) -> None:
+    (tmp_path / "mine.py").write_text(REWARD)
+    (tmp_path / "broken.py").write_text("def score(")
+    ran = score(tmp_path, {"no": "line"}, verifier=verifier)
+    assert ran.returncode == 2
+    assert said in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("verifier", "response", "reference"),
     [
