@@ -230,6 +230,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if fault["type"] == "model_type":
         inside = [key for key in _keys(model) if key.startswith(f"{without_numbers(name)}.")]
         return f"setting {name!r} is {fault['input']!r}: it is a table; set one of its keys, as {inside[0]!r}{more}"
+    if fault["type"] == "dict_type":
+        return f'setting {name!r} is {fault["input"]!r}: it is a table, as {{ name = "value" }}{more}'
     if fault["type"] == "value_error" and isinstance(fault["input"], Mapping):  # raised by a table as a whole
         return f"setting {name!r}: {fault['ctx']['error']}{more}" if name else f"{fault['ctx']['error']}{more}"
     # A whole table would be long, and may hold a secret.

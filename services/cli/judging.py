@@ -56,6 +56,11 @@ def _in_words(validator: Any, reference: Mapping[str, Any]) -> str:
     from jsonschema.exceptions import best_match
 
     fault = best_match(validator.iter_errors(reference))
+    if fault.validator == "required":
+        missing = next(name for name in fault.validator_value if name not in fault.instance)
+        where = fault.json_path.removeprefix("$").removeprefix(".")
+        fix = "" if where else f"; name the column that has it in columns.{missing}"
+        return f"{where or 'it'} has no {missing!r}{fix}"
     field, value = fault.json_path.removeprefix("$."), fault.instance
     if any(inner.validator != "type" for inner in fault.context or [fault]):
         return f"{field}: {fault.message[:200]}"

@@ -98,7 +98,8 @@ def _source(recipe: Recipe, reader: SourceReader | None, where: str, source: Sou
     except RouterShiftError as error:
         # A data set by name is fetched when the run begins; a file is not.
         comes_later = isinstance(error, NotFoundError) and not is_file(source.source) and not report.rows
-        found.lines.append(Line("note" if comes_later else "MEND", "data", f"{where}: {error}"))
+        named = str(error) if str(error).startswith(where) else f"{where}: {error}"
+        found.lines.append(Line("note" if comes_later else "MEND", "data", named))
         return
     if report.unread:
         found.say("data", f"{where}: {report.unread_in_words}")

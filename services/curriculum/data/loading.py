@@ -63,7 +63,8 @@ def load(settings: Settings, model: Path, judge: Judge | None = None, room: Room
             if items:
                 check_alike(report, items)
         except RouterShiftError as error:
-            loaded.fail(type(error)(f"{where}: {error}"))
+            named = str(error) if str(error).startswith(where) else f"{where}: {error}"
+            loaded.fail(type(error)(named))
         _check_bad_share(loaded, report, data)
         is_train = not isinstance(source, EvalSettings)
         (loaded.train if is_train else loaded.eval).append(items)

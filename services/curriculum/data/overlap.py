@@ -105,8 +105,12 @@ def split_off(loaded: Loaded, share: float) -> None:
     hashes = sorted({place_in_order(item.key) for item in everything})
     if len(hashes) < 2:
         if not loaded.errors:
-            found = f"data.train has {len(hashes)} usable problems"
-            loaded.fail(InvalidInputError(f"{found}; it needs 2, one of them to hold out, or a table [[data.eval]]"))
+            for items, report in zip(loaded.train, loaded.report.train, strict=True):
+                report.used = len(items)
+            found = f"data.train has {len(hashes)} usable problem{'' if hashes else 's'}"
+            rows = "; ".join(map(str, loaded.report.train))
+            needed = "it needs 2, one of them to hold out, or a table [[data.eval]]"
+            loaded.fail(InvalidInputError(f"{found}, of {rows}: {needed}"))
         loaded.eval.append([])
         return
     # Of few rows, none may be below the share: one is held out at least, and one is trained on.

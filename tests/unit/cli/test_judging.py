@@ -22,7 +22,7 @@ from shared.recipes import load
             'answer is 2; expected string or array; columns.answer = "{{ COLUMN | string }}" makes text of it',
         ),
         ("exact", {"answer": True}, "answer is True; expected string or array"),
-        ("exact", {}, "$: 'answer' is a required property"),
+        ("exact", {}, "it has no 'answer'; name the column that has it in columns.answer"),
         (
             "regex",
             {"pattern": 7},
@@ -43,7 +43,7 @@ def test_what_is_wrong_with_a_reference_is_said_with_the_fix(
     ("verifier", "environment", "reference", "said"),
     [
         ("exact", "calculator", {"answer": "2"}, None),
-        ("exact", "calculator", {}, "$: 'answer' is a required property"),
+        ("exact", "calculator", {}, "it has no 'answer'; name the column that has it in columns.answer"),
         ("", "maze", {"size": 4}, None),
         ("", "maze", {"size": 1}, "size: 1 is less than the minimum of 2"),
         ("exact", "maze", {"answer": "2", "size": "4"}, "size is 4; expected integer"),

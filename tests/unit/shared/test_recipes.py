@@ -244,6 +244,7 @@ def test_a_verifier_in_a_source_reaches_the_reward_service_once(sources: Path) -
         ("data.train.7.weight=1", "data.train is an array of 2 tables; expected the number of one, counted from 0"),
         ("data.train.0=x", "setting 'data.train.0' is 'x': it is a table; set one of its keys, as 'data.train.source'"),
         ("data.train=x", "setting 'data.train' is 'x':"),
+        ("data.train.0.columns=x", "setting 'data.train.0.columns' is 'x': it is a table, as { name = \"value\" }"),
         ("data.train.0.source.x=1", "data.train.0.source is a single value in the recipe"),
         ("data.train.0.verifier.judging_seconds=1", "data.train.0.verifier is a single value in the recipe"),
         ("data.train.1.verifier.judging_seconds=1", ""),

@@ -80,3 +80,16 @@ def test_one_prompt_with_several_references_is_kept_and_told(model: Path, tmp_pa
     (report,) = loaded(model, [source(path)], held_out).report.train
     assert (report.duplicates, report.used, report.conflicts) == (0, 4, 1)
     assert f"as {path}:4 and {path}:1; the policy cannot tell them apart" in report.conflicts_in_words
+
+
+def test_too_few_problems_to_hold_one_out_come_with_what_left_the_others_out(model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", sums(6))
+    (error,) = loaded(model, [source(path, filter="answer == '99'")]).errors
+    said = "data.train has 0 usable problems, of data.train.0 (a): 6 rows, 0 used, 6 filtered: it needs 2"
+    assert str(error).startswith(said)
+
+
+def test_an_error_names_its_table_once(model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", sums(6))
+    (error,) = loaded(model, [source(path, prompt="{{ question")]).errors
+    assert str(error).startswith("data.train.0.prompt is '{{ question', which is no Jinja template")
