@@ -28,10 +28,12 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     core = _closure([*project["dependencies"], *extras["services"], *extras["traces"]])
+    data = _closure(extras["data"]) - core
     torch = _closure(extras["learner"])
     sets = {
         "core": core,
-        "data": _closure(extras["data"]) - core,
+        "data": data,
+        "gateway": _closure(extras["gateway"]) - core - data,
         "reward": _closure(extras["reward"]) - core,
         "torch": torch - core,
         "vllm": _closure(extras["vllm"]) - core - torch,

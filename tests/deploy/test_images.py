@@ -11,7 +11,7 @@ from tests.support.containers import REQUIREMENTS, ROOT
 from tests.support.dockerfile import stages
 
 TARGETS = {"reward", "curriculum", "environments", "learner", "generation-cpu", "generation", "learner-gpu"}
-LOCKS = ["core", "data", "reward", "torch", "vllm", "gpu"]
+LOCKS = ["core", "data", "gateway", "reward", "torch", "vllm", "gpu"]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -62,6 +62,7 @@ def test_images_have_the_versions_that_are_tested() -> None:
         ("", ["core"]),
         ("services", ["core"]),
         ("data", ["core", "data"]),
+        ("gateway", ["core", "data", "gateway"]),
         ("reward", ["core", "reward"]),
         ("learner", ["core", "torch"]),
     ],
