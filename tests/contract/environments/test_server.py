@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,9 +21,13 @@ from services.environments.hosting import HostedEpisodes
 from services.environments.registry import Configured, make_environments
 from services.environments.server import EnvironmentsServicer
 from services.environments.settings import EnvironmentsSettings, HostingSettings
-from shared.errors import InvalidInputError
+from shared.clients import EnvironmentClient
+from shared.errors import ForbiddenError, InvalidInputError
 from shared.rpc.server import Server
+from shared.settings import AccessSettings
+from tests.support.access import SAMPLER, showing
 from tests.support.entries import until
+from tests.support.environment_server import environment_server
 
 CODE = grpc.StatusCode
 VOCAB = 100
@@ -235,3 +240,24 @@ async def test_environments_say_what_they_are() -> None:
     assert not listed["calculator"].rewards
     assert list(listed["calculator"].stop) == ["?"]
     assert wire.decode_struct(listed["counting"].task_schema) == {"type": "object"}
+
+
+async def test_a_token_for_play_opens_every_method_and_one_for_samples_none(tmp_path: Path) -> None:
+    player = "p" * 32
+    (tmp_path / "tokens").write_text(f"play {player}\nsample {SAMPLER}\n")
+    async with environment_server(ENVIRONMENTS, access=AccessSettings(tokens=tmp_path / "tokens")) as (port, _):
+        address = f"127.0.0.1:{port}"
+        async with EnvironmentClient(address, 10, showing(tmp_path, SAMPLER)) as client:
+            for asked in (
+                client.environments(),
+                client.reset(env.ResetRequest(environment="counting")),
+                client.step(act("x", 0)),
+                client.close("x"),
+                client.play(pb.Prompt(environment="counting")),
+            ):
+                with pytest.raises(ForbiddenError, match="is for operate and play; this token is for sample"):
+                    await asked
+        async with EnvironmentClient(address, 10, showing(tmp_path, player)) as client:
+            episode = (await client.reset(env.ResetRequest(environment="counting"))).episode_id
+            await client.step(act(episode, 0))
+            await client.close(episode)
