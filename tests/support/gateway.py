@@ -200,7 +200,8 @@ def prompt(n: int = 2, question: str = "What is 6 times 7?", **fields: Any) -> p
     """A prompt of the environment of `player`."""
     reference = wire.encode_struct({"answer": 42})
     said = [pb.Message(role=pb.ROLE_USER, content=question)]
-    made = pb.Prompt(run_id="run", prompt_id="p1", environment="helper", messages=said, reference=reference, **fields)
+    named = {"run_id": "run", "prompt_id": "p1"} | fields
+    made = pb.Prompt(environment="helper", messages=said, reference=reference, **named)
     made.sampling.n = n
     made.sampling.temperature = 1.0
     made.sampling.seed = 5
