@@ -186,8 +186,8 @@ class LearnerSettings(ServerSettings):
     entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     overlong: Overlong = Field(
         "train",
-        description="what a response or episode that was cut (finish reason length) teaches: train as any other, mask "
-        "(nothing, but its reward counts in its group's average) or drop (nothing, and its reward does not count)",
+        description="responses and episodes that were cut (finish reason length): train on them as on others; mask: "
+        "none of their tokens is trained on, and their rewards count in their group; drop: nor do their rewards count",
     )
     overlong_buffer_tokens: int = Field(
         0, ge=0, description="tokens before rollout.max_tokens over which the reward falls by up to 1; 0: never"

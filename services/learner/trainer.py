@@ -120,7 +120,9 @@ class Trainer:
         """
         with spans.span(COLLATE):
             shares = self._planner.plan(groups, self._run.seed, self.step, kept)
-        tokens = self._settings.epochs * sum(sample.input_tokens for group in groups for sample in group.samples)
+        tokens = self._settings.epochs * sum(
+            sample.input_tokens for group in groups for sample in self._planner.trained(group)
+        )
         if self._ranks.size > 1:
             self._tell("train")
             shares[0] = decode(self._ranks.scatter([encode(share) for share in shares]))

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from routershift.algorithms.choices import AdvantageKind
 
+# Why a group is not trained on.
 ZERO_VARIANCE = "zero_variance"
+OVERLONG = "overlong"
 
 
 def overlong_penalty(tokens: int, max_tokens: int, buffer_tokens: int) -> float:

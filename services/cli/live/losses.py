@@ -11,6 +11,8 @@ _IN_WORDS = {
     "raise rollout.n or rollout.temperature",
     "stale": "were too stale: raise run.max_staleness, or look for why generation does not load new weights in "
     "logs/generation.jsonl",
+    "overlong": "were all cut for their length, and learner.overlong leaves such out: raise rollout.max_tokens or "
+    "generation.max_model_len",
     "missing_traces": "came without router traces; see generation.router_export",
 }
 

@@ -1,12 +1,12 @@
 """The plan of a batch: rewards to advantages, groups to updates, and updates to the ranks that compute them."""
 
 import itertools
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
 from routershift.algorithms.advantages import (
+    OVERLONG,
     ZERO_VARIANCE,
     group_advantages,
     overlong_penalty,
@@ -18,6 +18,7 @@ from routershift.trajectory import FinishReason
 from services.learner.data.batch import (
     Group,
     MicroBatch,
+    Sample,
     Weighted,
     flat_micro_batches,
     micro_batches,
@@ -47,8 +48,15 @@ class Planner:
 
     def drop_reason(self, group: Group) -> str | None:
         """Why a group has nothing to teach; None where it has."""
-        # Of equal rewards, turns may have earned different parts; of different ones, only a cut response may have its.
-        return None if any(any(each) for each in self._advantages(group)) else ZERO_VARIANCE
+        # Of equal rewards, turns may have earned different parts; different ones may be those of what is left out.
+        trained = [each for each in self._advantages(group) if each is not None]
+        if any(any(each) for each in trained):
+            return None
+        return ZERO_VARIANCE if trained else OVERLONG
+
+    def trained(self, group: Group) -> list[Sample]:
+        """Those that are trained on: all, or those that were not cut."""
+        return [sample for sample in group.samples if self._is_trained(sample)]
 
     def rewards(self, group: Group) -> list[float]:
         """With the penalty for length."""
@@ -63,12 +71,8 @@ class Planner:
             kept: indices of the groups whose tokens are kept for people, as the first pass over them has them.
         """
         settings = self._settings
-        weighted = [self._weighted(group) for group in groups]
         places = itertools.count()
-        for i, group in enumerate(weighted):
-            numbers = [next(places) for _ in group]
-            if i in kept:
-                weighted[i] = [replace(w, kept=n) for w, n in zip(group, numbers, strict=True)]
+        weighted = [self._weighted(group, places, i in kept) for i, group in enumerate(groups)]
         first_pass = min(settings.minibatches, len(groups))
         shares: list[list[Update]] = [[] for _ in range(self._ranks)]
         order = np.random.default_rng((seed, step))
@@ -88,34 +92,35 @@ class Planner:
         divide = flat_micro_batches if self._is_flat else micro_batches
         return divide(minibatch, self._settings.micro_batch_tokens, self._ranks)
 
-    def _weighted(self, group: Group) -> list[Weighted]:
+    def _weighted(self, group: Group, places: Iterator[int], is_kept: bool) -> list[Weighted]:
         return [
-            Weighted(sample, tuple(each)) for sample, each in zip(group.samples, self._advantages(group), strict=True)
+            Weighted(sample, tuple(each), kept=place if is_kept else -1)
+            for sample, each, place in zip(group.samples, self._advantages(group), places, strict=False)
+            if each is not None
         ]
 
-    def _advantages(self, group: Group) -> list[list[float]]:
-        """One for all tokens of a sample, or one for each turn; 0 where it is cut, and that teaches nothing."""
-        rule = self._settings.overlong
-        is_left_out = [
-            rule != "train" and sample.completion.finish_reason is FinishReason.LENGTH for sample in group.samples
-        ]
-        judged = [
-            sample
-            for sample, left_out in zip(group.samples, is_left_out, strict=True)
-            if not (left_out and rule == "drop")
-        ]
-        found = iter(self._judged(replace(group, samples=tuple(judged))) if judged else ())
-        made = [[0.0] if left_out and rule == "drop" else next(found) for left_out in is_left_out]
-        return [[0.0] * len(each) if left_out else each for each, left_out in zip(made, is_left_out, strict=True)]
-
-    def _judged(self, group: Group) -> list[list[float]]:
-        """By their rewards alone."""
+    def _advantages(self, group: Group) -> list[list[float] | None]:
+        """Of each sample: one for all its tokens, or one for each turn; None where it is not trained on."""
         kind = self._settings.advantage or self._settings.preset.advantage
-        rewards = self.rewards(group)
-        if not self._settings.turn_advantages:
-            return [[float(advantage)] for advantage in group_advantages(rewards, kind)]
-        by_turn = [
-            turn_rewards(reward, [turn.reward for turn in sample.trajectory.turns])
-            for reward, sample in zip(rewards, group.samples, strict=True)
-        ]
-        return [advantages.tolist() for advantages in turn_advantages(by_turn, kind)]
+        rewards, compared = self.rewards(group), self._compared(group)
+        found: list[list[float] | None] = [None] * len(rewards)
+        if not compared:
+            return found
+        if self._settings.turn_advantages:
+            by_turn = [
+                turn_rewards(rewards[i], [turn.reward for turn in group.samples[i].trajectory.turns]) for i in compared
+            ]
+            advantages = [each.tolist() for each in turn_advantages(by_turn, kind)]
+        else:
+            advantages = [[float(each)] for each in group_advantages([rewards[i] for i in compared], kind)]
+        for i, each in zip(compared, advantages, strict=True):
+            found[i] = each if self._is_trained(group.samples[i]) else None
+        return found
+
+    def _compared(self, group: Group) -> list[int]:
+        """The samples whose rewards advantages are relative to."""
+        is_dropped = self._settings.overlong == "drop"
+        return [i for i, sample in enumerate(group.samples) if not is_dropped or self._is_trained(sample)]
+
+    def _is_trained(self, sample: Sample) -> bool:
+        return self._settings.overlong == "train" or sample.completion.finish_reason is not FinishReason.LENGTH

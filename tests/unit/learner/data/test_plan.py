@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from routershift.algorithms.advantages import ZERO_VARIANCE
+from routershift.algorithms.advantages import OVERLONG, ZERO_VARIANCE
 from routershift.trajectory import Completion, FinishReason, Trajectory, VersionSpan
 from services.learner.data.batch import Group, Sample
 from services.learner.data.plan import Planner
@@ -26,7 +26,7 @@ def group(*samples: tuple[float, FinishReason]) -> Group:
 
 
 def advantages(overlong: str, *samples: tuple[float, FinishReason]) -> list[float] | str:
-    """Those of each sample; or why the group is dropped."""
+    """Those of each sample that is trained on; or why the group is dropped."""
     settings = learner_settings(overlong=overlong, advantage="mean")
     planner = Planner(settings, 24, ranks=1, with_routes=False, is_flat=False)
     asked = group(*samples)
@@ -39,7 +39,7 @@ def advantages(overlong: str, *samples: tuple[float, FinishReason]) -> list[floa
 
 @pytest.mark.parametrize(
     ("overlong", "expected"),
-    [("train", [-0.5, -0.5, 0.5, 0.5]), ("mask", [-0.5, 0.0, 0.0, 0.5]), ("drop", [-0.5, 0.0, 0.0, 0.5])],
+    [("train", [-0.5, -0.5, 0.5, 0.5]), ("mask", [-0.5, 0.5]), ("drop", [-0.5, 0.5])],
 )
 def test_half_of_them_cut(overlong: str, expected: list[float]) -> None:
     assert advantages(overlong, (1, STOP), (0, STOP), (1, LENGTH), (0, LENGTH)) == expected
@@ -47,14 +47,12 @@ def test_half_of_them_cut(overlong: str, expected: list[float]) -> None:
 
 @pytest.mark.parametrize(
     ("overlong", "expected"),
-    [("train", [-0.75, 0.25, 0.25, 0.25]), ("mask", [0.0, 0.25, 0.25, 0.25]), ("drop", ZERO_VARIANCE)],
+    [("train", [-0.75, 0.25, 0.25, 0.25]), ("mask", [0.25, 0.25, 0.25]), ("drop", ZERO_VARIANCE)],
 )
 def test_whether_the_reward_of_one_that_was_cut_counts(overlong: str, expected: list[float] | str) -> None:
     assert advantages(overlong, (1, STOP), (1, STOP), (1, STOP), (0, LENGTH)) == expected
 
 
-@pytest.mark.parametrize(
-    ("overlong", "expected"), [("train", [-0.5, 0.5]), ("mask", ZERO_VARIANCE), ("drop", ZERO_VARIANCE)]
-)
+@pytest.mark.parametrize(("overlong", "expected"), [("train", [-0.5, 0.5]), ("mask", OVERLONG), ("drop", OVERLONG)])
 def test_a_group_of_cut_ones_alone(overlong: str, expected: list[float] | str) -> None:
     assert advantages(overlong, (1, LENGTH), (0, LENGTH)) == expected
