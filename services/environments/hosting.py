@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.environments import metrics
-from services.environments.answers import checked_observation, checked_step
 from services.environments.base import Action, Environment, Observation, Step
-from services.environments.calls import ask
-from services.environments.failures import EpisodeFailedError
+from services.environments.playing.answers import checked_observation, checked_step
+from services.environments.playing.calls import ask
+from services.environments.playing.failures import EpisodeFailedError
 from services.environments.registry import Configured, find
 from services.environments.settings import EnvironmentsSettings
 from shared.errors import InvalidInputError, NotFoundError, OverloadedError, PreconditionError

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client import Counter, Gauge, Histogram
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.environments.failures import Reason
+from services.environments.playing.failures import Reason
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 

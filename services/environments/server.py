@@ -6,9 +6,9 @@ from routershift import wire
 from routershift.v1 import environment_pb2 as env
 from routershift.v1 import environment_pb2_grpc as env_grpc
 from services.environments import metrics
-from services.environments.failures import EpisodeFailedError, Reason
 from services.environments.hosting import HostedEpisodes
 from services.environments.messages import decode_action, encode_environment, encode_observation, encode_step
+from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.registry import Configured, find
 from services.environments.settings import EnvironmentsSettings
 from services.environments.worker import Plays

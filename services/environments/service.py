@@ -12,10 +12,10 @@ from routershift.v1 import environment_pb2 as env
 from routershift.v1 import environment_pb2_grpc as env_grpc
 from services.environments.gateway.processes import agents
 from services.environments.hosting import HostedEpisodes
-from services.environments.player import Player
-from services.environments.policy import Policy
+from services.environments.playing.player import Player
+from services.environments.playing.policy import Policy
+from services.environments.playing.rendering import Rendering
 from services.environments.registry import make_environments
-from services.environments.rendering import Rendering
 from services.environments.server import EnvironmentsServicer
 from services.environments.settings import Settings
 from services.environments.tool_calls.base import Parser

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from services.environments.gateway.settings import GatewaySettings
-from services.environments.limits import EpisodeLimits
+from services.environments.playing.limits import EpisodeLimits
 from shared.settings import BaseSettings, ServerSettings
 from shared.table import Table
 

@@ -20,7 +20,7 @@ from services.environments.base import (
     Step,
     ToolCall,
 )
-from services.environments.failures import EpisodeFailedError
+from services.environments.playing.failures import EpisodeFailedError
 from shared.errors import InvalidInputError
 from shared.names import did_you_mean
 from shared.user_module import raised

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments import metrics
-from services.environments.failures import EpisodeFailedError
+from services.environments.playing.failures import EpisodeFailedError
 from shared.errors import (
     CorruptDataError,
     DeadlineError,

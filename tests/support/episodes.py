@@ -14,10 +14,10 @@ from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.trajectory import Completion, FinishReason, RouterTrace, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.base import Action, Environment, EnvironmentSettings, Observation, Step
-from services.environments.limits import EpisodeLimits
-from services.environments.player import Player
+from services.environments.playing.limits import EpisodeLimits
+from services.environments.playing.player import Player
+from services.environments.playing.rendering import Rendering
 from services.environments.registry import Configured
-from services.environments.rendering import Rendering
 from services.environments.tool_calls.base import Parser
 from shared.models.chat import ChatTemplate
 from tests.support.models import EOS

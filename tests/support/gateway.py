@@ -17,14 +17,14 @@ from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.trajectory import Completion, FinishReason, RouterTrace, TopLogprobs, VersionSpan
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import trajectory_pb2 as pb
-from services.environments.episode import Policy as TurnPolicy
 from services.environments.gateway.gateway import Gateway
 from services.environments.gateway.model import Policy
 from services.environments.gateway.settings import GatewaySettings
-from services.environments.limits import EpisodeLimits
-from services.environments.player import Player
+from services.environments.playing.episode import Policy as TurnPolicy
+from services.environments.playing.limits import EpisodeLimits
+from services.environments.playing.player import Player
+from services.environments.playing.rendering import Rendering
 from services.environments.registry import make_environments
-from services.environments.rendering import Rendering
 from services.environments.tool_calls.hermes import HermesParser
 from shared.models.tokenizer import backend, load_tokenizer
 from shared.settings import AccessSettings, ServerSettings

@@ -4,8 +4,8 @@
 
 Its teacher guesses expressions, most of them wrong. At first it asks for the value of nearly each: where that is the
 target it gives the same expression as its answer, else it tries another. Towards the end it mostly answers at once. So
-the model knows how to read a value, and reinforcement learning has to find out that asking pays. The same seed gives
-the same bytes on the same machine.
+the model has seen what turns look like, and reinforcement learning has to find out that asking pays. At the start it
+goes more by its own arithmetic than by the value that it reads.
 """
 
 import argparse

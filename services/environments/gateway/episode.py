@@ -12,15 +12,15 @@ from typing import Any
 
 from routershift.client.requests import Sampling
 from routershift.trajectory import Completion, Role
-from services.environments.episode import turn_seed
-from services.environments.failures import EpisodeFailedError, Reason
 from services.environments.gateway import metrics
 from services.environments.gateway.errors import ApiError, unsupported
 from services.environments.gateway.inference import Turn, for_template, render, tools_of
 from services.environments.gateway.model import Texts
 from services.environments.gateway.recording import Asked, Recording, Request
 from services.environments.gateway.schema import ChatRequest, CompletionRequest, Message
-from services.environments.limits import EpisodeLimits
+from services.environments.playing.episode import turn_seed
+from services.environments.playing.failures import EpisodeFailedError, Reason
+from services.environments.playing.limits import EpisodeLimits
 from shared.errors import InvalidInputError
 
 

@@ -6,13 +6,13 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 
 from routershift.trajectory import FinishReason
-from services.environments.episode import Played
-from services.environments.failures import EpisodeFailedError, Reason
 from services.environments.gateway import metrics
 from services.environments.gateway.episode import AgentEpisode, End, Offer
 from services.environments.gateway.errors import ApiError
 from services.environments.gateway.model import Texts
-from services.environments.limits import EpisodeLimits
+from services.environments.playing.episode import Played
+from services.environments.playing.failures import EpisodeFailedError, Reason
+from services.environments.playing.limits import EpisodeLimits
 
 _REMEMBERED = 10_000  # episodes that have ended, whose agents are told so
 _MOST_PARTS = 64

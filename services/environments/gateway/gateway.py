@@ -12,7 +12,7 @@ from services.environments.gateway.inference import Inference, Plain
 from services.environments.gateway.model import Policy, Texts
 from services.environments.gateway.server import GatewayServer
 from services.environments.gateway.settings import GatewaySettings
-from services.environments.limits import EpisodeLimits
+from services.environments.playing.limits import EpisodeLimits
 from services.environments.tool_calls.base import Parser
 from shared.process.service import background
 from shared.rpc.address import join

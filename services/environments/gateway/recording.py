@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from routershift.trajectory import Completion, FinishReason, Role, Trajectory
-from services.environments.transcript import Transcript
+from services.environments.playing.transcript import Transcript
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from services.environments.base import Action, EnvironmentSettings, Step
-from services.environments.failures import EpisodeFailedError
+from services.environments.playing.failures import EpisodeFailedError
 from services.environments.tools import ToolEnvironment, ToolSettings
 from shared.sandbox.inside.limits import Limits
 from shared.sandbox.sandbox import Sandboxes, SandboxLostError, SandboxSettings

@@ -29,7 +29,7 @@ from services.environments.base import (
     TextObservation,
     TokensObservation,
 )
-from services.environments.failures import EpisodeFailedError, Reason
+from services.environments.playing.failures import EpisodeFailedError, Reason
 from shared.clients import EnvironmentClient
 from shared.errors import DeadlineError, InvalidInputError, NotFoundError, OverloadedError, UnavailableError
 from shared.names import did_you_mean

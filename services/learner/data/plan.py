@@ -100,7 +100,7 @@ class Planner:
         ]
 
     def _advantages(self, group: Group) -> list[list[float] | None]:
-        """Of each sample: one for all its tokens, or one for each turn; None where it is not trained on."""
+        """For each sample: one for all its tokens, or one for each turn; None where it is not trained on."""
         kind = self._settings.advantage or self._settings.preset.advantage
         rewards, compared = self.rewards(group), self._compared(group)
         found: list[list[float] | None] = [None] * len(rewards)

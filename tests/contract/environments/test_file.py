@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from services.environments.failures import EpisodeFailedError, Reason
 from services.environments.kinds.file import environment as file_environment
+from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.registry import Configured, make_environments
 from shared.errors import InvalidInputError, NotFoundError
 from tests.support.episodes import Script, player, prompt

@@ -7,7 +7,7 @@ import pytest
 
 from routershift.trajectory import FinishReason
 from services.environments.base import Action, Step, TextObservation
-from services.environments.failures import EpisodeFailedError, Reason
+from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.registry import Configured, make_environments
 from shared.errors import InvalidInputError, NotFoundError, UnavailableError
 from tests.support.environment_server import environment_server

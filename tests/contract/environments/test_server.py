@@ -16,8 +16,8 @@ from routershift.v1 import environment_pb2_grpc as env_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments import metrics
 from services.environments.base import Action, Environment, EnvironmentSettings, Observation, Step, TextObservation
-from services.environments.failures import EpisodeFailedError, Reason
 from services.environments.hosting import HostedEpisodes
+from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.registry import Configured, make_environments
 from services.environments.server import EnvironmentsServicer
 from services.environments.settings import EnvironmentsSettings, HostingSettings

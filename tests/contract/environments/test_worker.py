@@ -1,6 +1,6 @@
 """The loop of environments on a real Redis: where groups go, and what becomes of those that cannot be played.
 
-A double plays, because real episodes do not fail on demand; test_player.py has the player that does.
+A double plays, because real episodes do not fail on demand; playing/test_player.py has the player that does.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments import metrics
-from services.environments.failures import EpisodeFailedError, Reason
+from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.worker import EnvironmentsWorker
 from shared.errors import (
     CorruptDataError,

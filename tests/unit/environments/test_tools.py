@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from routershift.trajectory import FinishReason, Role
 from services.environments.base import Action, MessagesObservation, Step, ToolCall
-from services.environments.failures import EpisodeFailedError
+from services.environments.playing.failures import EpisodeFailedError
 from services.environments.tools import Tool, ToolEnvironment, ToolSettings
 from shared.errors import InvalidInputError
 

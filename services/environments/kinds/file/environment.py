@@ -8,10 +8,10 @@ from typing import Any, ClassVar, TypeVar
 
 from routershift.v1 import environment_pb2 as env
 from services.environments.base import Action, EnvironmentSettings, Observation, Step
-from services.environments.failures import EpisodeFailedError
 from services.environments.kinds.file.process import HostProcess
 from services.environments.kinds.file.settings import NAME, FileSettings
 from services.environments.kinds.remote import RemoteEnvironment, RemoteSettings, described
+from services.environments.playing.failures import EpisodeFailedError
 from shared.clients import EnvironmentClient
 from shared.errors import InvalidInputError, RouterShiftError
 from shared.user_module import read_source

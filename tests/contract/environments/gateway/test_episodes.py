@@ -14,8 +14,8 @@ from openai import AsyncOpenAI
 from routershift import wire
 from routershift.trajectory import FinishReason, Trajectory
 from routershift.v1 import trajectory_pb2 as pb
-from services.environments.failures import EpisodeFailedError, Reason
-from services.environments.limits import EpisodeLimits
+from services.environments.playing.failures import EpisodeFailedError, Reason
+from services.environments.playing.limits import EpisodeLimits
 from shared.clients import GenerationClient
 from shared.streams.run import Run
 from tests.support.gateway import Scripted, player, prompt, save_agent_model, save_tokenizer, served

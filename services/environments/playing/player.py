@@ -11,14 +11,14 @@ from routershift.client.requests import Sampling
 from routershift.trajectory import ScoreDtype
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.base import Environment, MessagesObservation, Observation
-from services.environments.episode import Episode, Played, Policy, Rules, reset_seed
-from services.environments.failures import EpisodeFailedError, Reason
 from services.environments.gateway.agent import AgentEnvironment, AgentSettings
 from services.environments.gateway.episode import Offer
 from services.environments.gateway.episodes import Episodes
-from services.environments.limits import EpisodeLimits
+from services.environments.playing.episode import Episode, Played, Policy, Rules, reset_seed
+from services.environments.playing.failures import EpisodeFailedError, Reason
+from services.environments.playing.limits import EpisodeLimits
+from services.environments.playing.rendering import Rendering, as_dict, messages_of
 from services.environments.registry import Configured, find
-from services.environments.rendering import Rendering, as_dict, messages_of
 from services.environments.tool_calls.base import Parser
 from shared.errors import InvalidInputError
 from shared.sampling import MAX_SAMPLES

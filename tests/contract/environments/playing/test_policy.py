@@ -14,7 +14,7 @@ from routershift import wire
 from routershift.trajectory import Completion, FinishReason, VersionSpan
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
-from services.environments.policy import Policy
+from services.environments.playing.policy import Policy
 from shared.clients import GenerationClient
 from shared.errors import InvalidInputError, OverloadedError, UnavailableError
 from shared.rpc.server import Server, begin
@@ -69,7 +69,7 @@ async def policy(*errors: Exception, seconds: float = 60.0) -> AsyncIterator[tup
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.environments.policy._PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("services.environments.playing.policy._PAUSE_SECONDS", 0.01)
 
 
 async def test_a_turn_waits_for_room_and_through_a_restart() -> None:

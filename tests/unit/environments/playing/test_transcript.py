@@ -9,7 +9,7 @@ from routershift import wire
 from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.trajectory import Completion, FinishReason, Role, RouterTrace, Segment, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
-from services.environments.transcript import Transcript
+from services.environments.playing.transcript import Transcript
 from shared.errors import CorruptDataError
 
 LAYOUT = RouterLayout((0, 2), 8, 2, ScoreFunction.SOFTMAX)

@@ -14,11 +14,11 @@ from routershift.client.requests import Prompt, Sampling
 from routershift.trajectory import Completion, FinishReason, Role, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.base import Action, Message, MessagesObservation, Step
-from services.environments.failures import EpisodeFailedError
-from services.environments.limits import EpisodeLimits
-from services.environments.player import Player
+from services.environments.playing.failures import EpisodeFailedError
+from services.environments.playing.limits import EpisodeLimits
+from services.environments.playing.player import Player
+from services.environments.playing.rendering import Rendering
 from services.environments.registry import Configured
-from services.environments.rendering import Rendering
 from services.environments.tool_calls.registry import make_parser
 from services.environments.tools import ToolEnvironment
 from tests.support.chats import FORMS, HARMONY_TOOLS, QWEN_TOOLS, WITHOUT_THOUGHTS, Form, chat_of, encoded

@@ -23,7 +23,7 @@ from services.environments.base import (
     TextObservation,
     TokensObservation,
 )
-from services.environments.failures import EpisodeFailedError, Reason
+from services.environments.playing.failures import EpisodeFailedError, Reason
 from shared.errors import InvalidInputError, NotFoundError, UnavailableError
 from tests.support.episodes import Answer, Script, player, prompt, scripted
 from tests.support.generation import CHAT_TEMPLATE

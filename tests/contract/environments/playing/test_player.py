@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.base import Action, Step, TextObservation
-from services.environments.limits import EpisodeLimits
-from services.environments.player import Player
+from services.environments.playing.limits import EpisodeLimits
+from services.environments.playing.player import Player
+from services.environments.playing.rendering import Rendering
 from services.environments.registry import make_environments
-from services.environments.rendering import Rendering
 from services.environments.tool_calls.registry import make_parser
 from shared.clients import GenerationClient
 from shared.streams.run import Run

@@ -10,7 +10,6 @@ from typing import Any, Protocol, Unpack
 
 from routershift.client.requests import Prompt, Sampling
 from routershift.trajectory import Completion, FinishReason, Role, Trajectory
-from services.environments.answers import checked_observation, checked_step
 from services.environments.base import (
     Action,
     Environment,
@@ -20,12 +19,13 @@ from services.environments.base import (
     TextObservation,
     ToolCall,
 )
-from services.environments.calls import ask
-from services.environments.failures import EpisodeFailedError, Reason
-from services.environments.limits import EpisodeLimits
-from services.environments.rendering import Rendering, as_dict
+from services.environments.playing.answers import checked_observation, checked_step
+from services.environments.playing.calls import ask
+from services.environments.playing.failures import EpisodeFailedError, Reason
+from services.environments.playing.limits import EpisodeLimits
+from services.environments.playing.rendering import Rendering, as_dict
+from services.environments.playing.transcript import Transcript
 from services.environments.tool_calls.base import Parser
-from services.environments.transcript import Transcript
 from shared.errors import CorruptDataError, InvalidInputError
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from services.environments.failures import EpisodeFailedError, Reason
+from services.environments.playing.failures import EpisodeFailedError, Reason
 from shared.errors import InvalidInputError
 from shared.user_module import raised
 
