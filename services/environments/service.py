@@ -104,7 +104,13 @@ class EnvironmentsService(Service):
             poll_seconds=_POLL_SECONDS,
         )
         return EnvironmentsWorker(
-            self._consumer, player, freshness.wait, self._settings.attempts, self._solve_rates, return_router=exports
+            self._consumer,
+            player,
+            freshness.wait,
+            policy.away,
+            self._settings.attempts,
+            self._solve_rates,
+            return_router=exports,
         )
 
     def _make_gateway(self, max_model_len: int) -> "Gateway":

@@ -43,6 +43,7 @@ class EnvironmentsWorker:
         consumer: Consumer,
         player: Plays,
         fresh: Callable[[], Awaitable[object]],
+        away: Callable[[], Awaitable[object]],
         attempts: int,
         solve_rates: SolveRates,
         *,
@@ -51,21 +52,23 @@ class EnvironmentsWorker:
         """
         Args:
             fresh: returns as soon as generation serves weights whose episodes can be trained on.
+            away: returns as soon as generation does not answer.
             attempts: plays of a group before it is dropped.
             return_router: with the experts of each sampled token.
         """
         self._consumer = consumer
         self._player = player
         self._fresh = fresh
+        self._away = away
         self._attempts = attempts
         self._solve_rates = solve_rates
         self._return_router = return_router
 
     async def run(self, groups: int, stop: asyncio.Event, drain_seconds: float) -> None:
-        """Plays groups until `stop`, and those that it holds then as far as there is time.
+        """Plays groups until `stop`, and those that it holds then as far as there is time and generation answers.
 
-        Episodes may last longer than a stop may take. What is not handed over by then is delivered again, and played
-        anew by another process.
+        Episodes may last longer than a stop may take, and generation may be told to stop at the same time. What is not
+        handed over by then is delivered again, and played anew by another process.
 
         Args:
             groups: at once.
@@ -73,15 +76,21 @@ class EnvironmentsWorker:
         """
         reading = asyncio.create_task(self._consumer.each(self.handle, lambda: groups - self._consumer.held, stop))
         stopped = asyncio.create_task(stop.wait())
+        away: asyncio.Future[object] | None = None
         try:
             await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            done, _ = await asyncio.wait({reading}, timeout=_DRAIN_SHARE * drain_seconds)
-            if done:
+            away = asyncio.ensure_future(self._away())
+            await asyncio.wait(
+                {reading, away}, timeout=_DRAIN_SHARE * drain_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if reading.done():
                 reading.result()
             else:
                 log.info("%d groups are left to be played anew", self._consumer.held)
         finally:
-            stopped.cancel()
+            for waiting in (stopped, away):
+                if waiting is not None:
+                    waiting.cancel()
             reading.cancel()
             await asyncio.wait({reading})
 

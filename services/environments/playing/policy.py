@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 1.0
 _REMIND_SECONDS = 60.0
+_AWAY_SECONDS = 3.0  # in which a generation that is there says what it serves
 
 
 class Policy:
@@ -46,6 +47,18 @@ class Policy:
                     if time.monotonic() - began > self._seconds:
                         raise
                     await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def away(self) -> None:
+        """Returns as soon as generation does not answer, or does not serve any more."""
+        while True:
+            try:
+                async with asyncio.timeout(_AWAY_SECONDS):
+                    await self._client.status()
+            except (UnavailableError, DeadlineError, TimeoutError):
+                return
+            except OverloadedError:
+                pass
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def version(self) -> int:
         """The version that serves, as soon as one does."""

@@ -4,7 +4,7 @@ A double plays, because real episodes do not fail on demand; playing/test_player
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from redis.asyncio import Redis
@@ -67,8 +67,19 @@ async def admitted(run: Run, verifier: str = "", environment: str = "maze") -> N
     assert await run.admit(index, prompt, 10) == "ok"
 
 
-def worker(run: Run, reader: Consumer, plays: Plays, wait: Callable[[], object] = serving) -> EnvironmentsWorker:
-    return EnvironmentsWorker(reader, plays, wait, 2, run.solve_rates)  # type: ignore[arg-type]  # awaitable
+async def never() -> None:
+    """Generation answers for as long as anybody asks."""
+    await asyncio.Event().wait()
+
+
+def worker(
+    run: Run,
+    reader: Consumer,
+    plays: Plays,
+    wait: Callable[[], Awaitable[object]] = serving,
+    away: Callable[[], Awaitable[object]] = never,
+) -> EnvironmentsWorker:
+    return EnvironmentsWorker(reader, plays, wait, away, 2, run.solve_rates)
 
 
 async def handle_one(run: Run, plays: Plays) -> None:
@@ -171,12 +182,14 @@ async def test_a_beating_reader_keeps_a_long_episode(redis: Redis, run: Run, str
     assert len(await run.consumer(Stream.SCORED).read(5)) == 1
 
 
-@pytest.mark.parametrize("ends", [True, False])
-async def test_a_stop_waits_for_episodes_and_not_for_ever(redis: Redis, run: Run, ends: bool) -> None:
+@pytest.mark.parametrize("case", ["they end", "time is up", "generation ends first"])
+async def test_a_stop_waits_for_episodes_and_not_for_ever(redis: Redis, run: Run, case: str) -> None:
     await admitted(run)
+    ends, away = case == "they end", never if case != "generation ends first" else serving
     reader, plays, stop = run.consumer(Stream.EPISODES), Plays(), asyncio.Event()
     plays.hold = asyncio.Event()
-    running = asyncio.create_task(worker(run, reader, plays).run(2, stop, 30.0 if ends else 0.1))
+    drain_seconds = 0.1 if case == "time is up" else 3600.0
+    running = asyncio.create_task(worker(run, reader, plays, away=away).run(2, stop, drain_seconds))
 
     async def is_playing() -> bool:
         return plays.played == 1

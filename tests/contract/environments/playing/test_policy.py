@@ -3,6 +3,7 @@
 The server is a double, because a real engine is neither full nor gone on demand.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -97,3 +98,15 @@ async def test_what_is_refused_is_not_asked_for_again() -> None:
 async def test_the_status_comes_as_soon_as_something_serves() -> None:
     async with policy(UnavailableError("still loading")) as (played, _):
         assert (await played.status()).version == 7
+
+
+async def test_a_generation_that_ends_is_told_from_one_that_is_full() -> None:
+    async with policy(OverloadedError("full")) as (asks, _):
+        looking = asyncio.create_task(asks.away())
+        done, _ = await asyncio.wait({looking}, timeout=2.0)
+        assert not done
+        looking.cancel()
+    async with policy(*[UnavailableError("draining")] * 1000) as (asks, _):
+        await asyncio.wait_for(asks.away(), 60)
+    async with GenerationClient("127.0.0.1:1", 3600.0) as nobody:
+        await asyncio.wait_for(Policy(nobody, 3600.0).away(), 60)
