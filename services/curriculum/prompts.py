@@ -9,12 +9,11 @@ from shared.settings import RolloutSettings, RunSettings
 
 def put(problem: Problem, run_id: str, prompt_id: str, sampling: pb.SamplingParams) -> pb.Prompt:
     """A problem as a prompt, to be sampled for in this way."""
-    has_messages = bool(problem.messages)
     prompt = pb.Prompt(
         run_id=run_id,
         prompt_id=prompt_id,
-        text="" if has_messages else problem.prompt,
-        token_ids=() if has_messages else problem.token_ids,
+        text=problem.prompt,
+        token_ids=() if problem.messages else problem.token_ids,
         messages=[
             pb.Message(role=wire.ROLE_CODES[Role(message["role"])], content=message["content"])
             for message in problem.messages

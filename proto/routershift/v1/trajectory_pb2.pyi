@@ -572,7 +572,9 @@ class Prompt(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """The conversation so far, for an environment that renders it with its tools. Then token_ids and text are empty."""
+        """The conversation so far, for an environment that renders it with its tools. Then token_ids is empty, and text is what
+        a verifier sees of the prompt.
+        """
 
     def __init__(
         self,

@@ -172,7 +172,7 @@ class Player:
                 f"environment {prompt.environment}: reset gave episodes of one task and seed different observations; "
                 "draw what is random from the seed"
             )
-        is_ids = bool(prompt.token_ids or prompt.text)
+        is_ids = bool(prompt.token_ids or (prompt.text and not prompt.messages))
         if not isinstance(first, MessagesObservation):
             token_ids = await self._rendering.prompt(prompt, environment.tools)
             return token_ids, [] if is_ids else messages_of(prompt), first

@@ -33,14 +33,14 @@ class Rendering:
         return cls(tokenizer, ChatTemplate(tokenizer, model))
 
     async def prompt(self, prompt: pb.Prompt, tools: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of a prompt: its own, else those of its text, else of its conversation with the tools.
+        """Token ids of a prompt: its own, else of its conversation with the tools, else those of its text.
 
         Raises:
             InvalidInputError: it has none of the three, or the chat template refuses the conversation.
         """
         if prompt.token_ids:
             return list(prompt.token_ids)
-        if prompt.text:
+        if prompt.text and not prompt.messages:
             return await self._encode(prompt.text, add_special_tokens=True)
         return await self.conversation(messages_of(prompt), tools)
 

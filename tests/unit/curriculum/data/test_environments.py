@@ -39,7 +39,12 @@ def test_a_conversation_travels_as_messages_and_is_counted_as_it_is_rendered(mod
     problems = DataProblems(settings(model, [table]))
     prompt = prompt_of(problems)
     number = prompt.messages[1].content.rstrip("?")
-    assert (prompt.environment, prompt.verifier, prompt.text, list(prompt.token_ids)) == ("calculator", "math", "", [])
+    assert (prompt.environment, prompt.verifier, prompt.text, list(prompt.token_ids)) == (
+        "calculator",
+        "math",
+        "0?",
+        [],
+    )
     assert [(m.role, m.content) for m in prompt.messages] == [
         (pb.ROLE_SYSTEM, "Be brief."),
         (pb.ROLE_USER, f"{number}?"),
@@ -83,9 +88,11 @@ def test_episodes_that_begin_from_other_states_are_other_problems(model: Path, t
 
 def test_a_column_may_say_what_makes_a_problem(model: Path, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "train.jsonl", mazes(6))
+    held_out = write_jsonl(tmp_path / "test.jsonl", mazes(1))
     columns = {"prompt": "question", "reference": "maze", "problem": "{{ (maze.seed // 2) | string }}"}
-    made = loaded(model, [maze_source(path, columns=columns)], duplicates="drop")
-    assert made.report.train[0].duplicates == 3
+    made = loaded(model, [maze_source(path, columns=columns)], [maze_source(held_out, columns=columns)])
+    (report,) = made.report.train
+    assert (report.contaminated, report.used) == (2, 4)
 
 
 @pytest.mark.parametrize("trained", ["calculator", None])
