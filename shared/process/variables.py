@@ -12,8 +12,13 @@ _ENVIRONMENT = (
 )  # fmt: skip
 
 
+def of_programs(more: Iterable[str] = ()) -> dict[str, str]:
+    """What a program of the user sees: what programs and libraries need, and the variables of these names."""
+    return {name: os.environ[name] for name in (*_ENVIRONMENT, *more) if name in os.environ}
+
+
 def of_workers(more: Iterable[str] = ()) -> dict[str, str]:
-    """What a worker process sees: what programs and libraries need, and the variables of these names."""
-    kept = {name: os.environ[name] for name in (*_ENVIRONMENT, *more) if name in os.environ}
+    """What a worker process sees, which runs code of ours: the same, and what Python needs for it."""
     # What it answers must not depend on which process does; and it finds every module that we found.
-    return {**kept, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+    found = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+    return {**of_programs(more), "PYTHONHASHSEED": "0", "PYTHONPATH": found}

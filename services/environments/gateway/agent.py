@@ -7,6 +7,7 @@ from pydantic import Field
 
 from services.environments.base import Action, Environment, EnvironmentSettings, Observation, Step
 from shared.errors import InvalidInputError
+from shared.table import Texts
 
 _ELSEWHERE = "environments of the kind 'agent' are played at the gateway: POST /episodes there, not Reset and Step"
 
@@ -17,6 +18,7 @@ class AgentSettings(EnvironmentSettings):
     command: tuple[str, ...] = Field(
         (), description="an agent to start: program and arguments; default: agents come from elsewhere"
     )
+    variables: Texts = Field((), description="names of environment variables of the service that `command` sees")
     processes: int = Field(1, ge=1, description="how many of `command` run")
     claim_seconds: float = Field(1800.0, gt=0, description="how long an episode waits for an agent")
 

@@ -5,13 +5,14 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from services.environments.gateway.agent import AgentEnvironment, AgentSettings
 from services.environments.registry import Configured
 from shared.process.orphans import die_with_parent
 from shared.process.service import background
+from shared.process.variables import of_programs
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +33,18 @@ async def agents(environments: Mapping[str, Configured], url: str) -> AsyncItera
         if issubclass(configured.kind, AgentEnvironment) and isinstance(configured.settings, AgentSettings)
     ]
     kept = [
-        _keep(name, settings.command, url)
-        for name, settings in commands
-        if settings.command
-        for _ in range(settings.processes)
+        _keep(name, settings, url) for name, settings in commands if settings.command for _ in range(settings.processes)
     ]
     async with background(*kept):
         yield
 
 
-async def _keep(name: str, command: Sequence[str], url: str) -> None:
+async def _keep(name: str, settings: AgentSettings, url: str) -> None:
     """One agent; started again when it ends, after a pause that doubles."""
     pause = _FIRST_PAUSE
     parent = os.getpid()
-    environment = os.environ | {"ROUTERSHIFT_GATEWAY": url, "ROUTERSHIFT_ENVIRONMENT": name}
+    command = settings.command
+    environment = of_programs(settings.variables) | {"ROUTERSHIFT_GATEWAY": url, "ROUTERSHIFT_ENVIRONMENT": name}
     while True:
         began = asyncio.get_running_loop().time()
         try:
