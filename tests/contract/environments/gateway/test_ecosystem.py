@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from routershift import wire
-from routershift.trajectory import FinishReason
+from routershift.trajectory import FinishReason, Trajectory
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.playing.failures import EpisodeFailedError
 from services.environments.playing.limits import EpisodeLimits
@@ -17,6 +19,7 @@ from shared.errors import UnavailableError
 from tests.support import venvs
 from tests.support.gateway import Scripted, player, prompt, save_tokenizer, served
 from tests.support.pages import blocks
+from tests.support.torchrun import free_port
 
 PAGE = Path("docs/how-to/use-environments-of-others.md")
 _DEADLINE = 400  # seconds; verifiers starts a program for each turn, and installs what that needs at the first
@@ -47,7 +50,7 @@ def write_page(folder: Path) -> None:
 @contextlib.asynccontextmanager
 async def running(folder: Path, *command: str | Path, **variables: str) -> AsyncIterator[Path]:
     """A child for as long as the block lasts; its output is in the file."""
-    output = folder / "output.txt"
+    output = folder / f"{Path(command[0]).name}.txt"
     with output.open("wb") as file:
         child = await asyncio.create_subprocess_exec(
             *command, cwd=folder, stdout=file, stderr=file, env={**os.environ, **variables}
@@ -78,6 +81,14 @@ async def play(
                 raise AssertionError(said) from error
 
 
+def assert_exact(policy: Scripted, group: pb.TrajectoryGroup, sample: int, trajectory: Trajectory) -> None:
+    """Of an episode of two turns: what was sampled is what is trained, after what the model read."""
+    turns = policy.said[2 * sample : 2 * sample + 2]
+    assert trajectory.completion.token_ids.tolist() == [token for turn in turns for token in turn.token_ids]
+    whole = [*group.prompt.token_ids, *trajectory.token_ids.tolist()]
+    assert whole == [*policy.asked[2 * sample + 1][0], *turns[1].token_ids.tolist()]
+
+
 async def test_an_environment_of_verifiers_is_recorded_with_its_rewards(words: Path, tmp_path: Path) -> None:
     agent = python("verifiers[ta]==0.4.0", "uv")
     write_page(tmp_path)
@@ -93,10 +104,7 @@ async def test_an_environment_of_verifiers_is_recorded_with_its_rewards(words: P
     assert "The target number is higher." in hints[0]
     assert "The target number is lower." in hints[1]
     for sample, trajectory in enumerate((won, cut)):
-        turns = policy.said[2 * sample : 2 * sample + 2]
-        assert trajectory.completion.token_ids.tolist() == [token for turn in turns for token in turn.token_ids]
-        whole = [*group.prompt.token_ids, *trajectory.token_ids.tolist()]
-        assert whole == [*policy.asked[2 * sample + 1][0], *turns[1].token_ids.tolist()]
+        assert_exact(policy, group, sample, trajectory)
     assert [trajectory.score.reward for trajectory in group.trajectories] == [1.0, 0.0]
     assert [dict(trajectory.score.parts) for trajectory in group.trajectories] == [
         {"game_reward": 1.0},
@@ -104,3 +112,36 @@ async def test_an_environment_of_verifiers_is_recorded_with_its_rewards(words: P
     ]
     assert won.completion.finish_reason is FinishReason.STOP
     assert cut.completion.finish_reason is FinishReason.LENGTH, "the third guess had no room"
+
+
+async def answers(url: str, output: Path) -> None:
+    async with httpx2.AsyncClient() as http, asyncio.timeout(_DEADLINE):
+        while True:
+            with contextlib.suppress(httpx2.TransportError):
+                assert (await http.get(f"{url}/health")).status_code == 200, output.read_text()
+                return
+            await asyncio.sleep(0.2)
+
+
+async def test_an_environment_of_openenv_is_recorded_with_its_rewards(words: Path, tmp_path: Path) -> None:
+    agent = python("openenv==0.10.0")
+    write_page(tmp_path)
+    init = [agent.with_name("openenv"), "init", "echo_env"]
+    made = await asyncio.to_thread(subprocess.run, init, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    policy = Scripted(words, ["four", "so long a message", "ab", "so " * 70])
+    limits = EpisodeLimits(turns=3, turn_seconds=_DEADLINE, episode_seconds=_DEADLINE)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = [agent.with_name("uvicorn"), "--app-dir", "echo_env", "server.app:app", "--port", str(port)]
+    async with running(tmp_path, *server) as output:
+        await answers(url, output)
+        command = (agent, "openenv_agent.py", url, "message", "2")
+        group = await play(policy, words, tmp_path, {"seed": 1}, limits, *command)
+    assert [trajectory.score.reward for trajectory in group.trajectories] == pytest.approx([1.4, 1.2])
+    for sample, message in enumerate(group.trajectories):
+        trajectory = wire.decode_trajectory(message)
+        assert_exact(policy, group, sample, trajectory)
+        assert [segment.is_sampled for segment in trajectory.segments] == [True, False, True]
+        echo = policy.tokens.decode(trajectory.given_ids.tolist())
+        assert f'"echoed_message": "{policy.said[2 * sample].text}"' in echo
