@@ -126,14 +126,13 @@ async def answers(url: str, output: Path) -> None:
 async def test_an_environment_of_openenv_is_recorded_with_its_rewards(words: Path, tmp_path: Path) -> None:
     agent = python("openenv==0.10.0")
     write_page(tmp_path)
-    init = [agent.with_name("openenv"), "init", "echo_env"]
-    made = await asyncio.to_thread(subprocess.run, init, cwd=tmp_path, capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
+    init = [str(agent.with_name("openenv")), "init", "echo_env"]
+    await asyncio.to_thread(lambda: subprocess.run(init, cwd=tmp_path, check=True, timeout=_DEADLINE))
     policy = Scripted(words, ["four", "so long a message", "ab", "so " * 70])
     limits = EpisodeLimits(turns=3, turn_seconds=_DEADLINE, episode_seconds=_DEADLINE)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    server = [agent.with_name("uvicorn"), "--app-dir", "echo_env", "server.app:app", "--port", str(port)]
+    server = [str(agent.with_name("uvicorn")), "--app-dir", "echo_env", "server.app:app", "--port", str(port)]
     async with running(tmp_path, *server) as output:
         await answers(url, output)
         command = (agent, "openenv_agent.py", url, "message", "2")
