@@ -17,12 +17,12 @@ RUN ?=
 PICTURES ?=
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: help demo test test-deploy lint format install docs docs-serve screenshots generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
+.PHONY: help demo test test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help:  ## What can be made, with a line each.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: install  ## Trains the Countdown MoE through every service and prints what it reached.
 	$(BIN)/routershift run deploy/recipes/countdown.toml --set generation.engine=$(ENGINE) --set run.seed=$(SEED) $(FLAGS)
@@ -33,6 +33,9 @@ test: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Lint, types and all tests.
 
 test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.
 	DEPLOY=1 $(BIN)/python -m pytest --log-cli-level=INFO tests/deploy/test_stack.py
+
+test-ecosystem: $(VENV)/.torch $(VENV)/.dev  ## Plays environments of verifiers and openenv, each in its own Python.
+	ECOSYSTEM=1 $(BIN)/python -m pytest tests/contract/environments/gateway/test_ecosystem.py
 
 lint: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Style, types and the schema, without changing a file.
 	$(BIN)/ruff check
