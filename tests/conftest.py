@@ -5,6 +5,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from services.cli.local.redis import find_server
@@ -14,6 +15,10 @@ from shared.streams.run import Run
 from tests.support.redis_server import Server, binaries, version
 
 _names = count()
+
+# A busy machine is no fault of what is tested: no property has a deadline, and drawing may be slow.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_report_header() -> str:

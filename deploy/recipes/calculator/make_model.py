@@ -1,6 +1,6 @@
 """Makes the seed model of the calculator recipe: a tiny Qwen3-MoE that can ask the calculator, and mostly does not.
 
-    python deploy/recipes/calculator/make_model.py --seed 0 --out DIR
+    python -m deploy.recipes.calculator.make_model --seed 0 --out DIR    # in the repository
 
 Its teacher guesses expressions, most of them wrong. At first it asks for the value of nearly each: where that is the
 target it gives the same expression as its answer, else it tries another. Towards the end it mostly answers at once. So

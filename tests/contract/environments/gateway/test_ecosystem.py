@@ -85,7 +85,7 @@ async def play(
 
 
 def assert_exact(policy: Scripted, group: pb.TrajectoryGroup, sample: int, trajectory: Trajectory) -> None:
-    """Of an episode of two turns: what was sampled is what is trained, after what the model read."""
+    """An episode of two turns: what was sampled is what is trained, after what the model read."""
     turns = policy.said[2 * sample : 2 * sample + 2]
     assert trajectory.completion.token_ids.tolist() == [token for turn in turns for token in turn.token_ids]
     whole = [*group.prompt.token_ids, *trajectory.token_ids.tolist()]
