@@ -39,9 +39,10 @@ _APT = ['Dir::Cache::pkgcache ""', 'Dir::Cache::srcpkgcache ""']  # as in Debian
 
 _LOCKS = {
     "curriculum": ["core", "data"],
-    "reward": ["core", "data", "reward"],
-    "learner": ["core", "data", "reward", "torch"],
-    "generation-cpu": ["core", "data", "reward", "torch", "vllm"],
+    "environments": ["core", "data", "gateway"],
+    "reward": ["core", "data", "gateway", "reward"],
+    "learner": ["core", "data", "gateway", "reward", "torch"],
+    "generation-cpu": ["core", "data", "gateway", "reward", "torch", "vllm"],
 }  # the builder makes every stage above a target too
 
 _STAND_INS: dict[str, tuple[dict[str, str], str]] = {
