@@ -140,6 +140,8 @@ def test_prometheus_has_every_documented_metric(stack: Stack) -> None:
     """Those that have labels have series only once something happened; that they are scraped is in the metadata."""
     rows = [line for line in (ROOT / "docs/reference/metrics.md").read_text().splitlines() if line.startswith("| `")]
     documented = {line.split("`")[1]: line.split("|")[2].strip() for line in rows}
+    # The demo has no episodes, so the service of their environments does not run.
+    documented = {name: kind for name, kind in documented.items() if not name.startswith("routershift_environments_")}
     assert len(documented) > 50
 
     def missing() -> set[str]:
