@@ -26,12 +26,6 @@ class EnvironmentsSettings(EpisodeLimits, ServerSettings):
     generation_address: str = Field("127.0.0.1:50051", description="gRPC address of generation, for the turns")
     groups_in_flight: int = Field(32, ge=1, description="groups of the stream that are played at once")
     max_plays: int = Field(64, ge=1, description="groups that callers of Play may have in progress; more are refused")
-    attempts: int = Field(
-        3,
-        ge=1,
-        description="plays of a group whose episodes fail, before it is dropped; and samplings of one turn that new "
-        "weights cut (generation.update_policy = 'abort')",
-    )
     weights_wait_seconds: float = Field(
         120.0,
         ge=0,

@@ -86,6 +86,31 @@ class ChatTemplate:
         roles = ", ".join(str(message["role"]) for message in messages[:8])
         raise InvalidInputError(f"chat.messages of roles {roles} are refused by {self._named}: {reason}")
 
+    def following(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampled: Sequence[int],
+        added: Sequence[Mapping[str, Any]],
+        calls: Sequence[str] = (),
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids that follow a turn as it was sampled: of `next_turn`, else of `appended`.
+
+        Args:
+            messages, sampled, added, tools, variables: as for `next_turn`.
+            calls: as for `appended`.
+
+        Raises:
+            PreconditionError: as `render`.
+            InvalidInputError: the template takes the messages in neither way.
+        """
+        try:
+            ids = self.next_turn(messages, sampled, added, tools, variables)
+        except InvalidInputError:  # it wants calls in its own form, or no such order of roles: appended may do
+            ids = None
+        return self.appended(sampled, added, calls, tools, variables) if ids is None else ids
+
     def next_turn(
         self,
         messages: Sequence[Mapping[str, Any]],

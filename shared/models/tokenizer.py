@@ -5,6 +5,7 @@ to a prompt, and tokens may stand only in tokenizer_config.json (added_tokens_de
 special_tokens_map.json. Importing this module needs no torch.
 """
 
+import asyncio
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from tokenizers import Tokenizer
 
 from shared.errors import CorruptDataError, NotFoundError
 from shared.models.folder import check_tokenizer_files
+
+# Above all but odd texts, whose tokens are few and long. What has more is too long, which is known without
+# tokenizing it.
+CHARACTERS_PER_TOKEN = 64
+# Characters that are tokenized within the event loop: about a millisecond.
+_SHORT = 4096
 
 
 def load_tokenizer(model: Path) -> Any:
@@ -50,6 +57,15 @@ def backend(tokenizer: Any) -> Tokenizer:
     tokens.no_padding()
     tokens.encode_special_tokens = tokenizer.split_special_tokens
     return tokens
+
+
+async def encode(tokens: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text; of a long one in a thread, as an event loop has others to serve."""
+
+    def now() -> list[int]:
+        return list(tokens.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    return now() if len(text) <= _SHORT else await asyncio.to_thread(now)
 
 
 def read_tokenizer(model: Path) -> Tokenizer | None:

@@ -21,7 +21,6 @@ from services.environments.gateway.schema import ChatRequest, CompletionRequest,
 from services.environments.playing.episode import turn_seed
 from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.playing.limits import EpisodeLimits
-from shared.errors import InvalidInputError
 
 
 class End(StrEnum):
@@ -198,16 +197,9 @@ class AgentEpisode:
         tools: Sequence[Any] | None,
         variables: Mapping[str, Any] | None,
     ) -> list[int]:
-        """Token ids of what was added; see `Rendering.observation`, which has the same rule."""
-        chat, sampled = self._texts.chat, completion.token_ids.tolist()
-        try:
-            ids = chat.next_turn(known, sampled, added, tools, variables)
-        except InvalidInputError:  # it wants calls in its own form, or no such order of roles: appended may do
-            ids = None
-        if ids is None:
-            calls = [call["function"]["name"] for call in known[-1].get("tool_calls", ())]
-            ids = chat.appended(sampled, added, calls, tools, variables)
-        return list(ids)
+        """Token ids of what was added."""
+        calls = [call["function"]["name"] for call in known[-1].get("tool_calls", ())]
+        return self._texts.chat.following(known, completion.token_ids.tolist(), added, calls, tools, variables)
 
     def _turn(self, request: ChatRequest | CompletionRequest, asked: Asked) -> Turn:
         offer, ids = self.offer, asked.token_ids

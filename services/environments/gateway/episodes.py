@@ -10,13 +10,12 @@ from services.environments.gateway import metrics
 from services.environments.gateway.episode import AgentEpisode, End, Offer
 from services.environments.gateway.errors import ApiError
 from services.environments.gateway.model import Texts
+from services.environments.playing.answers import LONGEST_NAME, MOST_PARTS
 from services.environments.playing.episode import Played
 from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.playing.limits import EpisodeLimits
 
 _REMEMBERED = 10_000  # episodes that have ended, whose agents are told so
-_MOST_PARTS = 64
-_LONGEST_NAME = 64
 
 
 class Episodes:
@@ -152,9 +151,9 @@ def _common(prompts: Sequence[Sequence[int]]) -> list[int]:
 
 def checked_parts(parts: Mapping[str, float]) -> Mapping[str, float]:
     """Raises ApiError for too many of them, or names that are too long."""
-    if len(parts) > _MOST_PARTS or any(not 0 < len(name) <= _LONGEST_NAME for name in parts):
+    if len(parts) > MOST_PARTS or any(not 0 < len(name) <= LONGEST_NAME for name in parts):
         raise ApiError(
-            f"parts has {len(parts)} entries; allowed: {_MOST_PARTS}, with names of 1 to {_LONGEST_NAME} characters",
+            f"parts has {len(parts)} entries; allowed: {MOST_PARTS}, with names of 1 to {LONGEST_NAME} characters",
             param="parts",
         )
     return parts

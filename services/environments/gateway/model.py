@@ -1,6 +1,5 @@
 """The model as the gateway needs it: who samples from it, and what turns messages into tokens and back."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol, Unpack
@@ -10,11 +9,7 @@ from routershift.trajectory import Completion
 from routershift.v1 import generation_pb2 as gen
 from shared.errors import InvalidInputError
 from shared.models.chat import ChatTemplate
-from shared.models.tokenizer import backend, load_tokenizer, special_texts
-
-# As generation has it: what is far too long is not read token by token to find that out.
-_CHARACTERS_PER_TOKEN = 64
-_SHORT = 4096  # characters that are tokenized within the event loop
+from shared.models.tokenizer import CHARACTERS_PER_TOKEN, backend, encode, load_tokenizer, special_texts
 
 
 class Policy(Protocol):
@@ -44,7 +39,7 @@ class Texts:
         self.chat = ChatTemplate(tokenizer, folder)
         self._tokenizer = backend(tokenizer)
         self._special = special_texts(self._tokenizer)
-        self._longest = longest * _CHARACTERS_PER_TOKEN
+        self._longest = longest * CHARACTERS_PER_TOKEN
 
     async def encode(self, text: str, field: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Raises InvalidInputError for a text that is far too long, by the name of its field."""
@@ -52,9 +47,7 @@ class Texts:
             raise InvalidInputError(
                 f"{field} is {len(text)} characters long; allowed: {self._longest}, as the model's tokens may hold"
             )
-        if len(text) <= _SHORT:
-            return self._encode(text, add_special_tokens)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+        return await encode(self._tokenizer, text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """With special tokens."""
@@ -63,6 +56,3 @@ class Texts:
     def piece(self, token: int) -> str:
         """The text of one token by itself; of some bytes of a character, it has a replacement character."""
         return self._special.get(token) or self.decode([token])
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)

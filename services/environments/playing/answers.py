@@ -15,10 +15,10 @@ from services.environments.base import (
     TokensObservation,
 )
 from shared.errors import InvalidInputError
+from shared.models.tokenizer import CHARACTERS_PER_TOKEN
 
-_MOST_PARTS = 64
-_LONGEST_NAME = 64  # characters of a part's name
-_CHARACTERS_PER_TOKEN = 64  # above all but odd texts: what has more per token is too long without counting tokens
+MOST_PARTS = 64
+LONGEST_NAME = 64  # characters of a part's name
 _MOST_MESSAGES = 256
 
 
@@ -28,7 +28,7 @@ def checked_observation(answer: object, most_tokens: int, vocab_size: int) -> Ob
     Raises:
         InvalidInputError: it is none; names what it is.
     """
-    most = most_tokens * _CHARACTERS_PER_TOKEN
+    most = most_tokens * CHARACTERS_PER_TOKEN
     match answer:
         case None:
             return None
@@ -61,12 +61,12 @@ def checked_step(answer: object, most_tokens: int, vocab_size: int) -> Step:
     if not isinstance(answer.is_done, bool):
         raise InvalidInputError(f"step.is_done is {_shown(answer.is_done)}; expected True or False")
     reward = None if answer.reward is None else _number("step.reward", answer.reward)
-    if not isinstance(answer.parts, Mapping) or len(answer.parts) > _MOST_PARTS:
-        raise InvalidInputError(f"step.parts is {_shown(answer.parts)}; expected up to {_MOST_PARTS} numbers by name")
+    if not isinstance(answer.parts, Mapping) or len(answer.parts) > MOST_PARTS:
+        raise InvalidInputError(f"step.parts is {_shown(answer.parts)}; expected up to {MOST_PARTS} numbers by name")
     parts: dict[str, float] = {}
     for name, value in answer.parts.items():
-        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
-            raise InvalidInputError(f"step.parts has the name {_shown(name)}; expected 1 to {_LONGEST_NAME} characters")
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+            raise InvalidInputError(f"step.parts has the name {_shown(name)}; expected 1 to {LONGEST_NAME} characters")
         parts[name] = _number(f"step.parts[{name!r}]", value)
     observation = checked_observation(answer.observation, most_tokens, vocab_size)
     return Step(observation, reward, answer.is_done, parts)

@@ -26,5 +26,8 @@ class EpisodeLimits(Table):
         'DeepSeek; "auto": the one that its chat template shows',
     )
     attempts: int = Field(
-        3, ge=1, description="samplings of one turn that new weights cut (generation.update_policy = 'abort'), in all"
+        3,
+        ge=1,
+        description="plays of a group whose episodes fail, before it is dropped; and samplings of one turn that new "
+        "weights cut (generation.update_policy = 'abort')",
     )

@@ -10,10 +10,7 @@ from routershift.wire.trajectories import ROLES
 from services.environments.base import Message, MessagesObservation, Observation, TextObservation
 from shared.errors import InvalidInputError, PreconditionError
 from shared.models.chat import ChatTemplate
-from shared.models.tokenizer import backend, load_tokenizer
-
-# Characters that are tokenized within the event loop: about a millisecond.
-_SHORT = 4096
+from shared.models.tokenizer import backend, encode, load_tokenizer
 
 
 class Rendering:
@@ -64,7 +61,7 @@ class Rendering:
         """Token ids that follow the sampled ones of the last turn.
 
         Messages are what the chat template goes on with where it keeps what was read and said so far, and what it
-        writes for them alone where it does not; see `ChatTemplate.next_turn` and `ChatTemplate.appended`.
+        writes for them alone where it does not; see `ChatTemplate.following`.
 
         Args:
             messages: of the conversation so far, the last turn of the model at its end.
@@ -78,14 +75,7 @@ class Rendering:
         if not isinstance(observation, MessagesObservation):
             return list(observation.token_ids)
         added = [as_dict(message) for message in observation.messages]
-        with_tools = list(tools) or None
-        try:
-            ids = await self._render(self._chat.next_turn, messages, sampled, added, with_tools)
-        except InvalidInputError:  # it wants calls in its own form, or no such order of roles: appended may do
-            ids = None
-        if ids is None:
-            ids = await self._render(self._chat.appended, sampled, added, calls, with_tools)
-        return list(ids)
+        return list(await self._render(self._chat.following, messages, sampled, added, calls, list(tools) or None))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text with special tokens, such as those that begin a call of a tool."""
@@ -98,12 +88,7 @@ class Rendering:
             raise InvalidInputError(str(error)) from None
 
     async def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        if len(text) <= _SHORT:
-            return self._encode_now(text, add_special_tokens)
-        return await asyncio.to_thread(self._encode_now, text, add_special_tokens)
-
-    def _encode_now(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._tokens.encode(text, add_special_tokens=add_special_tokens).ids)
+        return await encode(self._tokens, text, add_special_tokens=add_special_tokens)
 
 
 def as_dict(message: Message) -> dict[str, Any]:

@@ -14,7 +14,6 @@ class Transcript:
     """What an episode consists of so far. Token ids stay as they were sampled or given: none is made from text."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
-        self._prompt = list(prompt)
         self._ids = list(prompt)
         self._segments: list[Segment] = []
         self._turns: list[Completion] = []
@@ -24,10 +23,6 @@ class Transcript:
     def token_ids(self) -> list[int]:
         """The prompt and all that followed: what the next turn of the model is sampled from."""
         return list(self._ids)
-
-    @property
-    def prompt(self) -> list[int]:
-        return list(self._prompt)
 
     @property
     def segments(self) -> Sequence[Segment]:

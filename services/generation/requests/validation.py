@@ -13,13 +13,9 @@ from services.generation.engines.base import EngineInfo, EngineSampling
 from shared.errors import InvalidInputError
 from shared.models.chat import ChatTemplate
 from shared.models.detokenizer import TextStream
-from shared.models.tokenizer import backend, load_tokenizer, special_texts
+from shared.models.tokenizer import CHARACTERS_PER_TOKEN, backend, encode, load_tokenizer, special_texts
 from shared.sampling import MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
 
-# Above all but odd texts, whose tokens are few and long.
-_CHARACTERS_PER_TOKEN = 64
-# Characters that are tokenized within the event loop: about a millisecond.
-_SHORT = 4096
 # Special tokens that are told of a response, of those within its text and of those at its end: a family's forms have
 # few, and each costs a decoding.
 _SPECIAL_TOKENS = 32
@@ -75,16 +71,11 @@ class Requests:
 
     def _require_short(self, field: str, length: int) -> None:
         """What is far too long for the model is not read token by token to find that out."""
-        most = self._info.max_model_len * _CHARACTERS_PER_TOKEN
+        most = self._info.max_model_len * CHARACTERS_PER_TOKEN
         _require(length <= most, field, f"{length} characters long", f"up to {most}, as the model's tokens may hold")
 
     async def tokens(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        if len(text) <= _SHORT:
-            return self._encode(text, add_special_tokens)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens)
-
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return await encode(self._tokenizer, text, add_special_tokens=add_special_tokens)
 
     def sampling(self, prompt: list[int], params: pb.SamplingParams) -> EngineSampling:
         """Fills in defaults and checks every range, and that prompt and response fit the model.
