@@ -12,6 +12,8 @@ def is_loopback(target: str) -> bool:
         host = host.rpartition(":")[0] if not host.endswith("]") else host
     host = host.strip("[]")
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

@@ -95,7 +95,7 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
         _, _, loader = self._parts()
         with metrics.counted("UpdateWeights"):
             await begin(context)
-            seconds = await loader.load(request.manifest)
+            seconds = await loader.load_announced(request.manifest)
         return gen.UpdateWeightsResponse(version=request.manifest.version, seconds=seconds)
 
     async def _accept(self, request: gen.GenerateRequest) -> tuple[list[int], EngineSampling]:

@@ -54,7 +54,7 @@ class GenerationService(Service):
         check_step_fits(settings.run, settings.rollout, settings.streams, longest)
         requests = await asyncio.to_thread(Requests, settings.run.model_folder(), engine.info, chosen.max_tokens)
         self._run = run
-        self._loader = loader = WeightsLoader(engine, settings.run.weights_root, self._name)
+        self._loader = loader = WeightsLoader(engine, settings.run.weights_root, self._name, run.announced_weights)
         await self._restore(await run.announced_weights())
         self._servicer.open(engine, requests, loader)
         self._consumer = run.consumer(Stream.PROMPTS)

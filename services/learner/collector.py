@@ -7,6 +7,7 @@ import numpy as np
 
 from services.learner import metrics
 from services.learner.checkpointing.durable import Durable
+from services.learner.data.check import check_versions
 from services.learner.data.messages import Scored, decode_group
 from services.learner.monitoring.collapse import RewardWatch
 from services.learner.monitoring.samples import SampleKeeper
@@ -146,6 +147,7 @@ class Collector:
         """In a thread: the payloads of a batch may take seconds, and the event loop has heartbeats to send."""
         scored = decode_group(entry)
         self._trainer.check(scored.group)
+        check_versions(scored.group, self._durable.published)
         return scored
 
     async def _drop(self, entry: Entry | EntryRef, reason: str) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import unquote
 
 from prometheus_client import Counter
 
 from routershift.client.credentials import SCHEME, Watched, check_length
+from routershift.loopback import is_loopback
 from shared.errors import ForbiddenError, InvalidInputError, OverloadedError, RouterShiftError, UnauthenticatedError
 from shared.settings import AccessSettings, ServerSettings
 
@@ -75,19 +77,20 @@ class AccessControl:
         self._buckets: dict[bytes, _Bucket] = {}
 
     @contextmanager
-    def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> Iterator[None]:
+    def admit(self, method: str, metadata: Sequence[tuple[str, str | bytes]], peer: str = "") -> Iterator[None]:
         """One call, for as long as the block lasts.
 
         Args:
             method: as in /routershift.v1.RewardService/Score.
             metadata: of the call.
+            peer: address of the caller as gRPC gives it, as in ipv4:10.0.0.7:50312 or ipv6:%5B::1%5D:50312.
 
         Raises:
             UnauthenticatedError, ForbiddenError: by the caller's token.
             OverloadedError: too many calls at once, or too many in a second of this caller.
         """
         try:
-            self._take(self._caller(method, metadata))
+            self._take(self._caller(method, metadata, peer))
         except RouterShiftError as error:
             REFUSED.labels(_REASONS.get(type(error), "overloaded")).inc()
             raise
@@ -97,9 +100,15 @@ class AccessControl:
         finally:
             self._calls -= 1
 
-    def _caller(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> bytes:
+    def _caller(self, method: str, metadata: Sequence[tuple[str, str | bytes]], peer: str) -> bytes:
         """The digest of the caller's token; all callers are one where none is asked for."""
         if self._tokens is None:
+            # Who reaches a port to sample or to score must not thereby be able to stop a run or to change its weights.
+            if ROLES.get(method, _OPERATE) == _OPERATE and not is_loopback(unquote(peer)):
+                raise ForbiddenError(
+                    f"{method} is for operate, and this server asks for no tokens: it takes the call from its own "
+                    f"machine alone, not from {peer or 'nowhere'}; call it there, or set access.tokens"
+                )
             return b""
         shown = next((str(value) for name, value in metadata if name == "authorization"), "")
         if not shown.startswith(SCHEME):

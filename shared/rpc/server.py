@@ -71,7 +71,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def guarded(request: bytes, context: Any) -> Any:
             try:
                 metadata = context.invocation_metadata() or ()
-                with self._access.admit(method, metadata), _span(method, metadata):
+                with self._access.admit(method, metadata, context.peer()), _span(method, metadata):
                     response = await handler.unary_unary(self._read(handler, request), context)
                     return _write(handler, response)
             except grpc.aio.AbortError:
@@ -85,7 +85,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 metadata = context.invocation_metadata() or ()
-                with self._access.admit(method, metadata), _span(method, metadata):
+                with self._access.admit(method, metadata, context.peer()), _span(method, metadata):
                     async for piece in call(self._read(handler, request), context):
                         yield _write(handler, piece)
             except grpc.aio.AbortError:

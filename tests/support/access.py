@@ -57,13 +57,13 @@ class Reward(rew_grpc.RewardServiceServicer):
 
 @asynccontextmanager
 async def serving(
-    access: AccessSettings | None = None, limits: ServerSettings | None = None
+    access: AccessSettings | None = None, limits: ServerSettings | None = None, host: str = "127.0.0.1"
 ) -> AsyncIterator[tuple[str, Server]]:
     """The address of a server with both services."""
     server, generation = Server(access, limits), Generation()
     gen_grpc.add_GenerationServiceServicer_to_server(generation, server.grpc)
     rew_grpc.add_RewardServiceServicer_to_server(Reward(), server.grpc)
-    port = await server.listen("127.0.0.1", 0, ["routershift.v1.GenerationService", "routershift.v1.RewardService"])
+    port = await server.listen(host, 0, ["routershift.v1.GenerationService", "routershift.v1.RewardService"])
     await server.serving()
     try:
         yield f"127.0.0.1:{port}", server

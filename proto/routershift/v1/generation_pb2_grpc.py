@@ -81,7 +81,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateWeights(self, request, context):
-        """Loads a published version while requests run. A version at or below the serving one is refused.
+        """Loads a version that the learner has announced, while requests run. Any other is refused, and so is one at or below
+        the one that serves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

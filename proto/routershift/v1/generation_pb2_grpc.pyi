@@ -38,7 +38,9 @@ class GenerationServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GenerationServiceGetStatusRequest, _generation_pb2.GenerationServiceGetStatusResponse]
     """What serves, and how busy it is."""
     UpdateWeights: _grpc.UnaryUnaryMultiCallable[_generation_pb2.UpdateWeightsRequest, _generation_pb2.UpdateWeightsResponse]
-    """Loads a published version while requests run. A version at or below the serving one is refused."""
+    """Loads a version that the learner has announced, while requests run. Any other is refused, and so is one at or below
+    the one that serves.
+    """
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -50,7 +52,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_generation_pb2.GenerationServiceGetStatusRequest, _generation_pb2.GenerationServiceGetStatusResponse]  # type: ignore[assignment]
     """What serves, and how busy it is."""
     UpdateWeights: _aio.UnaryUnaryMultiCallable[_generation_pb2.UpdateWeightsRequest, _generation_pb2.UpdateWeightsResponse]  # type: ignore[assignment]
-    """Loads a published version while requests run. A version at or below the serving one is refused."""
+    """Loads a version that the learner has announced, while requests run. Any other is refused, and so is one at or below
+    the one that serves.
+    """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -83,6 +87,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.UpdateWeightsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.UpdateWeightsResponse, _abc.Awaitable[_generation_pb2.UpdateWeightsResponse]]:
-        """Loads a published version while requests run. A version at or below the serving one is refused."""
+        """Loads a version that the learner has announced, while requests run. Any other is refused, and so is one at or below
+        the one that serves.
+        """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,14 +25,31 @@ from shared.weights import published, rendezvous
 log = logging.getLogger(__name__)
 
 
+def _same_files(one: pb.WeightsManifest, other: pb.WeightsManifest) -> bool:
+    """Whether both name the same weights; a version that is announced again comes another way over the network."""
+    return one.folder == other.folder and list(one.files) == list(other.files)
+
+
 class WeightsLoader:
     """The one way to an engine's weights, for the stream of announcements and for the RPC alike."""
 
-    def __init__(self, engine: Engine, root: Path, replica: str = "") -> None:
-        """Args: root: of the weights on disk; replica: its name, under which the learner sends to it."""
+    def __init__(
+        self,
+        engine: Engine,
+        root: Path,
+        replica: str = "",
+        announced: Callable[[], Awaitable[list[pb.WeightsManifest]]] | None = None,
+    ) -> None:
+        """
+        Args:
+            root: of the weights on disk.
+            replica: its name, under which the learner sends to it.
+            announced: gives the versions that the learner has announced; None where there is no learner to ask about.
+        """
         self._engine = engine
         self._root = root
         self._replica = replica
+        self._announced = announced
         self._tried: pb.WeightsManifest | None = None
         self._refused = -1
         self._lock = asyncio.Lock()
@@ -41,6 +58,25 @@ class WeightsLoader:
     def refused(self) -> int:
         """The highest version that was announced and could not be taken; -1 where there was none."""
         return self._refused
+
+    async def load_announced(self, manifest: pb.WeightsManifest) -> float:
+        """As `load`, for a caller that may have made the manifest up: only what the learner has announced is loaded.
+
+        Versions count upwards alone, so that one far above the learner's would keep all of its later weights out.
+
+        Raises:
+            PreconditionError: the learner has not announced this version, or not with these files; as `load` besides.
+            UnavailableError: Redis does not answer.
+        """
+        known = await self._announced() if self._announced is not None else []
+        found = next((each for each in known if each.version == manifest.version), None)
+        if manifest.version > self._engine.version and (found is None or not _same_files(found, manifest)):
+            newest = f"the newest is version {known[0].version}" if known else "it has announced none"
+            what = "with these files" if found else "that the learner has announced"
+            raise PreconditionError(
+                f"manifest.version is {manifest.version}; expected a version {what} to this run, and {newest}"
+            )
+        return await self.load(manifest)
 
     async def load(self, manifest: pb.WeightsManifest) -> float:
         """Seconds that it took to verify and take this version.

@@ -70,6 +70,15 @@ class Durable:
         self._waiting: dict[str, tuple[EntryRef, int]] = {}  # by id: trained on in this step, not yet in a checkpoint
         self._wanted: list[asyncio.Future[Path]] = []
         self._announcer = Announcer(settings, run)
+        self._published = 0
+
+    @property
+    def published(self) -> int:
+        """The highest version that was ever published in this run.
+
+        It is above the trainer's step while steps after the checkpoint of a restart are taken again.
+        """
+        return max(self._published, self._trainer.step)
 
     @property
     def is_wanted(self) -> bool:
@@ -113,6 +122,8 @@ class Durable:
                 f"{lost} trajectories of run {self._settings.run.id} were trained on, but {self._checkpoints} has no "
                 "checkpoint; bring it back, or begin again with another run.id"
             )
+        # Redis is not asked: what is announced there may be another's word.
+        self._published = max(await asyncio.to_thread(published.versions, self._settings.run.weights_root), default=0)
         last = max(self._checkpoints.glob("step-*"), default=None)
         metrics.CHECKPOINTED.set(last.stat().st_mtime if last else time.time())
         newest = await self._run.newest_weights()

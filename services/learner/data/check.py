@@ -20,6 +20,21 @@ class Limits:
     layout: RouterLayout | None
 
 
+def check_versions(group: Group, published: int) -> None:
+    """Raises CorruptDataError where a token was sampled by a version that was never published.
+
+    Args:
+        published: the highest version that the learner has ever published in this run.
+    """
+    for i, sample in enumerate(group.samples):
+        for span in sample.completion.versions:
+            if not 0 <= span.version <= published:
+                raise CorruptDataError(
+                    f"group {group.group_id}, sample {i}: tokens of version {span.version}; the learner has published "
+                    f"versions 0 to {published}"
+                )
+
+
 def check_group(group: Group, limits: Limits) -> None:
     """Raises InvalidInputError or CorruptDataError, naming the sample, where a group cannot be trained on."""
     for i, sample in enumerate(group.samples):

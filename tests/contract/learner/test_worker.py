@@ -106,6 +106,34 @@ async def test_what_cannot_be_trained_on_leaves_with_its_reason(
         assert text in details
 
 
+@pytest.mark.parametrize("version", [1, 2**62, 2**63 - 1, -1])
+async def test_tokens_of_a_version_that_was_never_published_are_corrupt(
+    redis: Redis, run: Run, tmp_path: Path, model: Path, groups: list[Group], version: int
+) -> None:
+    foreign = message(groups[GROUPS], 0)
+    foreign.trajectories[1].completion.versions[0].version = version
+    await put(run, Stream.SCORED, foreign, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
+    async with Learning(tables(tmp_path, model, steps=1), run):
+        await until(lambda: nothing_in_flight(run))
+    ledger = await run.ledger()
+    assert (ledger.trained, ledger.dead) == (GROUPS * SAMPLES, {"bad_trajectory": SAMPLES})
+    (letter,) = await dead_letters(redis, run)
+    assert f"sample 1: tokens of version {version}; the learner has published versions 0 to 0" in letter.detail
+
+
+async def test_a_learner_that_goes_back_to_a_checkpoint_knows_the_versions_that_it_published_since(
+    run: Run, tmp_path: Path, model: Path, groups: list[Group]
+) -> None:
+    settings = tables(tmp_path, model, steps=1)
+    for version in (1, 2):
+        published.publish(settings.run.weights_root, version, lambda folder: None, keep=2)
+    of_version = [message(g, i) for i, g in enumerate(random_groups(load(model), GROUPS, SAMPLES, version=2))]
+    await put(run, Stream.SCORED, *of_version)
+    async with Learning(settings, run):
+        await until(lambda: nothing_in_flight(run))
+    assert (await run.ledger()).trained == GROUPS * SAMPLES
+
+
 async def test_stale_groups_are_dropped_and_counted(run: Run, tmp_path: Path, model: Path, groups: list[Group]) -> None:
     settings = tables(tmp_path, model, steps=3)
     await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[: 3 * GROUPS])))

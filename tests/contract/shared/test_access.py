@@ -1,9 +1,11 @@
 """Tokens and roles as callers see them: real servers, and each refusal with its status code."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -14,7 +16,7 @@ from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import trajectory_pb2 as pb
 from shared.clients import GenerationClient, RewardClient
 from shared.errors import ForbiddenError, InvalidInputError, NotFoundError, UnauthenticatedError
-from shared.rpc.access import ROLES, Role
+from shared.rpc.access import ROLES, AccessControl, Role
 from shared.rpc.server import Server
 from shared.settings import AccessSettings, ServerSettings
 from tests.support.access import CODE, OPERATOR, REQUESTS, SAMPLER, SCORER, STRANGER, bearer, code_of, serving, showing
@@ -103,6 +105,44 @@ def test_a_file_of_tokens_that_is_none_is_refused_at_the_start(tmp_path: Path, l
         Server(AccessSettings(tokens=tmp_path / "none"))
 
 
+@pytest.mark.parametrize(
+    "peer", ["ipv4:10.1.2.3:5000", "ipv6:%5Bfd00::2%5D:5000", "ipv6:%5B::ffff:10.1.2.3%5D:5000", ""]
+)
+@pytest.mark.parametrize("method", sorted(name for name, roles in ROLES.items() if roles == {Role.OPERATE}))
+def test_without_tokens_an_operators_method_is_for_the_servers_own_machine(method: str, peer: str) -> None:
+    control = AccessControl(AccessSettings(), ServerSettings())
+    with (
+        pytest.raises(ForbiddenError, match=r"from its own machine alone.*set access\.tokens"),
+        control.admit(method, (), peer),
+    ):
+        pass
+    for near in ("ipv4:127.0.0.1:5000", "ipv6:%5B::1%5D:5000", "ipv6:%5B::ffff:127.0.0.1%5D:5000", "unix:"):
+        with control.admit(method, (), near):
+            pass
+
+
+@pytest.mark.parametrize("method", sorted(name for name, roles in ROLES.items() if roles != {Role.OPERATE}))
+def test_without_tokens_all_other_methods_are_for_everybody(method: str) -> None:
+    with AccessControl(AccessSettings(), ServerSettings()).admit(method, (), "ipv4:10.1.2.3:5000"):
+        pass
+
+
+async def test_who_may_sample_from_afar_cannot_change_the_weights() -> None:
+    """As a pod with the label of a client of generation, where there are no tokens."""
+    afar = next((each for each in _own_addresses() if not is_loopback(each)), None)
+    if afar is None:
+        pytest.skip("this machine has no address beyond loopback")
+    async with serving(host="0.0.0.0") as (address, _):  # noqa: S104  # for as long as the test lasts
+        far = f"{afar}:{address.rpartition(':')[2]}"
+        answers = {name: await code_of(far, method=name) for name in REQUESTS}
+    assert answers == {name: CODE.PERMISSION_DENIED if name == "UpdateWeights" else CODE.OK for name in REQUESTS}
+
+
+def _own_addresses() -> list[str]:
+    found = [each.address for them in psutil.net_if_addrs().values() for each in them if each.family == socket.AF_INET]
+    return sorted(found)
+
+
 async def test_tokens_never_cross_a_network_in_clear_text(tokens: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="clear text"):
         await Server(AccessSettings(tokens=tokens)).listen("0.0.0.0", 0, [])  # noqa: S104
@@ -110,12 +150,16 @@ async def test_tokens_never_cross_a_network_in_clear_text(tokens: Path, tmp_path
         GenerationClient("dns:///generation:50051", 10, showing(tmp_path, SAMPLER))
 
 
-@pytest.mark.parametrize("target", ["127.0.0.1:1", "localhost:1", "dns:///127.8.0.1:1", "[::1]:1", "::1", "unix:/x"])
+@pytest.mark.parametrize(
+    "target", ["127.0.0.1:1", "localhost:1", "dns:///127.8.0.1:1", "[::1]:1", "::1", "[::ffff:127.0.0.1]:1", "unix:/x"]
+)
 def test_loopback(target: str) -> None:
     assert is_loopback(target)
 
 
-@pytest.mark.parametrize("target", ["10.0.0.1:1", "dns:///reward:1", "0.0.0.0:1", "[::]:1", "localhost.example:1"])
+@pytest.mark.parametrize(
+    "target", ["10.0.0.1:1", "dns:///reward:1", "0.0.0.0:1", "[::]:1", "localhost.example:1", "[::ffff:10.0.0.1]:1"]
+)
 def test_not_loopback(target: str) -> None:
     assert not is_loopback(target)
 

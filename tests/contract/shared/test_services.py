@@ -1,6 +1,7 @@
 """The gRPC servers as a caller sees them: real servers on loopback, typed errors, health and reflection."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from shared.rpc.server import Server
 from shared.settings import RunSettings
 from shared.streams.run import Run
 from tests.support.generation import PROMPT, generation_server, serve
+from tests.support.generation_worker import manifest
+from tests.support.models import save_model
 
 
 @pytest.fixture
@@ -143,16 +146,42 @@ async def test_a_cancelled_stream_frees_the_engine(generation: str) -> None:
     raise AssertionError("the engine still samples for a caller that left")
 
 
-async def test_weights_that_cannot_be_taken_are_refused_by_kind(generation: str) -> None:
+async def test_weights_that_cannot_be_taken_are_refused_by_kind(generation: str, run: Run) -> None:
     async with GenerationClient(generation) as client:
         with pytest.raises(PreconditionError, match="none goes backwards"):
             await client.update_weights(pb.WeightsManifest(version=0))
+        outside = pb.WeightsManifest(version=1, folder="../secrets")
+        await run.announce(outside)
         with pytest.raises(CorruptDataError, match=r"manifest\.folder is '\.\./secrets'"):
-            await client.update_weights(pb.WeightsManifest(version=1, folder="../secrets"))
+            await client.update_weights(outside)
         manifest = pb.WeightsManifest(version=1, folder="v1", files=[pb.WeightsFile(name="a.safetensors")])
+        await run.announce(manifest)
         with pytest.raises(NotFoundError, match="is missing"):
             await client.update_weights(manifest)
         assert (await client.status()).version == 0
+
+
+@pytest.mark.parametrize("version", [3, 4, 2**62, 2**63 - 1])
+async def test_weights_that_the_learner_has_not_announced_are_refused_and_later_ones_are_taken(
+    generation: str, run: Run, tmp_path: Path, version: int
+) -> None:
+    root = tmp_path / "contract" / "weights"
+    made_up = manifest(root, version, save_model(tmp_path / "other"))
+    async with GenerationClient(generation) as client:
+        with pytest.raises(PreconditionError, match=f"manifest.version is {version}; .* it has announced none"):
+            await client.update_weights(made_up)
+        await run.announce(manifest(root, 2, tmp_path / "model"))
+        with pytest.raises(PreconditionError, match="and the newest is version 2"):
+            await client.update_weights(made_up)
+        announced = manifest(root, 3, tmp_path / "model")
+        await run.announce(announced)
+        others = pb.WeightsManifest(version=3, folder=made_up.folder, files=made_up.files)
+        others.files[0].sha256 = "0" * 64
+        with pytest.raises(PreconditionError, match=r"with these files|none goes backwards"):
+            await client.update_weights(others)
+        with contextlib.suppress(PreconditionError):  # it follows announcements by itself too
+            await client.update_weights(announced)
+        assert (await client.status()).version == 3
 
 
 async def test_an_unknown_verifier_is_not_found(reward: str) -> None:
