@@ -88,6 +88,7 @@ _KNOBS: Mapping[str, str] = {
     "environments.gateway": (
         "enabled port model_name max_body_bytes max_requests max_connections receive_seconds request_seconds"
     ),
+    "environments.gateway.records": "max_open max_ended max_mb seconds",
     "learner": (
         f"{_SERVER} advantage turn_advantages aggregation clip_low clip_high proximal routing_replay kl_coefficient "
         "entropy_coefficient overlong overlong_buffer_tokens epochs minibatches micro_batch_tokens head_chunk_bytes "

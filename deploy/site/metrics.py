@@ -68,8 +68,11 @@ VALUES = {
         "end": "rewarded, closed (by the agent), timed_out, unclaimed, given_up (with others of the group)"
     },
     "environments_agent_turns_total": {
-        "use": "trained, left_out (of branches that were left), failed (with the episode), late (after its end)"
+        "use": "trained, left_out (of branches that were left), failed (with the episode), late (after its end), "
+        "recorded (of an episode that a caller opened for itself)"
     },
+    "environments_own_ends_total": {"end": "rewarded, closed (by the agent), timed_out, given_up (with the service)"},
+    "environments_records_removed_total": {"reason": "age, number, bytes (to make room)"},
     "reward_scores_total": {"outcome": "scored, failed, timed_out, refused"},
     "reward_trajectories_dropped_total": {"reason": "verifier_failed, verifier_timed_out, verifier_refused"},
     "reward_samples_total": {"outcome": "kept, refused (by the disk), no_room (`reward.unscored.max_bytes`)"},

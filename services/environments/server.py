@@ -6,6 +6,7 @@ from routershift import wire
 from routershift.v1 import environment_pb2 as env
 from routershift.v1 import environment_pb2_grpc as env_grpc
 from services.environments import metrics
+from services.environments.gateway.methods import AgentMethods
 from services.environments.hosting import HostedEpisodes
 from services.environments.messages import decode_action, encode_environment, encode_observation, encode_step
 from services.environments.playing.failures import EpisodeFailedError, Reason
@@ -18,7 +19,7 @@ from shared.rpc.server import begin
 _LATE = (Reason.ENVIRONMENT_TIMED_OUT, Reason.EPISODE_TIMED_OUT)
 
 
-class EnvironmentsServicer(env_grpc.EnvironmentServiceServicer):
+class EnvironmentsServicer(AgentMethods, env_grpc.EnvironmentServiceServicer):
     """Answers UNAVAILABLE until `open`, and to Play until generation serves."""
 
     def __init__(self, environments: Mapping[str, Configured], settings: EnvironmentsSettings) -> None:

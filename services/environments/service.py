@@ -125,9 +125,11 @@ class EnvironmentsService(Service):
             access,
             model=self._tables.run.model_folder(weights=False),
             longest=max_model_len,
+            max_tokens=self._tables.rollout.max_tokens,
             policy=self._asking,
             parser=self._parser,
             limits=settings,
+            environments=self._environments,
         )
 
     @asynccontextmanager
@@ -137,6 +139,7 @@ class EnvironmentsService(Service):
             yield
             return
         log.info("environments serves HTTP at %s", address := self._gateway.listen())
+        self._servicer.serve_agents(self._gateway)
         async with self._asking, self._gateway.serving(), agents(self._environments, address):
             yield
 

@@ -54,6 +54,13 @@ ROLES = {
     "/routershift.v1.EnvironmentService/Close": _PLAY,
     "/routershift.v1.EnvironmentService/Play": _PLAY,
     "/routershift.v1.EnvironmentService/ListEnvironments": _PLAY,
+    # What the gateway does for agents has its role on both ways in.
+    "/routershift.v1.EnvironmentService/OpenEpisode": _SAMPLE,
+    "/routershift.v1.EnvironmentService/ClaimEpisode": _SAMPLE,
+    "/routershift.v1.EnvironmentService/RewardTurn": _SAMPLE,
+    "/routershift.v1.EnvironmentService/RewardEpisode": _SAMPLE,
+    "/routershift.v1.EnvironmentService/CloseEpisode": _SAMPLE,
+    "/routershift.v1.EnvironmentService/GetEpisode": _SAMPLE,
     GATEWAY: _SAMPLE,
     "/routershift.v1.RewardService/Score": _SCORE,
     "/routershift.v1.RewardService/ListVerifiers": _SCORE,

@@ -161,9 +161,11 @@ async def served(
         access or AccessSettings(),
         model=model,
         longest=LONGEST,
+        max_tokens=200,
         policy=policy,
         parser=HermesParser(),
         limits=limits or EpisodeLimits(),
+        environments=make_environments({"helper": {"kind": "agent"}}),
     )
     address = made.listen()
     async with made.serving():

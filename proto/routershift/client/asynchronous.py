@@ -196,3 +196,73 @@ class AsyncEnvironmentClient(AsyncClient):
         """What there is, with its tools."""
         response = await self._call(self._stub.ListEnvironments, env.ListEnvironmentsRequest())
         return list(response.environments)
+
+    async def open_episode(self, request: env.OpenEpisodeRequest) -> env.AgentEpisode:
+        """An episode of no group, to be played at its `base_url` with any client of the OpenAI API: never trained on.
+
+        Raises:
+            InvalidInputError, NotFoundError: a prompt that no turn could follow, or no such environment.
+            OverloadedError: too many are open.
+            PreconditionError: the gateway is not served.
+        """
+        response = await self._call(self._stub.OpenEpisode, request)
+        episode: env.AgentEpisode = response.episode
+        return episode
+
+    async def claim_episode(self, environment: str = "", wait_seconds: float = 20.0) -> env.AgentEpisode | None:
+        """An episode of a group that waits for an agent; None where none has come in time.
+
+        Args:
+            environment: default: any.
+            wait_seconds: up to 600, and below the client's `timeout`.
+        """
+        request = env.ClaimEpisodeRequest(environment=environment, wait_seconds=wait_seconds)
+        response: env.ClaimEpisodeResponse = await self._call(self._stub.ClaimEpisode, request)
+        return response.episode if response.HasField("episode") else None
+
+    async def reward_turn(self, episode_id: str, turn: int, reward: float) -> None:
+        """Rewards one turn of an agent's episode, which stays open.
+
+        Raises:
+            InvalidInputError: no such turn, or no finite reward.
+            PreconditionError: the turn has its reward, or the episode has ended.
+        """
+        await self._call(self._stub.RewardTurn, env.RewardTurnRequest(episode_id=episode_id, turn=turn, reward=reward))
+
+    async def reward_episode(
+        self,
+        episode_id: str,
+        reward: float | None = None,
+        parts: Mapping[str, float] | None = None,
+        turn_rewards: Mapping[int, float] | None = None,
+    ) -> float | None:
+        """Ends an agent's episode; gives its reward.
+
+        Args:
+            reward: default: the sum of the rewards of its turns. None where a verifier judges it.
+            parts: named contributions to it.
+            turn_rewards: of turns that have none yet, by their numbers.
+
+        Raises:
+            InvalidInputError: a reward that is missing or not finite, or no such turn.
+            PreconditionError: it has ended, or has no turn.
+        """
+        request = env.RewardEpisodeRequest(episode_id=episode_id, reward=reward, parts=parts, turn_rewards=turn_rewards)
+        response: env.RewardEpisodeResponse = await self._call(self._stub.RewardEpisode, request)
+        return response.reward if response.HasField("reward") else None
+
+    async def close_episode(self, episode_id: str) -> None:
+        """Ends an agent's episode without a reward. Raises NotFoundError, PreconditionError where it has ended."""
+        await self._call(self._stub.CloseEpisode, env.CloseEpisodeRequest(episode_id=episode_id))
+
+    async def get_episode(self, episode_id: str) -> env.GetEpisodeResponse:
+        """How far an agent's episode is; with its tokens, where it was opened and has ended.
+
+        Raises:
+            NotFoundError: no such episode.
+            PreconditionError: its record is not kept any more.
+        """
+        response: env.GetEpisodeResponse = await self._call(
+            self._stub.GetEpisode, env.GetEpisodeRequest(episode_id=episode_id)
+        )
+        return response

@@ -138,3 +138,42 @@ class EnvironmentClient(Client):
         """What there is, with its tools."""
         response = self._call(self._stub.ListEnvironments, env.ListEnvironmentsRequest())
         return list(response.environments)
+
+    def open_episode(self, request: env.OpenEpisodeRequest) -> env.AgentEpisode:
+        """An episode of no group; see `AsyncEnvironmentClient.open_episode`."""
+        response = self._call(self._stub.OpenEpisode, request)
+        episode: env.AgentEpisode = response.episode
+        return episode
+
+    def claim_episode(self, environment: str = "", wait_seconds: float = 20.0) -> env.AgentEpisode | None:
+        """An episode of a group, or None; see `AsyncEnvironmentClient.claim_episode`."""
+        request = env.ClaimEpisodeRequest(environment=environment, wait_seconds=wait_seconds)
+        response: env.ClaimEpisodeResponse = self._call(self._stub.ClaimEpisode, request)
+        return response.episode if response.HasField("episode") else None
+
+    def reward_turn(self, episode_id: str, turn: int, reward: float) -> None:
+        """Rewards one turn of an agent's episode, which stays open; see `AsyncEnvironmentClient.reward_turn`."""
+        self._call(self._stub.RewardTurn, env.RewardTurnRequest(episode_id=episode_id, turn=turn, reward=reward))
+
+    def reward_episode(
+        self,
+        episode_id: str,
+        reward: float | None = None,
+        parts: Mapping[str, float] | None = None,
+        turn_rewards: Mapping[int, float] | None = None,
+    ) -> float | None:
+        """Ends an agent's episode; gives its reward; see `AsyncEnvironmentClient.reward_episode`."""
+        request = env.RewardEpisodeRequest(episode_id=episode_id, reward=reward, parts=parts, turn_rewards=turn_rewards)
+        response: env.RewardEpisodeResponse = self._call(self._stub.RewardEpisode, request)
+        return response.reward if response.HasField("reward") else None
+
+    def close_episode(self, episode_id: str) -> None:
+        """Ends an agent's episode without a reward; see `AsyncEnvironmentClient.close_episode`."""
+        self._call(self._stub.CloseEpisode, env.CloseEpisodeRequest(episode_id=episode_id))
+
+    def get_episode(self, episode_id: str) -> env.GetEpisodeResponse:
+        """How far an agent's episode is; see `AsyncEnvironmentClient.get_episode`."""
+        response: env.GetEpisodeResponse = self._call(
+            self._stub.GetEpisode, env.GetEpisodeRequest(episode_id=episode_id)
+        )
+        return response

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from routershift.v1 import trajectory_pb2 as _trajectory_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _EpisodeEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EpisodeEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EpisodeEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EPISODE_END_UNSPECIFIED: _EpisodeEnd.ValueType  # 0
+    """It is open."""
+    EPISODE_END_REWARDED: _EpisodeEnd.ValueType  # 1
+    EPISODE_END_CLOSED: _EpisodeEnd.ValueType  # 2
+    """Without a reward, by who plays it."""
+    EPISODE_END_TIMED_OUT: _EpisodeEnd.ValueType  # 3
+    EPISODE_END_UNCLAIMED: _EpisodeEnd.ValueType  # 4
+    """No agent came for it."""
+    EPISODE_END_GIVEN_UP: _EpisodeEnd.ValueType  # 5
+    """Another of its group failed, or the service stopped."""
+
+class EpisodeEnd(_EpisodeEnd, metaclass=_EpisodeEndEnumTypeWrapper):
+    """How an agent's episode has ended."""
+
+EPISODE_END_UNSPECIFIED: EpisodeEnd.ValueType  # 0
+"""It is open."""
+EPISODE_END_REWARDED: EpisodeEnd.ValueType  # 1
+EPISODE_END_CLOSED: EpisodeEnd.ValueType  # 2
+"""Without a reward, by who plays it."""
+EPISODE_END_TIMED_OUT: EpisodeEnd.ValueType  # 3
+EPISODE_END_UNCLAIMED: EpisodeEnd.ValueType  # 4
+"""No agent came for it."""
+EPISODE_END_GIVEN_UP: EpisodeEnd.ValueType  # 5
+"""Another of its group failed, or the service stopped."""
+Global___EpisodeEnd: _TypeAlias = EpisodeEnd  # noqa: Y015
 
 @_typing.final
 class Observation(_message.Message):
@@ -400,3 +433,393 @@ class Environment(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Environment: _TypeAlias = Environment  # noqa: Y015
+
+@_typing.final
+class AgentEpisode(_message.Message):
+    """An episode that an agent plays over the OpenAI API."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPISODE_ID_FIELD_NUMBER: _builtins.int
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    episode_id: _builtins.str
+    """Who has it may play the episode and end it."""
+    base_url: _builtins.str
+    """For clients of the OpenAI API, such as http://127.0.0.1:8011/episodes/ID/v1: with the host that the service listens at."""
+    environment: _builtins.str
+    """Empty where it was opened without one."""
+    text: _builtins.str
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Message]: ...
+    @_builtins.property
+    def task(self) -> _struct_pb2.Struct: ...
+    def __init__(
+        self,
+        *,
+        episode_id: _builtins.str = ...,
+        base_url: _builtins.str = ...,
+        environment: _builtins.str = ...,
+        text: _builtins.str = ...,
+        messages: _abc.Iterable[_trajectory_pb2.Message] | None = ...,
+        task: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_url", b"base_url", "environment", b"environment", "episode_id", b"episode_id", "messages", b"messages", "task", b"task", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentEpisode: _TypeAlias = AgentEpisode  # noqa: Y015
+
+@_typing.final
+class OpenEpisodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    environment: _builtins.str
+    """A name of the kind `agent`, to tell episodes apart; may be empty."""
+    text: _builtins.str
+    """What the agent is to be asked: this or messages."""
+    max_tokens: _builtins.int
+    """That the model samples in all turns together; default: rollout.max_tokens."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_trajectory_pb2.Message]: ...
+    @_builtins.property
+    def task(self) -> _struct_pb2.Struct:
+        """For the agent, as `reference` is in a prompt."""
+
+    def __init__(
+        self,
+        *,
+        environment: _builtins.str = ...,
+        text: _builtins.str = ...,
+        messages: _abc.Iterable[_trajectory_pb2.Message] | None = ...,
+        task: _struct_pb2.Struct | None = ...,
+        max_tokens: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "environment", b"environment", "max_tokens", b"max_tokens", "messages", b"messages", "task", b"task", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+
+Global___OpenEpisodeRequest: _TypeAlias = OpenEpisodeRequest  # noqa: Y015
+
+@_typing.final
+class OpenEpisodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPISODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def episode(self) -> Global___AgentEpisode: ...
+    def __init__(
+        self,
+        *,
+        episode: Global___AgentEpisode | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["episode", b"episode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episode", b"episode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenEpisodeResponse: _TypeAlias = OpenEpisodeResponse  # noqa: Y015
+
+@_typing.final
+class ClaimEpisodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    environment: _builtins.str
+    """Default: any."""
+    wait_seconds: _builtins.float
+    """How long to wait for one, up to 600; default: 20."""
+    def __init__(
+        self,
+        *,
+        environment: _builtins.str = ...,
+        wait_seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_seconds", b"_wait_seconds", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_seconds", b"_wait_seconds", "environment", b"environment", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__wait_seconds: _TypeAlias = _typing.Literal["wait_seconds"]  # noqa: Y015
+    _WhichOneofArgType__wait_seconds: _TypeAlias = _typing.Literal["_wait_seconds", b"_wait_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_seconds) -> _WhichOneofReturnType__wait_seconds | None: ...
+
+Global___ClaimEpisodeRequest: _TypeAlias = ClaimEpisodeRequest  # noqa: Y015
+
+@_typing.final
+class ClaimEpisodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPISODE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def episode(self) -> Global___AgentEpisode:
+        """Absent where none has waited."""
+
+    def __init__(
+        self,
+        *,
+        episode: Global___AgentEpisode | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["episode", b"episode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episode", b"episode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimEpisodeResponse: _TypeAlias = ClaimEpisodeResponse  # noqa: Y015
+
+@_typing.final
+class RewardTurnRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPISODE_ID_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    episode_id: _builtins.str
+    turn: _builtins.int
+    """Counts the answers of the episode from 0, in the order in which they ended."""
+    reward: _builtins.float
+    """Finite."""
+    def __init__(
+        self,
+        *,
+        episode_id: _builtins.str = ...,
+        turn: _builtins.int = ...,
+        reward: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episode_id", b"episode_id", "reward", b"reward", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardTurnRequest: _TypeAlias = RewardTurnRequest  # noqa: Y015
+
+@_typing.final
+class RewardTurnResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardTurnResponse: _TypeAlias = RewardTurnResponse  # noqa: Y015
+
+@_typing.final
+class RewardEpisodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PartsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TurnRewardsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EPISODE_ID_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    TURN_REWARDS_FIELD_NUMBER: _builtins.int
+    episode_id: _builtins.str
+    reward: _builtins.float
+    """Of the whole episode, finite. Default: the sum of the rewards of its turns. Unset where a verifier judges it."""
+    @_builtins.property
+    def parts(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Named contributions to it."""
+
+    @_builtins.property
+    def turn_rewards(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Rewards of turns that have none yet, by their numbers."""
+
+    def __init__(
+        self,
+        *,
+        episode_id: _builtins.str = ...,
+        reward: _builtins.float | None = ...,
+        parts: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        turn_rewards: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "reward", b"reward"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "episode_id", b"episode_id", "parts", b"parts", "reward", b"reward", "turn_rewards", b"turn_rewards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
+    _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward) -> _WhichOneofReturnType__reward | None: ...
+
+Global___RewardEpisodeRequest: _TypeAlias = RewardEpisodeRequest  # noqa: Y015
+
+@_typing.final
+class RewardEpisodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REWARD_FIELD_NUMBER: _builtins.int
+    reward: _builtins.float
+    """That the episode has; unset where a verifier judges it, or it was opened and given none."""
+    def __init__(
+        self,
+        *,
+        reward: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "reward", b"reward"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reward", b"_reward", "reward", b"reward"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
+    _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward) -> _WhichOneofReturnType__reward | None: ...
+
+Global___RewardEpisodeResponse: _TypeAlias = RewardEpisodeResponse  # noqa: Y015
+
+@_typing.final
+class CloseEpisodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPISODE_ID_FIELD_NUMBER: _builtins.int
+    episode_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        episode_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episode_id", b"episode_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseEpisodeRequest: _TypeAlias = CloseEpisodeRequest  # noqa: Y015
+
+@_typing.final
+class CloseEpisodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseEpisodeResponse: _TypeAlias = CloseEpisodeResponse  # noqa: Y015
+
+@_typing.final
+class GetEpisodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPISODE_ID_FIELD_NUMBER: _builtins.int
+    episode_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        episode_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["episode_id", b"episode_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEpisodeRequest: _TypeAlias = GetEpisodeRequest  # noqa: Y015
+
+@_typing.final
+class GetEpisodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPISODE_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    TURNS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_TURNS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TRAJECTORY_FIELD_NUMBER: _builtins.int
+    end: Global___EpisodeEnd.ValueType
+    turns: _builtins.int
+    """That were answered."""
+    left_out_turns: _builtins.int
+    """Of them, those on branches that the last turn does not go on from: they are not in the trajectory."""
+    @_builtins.property
+    def episode(self) -> Global___AgentEpisode:
+        """Without its prompt and task where it was claimed and has ended."""
+
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What the first turn of the trajectory was sampled from."""
+
+    @_builtins.property
+    def trajectory(self) -> _trajectory_pb2.Trajectory:
+        """Of an episode that was opened and has ended with at least one turn. Without routes; with a score where it has a
+        reward.
+        """
+
+    def __init__(
+        self,
+        *,
+        episode: Global___AgentEpisode | None = ...,
+        end: Global___EpisodeEnd.ValueType = ...,
+        turns: _builtins.int = ...,
+        left_out_turns: _builtins.int = ...,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        trajectory: _trajectory_pb2.Trajectory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["episode", b"episode", "trajectory", b"trajectory"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "episode", b"episode", "left_out_turns", b"left_out_turns", "prompt_token_ids", b"prompt_token_ids", "trajectory", b"trajectory", "turns", b"turns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEpisodeResponse: _TypeAlias = GetEpisodeResponse  # noqa: Y015

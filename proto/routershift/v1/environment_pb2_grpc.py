@@ -59,6 +59,36 @@ class EnvironmentServiceStub:
                 request_serializer=routershift_dot_v1_dot_environment__pb2.ListEnvironmentsRequest.SerializeToString,
                 response_deserializer=routershift_dot_v1_dot_environment__pb2.ListEnvironmentsResponse.FromString,
                 _registered_method=True)
+        self.OpenEpisode = channel.unary_unary(
+                '/routershift.v1.EnvironmentService/OpenEpisode',
+                request_serializer=routershift_dot_v1_dot_environment__pb2.OpenEpisodeRequest.SerializeToString,
+                response_deserializer=routershift_dot_v1_dot_environment__pb2.OpenEpisodeResponse.FromString,
+                _registered_method=True)
+        self.ClaimEpisode = channel.unary_unary(
+                '/routershift.v1.EnvironmentService/ClaimEpisode',
+                request_serializer=routershift_dot_v1_dot_environment__pb2.ClaimEpisodeRequest.SerializeToString,
+                response_deserializer=routershift_dot_v1_dot_environment__pb2.ClaimEpisodeResponse.FromString,
+                _registered_method=True)
+        self.RewardTurn = channel.unary_unary(
+                '/routershift.v1.EnvironmentService/RewardTurn',
+                request_serializer=routershift_dot_v1_dot_environment__pb2.RewardTurnRequest.SerializeToString,
+                response_deserializer=routershift_dot_v1_dot_environment__pb2.RewardTurnResponse.FromString,
+                _registered_method=True)
+        self.RewardEpisode = channel.unary_unary(
+                '/routershift.v1.EnvironmentService/RewardEpisode',
+                request_serializer=routershift_dot_v1_dot_environment__pb2.RewardEpisodeRequest.SerializeToString,
+                response_deserializer=routershift_dot_v1_dot_environment__pb2.RewardEpisodeResponse.FromString,
+                _registered_method=True)
+        self.CloseEpisode = channel.unary_unary(
+                '/routershift.v1.EnvironmentService/CloseEpisode',
+                request_serializer=routershift_dot_v1_dot_environment__pb2.CloseEpisodeRequest.SerializeToString,
+                response_deserializer=routershift_dot_v1_dot_environment__pb2.CloseEpisodeResponse.FromString,
+                _registered_method=True)
+        self.GetEpisode = channel.unary_unary(
+                '/routershift.v1.EnvironmentService/GetEpisode',
+                request_serializer=routershift_dot_v1_dot_environment__pb2.GetEpisodeRequest.SerializeToString,
+                response_deserializer=routershift_dot_v1_dot_environment__pb2.GetEpisodeResponse.FromString,
+                _registered_method=True)
 
 
 class EnvironmentServiceServicer:
@@ -99,6 +129,48 @@ class EnvironmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenEpisode(self, request, context):
+        """Opens an episode outside of any group, which an agent plays at the gateway: recorded, and never trained on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClaimEpisode(self, request, context):
+        """Claims an episode of a group that waits for an agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RewardTurn(self, request, context):
+        """Rewards one turn of an agent's episode, which stays open.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RewardEpisode(self, request, context):
+        """Ends an agent's episode with its reward.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseEpisode(self, request, context):
+        """Ends an agent's episode without a reward. The group of one that was claimed has failed, and is played anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetEpisode(self, request, context):
+        """How far an agent's episode is; with its tokens, where it was opened by OpenEpisode and has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnvironmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +198,36 @@ def add_EnvironmentServiceServicer_to_server(servicer, server):
                     servicer.ListEnvironments,
                     request_deserializer=routershift_dot_v1_dot_environment__pb2.ListEnvironmentsRequest.FromString,
                     response_serializer=routershift_dot_v1_dot_environment__pb2.ListEnvironmentsResponse.SerializeToString,
+            ),
+            'OpenEpisode': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenEpisode,
+                    request_deserializer=routershift_dot_v1_dot_environment__pb2.OpenEpisodeRequest.FromString,
+                    response_serializer=routershift_dot_v1_dot_environment__pb2.OpenEpisodeResponse.SerializeToString,
+            ),
+            'ClaimEpisode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimEpisode,
+                    request_deserializer=routershift_dot_v1_dot_environment__pb2.ClaimEpisodeRequest.FromString,
+                    response_serializer=routershift_dot_v1_dot_environment__pb2.ClaimEpisodeResponse.SerializeToString,
+            ),
+            'RewardTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewardTurn,
+                    request_deserializer=routershift_dot_v1_dot_environment__pb2.RewardTurnRequest.FromString,
+                    response_serializer=routershift_dot_v1_dot_environment__pb2.RewardTurnResponse.SerializeToString,
+            ),
+            'RewardEpisode': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewardEpisode,
+                    request_deserializer=routershift_dot_v1_dot_environment__pb2.RewardEpisodeRequest.FromString,
+                    response_serializer=routershift_dot_v1_dot_environment__pb2.RewardEpisodeResponse.SerializeToString,
+            ),
+            'CloseEpisode': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseEpisode,
+                    request_deserializer=routershift_dot_v1_dot_environment__pb2.CloseEpisodeRequest.FromString,
+                    response_serializer=routershift_dot_v1_dot_environment__pb2.CloseEpisodeResponse.SerializeToString,
+            ),
+            'GetEpisode': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEpisode,
+                    request_deserializer=routershift_dot_v1_dot_environment__pb2.GetEpisodeRequest.FromString,
+                    response_serializer=routershift_dot_v1_dot_environment__pb2.GetEpisodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +365,168 @@ class EnvironmentService:
             '/routershift.v1.EnvironmentService/ListEnvironments',
             routershift_dot_v1_dot_environment__pb2.ListEnvironmentsRequest.SerializeToString,
             routershift_dot_v1_dot_environment__pb2.ListEnvironmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenEpisode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/routershift.v1.EnvironmentService/OpenEpisode',
+            routershift_dot_v1_dot_environment__pb2.OpenEpisodeRequest.SerializeToString,
+            routershift_dot_v1_dot_environment__pb2.OpenEpisodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimEpisode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/routershift.v1.EnvironmentService/ClaimEpisode',
+            routershift_dot_v1_dot_environment__pb2.ClaimEpisodeRequest.SerializeToString,
+            routershift_dot_v1_dot_environment__pb2.ClaimEpisodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewardTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/routershift.v1.EnvironmentService/RewardTurn',
+            routershift_dot_v1_dot_environment__pb2.RewardTurnRequest.SerializeToString,
+            routershift_dot_v1_dot_environment__pb2.RewardTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewardEpisode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/routershift.v1.EnvironmentService/RewardEpisode',
+            routershift_dot_v1_dot_environment__pb2.RewardEpisodeRequest.SerializeToString,
+            routershift_dot_v1_dot_environment__pb2.RewardEpisodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseEpisode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/routershift.v1.EnvironmentService/CloseEpisode',
+            routershift_dot_v1_dot_environment__pb2.CloseEpisodeRequest.SerializeToString,
+            routershift_dot_v1_dot_environment__pb2.CloseEpisodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEpisode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/routershift.v1.EnvironmentService/GetEpisode',
+            routershift_dot_v1_dot_environment__pb2.GetEpisodeRequest.SerializeToString,
+            routershift_dot_v1_dot_environment__pb2.GetEpisodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,18 @@ class EnvironmentServiceStub:
     """Plays a group of episodes with the policy that serves now, and answers when all have ended."""
     ListEnvironments: _grpc.UnaryUnaryMultiCallable[_environment_pb2.ListEnvironmentsRequest, _environment_pb2.ListEnvironmentsResponse]
     """The environments by name, with their tools."""
+    OpenEpisode: _grpc.UnaryUnaryMultiCallable[_environment_pb2.OpenEpisodeRequest, _environment_pb2.OpenEpisodeResponse]
+    """Opens an episode outside of any group, which an agent plays at the gateway: recorded, and never trained on."""
+    ClaimEpisode: _grpc.UnaryUnaryMultiCallable[_environment_pb2.ClaimEpisodeRequest, _environment_pb2.ClaimEpisodeResponse]
+    """Claims an episode of a group that waits for an agent."""
+    RewardTurn: _grpc.UnaryUnaryMultiCallable[_environment_pb2.RewardTurnRequest, _environment_pb2.RewardTurnResponse]
+    """Rewards one turn of an agent's episode, which stays open."""
+    RewardEpisode: _grpc.UnaryUnaryMultiCallable[_environment_pb2.RewardEpisodeRequest, _environment_pb2.RewardEpisodeResponse]
+    """Ends an agent's episode with its reward."""
+    CloseEpisode: _grpc.UnaryUnaryMultiCallable[_environment_pb2.CloseEpisodeRequest, _environment_pb2.CloseEpisodeResponse]
+    """Ends an agent's episode without a reward. The group of one that was claimed has failed, and is played anew."""
+    GetEpisode: _grpc.UnaryUnaryMultiCallable[_environment_pb2.GetEpisodeRequest, _environment_pb2.GetEpisodeResponse]
+    """How far an agent's episode is; with its tokens, where it was opened by OpenEpisode and has ended."""
 
 @_typing.type_check_only
 class EnvironmentServiceAsyncStub(EnvironmentServiceStub):
@@ -55,6 +67,18 @@ class EnvironmentServiceAsyncStub(EnvironmentServiceStub):
     """Plays a group of episodes with the policy that serves now, and answers when all have ended."""
     ListEnvironments: _aio.UnaryUnaryMultiCallable[_environment_pb2.ListEnvironmentsRequest, _environment_pb2.ListEnvironmentsResponse]  # type: ignore[assignment]
     """The environments by name, with their tools."""
+    OpenEpisode: _aio.UnaryUnaryMultiCallable[_environment_pb2.OpenEpisodeRequest, _environment_pb2.OpenEpisodeResponse]  # type: ignore[assignment]
+    """Opens an episode outside of any group, which an agent plays at the gateway: recorded, and never trained on."""
+    ClaimEpisode: _aio.UnaryUnaryMultiCallable[_environment_pb2.ClaimEpisodeRequest, _environment_pb2.ClaimEpisodeResponse]  # type: ignore[assignment]
+    """Claims an episode of a group that waits for an agent."""
+    RewardTurn: _aio.UnaryUnaryMultiCallable[_environment_pb2.RewardTurnRequest, _environment_pb2.RewardTurnResponse]  # type: ignore[assignment]
+    """Rewards one turn of an agent's episode, which stays open."""
+    RewardEpisode: _aio.UnaryUnaryMultiCallable[_environment_pb2.RewardEpisodeRequest, _environment_pb2.RewardEpisodeResponse]  # type: ignore[assignment]
+    """Ends an agent's episode with its reward."""
+    CloseEpisode: _aio.UnaryUnaryMultiCallable[_environment_pb2.CloseEpisodeRequest, _environment_pb2.CloseEpisodeResponse]  # type: ignore[assignment]
+    """Ends an agent's episode without a reward. The group of one that was claimed has failed, and is played anew."""
+    GetEpisode: _aio.UnaryUnaryMultiCallable[_environment_pb2.GetEpisodeRequest, _environment_pb2.GetEpisodeResponse]  # type: ignore[assignment]
+    """How far an agent's episode is; with its tokens, where it was opened by OpenEpisode and has ended."""
 
 class EnvironmentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -96,5 +120,53 @@ class EnvironmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_environment_pb2.ListEnvironmentsResponse, _abc.Awaitable[_environment_pb2.ListEnvironmentsResponse]]:
         """The environments by name, with their tools."""
+
+    @_abc_1.abstractmethod
+    def OpenEpisode(
+        self,
+        request: _environment_pb2.OpenEpisodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_environment_pb2.OpenEpisodeResponse, _abc.Awaitable[_environment_pb2.OpenEpisodeResponse]]:
+        """Opens an episode outside of any group, which an agent plays at the gateway: recorded, and never trained on."""
+
+    @_abc_1.abstractmethod
+    def ClaimEpisode(
+        self,
+        request: _environment_pb2.ClaimEpisodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_environment_pb2.ClaimEpisodeResponse, _abc.Awaitable[_environment_pb2.ClaimEpisodeResponse]]:
+        """Claims an episode of a group that waits for an agent."""
+
+    @_abc_1.abstractmethod
+    def RewardTurn(
+        self,
+        request: _environment_pb2.RewardTurnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_environment_pb2.RewardTurnResponse, _abc.Awaitable[_environment_pb2.RewardTurnResponse]]:
+        """Rewards one turn of an agent's episode, which stays open."""
+
+    @_abc_1.abstractmethod
+    def RewardEpisode(
+        self,
+        request: _environment_pb2.RewardEpisodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_environment_pb2.RewardEpisodeResponse, _abc.Awaitable[_environment_pb2.RewardEpisodeResponse]]:
+        """Ends an agent's episode with its reward."""
+
+    @_abc_1.abstractmethod
+    def CloseEpisode(
+        self,
+        request: _environment_pb2.CloseEpisodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_environment_pb2.CloseEpisodeResponse, _abc.Awaitable[_environment_pb2.CloseEpisodeResponse]]:
+        """Ends an agent's episode without a reward. The group of one that was claimed has failed, and is played anew."""
+
+    @_abc_1.abstractmethod
+    def GetEpisode(
+        self,
+        request: _environment_pb2.GetEpisodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_environment_pb2.GetEpisodeResponse, _abc.Awaitable[_environment_pb2.GetEpisodeResponse]]:
+        """How far an agent's episode is; with its tokens, where it was opened by OpenEpisode and has ended."""
 
 def add_EnvironmentServiceServicer_to_server(servicer: EnvironmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,65 +1,50 @@
 """One episode that an agent plays: its requests become turns, which are recorded, until it is rewarded."""
 
 import asyncio
+import json
 import math
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from routershift.client.requests import Sampling
-from routershift.trajectory import Completion, Role
+from routershift.trajectory import Completion, FinishReason, Role
 from services.environments.gateway import metrics
 from services.environments.gateway.errors import ApiError, unsupported
 from services.environments.gateway.inference import Turn, for_template, render, tools_of
 from services.environments.gateway.model import Texts
+from services.environments.gateway.offer import Given, Offer
 from services.environments.gateway.recording import Asked, Recording, Request
 from services.environments.gateway.schema import ChatRequest, CompletionRequest, Message
+from services.environments.playing.answers import LONGEST_NAME, MOST_PARTS
 from services.environments.playing.episode import turn_seed
 from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.playing.limits import EpisodeLimits
 
-
-class End(StrEnum):
-    """How an episode ended, the label of the metrics."""
-
-    REWARDED = "rewarded"
-    CLOSED = "closed"  # by its agent, without a reward
-    TIMED_OUT = "timed_out"
-    UNCLAIMED = "unclaimed"
-    GIVEN_UP = "given_up"  # another of its group failed, or the service stops
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What all episodes of a group have in common."""
-
-    environment: str
-    prompt: str
-    messages: Sequence[Mapping[str, Any]]
-    task: Mapping[str, Any]
-    sampling: Sampling  # of every turn, without n, seed and max_tokens
-    seed: int | None
-    max_tokens: int  # that the model samples in all turns of an episode together
-    max_model_len: int
-    return_router: bool
-    is_judged: bool  # by a verifier, so that the agent gives no reward
-    claim_seconds: float
+_TOKEN_BYTES = 48  # that a token takes while its episode is open: id, log-prob, and its place among all until there
 
 
 class AgentEpisode:
     """One of them: makes turns of an agent's requests, and records them."""
 
-    def __init__(self, offer: Offer, sample: int, limits: EpisodeLimits, texts: Texts) -> None:
+    def __init__(
+        self,
+        offer: Offer,
+        sample: int,
+        limits: EpisodeLimits,
+        texts: Texts,
+        admit: Callable[[], None] | None = None,
+    ) -> None:
+        """Args: sample: index in the group; admit: raises ApiError where there is no room for another turn."""
         self.id = secrets.token_urlsafe(24)
         self.offer, self.sample, self.recording = offer, sample, Recording()
-        self.ended: asyncio.Future[tuple[float, Mapping[str, float]]] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
         self.claimed = asyncio.Event()
-        self.is_cut = False  # a turn was refused, as there was no room
-        self._limits, self._texts = limits, texts
+        self.cut: FinishReason | None = None  # length, once a turn was refused as there was no room
+        self.size = 0  # bytes that its turns take, about
+        self._limits, self._texts, self._admit = limits, texts, admit
         self._busy = 0
         self._touched = time.monotonic()
 
@@ -90,8 +75,8 @@ class AgentEpisode:
             self._busy -= 1
             self._touched = time.monotonic()
 
-    async def played(self) -> tuple[float, Mapping[str, float]]:
-        """Its reward and the parts of that, once it has ended.
+    async def played(self) -> Given:
+        """What it was worth, once it has ended.
 
         Raises:
             EpisodeFailedError: it was closed, or its agent was late.
@@ -130,21 +115,44 @@ class AgentEpisode:
             await asyncio.wait({self.ended}, timeout=min(deadline, late, now + limits.turn_seconds) - now)
         return self.ended.result()
 
-    def reward(self, reward: float | None, parts: Mapping[str, float]) -> None:
-        """Ends it. Raises ApiError."""
+    def reward_turns(self, rewards: Mapping[int, float]) -> None:
+        """Args: rewards: finite, by the numbers of the turns. Raises ApiError, and then none of them counts."""
+        self._check_turns(rewards)
+        self.recording.reward_turns(rewards)
+
+    def reward(self, reward: float | None, parts: Mapping[str, float], turns: Mapping[int, float]) -> Given:
+        """Ends it; gives what it was worth.
+
+        Args:
+            reward: of the whole episode; default: the sum of the rewards of its turns.
+            parts: of it, by name.
+            turns: rewards of turns that have none yet, by their numbers.
+
+        Raises:
+            ApiError: it cannot be ended so, and is open as before.
+        """
         if self.offer.is_judged and reward is not None:
             raise ApiError(
                 f"reward is {reward:g}, and a verifier judges the episodes of this prompt; send null", param="reward"
             )
-        if not self.offer.is_judged and reward is None:
-            raise ApiError("reward is missing; set it to a finite number", param="reward")
         if not self.recording.turns:
             raise ApiError(
                 "the episode has no turn yet, so there is nothing to reward; ask for one, or DELETE the episode",
                 status=409,
                 code="episode_without_turns",
             )
-        self.ended.set_result((reward or 0.0, parts))
+        _check_parts(parts)
+        self._check_turns(turns)
+        if reward is None:
+            reward = self.recording.earned(turns)
+        if reward is None and self.offer.is_trained and not self.offer.is_judged:
+            raise ApiError("reward is missing; set it to a finite number", param="reward")
+        if reward is not None and not math.isfinite(reward):
+            raise ApiError(f"reward is {reward}, or what the turns add up to; expected a finite number", param="reward")
+        self.recording.reward_turns(turns)
+        given = Given(reward, parts)
+        self.ended.set_result(given)
+        return given
 
     def close(self) -> None:
         """Ends it without a reward: the group has failed."""
@@ -155,20 +163,43 @@ class AgentEpisode:
         self.ended.set_exception(error)
         self.ended.exception()  # looked at, where nobody waits for it any more
 
+    def _check_turns(self, rewards: Mapping[int, float]) -> None:
+        """Raises ApiError for turns that cannot be rewarded."""
+        for turn, reward in rewards.items():
+            if self.offer.is_judged:
+                raise ApiError(
+                    f"turn {turn} is given {reward:g}, and a verifier judges the episodes of this prompt; leave it out",
+                    param="turn",
+                )
+            if not math.isfinite(reward):
+                raise ApiError(f"the reward of turn {turn} is {reward}; expected a finite number", param="reward")
+            if not 0 <= turn < self.recording.turns:
+                raise ApiError(
+                    f"turn is {turn}, and the episode has {self.recording.turns} turns that were answered; the first "
+                    "is 0",
+                    param="turn",
+                )
+            if self.recording.has_reward(turn):
+                raise ApiError(
+                    f"turn {turn} has its reward; it counts once", status=409, code="turn_rewarded", param="turn"
+                )
+
     def _check(self, request: ChatRequest | CompletionRequest) -> None:
-        """Raises ApiError for what an episode does not take: its tokens are sampled as the learner expects."""
+        """Raises ApiError for what an episode does not take: what is trained on is sampled as the learner expects."""
+        if self._admit is not None:
+            self._admit()
         if request.n not in (None, 1):
             raise unsupported("n", request.n, "an episode has one continuation: send n = 1")
         for field in ("temperature", "top_p", "top_k", "min_p"):
             asked = getattr(request, field)
             neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}[field]
-            ours = self.offer.sampling.get(field, neutral)
+            ours = asked if self.offer.sampling is None else self.offer.sampling.get(field, neutral)
             if asked is not None and not math.isclose(max(0.0, asked), float(ours), rel_tol=1e-6):  # type: ignore[arg-type]
                 raise unsupported(
                     field, asked, f"episodes are sampled with {ours:g}: leave it out, or change the table [rollout]"
                 )
         if self.recording.turns >= self._limits.turns:
-            self.is_cut = True
+            self.cut = FinishReason.LENGTH
             raise ApiError(
                 f"the episode has {self.recording.turns} turns; allowed: environments.turns = {self._limits.turns}: "
                 "end it with a reward",
@@ -206,17 +237,18 @@ class AgentEpisode:
         sampled = asked.parent.sampled_tokens if asked.parent else 0
         room = min(offer.max_tokens - sampled, offer.max_model_len - len(ids))
         if room < 1:
-            self.is_cut = True
+            self.cut = FinishReason.LENGTH
             raise ApiError(
                 f"the episode has {len(ids)} tokens, {sampled} of them sampled; allowed: {offer.max_model_len}, and "
                 f"rollout.max_tokens = {offer.max_tokens} sampled: end it with a reward",
                 code="context_length_exceeded",
                 param="messages" if isinstance(request, ChatRequest) else "prompt",
             )
-        sampling: Sampling = {**request.sampling(), **offer.sampling}
+        fixed: Sampling = offer.sampling or {}
+        sampling: Sampling = {**request.sampling(), **fixed}
         sampling["n"] = 1
         sampling["max_tokens"] = min(room, request.limit) if request.limit is not None else room
-        stops = [*offer.sampling.get("stop", ()), *request.stops]
+        stops = [*fixed.get("stop", ()), *request.stops]
         sampling["stop"] = list(dict.fromkeys(stops))
         if request.seed is None and offer.seed is not None:
             sampling["seed"] = turn_seed(offer.seed, self.sample, self.recording.turns)
@@ -227,10 +259,31 @@ class AgentEpisode:
                 return
             said = None if answer is None else Message.model_validate(answer, strict=False).for_template(0)
             self.recording.add(asked, completion, said)
+            if not offer.is_trained:
+                self.size += _size(asked, completion, said)
 
         return Turn(ids, sampling, offer.return_router, record, request.stops)
+
+
+def _check_parts(parts: Mapping[str, float]) -> None:
+    """Raises ApiError for too many of them, names that are too long, or values that are no numbers."""
+    if len(parts) > MOST_PARTS or any(not 0 < len(name) <= LONGEST_NAME for name in parts):
+        raise ApiError(
+            f"parts has {len(parts)} entries; allowed: {MOST_PARTS}, with names of 1 to {LONGEST_NAME} characters",
+            param="parts",
+        )
+    for name, value in parts.items():
+        if not math.isfinite(value):
+            raise ApiError(f"parts.{name} is {value}; expected a finite number", param="parts")
 
 
 def _role(message: Mapping[str, Any]) -> str:
     """In the words of segments."""
     return "system" if message["role"] == "developer" else str(message["role"])
+
+
+def _size(asked: Asked, completion: Completion, said: Mapping[str, Any] | None) -> int:
+    """Bytes that a turn takes, about: all tokens until its end, and its messages."""
+    request = asked.request
+    characters = len(json.dumps([request.messages, request.tools, request.variables, said]))
+    return _TOKEN_BYTES * (len(asked.token_ids) + completion.token_ids.size) + characters

@@ -88,6 +88,17 @@ def of_error(error: Exception, prompt_field: str | None = None) -> ApiError:
     return ApiError(str(error), status=kind.status, kind=kind.type, code=code, param=param, retry_after=after)
 
 
+def as_call(error: ApiError) -> errors.RouterShiftError:
+    """An error of episodes as gRPC has it."""
+    if error.status == 404:
+        return errors.NotFoundError(str(error))
+    if error.status in (409, 410):
+        return errors.PreconditionError(str(error))
+    if error.status == 429:
+        return errors.OverloadedError(str(error), error.retry_after or 1.0)
+    return errors.InvalidInputError(str(error))
+
+
 def of_validation(error: ValidationError) -> ApiError:
     """The first fault of a body: field, value, and what is allowed."""
     fault = error.errors(include_url=False)[0]

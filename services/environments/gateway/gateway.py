@@ -1,7 +1,7 @@
 """The agent gateway, put together: an HTTP endpoint before a policy."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,9 +10,11 @@ from services.environments.gateway.episode_routes import episode_routes
 from services.environments.gateway.episodes import Episodes
 from services.environments.gateway.inference import Inference, Plain
 from services.environments.gateway.model import Policy, Texts
+from services.environments.gateway.opening import Opening
 from services.environments.gateway.server import GatewayServer
 from services.environments.gateway.settings import GatewaySettings
 from services.environments.playing.limits import EpisodeLimits
+from services.environments.registry import Configured
 from services.environments.tool_calls.base import Parser
 from shared.process.service import background
 from shared.rpc.address import join
@@ -30,11 +32,20 @@ class Gateway:
         *,
         model: Path,
         longest: int,
+        max_tokens: int,
         policy: Policy,
         parser: Parser | None,
         limits: EpisodeLimits,
+        environments: Mapping[str, Configured],
     ) -> None:
-        """Args: server: of the service; model: its folder; longest: tokens that it takes; parser: of its calls.
+        """
+        Args:
+            server: of the service.
+            model: its folder.
+            longest: tokens that it takes.
+            max_tokens: sampled in all turns of an episode together: rollout.max_tokens.
+            parser: of its calls.
+            environments: by name, for episodes that are opened.
 
         Raises:
             NotFoundError, CorruptDataError, InvalidInputError: no tokenizer, or a file of [access] that is none.
@@ -43,14 +54,19 @@ class Gateway:
         self._host = server.host
         texts = Texts(model, longest)
         completions = Completions(Inference(policy, texts, self.model, parser), self.model)
-        self.episodes = Episodes(limits, texts)
-        routes = [*plain_routes(completions, Plain(texts)), *episode_routes(completions, self.episodes)]
+        self.episodes = Episodes(limits, texts, settings.records)
+        self.opening = Opening(self.episodes, texts, environments, max_model_len=longest, max_tokens=max_tokens)
+        routes = [
+            *plain_routes(completions, Plain(texts)),
+            *episode_routes(completions, self.episodes, self.opening),
+        ]
         self._server = GatewayServer(make_app(routes), settings, access, server)
 
     def listen(self) -> str:
         """Takes the port; gives the address, as in http://127.0.0.1:8000. Raises as `GatewayServer.listen`."""
         port = self._server.listen()
-        return f"{self._server.scheme}://{join(self._host, port)}"
+        self.address = f"{self._server.scheme}://{join(self._host, port)}"
+        return self.address
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until `stop`."""
@@ -64,4 +80,5 @@ class Gateway:
             try:
                 yield
             finally:
+                self.episodes.close_all()
                 stop.set()

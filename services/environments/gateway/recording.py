@@ -45,8 +45,11 @@ class Node:
     @property
     def path(self) -> list["Node"]:
         """From the first turn to this one."""
-        before = self.asked.parent.path if self.asked.parent else []
-        return [*before, self]
+        turns, node = [self], self.asked.parent
+        while node is not None:
+            turns.append(node)
+            node = node.asked.parent
+        return turns[::-1]
 
     @property
     def sampled_tokens(self) -> int:
@@ -58,10 +61,28 @@ class Recording:
 
     def __init__(self) -> None:
         self._nodes: list[Node] = []
+        self._rewards: dict[Node, float] = {}
 
     @property
     def turns(self) -> int:
         return len(self._nodes)
+
+    def has_reward(self, turn: int) -> bool:
+        return self._nodes[turn] in self._rewards
+
+    def earned(self, more: Mapping[int, float]) -> float | None:
+        """The sum of what the turns that are trained on have earned; None where none has a reward.
+
+        Args:
+            more: rewards of turns that have none yet, by their numbers.
+        """
+        rewards = self._rewards | {self._nodes[turn]: reward for turn, reward in more.items()}
+        earned = [rewards[node] for node in self._path if node in rewards]
+        return sum(earned) if earned else None
+
+    def reward_turns(self, rewards: Mapping[int, float]) -> None:
+        """Args: rewards: of turns that have none yet, by their numbers."""
+        self._rewards |= {self._nodes[turn]: reward for turn, reward in rewards.items()}
 
     @property
     def branches(self) -> int:
@@ -71,12 +92,17 @@ class Recording:
     @property
     def left_out(self) -> int:
         """Turns that are not trained on."""
-        return len(self._nodes) - (len(self._nodes[-1].path) if self._nodes else 0)
+        return len(self._nodes) - len(self._path)
 
     @property
     def prompt(self) -> tuple[int, ...]:
         """Token ids of the first request of what is trained on."""
-        return self._nodes[-1].path[0].asked.given
+        return self._path[0].asked.given
+
+    @property
+    def _path(self) -> list[Node]:
+        """The turns that are trained on."""
+        return self._nodes[-1].path if self._nodes else []
 
     def followed_by(self, request: Request) -> Node | None:
         """The turn that a conversation goes on from: that with most of its messages; of several, the last."""
@@ -119,10 +145,12 @@ class Recording:
             CorruptDataError: there is no turn.
         """
         transcript = Transcript(prompt)
-        for i, node in enumerate(self._nodes[-1].path if self._nodes else ()):
+        for i, node in enumerate(self._path):
             given = node.asked.given[len(prompt) :] if i == 0 else node.asked.given
             transcript.add_given(list(given), node.asked.role, node.asked.text)
             transcript.add_turn(node.completion)
+            if (reward := self._rewards.get(node)) is not None:
+                transcript.reward_turn(reward)
         return transcript.trajectory(sample, finish_reason)
 
 

@@ -32,7 +32,7 @@ class Part(Body):
     text: str
 
 
-def _plain(content: Any) -> Any:
+def plain(content: Any) -> Any:
     """The text of parts, one after the other; templates read texts."""
     if not isinstance(content, list):
         return content
@@ -45,7 +45,7 @@ def _plain(content: Any) -> Any:
     return "".join(texts)
 
 
-Content = Annotated[str | None, BeforeValidator(_plain)]
+Content = Annotated[str | None, BeforeValidator(plain)]
 
 
 class CalledFunction(Body):
@@ -219,6 +219,7 @@ class _Request(Body):
 
 
 RequestT = TypeVar("RequestT", bound=_Request)
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 class ChatRequest(_Request):
@@ -344,10 +345,15 @@ def read_completion(body: bytes) -> CompletionRequest:
     return _read(CompletionRequest, body)
 
 
-def _read(kind: type[RequestT], body: bytes) -> RequestT:
+def read_body(kind: type[BodyT], body: bytes) -> BodyT:
+    """Raises ApiError."""
     try:
-        request = kind.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise of_validation(error) from None
+
+
+def _read(kind: type[RequestT], body: bytes) -> RequestT:
+    request = read_body(kind, body)
     request.check()
     return request

@@ -12,8 +12,8 @@ from routershift.trajectory import ScoreDtype
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.base import Environment, MessagesObservation, Observation
 from services.environments.gateway.agent import AgentEnvironment, AgentSettings
-from services.environments.gateway.episode import Offer
 from services.environments.gateway.episodes import Episodes
+from services.environments.gateway.offer import Offer
 from services.environments.playing.episode import Episode, Played, Policy, Rules, reset_seed
 from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.playing.limits import EpisodeLimits

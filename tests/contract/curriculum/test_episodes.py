@@ -46,6 +46,24 @@ class OnlyPlay(env_grpc.EnvironmentServiceServicer):
     ) -> env.ListEnvironmentsResponse:
         raise NotImplementedError
 
+    async def OpenEpisode(self, request: env.OpenEpisodeRequest, context: Any) -> env.OpenEpisodeResponse:  # noqa: N802
+        raise NotImplementedError
+
+    async def ClaimEpisode(self, request: env.ClaimEpisodeRequest, context: Any) -> env.ClaimEpisodeResponse:  # noqa: N802
+        raise NotImplementedError
+
+    async def RewardTurn(self, request: env.RewardTurnRequest, context: Any) -> env.RewardTurnResponse:  # noqa: N802
+        raise NotImplementedError
+
+    async def RewardEpisode(self, request: env.RewardEpisodeRequest, context: Any) -> env.RewardEpisodeResponse:  # noqa: N802
+        raise NotImplementedError
+
+    async def CloseEpisode(self, request: env.CloseEpisodeRequest, context: Any) -> env.CloseEpisodeResponse:  # noqa: N802
+        raise NotImplementedError
+
+    async def GetEpisode(self, request: env.GetEpisodeRequest, context: Any) -> env.GetEpisodeResponse:  # noqa: N802
+        raise NotImplementedError
+
 
 class Environments(OnlyPlay):
     """Tries one expression in each episode, reads its value, and answers: rightly in the first `right` of a group."""
