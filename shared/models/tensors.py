@@ -7,12 +7,12 @@ when it is imported.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
 from shared.errors import InvalidInputError, PreconditionError
 from shared.models.folder import read_json, tensor_shapes, weight_files
+from shared.models.loading import empty_model, load_config
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ def model_tensors(model: Path) -> dict[str, tuple[int, ...]]:
         CorruptDataError: a file is damaged.
         InvalidInputError: a tensor that the model has is missing, of another shape, or of no float dtype; or a tied
             head differs from its embedding.
+        PreconditionError: the folder wants its own code run.
     """
     files = weight_files(model)
     found = tensor_shapes(files)
@@ -79,13 +80,14 @@ def require_float(model: Path) -> None:
 def _of_config(model: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]] | None:
     """Shapes by name that a model of this config would save, and what is tied to what; None where it cannot be made."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.core_model_loading import revert_weight_conversion
 
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=True)
+        config = load_config(model)
         with torch.device("meta"):
-            empty: Any = AutoModelForCausalLM.from_config(config)
+            empty = empty_model(config, model)
+    except PreconditionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("model folder %s: its tensors are taken as they are, for transformers cannot say: %s", model, error)
         return None

@@ -12,8 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from shared.errors import CorruptDataError, NotFoundError
+from shared.errors import CorruptDataError, NotFoundError, PreconditionError
 from shared.models.folder import check_tokenizer_files
+from shared.models.loading import load_tokenizer_files
 
 # Above all but odd texts, whose tokens are few and long. What has more is too long, which is known without
 # tokenizing it.
@@ -30,15 +31,16 @@ def load_tokenizer(model: Path) -> Any:
     Raises:
         NotFoundError: there is no tokenizer.json.
         CorruptDataError: a file of the tokenizer is broken; names it.
+        PreconditionError: it needs code of the folder.
     """
     path = model / "tokenizer.json"
     if not path.is_file():
         raise NotFoundError(f"{path} does not exist; run.model must hold a fast tokenizer beside the weights")
     check_tokenizer_files(model)
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_tokenizer_files(model)
+    except PreconditionError:
+        raise
     except Exception as error:  # what a file holds decides which; tokenizers itself raises Exception
         reason = " ".join(str(error).split())[:200]
         raise CorruptDataError(

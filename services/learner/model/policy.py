@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from routershift.routing.routers import layout_of
@@ -15,7 +15,7 @@ from services.learner.model import isolation, lora
 from services.learner.model.attention import Attention, choose
 from services.learner.model.head import Head, Wanted
 from services.learner.settings import LearnerSettings
-from shared.models.loading import LOADING
+from shared.models.loading import empty_model, load_config, load_model
 from shared.models.tensors import model_tensors, require_float
 from shared.settings import RolloutSettings, RunSettings
 from shared.weights.published import ADAPTER
@@ -148,22 +148,21 @@ def load(
 
     Raises:
         PreconditionError: packed sequences would see each other, what `learner.attn_implementation` asks for cannot
-            be had, or the weights are quantised.
+            be had, the weights are quantised, or the folder wants its own code run.
         NotFoundError, CorruptDataError, InvalidInputError: of `model_tensors`.
     """
     require_float(folder)
     model_tensors(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # without it, transformers asks on a terminal
+    config = load_config(folder)
     for noise in _NOISE:
         if hasattr(config, noise):
             setattr(config, noise, 0.0)
     dtype = config.dtype or torch.float32
-    with LOADING:
-        if is_empty:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32)
+    if is_empty:
+        with torch.device("meta"):
+            model = empty_model(config, folder, dtype=torch.float32)
+    else:
+        model = load_model(AutoModelForCausalLM, folder, config=config, dtype=torch.float32)
     attention = choose(model, settings)
     attention.set_on(model)
     isolation.isolate(model)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.reward.verifiers.base import BatchVerifier, Item, Verdict, VerifierSettings
 from shared.errors import InvalidInputError, MissingDependencyError, NotFoundError, PreconditionError
-from shared.models.loading import LOADING
+from shared.models.loading import load_model, load_tokenizer_files
 
 
 class ModelSettings(VerifierSettings):
@@ -131,20 +131,19 @@ class ModelVerifier(BatchVerifier):
         folder, settings = self.settings.model, self.settings
         try:
             import torch
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+            from transformers import AutoModelForSequenceClassification
         except ImportError:
             raise MissingDependencyError("verifier model needs torch: pip install 'routershift[learner]'") from None
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            with LOADING:
-                model, report = AutoModelForSequenceClassification.from_pretrained(
-                    folder,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    dtype=getattr(torch, settings.dtype),
-                    output_loading_info=True,
-                )
+            tokenizer = load_tokenizer_files(folder)
+            model, report = load_model(
+                AutoModelForSequenceClassification,
+                folder,
+                dtype=getattr(torch, settings.dtype),
+                output_loading_info=True,
+            )
+        except PreconditionError:
+            raise
         except (OSError, ValueError) as error:
             raise PreconditionError(f"model folder {folder} cannot be loaded: {error}") from None
         if report["missing_keys"]:

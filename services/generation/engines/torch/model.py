@@ -20,14 +20,14 @@ from services.generation.engines.base import Files, Weights
 from services.generation.engines.model_files import check_finite, check_specs, check_weights
 from services.generation.engines.torch import attention
 from shared.errors import PreconditionError
-from shared.models.loading import LOADING
+from shared.models.loading import load_model, model_of
 from shared.models.tensors import model_tensors, require_float
 from shared.weights.broadcast import detached, receive
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 # SDPA, because the batch builds boolean masks; families that need more than it computes are refused by transformers.
-_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
+_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
 # One small GEMM per expert. With 256 sequences on one core a step takes 11 ms, against 15 ms with transformers' loop
 # ("eager") and 158 ms with "batched_mm", which copies the weights of K experts for each token.
 _EXPERTS = "grouped_mm"
@@ -88,15 +88,16 @@ def load_folder(folder: Path, device: str, export: RouterExport = RouterExport.T
     Raises:
         NotFoundError: no folder, no config.json or no safetensors files.
         CorruptDataError, InvalidInputError: what the folder has is not what the model has; see `model_tensors`.
-        PreconditionError: an MoE family whose routers the engine cannot read, quantised weights, or an unreadable
-            folder.
+        PreconditionError: an MoE family whose routers the engine cannot read, quantised weights, an unreadable
+            folder, or one that wants its own code run.
     """
     require_float(folder)
     model_tensors(folder)
     transformers.utils.logging.disable_progress_bar()
     try:
-        with LOADING:
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, **_OPTIONS)
+        model = load_model(transformers.AutoModelForCausalLM, folder, **_OPTIONS)
+    except PreconditionError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PreconditionError(f"model folder {folder} cannot be loaded: {error}") from error
     return _policy(model, device, export)
@@ -126,9 +127,7 @@ def _checked(shapes: dict[str, tuple[int, ...]], files: Sequence[Path]) -> dict[
 
 
 def _with_weights(like: Policy, tensors: dict[str, torch.Tensor]) -> Policy:
-    config = like.model.config
-    with LOADING:
-        model = type(like.model).from_pretrained(None, config=config, state_dict=tensors, **_OPTIONS)
+    model = model_of(type(like.model), like.model.config, tensors, **_OPTIONS)
     return _policy(model, str(like.device), like.export)
 
 

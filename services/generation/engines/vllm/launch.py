@@ -116,6 +116,7 @@ def launch(
     }
     arguments = AsyncEngineArgs(
         model=str(model),
+        trust_remote_code=False,
         served_model_name=model.name,  # a label of vLLM's metrics
         dtype=settings.dtype,
         quantization=settings.quantization,
