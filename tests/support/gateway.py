@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -48,6 +49,7 @@ TEMPLATE = (
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 LONGEST = 1024
+_FAVOUR = 2.0  # times the logits of what it says often: with a spread of 4, that is most of what it says
 LAYOUT = RouterLayout((0, 1, 2), 8, 2, ScoreFunction.SOFTMAX)
 
 
@@ -60,11 +62,20 @@ def save_tokenizer(folder: Path, template: str = TEMPLATE) -> PreTrainedTokenize
     return tokenizer
 
 
-def save_agent_model(folder: Path, template: str = TEMPLATE, **changes: Any) -> Path:
-    """A random model whose tokens are bytes, so that any text is said and read."""
+def save_agent_model(folder: Path, template: str = TEMPLATE, says: str = "", **changes: Any) -> Path:
+    """A random model whose tokens are bytes, so that any text is said and read.
+
+    Args:
+        says: characters that it says more often than others, and so it does with the end of a turn.
+    """
     tokenizer = save_tokenizer(folder, template)
     config = {"vocab_size": len(tokenizer), "max_position_embeddings": LONGEST, "eos_token_id": tokenizer.eos_token_id}
     save_model(folder, **(config | changes))
+    if says:
+        weights = load_file(folder / "model.safetensors")
+        favoured = tokenizer.convert_tokens_to_ids([*says, "<|im_end|>"])
+        weights["lm_head.weight"][favoured] *= _FAVOUR
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
     save_tokenizer(folder, template)
     return folder
 
