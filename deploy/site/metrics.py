@@ -60,12 +60,13 @@ VALUES = {
     "generation_trajectories_dropped_total": {"reason": "aborted"},
     "environments_episodes_total": {"end": "done, length (the turns or the tokens that it may have are used up)"},
     "environments_failures_total": {
-        "reason": "environment_failed, environment_timed_out, episode_timed_out, aborted (by new weights)"
+        "reason": "environment_failed, environment_timed_out, agent_ended, episode_timed_out, aborted (by new weights)"
     },
     "environments_hosted_ends_total": {"reason": "closed (by the caller), idle, failed, drained (with the service)"},
     "environments_http_requests_total": {"status": "of HTTP, and 499 where the client went away"},
     "environments_agent_episodes_total": {
-        "end": "rewarded, closed (by the agent), timed_out, unclaimed, given_up (with others of the group)"
+        "end": "rewarded, closed (by the agent), agent_ended (its process), timed_out, unclaimed, "
+        "given_up (with others of the group)"
     },
     "environments_agent_turns_total": {
         "use": "trained, left_out (of branches that were left), failed (with the episode), late (after its end), "

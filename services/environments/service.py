@@ -140,7 +140,7 @@ class EnvironmentsService(Service):
             return
         log.info("environments serves HTTP at %s", address := self._gateway.listen())
         self._servicer.serve_agents(self._gateway)
-        async with self._asking, self._gateway.serving(), agents(self._environments, address):
+        async with self._asking, self._gateway.serving(), agents(self._environments, self._gateway.episodes, address):
             yield
 
     def _load(self) -> tuple[Rendering, Parser | None]:

@@ -37,6 +37,8 @@ class _EpisodeEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EpisodeEnd
     """No agent came for it."""
     EPISODE_END_GIVEN_UP: _EpisodeEnd.ValueType  # 5
     """Another of its group failed, or the service stopped."""
+    EPISODE_END_AGENT_ENDED: _EpisodeEnd.ValueType  # 6
+    """With the process of its agent, which the service had started."""
 
 class EpisodeEnd(_EpisodeEnd, metaclass=_EpisodeEndEnumTypeWrapper):
     """How an agent's episode has ended."""
@@ -51,6 +53,8 @@ EPISODE_END_UNCLAIMED: EpisodeEnd.ValueType  # 4
 """No agent came for it."""
 EPISODE_END_GIVEN_UP: EpisodeEnd.ValueType  # 5
 """Another of its group failed, or the service stopped."""
+EPISODE_END_AGENT_ENDED: EpisodeEnd.ValueType  # 6
+"""With the process of its agent, which the service had started."""
 Global___EpisodeEnd: _TypeAlias = EpisodeEnd  # noqa: Y015
 
 @_typing.final

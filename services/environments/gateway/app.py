@@ -39,7 +39,7 @@ class Completions:
         self._inference.require_tools(request)
         try:
             if not request.stream:
-                return JSONResponse(await _unless_gone(http, self._inference.chat(request, session)))
+                return JSONResponse(await unless_gone(http, self._inference.chat(request, session)))
             turn = await session.chat(request)
             return await _streamed(http, self._inference.chat_stream(request, turn), "messages")
         except RouterShiftError as error:
@@ -50,14 +50,14 @@ class Completions:
         self._inference.require_model(request.model)
         try:
             if not request.stream:
-                return JSONResponse(await _unless_gone(http, self._inference.text(request, session)))
+                return JSONResponse(await unless_gone(http, self._inference.text(request, session)))
             turn = await session.text(request, request.prompts[0])
             return await _streamed(http, self._inference.text_stream(request, turn), "prompt")
         except RouterShiftError as error:
             raise of_error(error, "prompt") from error
 
 
-async def _unless_gone(http: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+async def unless_gone(http: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
     """What the work gives; cancels it where the client goes away.
 
     Raises:
@@ -83,7 +83,7 @@ async def _gone(http: Request) -> None:
 
 async def _streamed(http: Request, chunks: AsyncIterator[dict[str, Any]], field: str) -> Response:
     """Server-sent events. What fails before the first chunk has its status; later it is an event, and the last one."""
-    first = await _unless_gone(http, _next(chunks))
+    first = await unless_gone(http, _next(chunks))
     if first is None:
         raise ApiError("generation ended without a response", status=500, kind="api_error", code="internal_error")
 

@@ -42,6 +42,7 @@ class AgentEpisode:
         self.offer, self.sample, self.recording = offer, sample, Recording()
         self.ended: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
         self.claimed = asyncio.Event()
+        self.agent: str | None = None  # that claimed it, of those that the service started
         self.cut: FinishReason | None = None  # length, once a turn was refused as there was no room
         self.size = 0  # bytes that its turns take, about
         self._limits, self._texts, self._admit = limits, texts, admit
@@ -154,13 +155,9 @@ class AgentEpisode:
         self.ended.set_result(given)
         return given
 
-    def close(self) -> None:
-        """Ends it without a reward: the group has failed."""
-        error = EpisodeFailedError(
-            f"environment {self.offer.environment}: an agent closed an episode without a reward",
-            Reason.ENVIRONMENT_FAILED,
-        )
-        self.ended.set_exception(error)
+    def fail(self, how: str, reason: Reason) -> None:
+        """Ends it without a reward: the group has failed. `how` goes on from "an agent"."""
+        self.ended.set_exception(EpisodeFailedError(f"environment {self.offer.environment}: an agent {how}", reason))
         self.ended.exception()  # looked at, where nobody waits for it any more
 
     def _check_turns(self, rewards: Mapping[int, float]) -> None:

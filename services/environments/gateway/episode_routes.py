@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from services.environments.gateway.app import Completions
+from services.environments.gateway.app import Completions, unless_gone
 from services.environments.gateway.episode import AgentEpisode
 from services.environments.gateway.episodes import MAX_WAIT_SECONDS, WAIT_SECONDS, Episodes
 from services.environments.gateway.errors import ApiError
@@ -87,7 +87,8 @@ def episode_routes(completions: Completions, episodes: Episodes, opening: Openin
             )
         else:
             seconds = WAIT_SECONDS if asked.wait_seconds is None else asked.wait_seconds
-            episode = await episodes.claim(asked.environment, seconds)
+            agent = http.path_params.get("agent")
+            episode = await unless_gone(http, episodes.claim(asked.environment, seconds, agent))
         return Response(status_code=204) if episode is None else JSONResponse(_told(http, episode), 201)
 
     async def get(http: Request) -> Response:

@@ -1,6 +1,7 @@
 """Episodes that agents play: opened for a group, claimed, found by their ids, and ended."""
 
 import asyncio
+import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ class Episodes:
         self._waiting: deque[AgentEpisode] = deque()
         self._offered = asyncio.Condition()
         self._ends: OrderedDict[str, tuple[End, bool]] = OrderedDict()
+        self._agents: set[str] = set()  # those whose process runs
 
     async def play(self, offer: Offer, samples: int) -> tuple[list[int], list[Played]]:
         """Plays a group of episodes: token ids that all begin with, and the episodes.
@@ -66,12 +68,26 @@ class Episodes:
             _played(episode, prompt, task.result(), seconds) for episode, task in zip(episodes, tasks, strict=True)
         ]
 
-    async def claim(self, environment: str | None, seconds: float) -> AgentEpisode | None:
-        """An episode that waits for an agent, the one that has waited longest; None where there is none in time."""
+    async def claim(self, environment: str | None, seconds: float, agent: str | None = None) -> AgentEpisode | None:
+        """An episode that waits for an agent, the one that has waited longest; None where there is none in time.
+
+        Args:
+            agent: that claims it, as `agent_started` named it; None for one that is from elsewhere.
+
+        Raises:
+            ApiError: there is no such agent, or its process has ended.
+        """
         found: AgentEpisode | None = None
 
         def there_is() -> bool:
             nonlocal found
+            if agent is not None and agent not in self._agents:
+                raise ApiError(
+                    "no agent of this name runs; take the address of ROUTERSHIFT_GATEWAY",
+                    status=404,
+                    kind="not_found_error",
+                    code="no_agent",
+                )
             fits = (e for e in self._waiting if environment is None or e.offer.environment == environment)
             found = next(fits, None)
             return found is not None
@@ -81,6 +97,7 @@ class Episodes:
                 await self._offered.wait_for(there_is)
                 assert found is not None  # noqa: S101 - what was waited for
                 self._waiting.remove(found)
+                found.agent = agent
                 found.claimed.set()
         except TimeoutError:
             return None
@@ -163,8 +180,25 @@ class Episodes:
     def close(self, identity: str) -> None:
         """Ends an episode without a reward. Raises ApiError as `find`."""
         episode = self.find(identity)
-        episode.close()
+        episode.fail("closed an episode without a reward", Reason.ENVIRONMENT_FAILED)
         self._end(episode, End.CLOSED)
+
+    def agent_started(self) -> str:
+        """A name for a process of this machine, by which it claims episodes."""
+        agent = secrets.token_urlsafe(24)
+        self._agents.add(agent)
+        return agent
+
+    def agent_ended(self, agent: str, how: str) -> None:
+        """Ends the episodes that its process has claimed, without a reward: nobody plays on.
+
+        Args:
+            how: it ended, as in "code 1".
+        """
+        self._agents.discard(agent)
+        for episode in [episode for episode in self._open.values() if episode.agent == agent]:
+            episode.fail(f"ended with {how} before its episode did", Reason.AGENT_ENDED)
+            self._end(episode, End.AGENT_ENDED)
 
     def _unrewarded(self, identity: str) -> AgentEpisode:
         end, _ = self._ends.get(identity, (None, True))
@@ -194,9 +228,8 @@ class Episodes:
     async def _ended(self, episode: AgentEpisode) -> Given:
         try:
             return await episode.played()
-        except EpisodeFailedError as error:
-            if error.reason is not Reason.ENVIRONMENT_FAILED:
-                self._end(episode, End.TIMED_OUT if episode.claimed.is_set() else End.UNCLAIMED)
+        except EpisodeFailedError:
+            self._end(episode, End.TIMED_OUT if episode.claimed.is_set() else End.UNCLAIMED)
             raise
 
     def _end(self, episode: AgentEpisode, end: End) -> None:

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from starlette.routing import Mount
+
 from services.environments.gateway.app import Completions, make_app, plain_routes
 from services.environments.gateway.episode_routes import episode_routes
 from services.environments.gateway.episodes import Episodes
@@ -60,7 +62,9 @@ class Gateway:
             *plain_routes(completions, Plain(texts)),
             *episode_routes(completions, self.episodes, self.opening),
         ]
-        self._server = GatewayServer(make_app(routes), settings, access, server)
+        # Agents that are started here have a path each, which tells whose claims they are.
+        app = make_app([*routes, Mount("/agents/{agent}", routes=routes)])
+        self._server = GatewayServer(app, settings, access, server)
 
     def listen(self) -> str:
         """Takes the port; gives the address, as in http://127.0.0.1:8000. Raises as `GatewayServer.listen`."""
@@ -68,17 +72,30 @@ class Gateway:
         self.address = f"{self._server.scheme}://{join(self._host, port)}"
         return self.address
 
+    @property
+    def requests(self) -> int:
+        """In progress."""
+        return self._server.requests
+
     async def serve(self, stop: asyncio.Event) -> None:
         """Until `stop`."""
         await self._server.serve(stop)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Serves for as long as the block lasts."""
-        stop = asyncio.Event()
-        async with background(self.serve(stop)):
+        """Serves for as long as the block lasts, and answers what is in progress then."""
+        stop, stopped = asyncio.Event(), asyncio.Event()
+
+        async def serve() -> None:
+            try:
+                await self.serve(stop)
+            finally:
+                stopped.set()
+
+        async with background(serve()):
             try:
                 yield
             finally:
                 self.episodes.close_all()
                 stop.set()
+                await stopped.wait()

@@ -1,8 +1,10 @@
-"""What is checked before a request is read: how many there are, who sends it, and how long it is."""
+"""What holds for every request before it is read: how many there are, who sends it, how long it is, and the stop."""
 
 import asyncio
+import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -21,22 +23,35 @@ class Limits:
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings, access: AccessControl) -> None:
         self._app, self._settings, self._access = app, settings, access
-        self._running = 0
+        self._running: set[asyncio.Timeout] = set()
+        self._is_stopping = False
+
+    def stop(self, seconds: float) -> None:
+        """Refuses requests from now on, and those that have not ended within so many seconds."""
+        self._is_stopping = True
+        deadline = asyncio.get_running_loop().time() + seconds
+        for running in self._running:
+            running.reschedule(deadline)
+
+    @property
+    def running(self) -> int:
+        """Requests in progress."""
+        return len(self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        began = False
+        began: Headers | None = None
 
         async def sending(message: Message) -> None:
             nonlocal began
-            began = True
             if message["type"] == "http.response.start":
+                began = Headers(raw=message["headers"])
                 metrics.REQUESTS.labels(str(message["status"])).inc()
             await send(message)
 
         try:
-            with self._counted():
+            async with self._admitted():
                 headers = Headers(scope=scope)
                 limited = self._limited(headers, receive)
                 # Not the caller's IP address: several agents may share one, and one may have many.
@@ -44,23 +59,45 @@ class Limits:
                     await self._app(scope, limited, sending)
         except Exception as error:
             answer = of_error(error)
-            if began:
-                raise  # the server logs it and cuts the connection: half an answer must not look like one
+            if began is not None:
+                if not self._is_stopping or "event-stream" not in began.get("content-type", ""):
+                    raise  # the server logs it and cuts the connection: half an answer must not look like one
+                event = f"data: {json.dumps(answer.body)}\n\n".encode()
+                await send({"type": "http.response.body", "body": event, "more_body": False})
+                return
             if answer.status >= 500 and not isinstance(error, ApiError):
                 log.exception("%s %s failed", scope["method"], scope["path"])
             await JSONResponse(answer.body, answer.status, answer.headers)(scope, receive, sending)
 
-    def _counted(self) -> "_Counted":
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        """While one request is answered.
+
+        Raises:
+            ApiError: there are too many, or the service stops.
+        """
         most = self._settings.max_requests
-        if self._running >= most:
+        if self._is_stopping:
+            raise _stopping()
+        if self.running >= most:
             raise ApiError(
-                f"{self._running} requests are in progress; gateway.max_requests = {most}",
+                f"{self.running} requests are in progress; gateway.max_requests = {most}",
                 status=429,
                 kind="rate_limit_error",
                 code="rate_limit_exceeded",
                 retry_after=1.0,
             )
-        return _Counted(self)
+        ends = asyncio.timeout(None)
+        try:
+            async with ends:
+                self._running.add(ends)
+                yield
+        except TimeoutError:
+            if not ends.expired():
+                raise
+            raise _stopping() from None
+        finally:
+            self._running.discard(ends)
 
     def _limited(self, headers: Headers, receive: Receive) -> Callable[[], Awaitable[Message]]:
         """Receives a body up to its limits of bytes and of time."""
@@ -95,15 +132,13 @@ class Limits:
         return limited
 
 
-class _Counted:
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-
-    def __enter__(self) -> None:
-        self._limits._running += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._limits._running -= 1
+def _stopping() -> ApiError:
+    return ApiError(
+        "the service stops; send the request again when it is back",
+        status=503,
+        kind="service_unavailable_error",
+        code="service_unavailable",
+    )
 
 
 def _too_long(told: str, most: int) -> ApiError:

@@ -6,7 +6,7 @@ REQUESTS = Counter(
     "routershift_environments_http_requests_total", "HTTP requests, by the status of their answers", ["status"]
 )
 EPISODES = Counter("routershift_environments_agent_episodes_total", "Episodes of agents that have ended", ["end"])
-for _end in ("rewarded", "closed", "timed_out", "unclaimed", "given_up"):
+for _end in ("rewarded", "closed", "agent_ended", "timed_out", "unclaimed", "given_up"):
     EPISODES.labels(_end)
 TURNS = Counter("routershift_environments_agent_turns_total", "Turns that agents asked for, by their use", ["use"])
 for _use in ("trained", "left_out", "failed", "late", "recorded"):

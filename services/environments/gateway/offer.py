@@ -13,6 +13,7 @@ class End(StrEnum):
 
     REWARDED = "rewarded"
     CLOSED = "closed"  # by its agent, without a reward
+    AGENT_ENDED = "agent_ended"  # the process of its agent, which was started here
     TIMED_OUT = "timed_out"
     UNCLAIMED = "unclaimed"
     GIVEN_UP = "given_up"  # another of its group failed, or the service stops

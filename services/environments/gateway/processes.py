@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from services.environments.gateway.agent import AgentEnvironment, AgentSettings
 from services.environments.registry import Configured
@@ -20,12 +21,22 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds before one that ended is sta
 _TERM_SECONDS = 5.0
 
 
+class Claims(Protocol):
+    """Whose episodes are whose; see `Episodes`."""
+
+    def agent_started(self) -> str: ...
+
+    def agent_ended(self, agent: str, how: str) -> None: ...
+
+
 @asynccontextmanager
-async def agents(environments: Mapping[str, Configured], url: str) -> AsyncIterator[None]:
+async def agents(environments: Mapping[str, Configured], episodes: Claims, url: str) -> AsyncIterator[None]:
     """Runs the command of each environment that agents play, for as long as the block lasts.
 
     Args:
-        url: of the gateway, which a command has as ROUTERSHIFT_GATEWAY; its environment as ROUTERSHIFT_ENVIRONMENT.
+        episodes: that they claim. Those of a process that has ended are ended too.
+        url: of the gateway. A command has as ROUTERSHIFT_GATEWAY its own path of it, so that its claims are known, and
+            its environment as ROUTERSHIFT_ENVIRONMENT.
     """
     commands = [
         (name, configured.settings)
@@ -33,24 +44,29 @@ async def agents(environments: Mapping[str, Configured], url: str) -> AsyncItera
         if issubclass(configured.kind, AgentEnvironment) and isinstance(configured.settings, AgentSettings)
     ]
     kept = [
-        _keep(name, settings, url) for name, settings in commands if settings.command for _ in range(settings.processes)
+        _keep(name, settings, episodes, url)
+        for name, settings in commands
+        if settings.command
+        for _ in range(settings.processes)
     ]
     async with background(*kept):
         yield
 
 
-async def _keep(name: str, settings: AgentSettings, url: str) -> None:
+async def _keep(name: str, settings: AgentSettings, episodes: Claims, url: str) -> None:
     """One agent; started again when it ends, after a pause that doubles."""
     pause = _FIRST_PAUSE
     parent = os.getpid()
     command = settings.command
-    environment = of_programs(settings.variables) | {"ROUTERSHIFT_GATEWAY": url, "ROUTERSHIFT_ENVIRONMENT": name}
+    seen = of_programs(settings.variables) | {"ROUTERSHIFT_ENVIRONMENT": name}
     while True:
         began = asyncio.get_running_loop().time()
+        agent = episodes.agent_started()
+        how = "the service"
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env=environment,
+                env=seen | {"ROUTERSHIFT_GATEWAY": f"{url}/agents/{agent}"},
                 stdin=asyncio.subprocess.DEVNULL,
                 preexec_fn=lambda: die_with_parent(parent),
                 start_new_session=True,
@@ -59,14 +75,21 @@ async def _keep(name: str, settings: AgentSettings, url: str) -> None:
             log.error("environment %s: its agent %s cannot be started: %s", name, command[0], error)
         else:
             try:
-                code = await process.wait()
+                how = _how(await process.wait())
+                log.warning("environment %s: its agent %s ended with %s", name, command[0], how)
             finally:
                 await _end(process)
-            log.warning("environment %s: its agent %s ended with code %d", name, command[0], code)
+        finally:
+            episodes.agent_ended(agent, how)
         if asyncio.get_running_loop().time() - began > _LONGEST_PAUSE:
             pause = _FIRST_PAUSE
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _how(code: int) -> str:
+    """In words: a negative code is the signal that ended it."""
+    return f"code {code}" if code >= 0 else f"signal {-code} ({signal.strsignal(-code)})"
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

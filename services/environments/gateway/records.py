@@ -15,6 +15,7 @@ from services.environments.gateway.settings import RecordsSettings
 ENDS = {
     End.REWARDED: env.EPISODE_END_REWARDED,
     End.CLOSED: env.EPISODE_END_CLOSED,
+    End.AGENT_ENDED: env.EPISODE_END_AGENT_ENDED,
     End.TIMED_OUT: env.EPISODE_END_TIMED_OUT,
     End.UNCLAIMED: env.EPISODE_END_UNCLAIMED,
     End.GIVEN_UP: env.EPISODE_END_GIVEN_UP,

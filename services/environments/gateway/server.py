@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import Iterator
@@ -21,9 +22,12 @@ from shared.rpc.address import check_port
 from shared.rpc.credentials import require_privacy
 from shared.settings import AccessSettings, ServerSettings
 
+log = logging.getLogger(__name__)
+
 _KEEP_ALIVE_SECONDS = 65  # above the 60 s after which common proxies let a silent connection go
 _LONGEST_HEADER = 64 << 10
 _BACKLOG = 1024
+_STOP_SECONDS = 1  # that requests in progress have to end
 
 
 class GatewayServer:
@@ -36,9 +40,9 @@ class GatewayServer:
             NotFoundError, InvalidInputError: a file of [access] that is missing or wrong.
         """
         self._settings, self._access, self._host = settings, access, server.host
-        limited = Limits(app, settings, AccessControl(access, server))
+        self._limits = Limits(app, settings, AccessControl(access, server))
         self._config = uvicorn.Config(
-            limited,
+            self._limits,
             http=_bounded_protocol(settings),
             ws="none",
             lifespan="off",
@@ -48,7 +52,7 @@ class GatewayServer:
             proxy_headers=False,
             h11_max_incomplete_event_size=_LONGEST_HEADER,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=2 * _STOP_SECONDS,
         )
         self._socket: socket.socket | None = None
 
@@ -82,14 +86,22 @@ class GatewayServer:
     def scheme(self) -> str:
         return "http" if self._config.ssl is None else "https"
 
+    @property
+    def requests(self) -> int:
+        """In progress."""
+        return self._limits.running
+
     async def serve(self, stop: asyncio.Event) -> None:
-        """Until `stop`; then requests in progress have a second to end."""
+        """Until `stop`; then requests in progress have a second to end, and are answered 503 after it."""
         if self._socket is None:
             raise RuntimeError("serve is called before listen")
         server = _Server(self._config)
 
         async def stopping() -> None:
             await stop.wait()
+            if self.requests:
+                log.info("the gateway stops: %d requests in progress, which have %g s", self.requests, _STOP_SECONDS)
+            self._limits.stop(_STOP_SECONDS)
             server.should_exit = True
 
         async with background(stopping()):

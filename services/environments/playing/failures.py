@@ -10,6 +10,7 @@ class Reason(StrEnum):
 
     ENVIRONMENT_FAILED = "environment_failed"  # it raised, or answered what is no answer
     ENVIRONMENT_TIMED_OUT = "environment_timed_out"  # it did not answer within `turn_seconds`
+    AGENT_ENDED = "agent_ended"  # the process of the agent that played it
     EPISODE_TIMED_OUT = "episode_timed_out"  # all turns together took longer than `episode_seconds`
     ABORTED = "aborted"  # a turn was cut by new weights as often as `attempts` allows
 
