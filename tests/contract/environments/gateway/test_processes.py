@@ -65,7 +65,7 @@ async def test_an_agent_that_ends_is_started_again(tmp_path: Path, monkeypatch: 
     configured = Configured("helper", AgentEnvironment, AgentSettings(command=command))
 
     async def was_restarted() -> bool:
-        return log.exists() and len(log.read_text()) >= 2
+        return log.exists() and len(log.read_text()) >= 2 and len(claims.ended) >= 2
 
     claims = Claims()
     async with agents({"helper": configured}, claims, "http://127.0.0.1:9"):
