@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from services.environments.gateway.errors import ApiError, of_error
 from services.environments.gateway.inference import Inference, Session
@@ -126,7 +126,7 @@ async def _refused(http: Request, error: Exception) -> Response:
     return JSONResponse(made.body, made.status, made.headers)
 
 
-def make_app(routes: list[Route]) -> Starlette:
+def make_app(routes: Sequence[BaseRoute]) -> Starlette:
     handlers: Any = {ApiError: _refused, HTTPException: _refused, RouterShiftError: _refused, Exception: _refused}
     return Starlette(routes=routes, exception_handlers=handlers)
 
