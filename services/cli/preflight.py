@@ -9,6 +9,7 @@ from routershift.routing.families import family_of, no_routers_in_words, why_ref
 from routershift.trajectory import RouterExport
 from services.cli import ports, sizes
 from services.cli.dry_run import memory
+from services.cli.evaluation_load import check_load
 from services.cli.judging import check_environment, make_judge
 from services.cli.local.redis import MAX_MEMORY_BYTES
 from services.cli.machine import MACHINE_CHECKS
@@ -267,6 +268,7 @@ CHECKS: Mapping[str, Callable[[Recipe], str]] = {
     "algorithm": _routers,
     "task": _task,
     "data": _data,
+    "evaluations": check_load,
     "streams": _streams,
     "trackers": _trackers,
     "traces": _traces,

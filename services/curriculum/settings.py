@@ -13,7 +13,9 @@ from shared.table import Table
 class EvaluationSettings(HeldOutSettings):
     """Evaluation on held-out problems."""
 
-    concurrency: int = Field(32, ge=1, description="held-out problems in flight")
+    concurrency: int = Field(
+        32, ge=1, description="held-out problems in flight; the services have to take all their responses at once"
+    )
     answer_seconds: float = Field(
         600.0, gt=0, description="how long generation, and then reward, may take for all responses to one problem"
     )

@@ -20,9 +20,14 @@ pytestmark = [
 STEPS = 5
 ENGINE = os.environ.get("ENGINE", "torch")
 SAMPLER = {"torch": "learner", "vllm": "generation-cpu"}[ENGINE]  # the image that has the engine
-TARGETS = list(dict.fromkeys(["curriculum", "reward", "learner", SAMPLER]))
-SIZES = {"curriculum": 700_000_000, "reward": 300_000_000, "learner": 1_500_000_000}  # bytes
-SERVICES = ("redis", "reward", "learner", "generation", "curriculum", "prometheus", "alertmanager")
+TARGETS = list(dict.fromkeys(["curriculum", "environments", "reward", "learner", SAMPLER]))
+SIZES = {
+    "curriculum": 700_000_000,
+    "environments": 700_000_000,
+    "reward": 300_000_000,
+    "learner": 1_500_000_000,
+}  # bytes
+SERVICES = ("redis", "reward", "environments", "learner", "generation", "curriculum", "prometheus", "alertmanager")
 _FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
 
 
@@ -74,7 +79,8 @@ def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     images = {target: engine.build(target) for target in TARGETS}
     engine.environment |= {
         "COMPOSE_PROJECT_NAME": f"routershift-test-{os.getpid()}",
-        "COMPOSE_PROFILES": "cpu",
+        "COMPOSE_PROFILES": "cpu,environments",
+        "RECIPE": "calculator.toml",  # its responses are episodes, so that every service has a part in it
         "SECRETS": str(secrets),
         "ENGINE": ENGINE,
         "GENERATION_IMAGE": images[SAMPLER],
@@ -110,13 +116,13 @@ def test_image_runs_without_rights(engine: Engine, target: str) -> None:
     )
     assert json.loads(engine.docker(*alone, name, "-c", look)) == [
         10001,
-        target not in ("curriculum", "reward"),
+        target not in ("curriculum", "environments", "reward"),
         False,
         False,
     ]
 
 
-def test_the_demo_trains(stack: Stack) -> None:
+def test_a_recipe_with_episodes_trains(stack: Stack) -> None:
     until(f"{STEPS} steps", lambda: stack.value("routershift_learner_step") >= STEPS, 900)
     for service in SERVICES:
         state = stack.state(service)
@@ -140,8 +146,6 @@ def test_prometheus_has_every_documented_metric(stack: Stack) -> None:
     """Those that have labels have series only once something happened; that they are scraped is in the metadata."""
     rows = [line for line in (ROOT / "docs/reference/metrics.md").read_text().splitlines() if line.startswith("| `")]
     documented = {line.split("`")[1]: line.split("|")[2].strip() for line in rows}
-    # The demo has no episodes, so the service of their environments does not run.
-    documented = {name: kind for name, kind in documented.items() if not name.startswith("routershift_environments_")}
     assert len(documented) > 50
 
     def missing() -> set[str]:
@@ -156,6 +160,7 @@ def test_prometheus_has_every_documented_metric(stack: Stack) -> None:
     time.sleep(10)  # two scrapes
     assert missing() == set()
     assert stack.value("routershift_ledger_trajectories{state='trained'}") > 0
+    assert stack.value("routershift_environments_turns_total") > 0
 
 
 def test_an_alert_fires(stack: Stack) -> None:

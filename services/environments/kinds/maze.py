@@ -21,8 +21,8 @@ from shared.errors import InvalidInputError
 
 Cell = tuple[int, int]  # column from the west, row from the north
 
-_MOVES = {"N": (0, -1), "E": (1, 0), "S": (0, 1), "W": (-1, 0)}
-_NAMES = {"NORTH": "N", "EAST": "E", "SOUTH": "S", "WEST": "W"} | {move: move for move in _MOVES}
+MOVES = {"N": (0, -1), "E": (1, 0), "S": (0, 1), "W": (-1, 0)}
+_NAMES = {"NORTH": "N", "EAST": "E", "SOUTH": "S", "WEST": "W"} | {move: move for move in MOVES}
 _LARGEST = 32
 _READ = 2000  # characters of a turn, from its end, in which a move is looked for
 
@@ -42,6 +42,9 @@ class MazeSettings(EnvironmentSettings):
 class MazeEnvironment(Environment):
     """From the north-west corner to the south-east one, of a maze with one way between any two cells.
 
+    A task may have its `size` and which `maze` of that size it is: an integer, from which the maze follows, so that
+    other mazes can be held out. Without it, the maze follows from the seed.
+
     The last word of a turn that is a direction (N, E, S, W, or its name) is the move; a turn without one, or into a
     wall, changes nothing. Each turn earns the share of the shortest way by which it comes nearer to the goal, so an
     episode that reaches it earns 1, and walking in circles nothing.
@@ -52,7 +55,10 @@ class MazeEnvironment(Environment):
     description = "a maze to walk, one step a turn; the turns of an episode that reaches the goal earn 1 together"
     task_schema: Mapping[str, Any] = {
         "type": "object",
-        "properties": {"size": {"type": "integer", "minimum": 2, "maximum": _LARGEST}},
+        "properties": {
+            "size": {"type": "integer", "minimum": 2, "maximum": _LARGEST},
+            "maze": {"type": "integer"},
+        },
     }
     Settings = MazeSettings
 
@@ -66,7 +72,10 @@ class MazeEnvironment(Environment):
         size = task.get("size", self._settings.size)
         if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= _LARGEST:
             raise InvalidInputError(f"reference.size is {size!r}; allowed: 2 to {_LARGEST}")
-        self._open = carve(size, random.Random(seed))  # noqa: S311  # a maze, no secret
+        number = task.get("maze", seed)
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise InvalidInputError(f"reference.maze is {number!r}; expected an integer, or none for any maze")
+        self._open = carve(size, random.Random(number))  # noqa: S311  # a maze, no secret
         self._goal = (size - 1, size - 1)
         self._distances = distances(self._open, self._goal)
         self._shortest = self._distances[self._at]
@@ -105,7 +114,7 @@ def carve(size: int, rng: random.Random) -> dict[Cell, Sequence[str]]:
     path: list[Cell] = [(0, 0)]
     while path:
         here = path[-1]
-        ways = [move for move in _MOVES if (there := _next(here, move)) in found and there not in seen]
+        ways = [move for move in MOVES if (there := _next(here, move)) in found and there not in seen]
         if not ways:
             path.pop()
             continue
@@ -115,7 +124,7 @@ def carve(size: int, rng: random.Random) -> dict[Cell, Sequence[str]]:
         found[there].add(_back(move))
         seen.add(there)
         path.append(there)
-    return {cell: [move for move in _MOVES if move in ways] for cell, ways in found.items()}
+    return {cell: [move for move in MOVES if move in ways] for cell, ways in found.items()}
 
 
 def distances(ways: Mapping[Cell, Sequence[str]], goal: Cell) -> dict[Cell, int]:
@@ -138,7 +147,7 @@ def move_in(text: str) -> str | None:
 
 
 def _next(cell: Cell, move: str) -> Cell:
-    return cell[0] + _MOVES[move][0], cell[1] + _MOVES[move][1]
+    return cell[0] + MOVES[move][0], cell[1] + MOVES[move][1]
 
 
 def _back(move: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from deploy.recipes.calculator.make_model import MAX_EPISODE_TOKENS, teach
-from deploy.recipes.countdown.make_model import encode
+from deploy.recipes.tiny_model import encode
 from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.routing.routers import layout_of
 from services.curriculum.tasks.calculator import Calculator

@@ -16,9 +16,9 @@ from shared.files import sha256
 
 def make(repository: Path, out: Path, seed: int) -> dict[str, str]:
     """Runs the script for a moment; the SHA-256 of every file it wrote."""
-    script = repository / "deploy" / "recipes" / "countdown" / "make_model.py"
+    script = ["-m", "deploy.recipes.countdown.make_model"]
     short = ["--seed", str(seed), "--out", str(out), "--steps", "3", "--batch", "8"]
-    subprocess.run([sys.executable, str(script), *short], check=True, capture_output=True, cwd=out.parent)
+    subprocess.run([sys.executable, *script, *short], check=True, capture_output=True, cwd=repository)
     return {path.name: sha256(path) for path in out.iterdir()}
 
 

@@ -82,6 +82,22 @@ def test_one_seed_is_one_maze() -> None:
     assert made(5, size=8)[0]._open != made(6, size=8)[0]._open
 
 
+def test_a_task_may_say_which_maze_it_is() -> None:
+    """Whatever the seed of the episode: so other mazes can be held out."""
+    named = []
+    for seed in (1, 2):
+        maze = MazeEnvironment(MazeSettings(size=8))
+        asyncio.run(maze.reset({"maze": 5}, seed))
+        named.append(maze._open)
+    assert named[0] == named[1] == made(5, size=8)[0]._open
+
+
+@pytest.mark.parametrize("number", ["5", True, 3.5, None, [1]])
+def test_a_maze_that_is_no_number_is_bad_input(number: object) -> None:
+    with pytest.raises(InvalidInputError, match=r"reference\.maze is .*; expected an integer"):
+        asyncio.run(MazeEnvironment(MazeSettings()).reset({"maze": number}, 0))
+
+
 @pytest.mark.parametrize("size", [1, 33, "4", True, 3.5, None])
 def test_a_task_of_another_size_is_bad_input(size: object) -> None:
     with pytest.raises(InvalidInputError, match=r"reference\.size is .*; allowed: 2 to 32"):

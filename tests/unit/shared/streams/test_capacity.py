@@ -30,6 +30,8 @@ RECIPES: dict[str, RouterLayout | None] = {
     "recipes/qwen3-4b-math.toml": None,
     "recipes/countdown.toml": DEMO,
     "recipes/calculator.toml": layout(3, 8, 2),
+    "recipes/maze.toml": layout(3, 8, 2),
+    "recipes/python.toml": layout(3, 8, 2),
     "k8s/overlays/dev/recipe.toml": DEMO,
     "k8s/overlays/gpu/recipe.toml": OLMOE,
     "k8s/overlays/multinode/recipe.toml": QWEN3_30B,
