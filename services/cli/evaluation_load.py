@@ -64,8 +64,8 @@ def _sets(recipe: Recipe) -> Iterator[_Set]:
         for i, source in enumerate(recipe.data.eval):
             yield _Set(f"data.eval.{i}", source, *_treated(source))
     else:  # a part of what it trains on
-        for source in recipe.data.train:
-            yield _Set("curriculum.evaluation", evaluation, *_treated(source))
+        for trained in recipe.data.train:
+            yield _Set("curriculum.evaluation", evaluation, *_treated(trained))
 
 
 def _treated(source: SourceSettings) -> tuple[bool, bool]:

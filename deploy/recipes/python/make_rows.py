@@ -15,7 +15,7 @@ _ROWS = 2000
 
 def pairs() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """The factors of the rows, and all others: those from which the start model is taught."""
-    factors = list(product(_NUMBERS, repeat=2))
+    factors = list(product(_NUMBERS, _NUMBERS))
     random.Random(0).shuffle(factors)  # noqa: S311
     return factors[:_ROWS], factors[_ROWS:]
 

@@ -74,7 +74,8 @@ def test_what_the_teacher_says_is_a_call_and_what_it_reads_follows_by_the_templa
     assert parser is not None
     example = teach(tokenizer, 12, 34, True, np.random.default_rng(1))
     question = [{"role": "user", "content": "12 * 34"}]
-    prompt, call, read, answer = example
+    prompt, *turns = example
+    call, read, answer = turns
     assert f"<bos>{prompt}" == chat.render(question, tools)
     parsed = parser.parse(call.removesuffix("<eos>"))
     (made,) = parsed.tool_calls
