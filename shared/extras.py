@@ -23,6 +23,7 @@ _EXTRAS = {
     "jsonschema": "reward",
     "latex2sympy2_extended": "reward",
     "math_verify": "reward",
+    "obstore": "object-store",
     "opentelemetry": "traces",
     "starlette": "gateway",
     "uvicorn": "gateway",

@@ -17,6 +17,7 @@ from shared import redis_url
 from shared.errors import NotFoundError
 from shared.models.folder import check_folder
 from shared.models.hub import fetch, parse_model
+from shared.payloads.settings import PayloadSettings
 from shared.sampling import MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE, MIN_TEMPERATURE
 from shared.table import Table, Texts
 from shared.tracing.settings import TracesSettings
@@ -302,6 +303,7 @@ class BaseSettings(Table):
     rollout: RolloutSettings = RolloutSettings()
     redis: RedisSettings = RedisSettings()
     streams: StreamSettings = StreamSettings()
+    payloads: PayloadSettings = PayloadSettings()
     access: AccessSettings = AccessSettings()
     tracking: TrackingSettings = TrackingSettings()
     traces: TracesSettings = TracesSettings()

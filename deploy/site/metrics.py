@@ -16,6 +16,7 @@ MODULES = (
     *(f"services.{service}.metrics" for service in SERVICES),
     "services.environments.gateway.metrics",
     "shared.streams.metrics",
+    "shared.payloads.metrics",
     "shared.rpc.access",
     "shared.tracing.metrics",
     "shared.tracking.recording",
@@ -37,6 +38,7 @@ _PARTS = {
     "Reward": ("reward_",),
     "Learner": ("learner_",),
     "Streams and Redis": ("stream_", "redis_", "ledger_"),
+    "Payload store": ("payload_",),
     "Every service": ("",),
 }
 _STREAMS = {"stream": "prompts, episodes, rollouts, scored"}

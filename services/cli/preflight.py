@@ -251,7 +251,14 @@ def _ports(recipe: Recipe) -> str:
 def _streams(recipe: Recipe) -> str:
     chosen = recipe.generation
     layout = layout_of_folder(recipe.run.require_model())
-    trajectory = trajectory_bytes(recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores)
+    trajectory = trajectory_bytes(
+        recipe.run,
+        recipe.rollout,
+        layout,
+        chosen.router_export,
+        chosen.router_scores,
+        without_arrays=recipe.payloads.store != "stream",
+    )
     check_step_fits(recipe.run, recipe.rollout, recipe.streams, trajectory)
     if not recipe.names_redis:
         check_memory(recipe.streams, MAX_MEMORY_BYTES)

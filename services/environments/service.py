@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 class EnvironmentsService(Service):
     name: ClassVar[str] = "environments"
+    has_payloads: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self._tables, self._settings = settings, settings.environments

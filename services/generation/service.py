@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import time
+from functools import partial
 from typing import ClassVar
 
 from routershift.v1 import generation_pb2 as gen
@@ -19,7 +20,7 @@ from services.generation.weights.loader import WeightsLoader
 from services.generation.worker import GenerationWorker
 from shared.process.service import Service, background
 from shared.rpc.server import Server
-from shared.streams.capacity import check_step_fits, trajectory_bytes
+from shared.streams.capacity import check_step_fits, check_store_fits, trajectory_bytes
 from shared.streams.consumer import Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 class GenerationService(Service):
     name: ClassVar[str] = "generation"
+    has_payloads: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -48,10 +50,18 @@ class GenerationService(Service):
         engine, settings = self._engine, self._settings
         await engine.start()
         chosen = settings.generation
-        longest = trajectory_bytes(
-            settings.run, settings.rollout, engine.info.router_layout, chosen.router_export, chosen.router_scores
+        longest = partial(
+            trajectory_bytes,
+            settings.run,
+            settings.rollout,
+            engine.info.router_layout,
+            chosen.router_export,
+            chosen.router_scores,
         )
-        check_step_fits(settings.run, settings.rollout, settings.streams, longest)
+        on_stream = longest(without_arrays=run.bulk is not None)
+        check_step_fits(settings.run, settings.rollout, settings.streams, on_stream)
+        if run.bulk:
+            check_store_fits(settings.run, settings.rollout, run.bulk.store, longest() - on_stream)
         requests = await asyncio.to_thread(Requests, settings.run.model_folder(), engine.info, chosen.max_tokens)
         self._run = run
         self._loader = loader = WeightsLoader(engine, settings.run.weights_root, self._name, run.announced_weights)

@@ -14,6 +14,7 @@ from services.learner.monitoring.samples import SampleKeeper
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError, PreconditionError
+from shared.payloads.bulk import PayloadError
 from shared.streams.consumer import Consumer, End, Entry, EntryRef
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -116,6 +117,10 @@ class Collector:
             return
         try:
             scored = await asyncio.to_thread(self._decode, entry)
+        except PayloadError as error:
+            metrics.DROPPED.labels("dead").inc(entry.trajectories)
+            await self._consumer.bury(entry, error.reason, str(error))
+            return
         except (CorruptDataError, InvalidInputError) as error:
             metrics.DROPPED.labels("dead").inc(entry.trajectories)
             await self._consumer.bury(entry, "bad_trajectory", str(error))
@@ -131,7 +136,7 @@ class Collector:
         if reason is None:
             self._batch.groups.append(scored)
             return
-        self._samples.drop(scored, reason, self._trainer.step + 1)
+        await asyncio.to_thread(self._samples.drop, scored, reason, self._trainer.step + 1)
         await self._drop(entry, reason)
 
     def _watch_reward(self, scored: Scored) -> None:
@@ -145,7 +150,7 @@ class Collector:
 
     def _decode(self, entry: Entry) -> Scored:
         """In a thread: the payloads of a batch may take seconds, and the event loop has heartbeats to send."""
-        scored = decode_group(entry)
+        scored = decode_group(entry, self._run.bulk)
         self._trainer.check(scored.group)
         check_versions(scored.group, self._durable.published)
         return scored

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 class LearnerService(Service):
     name: ClassVar[str] = "learner"
+    has_payloads: ClassVar[bool] = True
     is_exclusive: ClassVar[bool] = True
 
     def __init__(self, settings: Settings) -> None:
@@ -37,7 +38,7 @@ class LearnerService(Service):
         return [lrn.DESCRIPTOR.services_by_name["LearnerService"].full_name]
 
     async def start(self, run: Run) -> None:
-        settings = self._settings
+        settings, self._run = self._settings, run
         await self._followers.start(settings.learner, settings.run, settings.rollout)
         async with background(self._followers.watch()):
             self._trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run, settings.rollout)
@@ -51,7 +52,10 @@ class LearnerService(Service):
         self._servicer.open(self._worker)
 
     async def work(self, stop: asyncio.Event) -> None:
-        async with background(self._consumer.beat(), self._followers.watch()):
+        beside = [self._consumer.beat(), self._followers.watch()]
+        if sweep := self._run.sweep(self._settings.payloads):
+            beside.append(sweep.run())
+        async with background(*beside):
             await self._worker.run(stop)
         await self._worker.close()
         await asyncio.to_thread(self._trainer.close)

@@ -73,7 +73,7 @@ class LearnerWorker:
         self._skipped = 0  # batches in a row
         self._diagnostics: Mapping[str, float] = {}
         self._recorder = Recorder(settings, run)
-        self._samples = SampleKeeper(settings)
+        self._samples = SampleKeeper(settings, run.bulk)
         self._collector = Collector(settings, trainer, run, consumer, self._durable, self._samples)
         self._next_reminder = 0.0
         self._reporting = asyncio.Lock()
@@ -216,7 +216,7 @@ class LearnerWorker:
         kept = self._samples.choose(step, len(groups))
         report = await asyncio.to_thread(self._trainer.train_step, [scored.group for scored in groups], kept)
         record_batch(groups, staleness, step, began, span.traceparent, report.skipped or "")
-        self._samples.add(groups, report)
+        await asyncio.to_thread(self._samples.add, groups, report)
         self._recorder.lap("train")
         if report.skipped:
             span.set({"skipped": report.skipped})

@@ -18,6 +18,8 @@ from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
 from shared.errors import DeadlineError, PortTakenError, RouterShiftError
+from shared.payloads.bulk import Bulk
+from shared.payloads.registry import make_store
 from shared.process import logs
 from shared.process.exits import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, exit_code
 from shared.process.metrics import RUN_INFO
@@ -38,6 +40,7 @@ class Service(ABC):
     """What differs between services; `serve` does the rest."""
 
     name: ClassVar[str]
+    has_payloads: ClassVar[bool] = False  # it writes or reads the arrays of trajectories
     is_exclusive: ClassVar[bool] = False  # a run has one at a time: it writes what no second one may
 
     @abstractmethod
@@ -88,6 +91,13 @@ def main(
     return 0
 
 
+def _bulk(service: Service, settings: BaseSettings) -> Bulk | None:
+    if not service.has_payloads:
+        return None
+    store = make_store(settings.payloads, settings.run.path)
+    return Bulk(store, settings.payloads) if store else None
+
+
 async def _serve(service: Service, settings: BaseSettings, server_settings: ServerSettings) -> None:
     stop = _stop_on_signals()
     watchdog = Watchdog(server_settings.watchdog_seconds, f"{service.name}.watchdog_seconds")
@@ -100,7 +110,7 @@ async def _serve(service: Service, settings: BaseSettings, server_settings: Serv
         start_metrics(server_settings)
         port = await server.listen(server_settings.host, server_settings.port, service.register(server))
         redis = await connect(settings.redis)
-        run = Run(redis, settings.run.id, settings.streams)
+        run = Run(redis, settings.run.id, settings.streams, _bulk(service, settings))
         await run.open()
         if service.is_exclusive:
             await run.lease.acquire(service.name)

@@ -15,6 +15,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from shared.errors import CorruptDataError
+from shared.payloads.store import PayloadStore
 from shared.settings import StreamSettings
 from shared.streams.account import Account, Ledger
 from shared.streams.entries import EntryRef
@@ -48,19 +49,22 @@ class _Ends:
     steps: dict[str, list[str]]  # of each group that was trained on
 
 
-async def audit(redis: Redis, run: Run, trained: Callable[[], Trained] | None) -> Audit:
+async def audit(
+    redis: Redis, run: Run, trained: Callable[[], Trained] | None, store: PayloadStore | None = None
+) -> Audit:
     """Looks as often as it takes to tell what is wrong from what is moving.
 
     Args:
         trained: reads what the checkpoints contain, and raises CorruptDataError where a group stands there twice; None
             where they are not to be had.
+        store: where arrays lie, if it can be had here.
     """
-    found = await _look(redis, run, trained)
+    found = await _look(redis, run, trained, store)
     for _ in range(_LOOKS - 1):
         if not found.problems:
             break
         await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-        again = await _look(redis, run, trained)
+        again = await _look(redis, run, trained, store)
         both = {
             kind: {name: detail for name, detail in ids.items() if name in found.problems.get(kind, {})}
             for kind, ids in again.problems.items()
@@ -69,7 +73,7 @@ async def audit(redis: Redis, run: Run, trained: Callable[[], Trained] | None) -
     return found
 
 
-async def _look(redis: Redis, run: Run, trained: Callable[[], Trained] | None) -> Audit:
+async def _look(redis: Redis, run: Run, trained: Callable[[], Trained] | None, store: PayloadStore | None) -> Audit:
     before = await run.account()
     entries = {stream: await _entries(redis, run, stream) for stream in Stream}
     after = await run.account()
@@ -83,6 +87,7 @@ async def _look(redis: Redis, run: Run, trained: Callable[[], Trained] | None) -
     _check_account(after, ends, problems)
     _check_streams(before, after, entries, problems)
     await _check_blobs(redis, run, entries, problems)
+    await _check_references(redis, run, entries, store, problems)
     if contained is not None:
         _check_checkpoints(after, ends, contained, problems)
     groups = {"in_flight": len(after.in_flight), "ended": ends.groups.total(), "trained": len(ends.steps)}
@@ -147,6 +152,28 @@ async def _check_blobs(redis: Redis, run: Run, entries: Mapping[Stream, list[Ent
                 problems["payload_lost"][entry.group] = f"blob {entry.blob.id} is not whole"
 
 
+async def _check_references(
+    redis: Redis,
+    run: Run,
+    entries: Mapping[Stream, list[EntryRef]],
+    store: PayloadStore | None,
+    problems: Problems,
+) -> None:
+    """What entries and dead letters refer to is on record and in the store. What moves meanwhile is looked at again."""
+    referring = {entry.reference: entry.group for found in entries.values() for entry in found if entry.reference}
+    on_record: Any = await redis.hgetall(run.keys.payloads)
+    recorded = {key.decode(): group.decode() for key, group in on_record.items()}
+    dead = {entry.reference: entry.group for entry in await _entries(redis, run, "dead") if entry.reference}
+    for key in referring.keys() - recorded.keys():
+        problems["payload_not_on_record"][referring[key]] = key
+    for key in recorded.keys() - referring.keys() - dead.keys():
+        problems["payload_without_entry"][recorded[key]] = key
+    if store is not None and recorded:
+        held = {stored.key for stored in await asyncio.to_thread(lambda: list(store.list()))}
+        for key in recorded.keys() - dead.keys() - held:  # of a dead letter that may be the reason
+            problems["payload_lost"][recorded[key]] = f"{key} is not in {store}"
+
+
 def _check_checkpoints(account: Account, ends: _Ends, contained: Trained, problems: Problems) -> None:
     """The checkpoints were read last. They come first: a group ends when the checkpoint that has it is durable."""
     for group, steps in ends.steps.items():
@@ -159,7 +186,7 @@ def _check_checkpoints(account: Account, ends: _Ends, contained: Trained, proble
             problems["in_checkpoints_not_trained"][group] = f"step {step}"
 
 
-async def _entries(redis: Redis, run: Run, stream: Stream) -> list[EntryRef]:
+async def _entries(redis: Redis, run: Run, stream: str) -> list[EntryRef]:
     """All of a stream."""
     entries: list[EntryRef] = []
     start = "-"

@@ -9,6 +9,8 @@ from routershift.routing.layout import RouterLayout
 from routershift.trajectory import Completion, FinishReason, RouterExport, RouterTrace, ScoreDtype, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import InvalidInputError, PreconditionError
+from shared.payloads.arrays import detach
+from shared.payloads.store import PayloadStore, new_key
 from shared.settings import RolloutSettings, RunSettings, StreamSettings
 from shared.streams.keys import STAGES
 
@@ -18,14 +20,21 @@ _TEXT_BYTES = 4  # of a token, as byte-level vocabularies have it for English
 
 
 def trajectory_bytes(
-    run: RunSettings, rollout: RolloutSettings, layout: RouterLayout | None, export: RouterExport, scores: ScoreDtype
+    run: RunSettings,
+    rollout: RolloutSettings,
+    layout: RouterLayout | None,
+    export: RouterExport,
+    scores: ScoreDtype,
+    *,
+    without_arrays: bool = False,
 ) -> int:
-    """Bytes on a stream of a scored trajectory of `rollout.max_tokens` tokens.
+    """Bytes of a scored trajectory of `rollout.max_tokens` tokens.
 
     Args:
         layout: of the model's routers; None for a dense model.
         export: what of them is exported.
         scores: how their scores travel.
+        without_arrays: only what is on a stream where a payload store has the arrays.
     """
     tokens, trace = rollout.max_tokens, None
     if layout is not None and export is not RouterExport.NONE:
@@ -52,7 +61,33 @@ def trajectory_bytes(
             outcome=pb.OUTCOME_SCORED, reward=1.0, parts={"correct": 1.0}, verifier="countdown", seconds=1.0
         ),
     )
+    if without_arrays:
+        envelope, _ = detach(pb.TrajectoryGroup(trajectories=[message]), new_key("prompts", "0-0"))
+        (message,) = envelope.trajectories
     return int(message.ByteSize())
+
+
+def check_store_fits(run: RunSettings, rollout: RolloutSettings, store: PayloadStore, arrays: int) -> None:
+    """Refuses a run whose steps the payload store has no room for.
+
+    Args:
+        arrays: bytes of those of the longest trajectory.
+
+    Raises:
+        InvalidInputError: names the setting, what is free and what is needed.
+    """
+    if (free := store.free_bytes()) is None:
+        return
+    step, tickets = run.groups_per_step * rollout.n * arrays, run.tickets * rollout.n * arrays
+    needs = (
+        f"{store} has {free} bytes free, and the arrays of a step of run.groups_per_step {run.groups_per_step} x "
+        f"rollout.n {rollout.n} responses of rollout.max_tokens {rollout.max_tokens} take {step} bytes, those of all "
+        f"{run.tickets} tickets {tickets}"
+    )
+    if step > free:
+        raise InvalidInputError(f"{needs}: make room, or set payloads.folder to a larger volume")
+    if tickets > free:
+        log.warning("%s: where responses are that long, generation waits and checkpoints come early", needs)
 
 
 def check_memory(streams: StreamSettings, limit: int) -> None:

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from shared.errors import CorruptDataError
+from shared.payloads.bulk import Bulk
 from shared.settings import StreamSettings
 from shared.streams import metrics
 from shared.streams.connection import losses
@@ -51,15 +52,20 @@ class Consumer:
         stream: Stream,
         settings: StreamSettings,
         fence: Callable[[], Fence] | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
-        """Args: fence: what this process holds, where it reads for a role of the run."""
+        """
+        Args:
+            fence: what this process holds, where it reads for a role of the run.
+            bulk: where the arrays of groups that are handed over go; None: into their entries.
+        """
         self._redis = redis
         self._keys = keys
         self._stream = stream
         self._settings = settings
         self._group = READERS[stream]
         self.name = settings.consumer or socket.gethostname()
-        self._settling = Settling(redis, keys, stream, settings, self.name, fence)
+        self._settling = Settling(redis, keys, stream, settings, self.name, fence, bulk)
         self._hold = Script(redis, "hold")
         self._retire = Script(redis, "retire")
         self._payloads = Payloads(redis, keys, settings)

@@ -66,7 +66,7 @@ class DeadLetters:
                 arguments=[
                     letter_id, entry.size, letter.group, letter.trajectories, letter.reason,
                     stream, self._settings.max_bytes, STAGES[stream], *placed.arguments, entry.traceparent,
-                    *streams_of(STAGES[stream]),
+                    entry.reference, *streams_of(STAGES[stream]),
                 ],
                 placed=placed,
             )  # fmt: skip
@@ -78,10 +78,15 @@ class DeadLetters:
             raise OverloadedError(f"stream {stream} is full; replay {letter_id} again when its reader has made room")
 
     async def purge(self, letter_id: str) -> None:
-        """Deletes it; its trajectories stay counted as dead. Raises NotFoundError."""
+        """Deletes it; its trajectories stay counted as dead. Raises NotFoundError.
+
+        What it refers to in the payload store is left to the learner's sweep.
+        """
         entry = await self._entry(letter_id)
-        keys = [self._keys.dead, self._keys.bytes, self._keys.blob(entry.blob.id if entry.blob else "")]
-        if not await self._purge(keys=keys, args=[letter_id, entry.size]):
+        keys = [
+            self._keys.dead, self._keys.bytes, self._keys.blob(entry.blob.id if entry.blob else ""), self._keys.payloads
+        ]  # fmt: skip
+        if not await self._purge(keys=keys, args=[letter_id, entry.size, entry.reference]):
             raise _unknown(letter_id)
 
     async def _entries(self) -> AsyncIterator[Entry]:

@@ -23,13 +23,22 @@ class EntryRef:
     size: int  # bytes that it is accounted for
     blob: Blob | None  # where the payload lies, if not in the entry itself
     traceparent: str = ""  # of the group's trace; '' where it is not recorded
+    reference: str = ""  # key of the group's arrays in the payload store; '' where the payload has them
 
     @classmethod
     def of(cls, id_: bytes, fields: Mapping[bytes, bytes]) -> "EntryRef":
         """From its fields in Redis."""
         blob = Blob.of(fields)
         size = blob.size if blob else len(fields.get(b"p", b""))
-        return cls(id_.decode(), fields[b"g"].decode(), int(fields[b"n"]), size, blob, sampled(fields.get(b"t", b"")))
+        return cls(
+            id_.decode(),
+            fields[b"g"].decode(),
+            int(fields[b"n"]),
+            size,
+            blob,
+            sampled(fields.get(b"t", b"")),
+            fields.get(b"k", b"").decode(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +53,14 @@ class Entry:
     deliveries: int
     blob: Blob | None = None  # where the payload lies, if not in the entry itself
     traceparent: str = ""  # of the group's trace; '' where it is not recorded
+    reference: str = ""  # key of the group's arrays in the payload store; '' where the payload has them
 
     @classmethod
     def of(cls, id_: bytes, fields: Mapping[bytes, bytes], deliveries: int) -> "Entry":
         """From its fields in Redis. A payload that lies in a blob is left there."""
         ref = EntryRef.of(id_, fields)
         payload = fields.get(b"p", b"")
-        return cls(ref.id, ref.group, ref.trajectories, payload, deliveries, ref.blob, ref.traceparent)
+        return cls(ref.id, ref.group, ref.trajectories, payload, deliveries, ref.blob, ref.traceparent, ref.reference)
 
     @property
     def size(self) -> int:
@@ -60,7 +70,7 @@ class Entry:
     @property
     def ref(self) -> EntryRef:
         """The entry without its payload, for who keeps it until later."""
-        return EntryRef(self.id, self.group, self.trajectories, self.size, self.blob, self.traceparent)
+        return EntryRef(self.id, self.group, self.trajectories, self.size, self.blob, self.traceparent, self.reference)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,13 +72,20 @@ class Keys:
         """Token of the settlement of an entry; it expires."""
         return self(f"settled:{stream}:{entry_id}")
 
-    def waiting(self, stream: Stream) -> str:
-        """There while a producer waits for room on the stream: the bytes that it needs. It expires."""
+    def waiting(self, stream: str) -> str:
+        """There while a producer waits for room on a stream, or in the store `payloads`: the bytes that it needs. It
+        expires.
+        """
         return self(f"waiting:{stream}")
 
     def blob(self, blob_id: str) -> str:
         """A payload too large for an entry: a string, or a hash of its chunks."""
         return self(f"blob:{blob_id}")
+
+    @property
+    def payloads(self) -> str:
+        """Hash of the keys of the payload store that entries and dead letters refer to, each with its group."""
+        return self("payloads")
 
     @property
     def ledger(self) -> str:

@@ -9,6 +9,8 @@ from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import PreconditionError
+from shared.payloads.bulk import Bulk
+from shared.payloads.settings import PayloadSettings
 from shared.settings import StreamSettings
 from shared.streams.account import Account, Ledger, decode_account
 from shared.streams.capacity import check_memory
@@ -20,6 +22,7 @@ from shared.streams.payloads import Payloads
 from shared.streams.progress import Progress
 from shared.streams.scripts import Script
 from shared.streams.solve_rates import SolveRates
+from shared.streams.sweep import Sweep
 
 # The learner's phase, in the run's progress; admit.lua knows the last.
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
@@ -61,8 +64,10 @@ class Replica:
 class Run:
     """The shared state of a run. Every service has one."""
 
-    def __init__(self, redis: Redis, run_id: str, settings: StreamSettings) -> None:
+    def __init__(self, redis: Redis, run_id: str, settings: StreamSettings, bulk: Bulk | None = None) -> None:
+        """Args: bulk: the payload store, for a process that writes or reads arrays there."""
         self._redis = redis
+        self.bulk = bulk
         self.keys = Keys(run_id)
         self._settings = settings
         self.lease = Lease(redis, self.keys, settings.lease_seconds)
@@ -80,15 +85,18 @@ class Run:
         """Creates every stream's group, so that no entry can come before its reader is known.
 
         Raises:
-            PreconditionError: this Redis would evict the run's data, or has less memory than its streams may need.
+            PreconditionError: this Redis would evict the run's data, or has less memory than its streams may need;
+                or the payload store is not what it was, or cannot be written to.
         """
         await self._check_memory()
+        if self.bulk:
+            await self.bulk.open(self.payloads_referred_to)
         for stream in READERS:
             await self.consumer(stream).open()
 
     def consumer(self, stream: Stream) -> Consumer:
         """A reader of this stream."""
-        return Consumer(self._redis, self.keys, stream, self._settings, lambda: self.lease.fence)
+        return Consumer(self._redis, self.keys, stream, self._settings, lambda: self.lease.fence, self.bulk)
 
     @property
     def solve_rates(self) -> SolveRates:
@@ -162,6 +170,14 @@ class Run:
             for stream, (entries, size, age, used) in zip(Stream, answer, strict=True)
         }
 
+    def sweep(self, settings: PayloadSettings) -> Sweep | None:
+        """What clears the payload store of orphans; None without one."""
+        return Sweep(self._redis, self.keys, self.bulk, settings) if self.bulk else None
+
+    async def payloads_referred_to(self) -> int:
+        """How many objects of the payload store entries and dead letters refer to."""
+        return int(await self._redis.hlen(self.keys.payloads))
+
     async def dead_letters(self) -> int:
         return int(await self._redis.xlen(self.keys.dead))
 
@@ -219,8 +235,8 @@ class Run:
         fields = [part for pair in changes.as_fields().items() for part in pair]
         await self._report(keys=[self.keys.progress], args=fields)
 
-    async def has_waiting_producer(self, stream: Stream) -> bool:
-        """Whether a producer waits for room on this stream."""
+    async def has_waiting_producer(self, stream: str) -> bool:
+        """Whether a producer waits for room on this stream, or in the store `payloads`."""
         return await self._redis.get(self.keys.waiting(stream)) is not None
 
     async def holders(self) -> dict[str, int]:

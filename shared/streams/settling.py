@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 
 from routershift.v1 import trajectory_pb2 as pb
+from shared.payloads.bulk import Bulk
 from shared.settings import StreamSettings
 from shared.streams.entries import End, Entry, EntryRef
 from shared.streams.keys import READERS, STAGES, Keys, Stream
@@ -28,6 +29,7 @@ _REMEMBERED_SECONDS = 300
 # A producer that waits says so before each pause. So many pauses later it is taken for gone.
 _WAITING_PAUSES = 4
 _REMIND_SECONDS = 60.0
+_STORE_WAITING_MILLISECONDS = 5000
 _NOTHING = Placed(b"", None)
 
 
@@ -46,11 +48,13 @@ class Settling:
         settings: StreamSettings,
         name: str,
         fence: Callable[[], Fence] | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
         """
         Args:
             name: of the consumer, for the dead letters.
             fence: what this process holds, where it settles for a role of the run.
+            bulk: where arrays go; None where they stay in messages, or only pass.
         """
         self._keys = keys
         self._stream = stream
@@ -59,6 +63,8 @@ class Settling:
         self._settle = Script(redis, "settle", fence)
         self._has_room = Script(redis, "room")
         self._payloads = Payloads(redis, keys, settings)
+        self._bulk = bulk
+        self._redis = redis
         self._process = uuid.uuid4().hex
         self._settlements = count()
         self._said_full = -math.inf
@@ -68,23 +74,33 @@ class Settling:
 
         Waits while the destination, or Redis itself, is full. False: another consumer had settled the entry.
         """
-        payload = message if isinstance(message, bytes) else message.SerializeToString()
+        payload, reference = await self._detached(entry, message)
         if len(payload) > self._settings.max_entry_bytes:  # nothing is written for a stream that has no room
             await self._room(entry, destination, len(payload))
         token = self._token()
         placed = await self._payloads.place(payload)
-        while (answer := await self._run(entry, token, destination, placed)) in ("full", "expired"):
+        while (answer := await self._run(entry, token, destination, placed, None, reference)) in ("full", "expired"):
             if answer == "full":
                 await self._room(entry, destination, len(payload))
             else:
                 placed = await self._payloads.place(payload)
+        if self._bulk and reference != entry.reference:
+            if answer != "ok":
+                await self._bulk.delete(reference, "discarded")
+            elif entry.reference:
+                await self._bulk.delete(entry.reference)
         return answer == "ok"
 
     async def end(self, entry: Entry | EntryRef, end: End) -> bool:
-        """Removes the entry and closes its group's account. False: another consumer had settled it."""
+        """Removes the entry and closes its group's account. False: another consumer had settled it.
+
+        Its arrays are deleted afterwards, or swept where this process dies before, or has no payload store.
+        """
         done = await self._run(entry, self._token(), None, _NOTHING, end) == "ok"
         if done:
             self._record(entry, end)
+            if self._bulk and entry.reference:
+                await self._bulk.delete(entry.reference)
         return done
 
     async def bury(self, entry: Entry, reason: str, detail: str) -> bool:
@@ -103,11 +119,23 @@ class Settling:
         payload, token = letter.SerializeToString(), self._token()
         answer, end = "expired", End.dead(reason)
         while answer == "expired":
-            answer = await self._run(entry, token, "dead", await self._payloads.place(payload), end)
+            answer = await self._run(entry, token, "dead", await self._payloads.place(payload), end, entry.reference)
         if answer == "ok":
             self._record(entry, end)
             log.error("dead letter from %s: %s: %s", self._stream, reason, detail, extra={"group": entry.group})
         return answer == "ok"
+
+    async def _detached(self, entry: Entry | EntryRef, message: Message | bytes) -> tuple[bytes, str]:
+        """The payload of the next entry and its reference. One that comes in bytes refers to what it referred to."""
+        if isinstance(message, bytes):
+            return message, entry.reference
+        if self._bulk is None or not isinstance(message, pb.TrajectoryGroup):
+            return message.SerializeToString(), entry.reference
+        return await self._bulk.put(self._stream, entry.id, message, self._wait_for_store)
+
+    async def _wait_for_store(self, size: int) -> None:
+        """Lets the learner know that arrays find no room, so that it ends what it trained on."""
+        await self._redis.set(self._keys.waiting("payloads"), size, px=_STORE_WAITING_MILLISECONDS)
 
     def _token(self) -> str:
         return f"{self._process}:{next(self._settlements)}"
@@ -140,17 +168,31 @@ class Settling:
             spans.record(ROOM, entry.traceparent, Room(stream=destination), began)
 
     async def _run(
-        self, entry: Entry | EntryRef, token: str, destination: str | None, placed: Placed, end: End | None = None
+        self,
+        entry: Entry | EntryRef,
+        token: str,
+        destination: str | None,
+        placed: Placed,
+        end: End | None = None,
+        reference: str = "",
     ) -> str:
+        """Args: reference: key of the arrays that the message refers to."""
         try:
-            return await self._attempt(entry, token, destination, placed, end, wait=False)
+            return await self._attempt(entry, token, destination, placed, end, reference, wait=False)
         except OutOfMemoryError:
             # A payload that is sent beside the script is refused even where its entry frees more than it takes. The
             # script alone is refused only where it takes more, so in this case the payload goes through it.
-            return await self._attempt(entry, token, destination, placed.inline, end, wait=True)
+            return await self._attempt(entry, token, destination, placed.inline, end, reference, wait=True)
 
     async def _attempt(
-        self, entry: Entry | EntryRef, token: str, destination: str | None, placed: Placed, end: End | None, wait: bool
+        self,
+        entry: Entry | EntryRef,
+        token: str,
+        destination: str | None,
+        placed: Placed,
+        end: End | None,
+        reference: str,
+        wait: bool,
     ) -> str:
         k = self._keys
         answer = await self._payloads.run(
@@ -158,7 +200,7 @@ class Settling:
             keys=[
                 k(self._stream), k(destination or self._stream), k.tickets, k.in_flight, k.ledger, k.bytes, k.ended,
                 k.settlement(self._stream, entry.id),
-                k.blob(entry.blob.id if entry.blob else ""), k.blob(placed.blob_id),
+                k.blob(entry.blob.id if entry.blob else ""), k.blob(placed.blob_id), k.payloads,
             ],
             arguments=[
                 READERS[self._stream], entry.id, entry.size, self._stream, entry.group, entry.trajectories,
@@ -167,6 +209,7 @@ class Settling:
                 destination or "", 0 if destination == "dead" else self._settings.max_bytes,
                 STAGES[Stream(destination)] if destination and not end else "", *placed.arguments,
                 end.field if end else "", "" if end is None or end.step is None else end.step, entry.traceparent,
+                entry.reference, reference,
             ],
             placed=placed,
             wait=wait,

@@ -738,6 +738,37 @@ class Segment(_message.Message):
 Global___Segment: _TypeAlias = Segment  # noqa: Y015
 
 @_typing.final
+class PayloadReference(_message.Message):
+    """Where arrays of a trajectory lie outside of its message: a part of an object in the run's payload store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CRC32_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    offset: _builtins.int
+    size_bytes: _builtins.int
+    crc32: _builtins.int
+    """CRC-32 (zlib) of these bytes: a serialized Trajectory that has the arrays alone."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        crc32: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "key", b"key", "offset", b"offset", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PayloadReference: _TypeAlias = PayloadReference  # noqa: Y015
+
+@_typing.final
 class Trajectory(_message.Message):
     """What followed a prompt: T tokens that the model sampled, and G given ones that came from elsewhere, such as the output
     of a tool. Only sampled tokens have log-probs, versions and routes, and only they are trained on.
@@ -750,6 +781,7 @@ class Trajectory(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     GIVEN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def id(self) -> Global___TrajectoryId: ...
     @_builtins.property
@@ -768,6 +800,12 @@ class Trajectory(_message.Message):
     def given_token_ids(self) -> Global___Tensor:
         """int32 [G], in order; absent where no segment is given."""
 
+    @_builtins.property
+    def payload(self) -> Global___PayloadReference:
+        """Where token_ids, logprobs, router_trace and top_logprobs of the completion, and given_token_ids, lie if not here. The
+        versions of the completion say how many tokens it has.
+        """
+
     def __init__(
         self,
         *,
@@ -776,10 +814,11 @@ class Trajectory(_message.Message):
         score: Global___Score | None = ...,
         segments: _abc.Iterable[Global___Segment] | None = ...,
         given_token_ids: Global___Tensor | None = ...,
+        payload: Global___PayloadReference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "given_token_ids", b"given_token_ids", "id", b"id", "score", b"score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "given_token_ids", b"given_token_ids", "id", b"id", "payload", b"payload", "score", b"score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "given_token_ids", b"given_token_ids", "id", b"id", "score", b"score", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion", b"completion", "given_token_ids", b"given_token_ids", "id", b"id", "payload", b"payload", "score", b"score", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

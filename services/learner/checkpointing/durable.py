@@ -158,19 +158,25 @@ class Durable:
         copy_descriptions(self._settings.run.model_folder(), folder)
 
     async def make_room(self, stop: asyncio.Event) -> bool:
-        """Writes a checkpoint ahead of time where reward waits for room that trained groups take; tells whether.
+        """Writes a checkpoint ahead of time where a producer waits for room that trained groups take; tells whether.
 
         What was trained on stays in its stream until a checkpoint contains it, so that a stream which is smaller than
         the steps between two checkpoints would stop the run for ever.
         """
-        if not self.is_behind or not await self._run.has_waiting_producer(Stream.SCORED):
+        if not self.is_behind:
+            return False
+        if await self._run.has_waiting_producer(Stream.SCORED):
+            full, remedy = "stream scored", "raise streams.max_bytes"
+        elif await self._run.has_waiting_producer("payloads"):
+            full, remedy = "the payload store", "give it more room"
+        else:
             return False
         metrics.EARLY_CHECKPOINTS.inc()
         log.warning(
-            "step %d gets a checkpoint ahead of time: stream scored is full of groups that were trained on; raise "
-            "streams.max_bytes, or lower learner.checkpoints.every",
-            self._trainer.step,
-        )
+            "step %d gets a checkpoint ahead of time: %s is full of groups that were trained on; %s, or lower "
+            "learner.checkpoints.every",
+            self._trainer.step, full, remedy,
+        )  # fmt: skip
         await self.checkpoint(stop)
         return True
 

@@ -9,8 +9,22 @@ import numpy as np
 from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner.data.batch import Group, Sample
-from shared.errors import CorruptDataError
+from shared.errors import CorruptDataError, UnavailableError
+from shared.payloads.bulk import Bulk
 from shared.streams.consumer import Entry, parse
+
+
+def whole_message(entry: Entry, bulk: Bulk | None) -> pb.TrajectoryGroup:
+    """The message of an entry with its arrays, wherever they lie. Raises as `decode_group`."""
+    message = parse(pb.TrajectoryGroup, entry)
+    if not entry.reference and not any(trajectory.HasField("payload") for trajectory in message.trajectories):
+        return message
+    if bulk is None:
+        raise UnavailableError(
+            f"group {entry.group} has its arrays in a payload store, and payloads.store is 'stream'; set it back"
+        )
+    bulk.attach(message, entry.reference)
+    return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +43,17 @@ class Scored:
         return [sample.reward for sample in self.group.samples]
 
 
-def decode_group(entry: Entry) -> Scored:
-    """Raises CorruptDataError: no message, a sample without a reward, another number of samples than prompted."""
-    message = parse(pb.TrajectoryGroup, entry)
+def decode_group(entry: Entry, bulk: Bulk | None = None) -> Scored:
+    """The group of an entry, with arrays from the payload store where it refers to it; waits for that.
+
+    Args:
+        bulk: the payload store.
+
+    Raises:
+        CorruptDataError: no message, a sample without a reward, another number of samples than prompted.
+        PayloadError, UnavailableError: as `Bulk.attach`.
+    """
+    message = whole_message(entry, bulk)
     if len(message.trajectories) != entry.trajectories:
         raise CorruptDataError(f"group has {len(message.trajectories)} trajectories; expected {entry.trajectories}")
     prompt_ids = np.array(message.prompt.token_ids, dtype=np.int64)

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from services.learner import metrics
-from services.learner.data.messages import Scored
+from services.learner.data.messages import Scored, whole_message
 from services.learner.monitoring.report import StepReport
 from services.learner.settings import Settings
+from shared.errors import UnavailableError
+from shared.payloads.bulk import PayloadError
 from shared.streams.run import Run
 from shared.tracking.recording import Recording
 
@@ -91,14 +93,26 @@ class Recorder:
         )  # fmt: skip
 
     def keep_skipped(self, folder: Path, batch: Sequence[Scored]) -> None:
-        """Writes each group as the TrajectoryGroup message that came; the newest `max_skipped` batches stay."""
+        """Writes each group as the TrajectoryGroup message that came, with its arrays where they can be had.
+
+        The newest `max_skipped` batches stay.
+        """
         with _not_needed("skipped_batch"):
             folder.mkdir(parents=True, exist_ok=True)
             for i, scored in enumerate(batch):
-                (folder / f"{i:04d}.binpb").write_bytes(scored.entry.payload)
+                (folder / f"{i:04d}.binpb").write_bytes(self._whole(scored))
             kept = self._settings.learner.optimizer.max_skipped
             for old in sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-kept]:
                 shutil.rmtree(old)
+
+    def _whole(self, scored: Scored) -> bytes:
+        if not scored.entry.reference:
+            return scored.entry.payload
+        try:
+            return whole_message(scored.entry, self._run.bulk).SerializeToString()
+        except (PayloadError, UnavailableError) as error:
+            log.warning("group %s of a skipped batch is kept without arrays: %s", scored.entry.group, error)
+            return scored.entry.payload
 
 
 @contextlib.contextmanager

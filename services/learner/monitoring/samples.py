@@ -13,12 +13,14 @@ from tokenizers import Tokenizer
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
-from services.learner.data.messages import Scored
+from services.learner.data.messages import Scored, whole_message
 from services.learner.monitoring.kept import TrainedTokens
 from services.learner.monitoring.report import StepReport
 from services.learner.settings import Settings
+from shared.errors import UnavailableError
 from shared.models.detokenizer import pieces, text
 from shared.models.tokenizer import read_tokenizer
+from shared.payloads.bulk import Bulk, PayloadError
 from shared.settings import RunSettings
 from shared.streams.consumer import parse
 from shared.tracking.recorded import recorded_samples
@@ -50,7 +52,9 @@ class _Job:
 class SampleKeeper:
     """Keeps some groups of each step, with what the trainer reports of their tokens, and some of those it dropped."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, bulk: Bulk | None = None) -> None:
+        """Args: bulk: the payload store, where groups have their arrays there."""
+        self._bulk = bulk
         self._settings = settings.learner.samples
         self._run = settings.run
         self._dropped: Counter[tuple[int, str]] = Counter()  # groups by step and reason
@@ -63,12 +67,12 @@ class SampleKeeper:
         return sorted(order[:count].tolist())
 
     def add(self, batch: Sequence[Scored], report: StepReport) -> None:
-        """Keeps what `choose` chose of a batch that was trained on, or skipped."""
+        """Keeps what `choose` chose of a batch that was trained on, or skipped; before its entries are settled."""
         known: dict[int, dict[int, TrainedTokens]] = {}
         for (group, sample), tokens in report.kept.items():
             known.setdefault(group, {})[sample] = tokens
-        groups = [(batch[i], known[i]) for i in sorted(known)]
-        if self._writer and groups:
+        if self._writer and known:
+            groups = [(self._whole(batch[i]), known[i]) for i in sorted(known)]
             step = report.step + 1 if report.skipped else report.step
             self._writer.put(_Job(step, report.skipped or TRAINED, groups))
 
@@ -78,7 +82,18 @@ class SampleKeeper:
             return
         self._dropped = Counter({key: count for key, count in self._dropped.items() if key[0] == step})
         self._dropped[step, reason] += 1
-        self._writer.put(_Job(step, reason, [(scored, {})]))
+        self._writer.put(_Job(step, reason, [(self._whole(scored), {})]))
+
+    def _whole(self, scored: Scored) -> Scored:
+        """With its arrays, which are deleted with the end of the group; without tokens where they cannot be had."""
+        if not scored.entry.reference:
+            return scored
+        try:
+            message = whole_message(scored.entry, self._bulk)
+        except (PayloadError, UnavailableError) as error:
+            log.warning("samples of group %s are kept without tokens: %s", scored.entry.group, error)
+            return scored
+        return replace(scored, entry=replace(scored.entry, payload=message.SerializeToString()))
 
     def close(self) -> None:
         """Gives the thread some seconds to write what it has."""

@@ -1,15 +1,22 @@
 -- An entry leaves its stream: for the next stream, for the dead letters, or because its group has ended.
 -- `entry_blob` is the blob of the entry, `blob` that of the message; both are unused keys where there is none.
 -- `destination_name` is '' for none. `payload` is '' where the message lies in the blob `blob_id`. `byte_limit` is 0 for
--- none. `traceparent` is '' where the group's trace is not recorded. `field` of the ledger is '' where the group goes on; `step` is '' for none.
+-- none. `traceparent` is '' where the group's trace is not recorded. `entry_reference` and `reference` are the keys of
+-- the payload store that entry and message refer to; '' for none. `field` of the ledger is '' where the group goes on; `step` is '' for none.
 -- Returns 'ok', 'gone' (somebody else settled it, or its group has ended), 'full' or 'expired' (the blob has to be
 -- written again). Nothing is done where it returns 'full' or 'expired'.
-local source, destination, tickets, in_flight, ledger, bytes, ended, settlement, entry_blob, blob = unpack(KEYS)
+local source, destination, tickets, in_flight, ledger, bytes, ended, settlement, entry_blob, blob,
+  payloads = unpack(KEYS)
 local reader, entry, entry_size, source_name, group, trajectories, token, remembered_seconds,
   destination_name, byte_limit, stage, payload, size, blob_id, chunks, field, step,
-  traceparent = unpack(ARGV)
+  traceparent, entry_reference, reference = unpack(ARGV)
 local call = redis.call
-local trace = traceparent ~= '' and {'t', traceparent} or {}
+local beside = {}
+if traceparent ~= '' then beside = {'t', traceparent} end
+if reference ~= '' then
+  beside[#beside + 1] = 'k'
+  beside[#beside + 1] = reference
+end
 local acknowledged = false
 local function acknowledge()
   if not acknowledged then call('XACK', source, reader, entry) end
@@ -20,6 +27,7 @@ local function remove()
   call('XDEL', source, entry)
   if string.sub(entry_blob, -1) ~= ':' then call('UNLINK', entry_blob) end -- most entries have none
   call('HINCRBY', bytes, source_name, 0 - entry_size)
+  if entry_reference ~= '' then call('HDEL', payloads, entry_reference) end
 end
 local pending = redis.pcall('XPENDING', source, reader, entry, entry, 1)
 if pending.err and not string.find(pending.err, 'NOGROUP', 1, true) then return pending end
@@ -57,12 +65,13 @@ call('SET', settlement, token, 'EX', remembered_seconds)
 remove()
 if destination_name ~= '' then
   if blob_id == '' then
-    call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload, unpack(trace))
+    call('XADD', destination, '*', 'g', group, 'n', trajectories, 'p', payload, unpack(beside))
   else
-    call('XADD', destination, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size, unpack(trace))
+    call('XADD', destination, '*', 'g', group, 'n', trajectories, 'b', blob_id, 'c', chunks, 'z', size, unpack(beside))
     call('PERSIST', blob)
   end
   call('HINCRBY', bytes, destination_name, size)
+  if reference ~= '' then call('HSET', payloads, reference, group) end
 end
 if not alive then return 'ok' end
 if field == '' then
