@@ -1,6 +1,8 @@
 """Scored groups on their way into a batch: those of a step, and those that leave their stream with a reason."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,6 +60,9 @@ class Collector:
         self._durable = durable
         self._samples = samples
         self._batch = Collected()
+        self._training = Collected()
+        self._reads_ahead = False
+        self._collecting = 0  # the step that groups are read for, while the one before trains
 
     def __len__(self) -> int:
         """Groups in the batch."""
@@ -85,6 +90,46 @@ class Collector:
         batch, self._batch = self._batch, Collected()
         return batch
 
+    @asynccontextmanager
+    async def ahead(self, batch: Collected) -> AsyncIterator[None]:
+        """Reads groups for the next batch while the block trains on this one, where a payload store has their arrays.
+
+        Their arrays are read, decoded and checked meanwhile. In a stream a group has them in its entry, and Redis would
+        hold what is in this process a second time; so what is on the stream is read when the step is done.
+
+        On return, what has become too old through the step has left the batch, as if it had been read only now.
+        """
+        self._training, self._reads_ahead = batch, self._run.bulk is not None
+        self._collecting = self._trainer.step + 2
+        task = asyncio.create_task(self._read_ahead())
+        try:
+            yield
+        finally:
+            self._reads_ahead = False
+            await task
+            self._training, self._collecting = Collected(), 0
+        for ref in batch.doubles:  # of a batch that was skipped; no checkpoint will settle what came since
+            if not self._durable.contains(ref.group):
+                await self._drop(ref, "repeated")
+        await self._drop_stale()
+
+    async def _read_ahead(self) -> None:
+        while self._reads_ahead and not self.is_full:
+            await self.read(drops=False)
+
+    async def _drop_stale(self) -> None:
+        kept = Collected()
+        for scored in self._batch.groups:
+            doubles = [ref for ref in self._batch.doubles if ref.group == scored.entry.group]
+            if self._is_stale(scored):
+                await self._leave_out(scored, "stale")
+                for ref in doubles:
+                    await self._drop(ref, "stale")
+            else:
+                kept.groups.append(scored)
+                kept.doubles += doubles
+        self._batch = kept
+
     async def drop(self, batch: Collected, reason: str) -> None:
         """Ends all its entries untrained."""
         for ref in batch.refs:
@@ -111,10 +156,11 @@ class Collector:
     async def _accept(self, entry: Entry, drops: bool) -> None:
         if await self._durable.knows(entry):
             return
-        if any(scored.entry.group == entry.group for scored in self._batch.groups):
-            if entry.id not in {ref.id for ref in self._batch.refs}:
-                self._batch.doubles.append(entry.ref)
-            return
+        for batch in (self._training, self._batch):
+            if any(scored.entry.group == entry.group for scored in batch.groups):
+                if entry.id not in {ref.id for ref in batch.refs}:
+                    batch.doubles.append(entry.ref)
+                return
         try:
             scored = await asyncio.to_thread(self._decode, entry)
         except PayloadError as error:
@@ -131,13 +177,20 @@ class Collector:
             return
         self._watch_reward(scored)
         reason = self._trainer.drop_reason(scored.group)
-        if reason is None and self._trainer.step - scored.oldest_version > self._settings.run.max_staleness:
+        if reason is None and self._is_stale(scored):
             reason = "stale"
         if reason is None:
             self._batch.groups.append(scored)
             return
-        await asyncio.to_thread(self._samples.drop, scored, reason, self._trainer.step + 1)
-        await self._drop(entry, reason)
+        await self._leave_out(scored, reason)
+
+    def _is_stale(self, scored: Scored) -> bool:
+        return self._trainer.step - scored.oldest_version > self._settings.run.max_staleness
+
+    async def _leave_out(self, scored: Scored, reason: str) -> None:
+        step = self._collecting or self._trainer.step + 1
+        await asyncio.to_thread(self._samples.drop, scored, reason, step)
+        await self._drop(scored.entry, reason)
 
     def _watch_reward(self, scored: Scored) -> None:
         if self._watch is None:

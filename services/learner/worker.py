@@ -195,6 +195,7 @@ class LearnerWorker:
             await self._train(stop)
         finally:
             self._between_steps.set()
+        await self._pause_on_collapse()  # of groups that were read ahead
 
     async def _train(self, stop: asyncio.Event) -> None:
         self._recorder.lap("wait")
@@ -204,7 +205,13 @@ class LearnerWorker:
         # In the order of their prompts, not of their arrival: the same groups make the same step, bit for bit.
         batch.groups.sort(key=lambda scored: scored.entry.group)
         with step_span(batch.groups, self._trainer.step + 1) as span:
-            await self._take(batch, span, stop)
+            if self._trainer.step + 1 < self._settings.run.steps:
+                async with self._collector.ahead(batch):
+                    await self._take(batch, span, stop)
+            else:
+                await self._take(batch, span, stop)
+        if self._phase == FINISHED:
+            await self._collector.drop(self._collector.take(), "run_finished")
         self._activity = "waiting"
         await self._report_progress()
 

@@ -182,7 +182,8 @@ class Durable:
 
     async def checkpoint(self, stop: asyncio.Event) -> None:
         """Makes the state durable, then settles everything it contains."""
-        groups = {entry.group: step for entry, step in self._waiting.values()}
+        contained = dict(self._waiting)  # other entries of these groups may come meanwhile
+        groups = {entry.group: step for entry, step in contained.values()}
         kept, protected = self._settings.learner.checkpoints, await self._protected()
         meta = self._spent.as_meta()
         carried = await saved.Saved.collect(self._run, self._trainer.step)
@@ -198,9 +199,10 @@ class Durable:
         metrics.CHECKPOINTED.set_to_current_time()
         await self._written("trained_list", path, lambda: checkpoint.list_trained(path, groups), stop)
         self._trained |= groups
-        for entry, step in self._waiting.values():
+        for entry, step in contained.values():
             await self._consumer.end(entry, End.trained(step))
-        self._waiting.clear()
+        for name in contained:
+            del self._waiting[name]
         wanted, self._wanted = self._wanted, []
         for future in wanted:
             if not future.done():

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,10 +83,8 @@ async def test_lost_and_corrupt_arrays_are_dead_letters_that_give_their_tickets_
     redis: Redis, by_reference: Run, folder: Path, tmp_path: Path, model: Path, groups: list[Group]
 ) -> None:
     await put(by_reference, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[: GROUPS + 3])))
-    by_group = {
-        group.decode(): folder / key.decode()
-        for key, group in (await redis.hgetall(by_reference.keys.payloads)).items()  # type: ignore[misc]
-    }
+    recorded: Any = await redis.hgetall(by_reference.keys.payloads)
+    by_group = {group.decode(): folder / key.decode() for key, group in recorded.items()}
     vanished, torn, short, *_ = (by_group[name] for name in sorted(by_group))
     vanished.unlink()
     torn.write_bytes(bytes([torn.read_bytes()[0] ^ 1]) + torn.read_bytes()[1:])
