@@ -12,6 +12,11 @@ from shared.payloads.store import PayloadStore
 FOLDER = "payloads"  # in the run's folder
 
 
+def folder_of(settings: PayloadSettings, run_folder: Path) -> Path:
+    """Where the store folder of a run is."""
+    return run_folder / FOLDER if settings.folder is None else settings.folder / run_folder.name
+
+
 def make_store(settings: PayloadSettings, run_folder: Path) -> PayloadStore | None:
     """The store of a run; None where arrays stay in the entries of streams.
 
@@ -25,7 +30,7 @@ def make_store(settings: PayloadSettings, run_folder: Path) -> PayloadStore | No
     if settings.store == "stream":
         return None
     if settings.store == "folder":
-        folder = run_folder / FOLDER if settings.folder is None else settings.folder / run_folder.name
+        folder = folder_of(settings, run_folder)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:

@@ -3,14 +3,19 @@
 import argparse
 import asyncio
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from services.cli.arguments import add_run
 from services.cli.attached import attached
 from services.learner.checkpointing.checkpoint import trained_groups
+from shared.payloads.registry import folder_of, make_store
+from shared.payloads.settings import PayloadSettings
+from shared.payloads.store import PayloadStore
 from shared.process.exits import EXIT_FAILURE, EXIT_OK
 from shared.streams import audit as streams
 from shared.tracking import records
+from shared.tracking import settings as recorded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +44,8 @@ async def audit(name: str) -> dict[str, Any]:
         checkpoints = at.folder / records.CHECKPOINTS if at.folder else None
         if checkpoints is not None and not checkpoints.is_dir():
             checkpoints = None
-        found = await streams.audit(at.redis, at.run, partial(trained_groups, checkpoints) if checkpoints else None)
+        trained = partial(trained_groups, checkpoints) if checkpoints else None
+        found = await streams.audit(at.redis, at.run, trained, _store(at.folder) if at.folder else None)
         holders = await at.run.holders()
     ledger = found.ledger
     return {
@@ -59,3 +65,12 @@ async def audit(name: str) -> dict[str, Any]:
         "holders": holders,
         "problems": found.problems,
     }
+
+
+def _store(folder: Path) -> PayloadStore | None:
+    """The payload store of the run's last start; None where it has none, or a folder that is not on this machine."""
+    table = recorded.read(folder).get("payloads")
+    settings = PayloadSettings.model_validate(table or {})
+    if settings.store == "folder" and not folder_of(settings, folder).is_dir():
+        return None
+    return make_store(settings, folder)
