@@ -204,7 +204,7 @@ async def _produce(run: Run, arguments: argparse.Namespace) -> int:
     random, size = np.random.default_rng(0), 0
     for i in range((arguments.steps + 2) * arguments.groups):  # of the last step too the next one is read
         group = _group(i, arguments.tokens, random)
-        size = group.ByteSize()
+        size = int(group.ByteSize())
         await run.admit(i, group.prompt, tickets=1 << 20)
         reader = run.consumer(Stream.PROMPTS)
         (entry,) = await reader.read(1)
