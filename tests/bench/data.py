@@ -212,7 +212,7 @@ async def _produce(run: Run, arguments: argparse.Namespace) -> int:
         reader = run.consumer(Stream.ROLLOUTS)
         (entry,) = await reader.read(1)
         await reader.hand_over(entry, Stream.SCORED, entry.payload)
-    return size * arguments.groups
+    return size * int(arguments.groups)
 
 
 def _group(index: int, tokens: int, random: np.random.Generator) -> pb.TrajectoryGroup:
