@@ -17,7 +17,10 @@ RUN ?=
 PICTURES ?=
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: help demo test test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
+# What a test starts finds the bytecode of our modules, whatever the shell says: there are hundreds of such processes.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test tests test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -27,8 +30,9 @@ help:  ## What can be made, with a line each.
 demo: install  ## Trains the Countdown MoE through every service and prints what it reached.
 	$(BIN)/routershift run deploy/recipes/countdown.toml --set generation.engine=$(ENGINE) --set run.seed=$(SEED) $(FLAGS)
 
-test: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Lint, types and all tests.
-	$(MAKE) --no-print-directory lint
+test: lint tests  ## Lint, types and all tests; with --jobs=2, lint beside the tests.
+
+tests: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## All tests.
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.

@@ -1,10 +1,13 @@
 """The command line as a user has it: real processes, and proof that none is left."""
 
 import contextlib
+import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +59,36 @@ class Invocation:
 
 
 Start = Callable[..., Invocation]
+
+
+@contextlib.contextmanager
+def starting(folder: Path) -> Iterator[Start]:
+    """What starts `routershift ARGUMENTS` in a folder, without the settings of our own environment.
+
+    What is left of the commands at the end is killed.
+    """
+    started: list[Invocation] = []
+
+    def begin(*arguments: str, environment: dict[str, str] | None = None) -> Invocation:
+        mark = uuid.uuid4().hex
+        clean = {k: v for k, v in os.environ.items() if k != "REDIS_URL" and not k.startswith("ROUTERSHIFT_")}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli.main", *arguments],
+            cwd=folder,
+            env={**clean, **(environment or {}), **processes.marked(mark)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(Invocation(process, mark))
+        return started[-1]
+
+    try:
+        yield begin
+    finally:
+        for invocation in started:
+            processes.kill(invocation.mark)
+            invocation.process.communicate()
 
 
 def settings(**values: object) -> list[str]:

@@ -1,11 +1,14 @@
 """Runs a function of a test module on several ranks, each a process with the environment that torchrun gives it.
 
 `python -m tests.support.torchrun MODULE FUNCTION [ARGUMENT...]` is one rank: it calls FUNCTION(ranks, *arguments).
+Where the environment names no RANK, it forks all WORLD_SIZE of them.
 """
 
 import contextlib
 import importlib
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,14 +26,22 @@ QUIET = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PRO
 
 def run(size: int, function: Callable[..., Any], *arguments: object, timeout: float = 200) -> None:
     """Raises AssertionError, with what they wrote to stderr, where some rank fails or is not done in time."""
-    with started(size, function, *arguments) as processes:
-        end = time.monotonic() + timeout
-        wrote = []
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                wrote.append(process.communicate(timeout=max(0.0, end - time.monotonic()))[1])
-        codes = [process.poll() for process in processes]
-        assert codes == [0] * size, f"{function.__name__}: exit codes {codes}\n" + "\n".join(wrote)
+    environment = os.environ | QUIET | {"WORLD_SIZE": str(size)}
+    process = subprocess.Popen(
+        command(function, *arguments),
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    late = ""
+    try:
+        wrote = process.communicate(timeout=timeout)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        wrote, late = process.communicate()[1], f", not done within {timeout:.0f} s"
+    assert process.returncode == 0, f"{function.__name__} on {size} ranks{late}:\n{wrote}"
 
 
 @contextlib.contextmanager
@@ -40,12 +51,11 @@ def started(size: int, function: Callable[..., Any], *arguments: object) -> Iter
     processes = []
     try:
         for rank in range(size):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
             processes.append(
                 subprocess.Popen(
                     command(function, *arguments),
                     cwd=ROOT,
-                    env=os.environ | QUIET | {name: str(value) for name, value in environment.items()},
+                    env=os.environ | QUIET | _place(rank, size, port),
                     stderr=subprocess.PIPE,
                     text=True,
                 )
@@ -55,6 +65,12 @@ def started(size: int, function: Callable[..., Any], *arguments: object) -> Iter
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def _place(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank of itself."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    return {name: str(value) for name, value in names.items()}
 
 
 def command(function: Callable[..., Any], *arguments: object) -> list[str]:
@@ -83,7 +99,7 @@ def until(true: Callable[[], bool], timeout: float = 60) -> None:
         time.sleep(0.05)
 
 
-def main(module: str, function: str, *arguments: str) -> None:
+def one(module: str, function: str, *arguments: str) -> None:
     from services.learner.distributed.ranks import Ranks
 
     ranks = Ranks.open("cpu", _DEADLINE)
@@ -91,5 +107,27 @@ def main(module: str, function: str, *arguments: str) -> None:
     ranks.close()
 
 
+def _fork(place: dict[str, str], arguments: list[str]) -> None:
+    os.environ |= place
+    one(*arguments)
+
+
+def all_of_them(size: int, module: str, *arguments: str) -> int:
+    """Forks the ranks once torch and the module are imported, which takes longer than most of what they do."""
+    importlib.import_module(module)
+    port, context = free_port(), multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=_fork, args=(_place(rank, size, port), [module, *arguments])) for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return max(abs(process.exitcode or 0) for process in ranks)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if "RANK" in os.environ:
+        one(*sys.argv[1:])
+    else:
+        sys.exit(all_of_them(int(os.environ["WORLD_SIZE"]), *sys.argv[1:]))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.generation.engines.base import Files
+from services.generation.engines.base import Engine, Files
 from shared.errors import InvalidInputError
-from tests.support.engines import PROMPT, MakeEngine, params, publish, started
+from tests.support.engines import PROMPT, MakeEngine, params, publish, restored, started
 from tests.support.models import EOS
 from tests.support.reference import Reference, check
 
@@ -62,7 +62,12 @@ async def test_a_folder_that_lacks_what_its_model_has_is_refused(
 
 @pytest.mark.parametrize("named", ["norm.weight", "down_proj.weight"])
 async def test_weights_that_overflow_are_refused_and_the_old_ones_serve_on(
-    make_engine: MakeEngine, folders: dict[str, Path], references: dict[str, Reference], tmp_path: Path, named: str
+    make_engine: MakeEngine,
+    engine: Engine,
+    folders: dict[str, Path],
+    references: dict[str, Reference],
+    tmp_path: Path,
+    named: str,
 ) -> None:
     """Each number of them is finite. Samples that run go on, on the weights that they began with."""
     tensors = load_file(folders["B"] / "model.safetensors")
@@ -71,10 +76,9 @@ async def test_weights_that_overflow_are_refused_and_the_old_ones_serve_on(
             tensors[name] = tensors[name].sign() * 3e38
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     sampling = params(n=12, temperature=0.9, max_tokens=200)
-    async with started(make_engine(folders["A"])) as engine:
-        for version, name in enumerate("AB"):
-            if version:
-                await publish(engine, folders[name])
+    async with restored(engine, folders["A"]):
+        for name in "AB":
+            version = await publish(engine, folders[name])
             running = asyncio.create_task(engine.generate(PROMPT, sampling))
             stream = engine.stream(PROMPT, params(temperature=0.0, max_tokens=100))
             await anext(stream)
@@ -88,7 +92,7 @@ async def test_weights_that_overflow_are_refused_and_the_old_ones_serve_on(
             check(sample, PROMPT, params(), {version: references[name]})
     for file in ("config.json", "generation_config.json"):
         shutil.copy(folders["B"] / file, tmp_path)
-    engine = make_engine(tmp_path)
+    refused = make_engine(tmp_path)
     with pytest.raises(InvalidInputError, match="finite"):
-        await engine.start()
-    await engine.close()
+        await refused.start()
+    await refused.close()

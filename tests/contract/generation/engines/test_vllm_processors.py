@@ -13,6 +13,7 @@ from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
 from shared.errors import PreconditionError
 from tests.bench.parity import PROMPT, SAMPLING, Reference, measure
+from tests.support.parity import check_parity
 from tests.support.processors import LIBRARIES, pretend
 
 pytestmark = [
@@ -25,12 +26,7 @@ pytestmark = [
 @pytest.mark.parametrize("level", LIBRARIES)
 async def test_float32_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str, family: str) -> None:
     pretend(level, monkeypatch)
-    found = await measure(family, tmp_path)
-    for exactness in (found.before, found.after_update):
-        assert exactness is not None
-        assert exactness.same_topk == 1
-        assert exactness.max_logprob_error < 2e-4
-        assert exactness.max_logit_error < 3e-4
+    check_parity(family, await measure(family, tmp_path))
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
