@@ -1,5 +1,7 @@
 """What callers ask for, as Python has it, and the messages that carry it."""
 
+import dataclasses
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -85,7 +87,7 @@ def _item(prompt: str, response: Response, reference: Struct) -> rew.ScoreItem:
         return item
     if not isinstance(response, Completion):
         try:
-            messages = [gen.ChatMessage(**message) for message in response]
+            messages = _messages(_listed(response))
         except (TypeError, ValueError) as error:
             raise InvalidInputError(
                 f"response of type {type(response).__name__}: {error}; expected text, a completion or messages of role "
@@ -106,7 +108,37 @@ def _item(prompt: str, response: Response, reference: Struct) -> rew.ScoreItem:
 def _fill(request: gen.GenerateRequest, prompt: Any) -> None:
     if isinstance(prompt, str):
         request.text = prompt
-    elif len(prompt) > 0 and isinstance(prompt[0], Mapping):
-        request.chat.messages.extend(gen.ChatMessage(**message) for message in prompt)
+        return
+    parts = _listed(prompt)
+    if parts and not isinstance(parts[0], numbers.Number | str):
+        request.chat.messages.extend(_messages(parts))
     else:
-        request.token_ids.ids.extend(prompt.tolist() if isinstance(prompt, np.ndarray) else prompt)
+        request.token_ids.ids.extend(parts)
+
+
+def _listed(value: Any) -> list[Any]:
+    """A sequence of Python, or an array, column or row of numpy, pandas, pyarrow or torch, as a list."""
+    for name in ("tolist", "as_py"):
+        if callable(convert := getattr(value, name, None)):
+            value = convert()
+    return list(value)
+
+
+def _messages(values: list[Any]) -> list[gen.ChatMessage]:
+    """Raises TypeError or ValueError for what is no message of role and content."""
+    return [gen.ChatMessage(**_as_mapping(value)) for value in values]
+
+
+def _as_mapping(message: Any) -> dict[str, Any]:
+    """A table, or an object that gives its fields as one: of pydantic, as openai's messages are, pyarrow or pandas.
+
+    Such objects, and tables with a column for each key of any message, hold None for what a message does not have.
+    """
+    for name in ("model_dump", "as_py", "to_dict"):
+        if callable(convert := getattr(message, name, None)):
+            message = convert()
+    if dataclasses.is_dataclass(message) and not isinstance(message, type):
+        message = dataclasses.asdict(message)
+    if not isinstance(message, Mapping):
+        raise TypeError(f"a message is of type {type(message).__name__}")
+    return {key: value for key, value in message.items() if value is not None}

@@ -137,3 +137,46 @@ def test_responses_that_leave_no_room_are_the_fault_of_no_row(model: Path, tmp_p
 def test_variables_of_a_template_that_are_not_the_recipes_are_refused(name: str, value: Any, said: str) -> None:
     with pytest.raises(ValidationError, match=f"{name} = .* would have no effect: .*{said}.*; take it out"):
         TrainSettings.model_validate(source("a.jsonl", template_kwargs={name: value}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (
+            {"filter": "answer > 5"}, "7",
+            "column answer, is '7': text, which data.train.0.filter uses with a number ('>' not supported between "
+            "instances of 'str' and 'int'); make it a number, as by answer | float, or put the other side in quotes",
+        ),
+        (
+            {"filter": "answer >= '5'"}, 7,
+            "column answer, is 7: a number, which data.train.0.filter uses with text ('>=' not supported between "
+            "instances of 'int' and 'str'); make it text, as by answer | string",
+        ),
+        ({"filter": "0 < answer"}, None, "column answer, is None: nothing, which data.train.0.filter uses with a num"),
+        ({"filter": "info.n > answer"}, 7, "column info.n, is '1': text, which data.train.0.filter uses with a number"),
+        ({"filter": "row['info']['n'] > 0"}, 7, "make it a number, as by row.info.n | float"),
+        ({"filter": "(question, 1) | sort"}, 7, "column question, is 'q0': text, which data.train.0.filter uses with"),
+        ({"filter": "answer < 9"}, [7], "column answer, is [7]: a list, which data.train.0.filter uses with a number"),
+        ({"filter": "answer < 9"}, {"n": 7}, "as by answer.KEY"),
+        (
+            {"columns": {"prompt": "question", "reference": "{{ answer - 1 }}"}}, "7",
+            "column answer, is '7': text, which data.train.0.columns.reference uses with a number",
+        ),
+        (
+            {"filter": "answer * 1.5 > 2"}, "7",
+            "column answer, is '7': data.train.0.filter cannot use it: can't multiply sequence by non-int of type",
+        ),
+    ],
+)  # fmt: skip
+def test_what_an_expression_cannot_compute_names_row_column_value_and_fix(
+    model: Path, tmp_path: Path, keys: dict[str, Any], value: Any, said: str
+) -> None:
+    rows = [{"question": f"q{i}", "answer": value, "info": {"n": "1"}} for i in range(3)]
+    table = source(write_jsonl(tmp_path / "a.jsonl", rows)) | keys
+    report = check(settings(model, [table]), model)
+    (fault,) = report.train[0].faults()
+    assert str(fault).startswith(f"{tmp_path}/a.jsonl row 1, column ")
+    assert said in str(fault)
+    assert any(fix in str(fault) for fix in ("; mend ", "; make it ", "; fill it", "; take what"))
+    assert "\n" not in str(fault)
+    assert len(fault.rows) == 3
