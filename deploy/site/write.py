@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from deploy.site import commands, metrics, protocol, verifiers
+from deploy.site import commands, environments, metrics, protocol, verifiers
 from services.cli.commands import settings
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 PAGES = {
     "commands.md": commands.page,
+    "environments.md": environments.page,
     "metrics.md": metrics.page,
     "protocol.md": protocol.page,
     "settings.md": settings.page,

@@ -8,7 +8,7 @@ import pytest
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
 
-@pytest.mark.parametrize("page", ["commands.md", "metrics.md", "settings.md", "verifiers.md"])
+@pytest.mark.parametrize("page", ["commands.md", "metrics.md", "settings.md", "verifiers.md", "environments.md"])
 def test_every_row_says_what_it_is(page: str) -> None:
     rows = [line for line in (REFERENCE / page).read_text().splitlines() if line.startswith("| `")]
     assert len(rows) > 30

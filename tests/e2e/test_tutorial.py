@@ -1,23 +1,42 @@
-"""The tutorial does what it says, from its package to a trained model, with fewer steps."""
+"""The tutorials do what they say, from their files to a trained model, with fewer steps."""
 
 import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support.command import settings
 from tests.support.pages import ROOT, follow
+from tests.support.shell import called, shell
 
-PAGE = ROOT / "docs" / "tutorials" / "train-your-own.md"
 
+@pytest.mark.parametrize(
+    ("page", "recipe", "run", "task"),
+    [
+        ("train-your-own", "no-products.toml", "test", "no_products"),
+        ("agent-with-a-tool", "agent.toml", "agent", "data"),
+    ],
+)
+def test_tutorial(tmp_path: Path, page: str, recipe: str, run: str, task: str) -> None:
+    environment = follow(ROOT / f"docs/tutorials/{page}.md", tmp_path)
 
-def test_train_your_own(tmp_path: Path) -> None:
-    environment = follow(PAGE, tmp_path)
-    few = settings(run__steps=2, run__groups_per_step=16)
-    command = ["routershift", "run", "no-products.toml", *few]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240
+    def routershift(*arguments: str) -> str:
+        command = ["routershift", *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=240
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    few = settings(
+        run__id=run, run__steps=2, run__groups_per_step=16, environments__port=0, environments__metrics_port=0
     )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert (summary["task"], summary["steps"]) == ("no_products", 2)
+    summary = json.loads(routershift("run", recipe, *few).splitlines()[-1])
+    assert (summary["task"], summary["steps"]) == (task, 2)
     assert summary["trajectories_trained"] == 2 * 16 * 8
+    if page == "agent-with-a-tool":
+        assert summary["turns_before"] > 1
+        commands = called(shell(ROOT / f"docs/tutorials/{page}.md"), "routershift")
+        for words in (words for words in commands if words[0] == "rollouts"):
+            assert "tool" in routershift(*words)

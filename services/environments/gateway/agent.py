@@ -28,7 +28,7 @@ class AgentEnvironment(Environment):
 
     name = "agent"
     version = "1"
-    description = "Episodes that agents claim and play over the OpenAI API."
+    description = "episodes that agents claim and play over the OpenAI API"
     Settings: ClassVar[type[EnvironmentSettings]] = AgentSettings
     settings: AgentSettings
 
