@@ -21,8 +21,10 @@ class TextStream:
     one byte that fits nothing makes every byte of the run a replacement character.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, with_special: bool = False) -> None:
+        """Args: with_special: whether special tokens are text too."""
         self._tokenizer = tokenizer
+        self._skips = not with_special
         self._special = special_ids(tokenizer)
         self._in_run = False  # the last token that is text is a byte, special tokens left out
         self._tokens: list[int] = []  # those of the last text, then those without a text
@@ -30,7 +32,7 @@ class TextStream:
         self._next_look = 0  # tokens without a text at which to look again
 
     def add(self, tokens: list[int], *, last: bool) -> str:
-        """The text that these tokens add, without special tokens; with all that is left where they are the last."""
+        """The text that these tokens add; with all that is left where they are the last."""
         self._tokens += tokens
         for token in tokens:
             if token not in self._special and (name := self._tokenizer.id_to_token(token)) is not None:
@@ -49,7 +51,7 @@ class TextStream:
         return text[len(before) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skips))
 
 
 def pieces(tokenizer: Tokenizer | None, tokens: Sequence[int]) -> tuple[str, ...]:

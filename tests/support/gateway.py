@@ -26,7 +26,9 @@ from services.environments.playing.limits import EpisodeLimits
 from services.environments.playing.player import Player
 from services.environments.playing.rendering import Rendering
 from services.environments.registry import make_environments
+from services.environments.tool_calls.base import Parser
 from services.environments.tool_calls.hermes import HermesParser
+from shared.models.detokenizer import TextStream
 from shared.models.tokenizer import backend, load_tokenizer
 from shared.settings import AccessSettings, ServerSettings
 from tests.support.models import save_model
@@ -53,9 +55,9 @@ _FAVOUR = 2.0  # times the logits of what it says often: with a spread of 4, tha
 LAYOUT = RouterLayout((0, 1, 2), 8, 2, ScoreFunction.SOFTMAX)
 
 
-def save_tokenizer(folder: Path, template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+def save_tokenizer(folder: Path, template: str = TEMPLATE, special: Sequence[str] = SPECIAL) -> PreTrainedTokenizerFast:
     tokens = byte_level()
-    tokens.add_special_tokens(SPECIAL)
+    tokens.add_special_tokens(list(special))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|im_end|>")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
@@ -116,8 +118,8 @@ class Scripted:
         self, prompt: Sequence[int], *, return_router: bool = False, **sampling: Unpack[Sampling]
     ) -> AsyncIterator[Completion]:
         for whole in await self.generate(prompt, return_router=return_router, **sampling):
-            texts = [self.tokens.decode([token]) for token in whole.token_ids]
-            last = len(texts) - 1
+            decoded, last = TextStream(self.tokens), len(whole.token_ids) - 1
+            texts = [decoded.add([int(token)], last=t == last) for t, token in enumerate(whole.token_ids)]
             for t, text in enumerate(texts):
                 yield Completion(
                     index=whole.index,
@@ -163,6 +165,7 @@ async def served(
     model: Path,
     access: AccessSettings | None = None,
     limits: EpisodeLimits | None = None,
+    parser: Parser | None = None,
     **settings: Any,
 ) -> AsyncIterator[tuple[str, Gateway]]:
     """The address of one, as in http://127.0.0.1:8000, and what answers there."""
@@ -174,7 +177,7 @@ async def served(
         longest=LONGEST,
         max_tokens=200,
         policy=policy,
-        parser=HermesParser(),
+        parser=parser or HermesParser(),
         limits=limits or EpisodeLimits(),
         environments=make_environments({"helper": {"kind": "agent"}}),
     )

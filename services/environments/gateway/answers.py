@@ -11,6 +11,7 @@ import numpy as np
 from routershift.trajectory import Completion, FinishReason
 from services.environments.base import ToolCall
 from services.environments.gateway.model import Texts
+from services.environments.tool_calls.tagged import overlap
 from shared.errors import UnavailableError
 
 # What the alternatives of a token have where truncation left fewer: see `TopLogprobs`.
@@ -38,14 +39,9 @@ class Stops:
         if ends:
             self._is_over, self._waiting = True, ""
             return whole[: min(ends)]
-        held = 0 if last else max((_overlap(whole, stop) for stop in self._stops), default=0)
+        held = 0 if last else max((overlap(whole, stop) for stop in self._stops), default=0)
         told, self._waiting = whole[: len(whole) - held], whole[len(whole) - held :]
         return told
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text a stop text may begin with."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 def finish(completion: Completion) -> str:

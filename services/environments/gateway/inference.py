@@ -9,12 +9,13 @@ import numpy as np
 
 from routershift.client.requests import Sampling
 from routershift.trajectory import Completion
-from services.environments.base import ToolCall
 from services.environments.gateway import answers
 from services.environments.gateway.errors import ApiError, unsupported
 from services.environments.gateway.model import Policy, Texts
+from services.environments.gateway.reply import Delta, Reply
 from services.environments.gateway.schema import ChatRequest, CompletionRequest
 from services.environments.tool_calls.base import Parser
+from shared.models.detokenizer import TextStream
 
 CHAT, CHAT_CHUNK, TEXT = "chat.completion", "chat.completion.chunk", "text_completion"
 
@@ -107,7 +108,9 @@ class Inference:
         completions = await self._sample(turn)
         choices = []
         for completion in completions:
-            message, reason = self._message(request, completion, turn.stop)
+            reply, source = self._reply(request, turn)
+            reply.add(source.piece(completion, True), last=True)
+            message, reason = reply.message, _reason(reply, completion)
             turn.record(completion, message)
             choice = {"index": completion.index, "message": message, "finish_reason": reason}
             choice["logprobs"] = answers.chat_logprobs(self._texts, completion) if request.logprobs else None
@@ -143,11 +146,10 @@ class Inference:
         return made | {"choices": choices, "usage": _usage(turns, completions)}
 
     async def chat_stream(self, request: ChatRequest, turn: Turn) -> AsyncIterator[dict[str, Any]]:
-        """Chunks of a turn, those of n responses interleaved. With tools, a response comes when it is whole: until then
-        nobody knows whether it is a call."""
+        """Chunks of a turn, those of n responses interleaved: content as it comes, and each call when it is whole."""
         identity = answers.new_id("chatcmpl")
         whole: dict[int, Completion] = {}
-        stops: dict[int, answers.Stops] = {}
+        replies: dict[int, tuple[Reply, _Source]] = {}
 
         def chunk(index: int, delta: Mapping[str, Any], reason: str | None, version: int | None) -> dict[str, Any]:
             choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
@@ -156,25 +158,19 @@ class Inference:
         async for piece in self._pieces(turn):
             index, version = piece.index, answers.version_of(piece)
             if index not in whole:
+                replies[index] = self._reply(request, turn)
                 first = chunk(index, {"role": "assistant", "content": ""}, None, version)
                 if request.return_token_ids:
                     first["prompt_token_ids"] = list(turn.token_ids)
                 yield first
             whole[index] = so_far = joined(whole.get(index), piece)
+            reply, source = replies[index]
             is_last = piece.finish_reason is not None
+            delta = _delta(reply, reply.add(source.piece(piece, is_last), last=is_last))
             reason = None
-            delta: dict[str, Any] = {}
             if is_last:
-                message, reason = self._message(request, so_far, turn.stop)
-                turn.record(so_far, message)
-            if not request.calls_tools:
-                text = stops.setdefault(index, answers.Stops(turn.stop)).add(piece.text, last=is_last)
-                delta = {"content": text} if text else {}
-            elif is_last:
-                delta = {"content": message["content"]} if message["content"] else {}
-                calls = message.get("tool_calls", ())
-                if calls:
-                    delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(calls)]
+                reason = _reason(reply, so_far)
+                turn.record(so_far, reply.message)
             told = chunk(index, delta, None, version)
             if request.logprobs:
                 told["choices"][0]["logprobs"] = answers.chat_logprobs(self._texts, piece)
@@ -221,27 +217,46 @@ class Inference:
     def _pieces(self, turn: Turn) -> AsyncIterator[Completion]:
         return self._policy.stream(turn.token_ids, return_router=turn.return_router, **turn.sampling)
 
-    def _message(self, request: ChatRequest, completion: Completion, stop: Sequence[str]) -> tuple[dict[str, Any], str]:
-        """The assistant's message, and how it ended."""
-        reason = answers.finish(completion)
-        message: dict[str, Any] = {"role": "assistant", "refusal": None}
-        calls: Sequence[ToolCall] = ()
-        content = answers.Stops(stop).add(completion.text, last=True)
-        if request.calls_tools and self._parser is not None:
-            is_plain = not self._parser.needs_special_tokens
-            parsed = self._parser.parse(
-                completion.text if is_plain else self._texts.decode(completion.token_ids.tolist())
-            )
-            # One that is malformed is told as the text that it is, with the whole turn: this API has no such call.
-            if parsed.tool_calls and not any(call.error for call in parsed.tool_calls):
-                content, calls = parsed.content, parsed.tool_calls
-                message["tool_calls"] = answers.calls_of(calls)
-        message["content"] = content if content or not calls else None
-        return message, "tool_calls" if calls and reason == "stop" else reason
+    def _reply(self, request: ChatRequest, turn: Turn) -> tuple[Reply, "_Source"]:
+        """An empty message, and what gives the text that it is made of."""
+        parser = self._parser
+        # A form of channels is read without tools too: its headers are no content.
+        if parser is None or not (request.calls_tools or parser.needs_special_tokens):
+            return Reply(None, False, turn.stop), _Source(None)
+        reader = parser.reader(tools=tools_of(request) or ())
+        stream = self._texts.stream() if parser.needs_special_tokens else None
+        return Reply(reader, request.calls_tools, turn.stop), _Source(stream)
 
     def _head(self, kind: str, prefix: str, completions: Sequence[Completion]) -> dict[str, Any]:
         versions = [version for completion in completions if (version := answers.version_of(completion)) is not None]
         return answers.head(kind, answers.new_id(prefix), self._model, max(versions, default=None))
+
+
+class _Source:
+    """The text of a response: its own, or where the form of its calls is written in special tokens, that with them."""
+
+    def __init__(self, stream: TextStream | None) -> None:
+        self._stream = stream
+
+    def piece(self, piece: Completion, is_last: bool) -> str:
+        if self._stream is None:
+            return piece.text
+        return self._stream.add(piece.token_ids.tolist(), last=is_last)
+
+
+def _reason(reply: Reply, completion: Completion) -> str:
+    reason = answers.finish(completion)
+    return "tool_calls" if reply.calls and reason == "stop" else reason
+
+
+def _delta(reply: Reply, new: Delta) -> dict[str, Any]:
+    made: dict[str, Any] = {"content": new.content} if new.content else {}
+    if new.thoughts:
+        made["reasoning_content"] = new.thoughts
+    if new.calls:
+        first = reply.calls - len(new.calls)
+        made["tool_calls"] = [{"index": first + i, **call} for i, call in enumerate(new.calls)]
+    return made
 
 
 def joined(so_far: Completion | None, piece: Completion) -> Completion:

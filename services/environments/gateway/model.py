@@ -9,6 +9,7 @@ from routershift.trajectory import Completion
 from routershift.v1 import generation_pb2 as gen
 from shared.errors import InvalidInputError
 from shared.models.chat import ChatTemplate
+from shared.models.detokenizer import TextStream
 from shared.models.tokenizer import CHARACTERS_PER_TOKEN, backend, encode, load_tokenizer, special_texts
 
 
@@ -52,6 +53,10 @@ class Texts:
     def decode(self, token_ids: Sequence[int]) -> str:
         """With special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+
+    def stream(self) -> TextStream:
+        """Decodes a response that comes in pieces, with special tokens."""
+        return TextStream(self._tokenizer, with_special=True)
 
     def piece(self, token: int) -> str:
         """The text of one token by itself; of some bytes of a character, it has a replacement character."""

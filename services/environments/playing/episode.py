@@ -175,7 +175,7 @@ class Episode:
         said = completion.text
         if self._rules.parser.needs_special_tokens:
             said = self._rules.rendering.decode(completion.token_ids.tolist())
-        calls = self._rules.parser.parse(said, self._calls).tool_calls
+        calls = self._rules.parser.parse(said, self._calls, self._tools).tool_calls
         self._calls += len(calls)
         return calls
 

@@ -20,10 +20,10 @@ class EpisodeLimits(Table):
     episode_seconds: float = Field(
         1800.0, gt=0, description="deadline of an episode, from its beginning to the end of its last turn"
     )
-    tool_calls: Literal["auto", "hermes", "harmony", "deepseek"] = Field(
+    tool_calls: Literal["auto", "hermes", "harmony", "deepseek", "qwen3_coder", "glm"] = Field(
         "auto",
-        description="form in which the model writes calls of tools: that of Hermes and Qwen, of GPT-OSS, or of "
-        'DeepSeek; "auto": the one that its chat template shows',
+        description="form in which the model writes calls of tools: that of Hermes and Qwen, of GPT-OSS, of DeepSeek, "
+        'of Qwen3-Coder, or of GLM; "auto": the one that its chat template shows',
     )
     attempts: int = Field(
         3,

@@ -2,6 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +23,36 @@ class Parsed:
     thoughts: str = ""  # where the form keeps them apart; else they are in the content
 
 
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """Text of a channel for thoughts."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that is whole, or what was begun as one."""
+
+    call: ToolCall
+    written: str  # as the model wrote it
+
+
+Piece = str | Thought | Call
+
+
+class Reader(ABC):
+    """Reads one turn of the model as it comes. However that is cut, the pieces add up to the same."""
+
+    @abstractmethod
+    def add(self, text: str, *, last: bool = False) -> list[Piece]:
+        """What is known with this text: content as soon as it is no beginning of a tag, and calls when they are whole.
+
+        Args:
+            last: whether the turn ends with it. Then nothing is held back.
+        """
+
+
 class Parser(ABC):
     """Reads one form. Stateless; never raises, whatever the model writes."""
 
@@ -29,13 +60,26 @@ class Parser(ABC):
     needs_special_tokens: ClassVar[bool] = False  # whether the form is written in them
 
     @abstractmethod
-    def parse(self, text: str, first: int = 0) -> Parsed:
-        """The calls of one turn. One that is malformed is a call with an `error`, for the model to read.
+    def reader(self, first: int = 0, tools: Sequence[Mapping[str, Any]] = ()) -> Reader:
+        """What reads one turn.
+
+        Args:
+            first: number of the first call: ids are call_<number>, unique in an episode where it counts on.
+            tools: the functions that there are, as chat templates read them: forms that write values without types take
+                them from there.
+        """
+
+    def parse(self, text: str, first: int = 0, tools: Sequence[Mapping[str, Any]] = ()) -> Parsed:
+        """A whole turn. A call that is malformed is one with an `error`, for the model to read.
 
         Args:
             text: what the model wrote, with special tokens where `needs_special_tokens`.
-            first: number of the first call: ids are call_<number>, unique in an episode where it counts on.
+            first, tools: as `reader`.
         """
+        pieces = self.reader(first, tools).add(text, last=True)
+        content = "".join(piece for piece in pieces if isinstance(piece, str)).strip()
+        thoughts = "".join(piece.text for piece in pieces if isinstance(piece, Thought))
+        return Parsed(content, tuple(piece.call for piece in pieces if isinstance(piece, Call)), thoughts)
 
 
 def call(number: int, name: object, arguments: object) -> ToolCall:

@@ -5,9 +5,12 @@ V3 and R1 write `function<｜tool▁sep｜>NAME`, a new line and the arguments i
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from services.environments.base import ToolCall
-from services.environments.tool_calls.base import MOST_CALLS, Parsed, Parser, call, malformed
+from services.environments.tool_calls.base import Parser, Reader, call, malformed
+from services.environments.tool_calls.tagged import IN_STRING, TaggedReader
 
 _ALL_BEGIN, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _BEGIN, _SEPARATOR, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
@@ -20,21 +23,19 @@ class DeepSeekParser(Parser):
 
     name = "deepseek"
 
-    def parse(self, text: str, first: int = 0) -> Parsed:
-        calls: list[ToolCall] = []
-        at = text.find(_BEGIN)
-        content = text if at < 0 else text[:at]
-        content = content.replace(_ALL_BEGIN, "").replace(_ALL_END, "").strip()
-        while at >= 0 and len(calls) < MOST_CALLS:
-            start = at + len(_BEGIN)
-            end = text.find(_END, start)
-            number = first + len(calls)
-            if end < 0:
-                calls.append(malformed(number, f"the call does not end; {_FORM}"))
-                break
-            calls.append(_one(text[start:end], number))
-            at = text.find(_BEGIN, end)
-        return Parsed(content, tuple(calls))
+    def reader(self, first: int = 0, tools: Sequence[Mapping[str, Any]] = ()) -> Reader:
+        return _DeepSeekReader(first)
+
+
+class _DeepSeekReader(TaggedReader):
+    begin, end = _BEGIN, _END
+    ignored = (_ALL_BEGIN, _ALL_END)
+    outside, inside = re.compile(f'(?P<quote>")|{_END}'), IN_STRING
+
+    def _one(self, inner: str, number: int, is_whole: bool) -> ToolCall:
+        if not is_whole:
+            return malformed(number, f"the call does not end; {_FORM}")
+        return _one(inner, number)
 
 
 def _one(inner: str, number: int) -> ToolCall:

@@ -1,7 +1,12 @@
 """The form of Hermes, Qwen2.5 and Qwen3: <tool_call>{"name": ..., "arguments": {...}}</tool_call>."""
 
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from services.environments.base import ToolCall
-from services.environments.tool_calls.base import MOST_CALLS, Parsed, Parser, call, malformed, reason
+from services.environments.tool_calls.base import Parser, Reader, call, malformed, reason
+from services.environments.tool_calls.tagged import IN_STRING, TaggedReader
 from shared import strict_json
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
@@ -13,33 +18,27 @@ class HermesParser(Parser):
 
     name = "hermes"
 
-    def parse(self, text: str, first: int = 0) -> Parsed:
-        content: list[str] = []
-        calls: list[ToolCall] = []
-        at = 0
-        while len(calls) < MOST_CALLS and (begin := text.find(_BEGIN, at)) >= 0:
-            content.append(text[at:begin])
-            made, at = _one(text, begin + len(_BEGIN), first + len(calls))
-            calls.append(made)
-        content.append(text[at:])
-        return Parsed("".join(content).strip(), tuple(calls))
+    def reader(self, first: int = 0, tools: Sequence[Mapping[str, Any]] = ()) -> Reader:
+        return _HermesReader(first)
 
 
-def _one(text: str, start: int, number: int) -> tuple[ToolCall, int]:
-    """The call whose JSON begins there, and the index behind its end."""
-    while start < len(text) and text[start].isspace():
-        start += 1
+class _HermesReader(TaggedReader):
+    begin, end = _BEGIN, _END
+    outside, inside = re.compile(f'(?P<quote>")|{_END}'), IN_STRING
+
+    def _one(self, inner: str, number: int, is_whole: bool) -> ToolCall:
+        return _one(inner, number, is_whole)
+
+
+def _one(inner: str, number: int, is_whole: bool) -> ToolCall:
+    text = inner.strip()
     try:
-        value, at = strict_json.parse_prefix(text, start)
+        value, at = strict_json.parse_prefix(text)
     except (ValueError, RecursionError) as error:
-        end = text.find(_END, start)
-        if end < 0:
-            return malformed(number, f"the call does not end: {reason(error)}; {_FORM}"), len(text)
-        return malformed(number, f"the call is no JSON: {reason(error)}; {_FORM}"), end + len(_END)
-    end = text.find(_END, at)
-    behind = len(text) if end < 0 else end + len(_END)
-    if text[at : end if end >= 0 else None].strip():
-        return malformed(number, f"the call has something behind its JSON; {_FORM}"), behind
+        what = "is no JSON" if is_whole else "does not end"
+        return malformed(number, f"the call {what}: {reason(error)}; {_FORM}")
+    if text[at:]:
+        return malformed(number, f"the call has something behind its JSON; {_FORM}")
     if not isinstance(value, dict) or "name" not in value:
-        return malformed(number, f"the call has no name; {_FORM}"), behind
-    return call(number, value["name"], value.get("arguments", {})), behind
+        return malformed(number, f"the call has no name; {_FORM}")
+    return call(number, value["name"], value.get("arguments", {}))

@@ -2,14 +2,19 @@
 
 from services.environments.tool_calls.base import Parser
 from services.environments.tool_calls.deepseek import DeepSeekParser
+from services.environments.tool_calls.glm import GlmParser
 from services.environments.tool_calls.harmony import HarmonyParser
 from services.environments.tool_calls.hermes import HermesParser
+from services.environments.tool_calls.qwen3_coder import Qwen3CoderParser
 from shared.errors import InvalidInputError
 from shared.names import did_you_mean
 
 AUTO = "auto"
 
-_PARSERS: dict[str, Parser] = {parser.name: parser for parser in (HermesParser(), HarmonyParser(), DeepSeekParser())}
+_PARSERS: dict[str, Parser] = {
+    parser.name: parser
+    for parser in (HermesParser(), HarmonyParser(), DeepSeekParser(), Qwen3CoderParser(), GlmParser())
+}
 
 FORMS = (AUTO, *_PARSERS)
 
@@ -33,7 +38,7 @@ def make_parser(name: str, template: str | None) -> Parser | None:
         return _PARSERS[HarmonyParser.name]
     if "tool▁call▁begin" in shown:
         return _PARSERS[DeepSeekParser.name]
-    # Others write another form between the same tags: Qwen3-Coder <function=, GLM <arg_key>.
-    if "<tool_call>" in shown and "<function=" not in shown and "<arg_key>" not in shown:
-        return _PARSERS[HermesParser.name]
+    if "<tool_call>" in shown:  # three forms have this tag
+        within = {"<function=": Qwen3CoderParser.name, "<arg_key>": GlmParser.name}
+        return _PARSERS[next((name for tag, name in within.items() if tag in shown), HermesParser.name)]
     return None
