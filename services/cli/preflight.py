@@ -20,6 +20,7 @@ from services.curriculum.data.usable import Room, check_responses
 from services.environments.registry import make_environments
 from services.generation.engines.torch import limits as torch
 from services.generation.engines.vllm import limits as vllm
+from services.planner.model import read
 from services.reward.verifiers.registry import AnyVerifier
 from shared.errors import (
     InvalidInputError,
@@ -115,7 +116,7 @@ def _limits(recipe: Recipe) -> str:
         vllm.refuse(folder, config, chosen.vllm, limits, on_cpu=False)  # see `machine` for what it is here
         vllm.refuse_training(config)
         if length is not None:
-            memory.check_kv_cache(recipe, memory.read(folder), length, source)
+            memory.check_kv_cache(recipe, read(folder), length, source)
     return f"{chosen.engine} can serve the model" + (f", {length} tokens a sequence" if length else "")
 
 

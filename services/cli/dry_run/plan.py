@@ -10,6 +10,7 @@ from services.cli.machine import device_bytes
 from services.cli.preflight import CHECKS, longest
 from services.cli.recipe import Recipe
 from services.cli.sizes import in_words
+from services.planner.model import Model, read
 from shared.errors import NotFoundError, RouterShiftError
 from shared.models.folder import INDEX
 from shared.models.layout import layout_of_folder
@@ -98,7 +99,7 @@ def _checked(name: str, recipe: Recipe, check: Callable[[Recipe], str]) -> Line:
 
 
 def _sizes(recipe: Recipe, folder: Path, prompts: Prompts) -> Iterator[Line]:
-    model = memory.read(folder)
+    model = read(folder)
     longest_prompt = max(prompts.lengths, default=0)
     yield Line("", "model", f"{model.parameters:,} parameters of {model.width} bytes in {folder}")
     yield from _lengths(recipe, model, longest_prompt)
@@ -109,7 +110,7 @@ def _sizes(recipe: Recipe, folder: Path, prompts: Prompts) -> Iterator[Line]:
     yield from _devices(parts, recipe.generation.vllm.gpu_memory_utilization)
 
 
-def _lengths(recipe: Recipe, model: memory.Model, longest_prompt: int) -> Iterator[Line]:
+def _lengths(recipe: Recipe, model: Model, longest_prompt: int) -> Iterator[Line]:
     room, source = longest(recipe, model.text)
     if room is None:
         return

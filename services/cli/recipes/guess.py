@@ -25,6 +25,7 @@ from services.curriculum.data.usable import Judge
 from services.generation.engines.torch import limits as torch_engine
 from services.generation.engines.vllm import limits as vllm
 from services.generation.settings import GenerationSettings
+from services.planner.model import read
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError
 from shared.models.folder import read_json
 from shared.models.layout import layout_of_folder, text_config
@@ -250,7 +251,7 @@ def _sizes(made: Guess, folder: Path) -> None:
     if tickets > recipe.streams.max_bytes:
         made.settings["streams.max_bytes"] = _power_of_two(tickets)
         made.reasons.append(f"streams.max_bytes: all tickets take {tickets} bytes where responses are that long")
-    model = memory.read(folder)
+    model = read(folder)
     room, _ = longest(recipe, model.text)
     if room is not None and memory.sequences_that_fit(recipe, model, room) == 0:
         needed = 4 * room * model.kv_width * model.width  # a few at once

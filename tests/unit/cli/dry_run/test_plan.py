@@ -16,6 +16,7 @@ from services.cli.main import main
 from services.cli.recipe import Recipe
 from services.learner.model.lora import add_lora
 from services.learner.settings import LoraSettings
+from services.planner.model import read
 from shared.recipes import load
 from shared.settings import SERVICES
 from tests.support import cli
@@ -127,7 +128,7 @@ def test_a_device_that_is_not_here_is_a_note() -> None:
 def test_parameters_are_those_of_the_model(kind: str, tmp_path: Path) -> None:
     folder = save_model(tmp_path, kind)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    found = memory.read(folder)
+    found = read(folder)
     assert found.parameters == sum(tensor.size for tensor in load_file(folder / "model.safetensors").values())
     assert found.parameters == pytest.approx(model.num_parameters(), rel=1e-3)
 
@@ -139,13 +140,13 @@ def test_adapters_are_counted_by_the_weights_that_they_adapt(targets: Any, tmp_p
     model = AutoModelForCausalLM.from_pretrained(folder)
     add_lora(model, LoraSettings(rank=4, targets=targets), seed=0)
     exact = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert memory.lora_parameters(recipe, memory.read(folder)) == pytest.approx(exact, rel=0.35)
+    assert memory.lora_parameters(recipe, read(folder)) == pytest.approx(exact, rel=0.35)
 
 
 def test_weights_that_are_not_here_are_counted_by_their_index(tmp_path: Path) -> None:
     folder = save_model(tmp_path)
-    parameters = memory.read(folder).parameters
+    parameters = read(folder).parameters
     (folder / "model.safetensors").unlink()
     index = {"metadata": {"total_size": 4 * parameters}, "weight_map": {"lm_head.weight": "model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert memory.read(folder).parameters == parameters
+    assert read(folder).parameters == parameters

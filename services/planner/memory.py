@@ -1,0 +1,155 @@
+"""Memory by component of one learner rank and of one generation worker.
+
+Weights, gradients, moments and caches are exact sums. What a pass keeps for the backward pass is counted tensor by
+tensor, as transformers 5.19 and torch 2.13 keep them on a CPU with experts in stacked weights: allocations of training
+steps were recorded while one size of a model was changed at a time. tests/unit/planner/test_memory.py holds the sum
+against the peak of real steps. Kernels of a GPU keep some tensors fewer, so there it is an upper estimate.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from services.generation.settings import GenerationSettings
+from services.learner.settings import LearnerSettings
+from services.planner.model import WIDTH, Layer, Model
+
+FLOAT32 = 4
+_LOGITS = 3  # tensors of the size of a chunk's logits that the head has at once
+_PREFETCHED = 2  # decoder layers that FSDP2 has gathered at once: the one that computes, and the next
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Memory of one kind in one process."""
+
+    component: str  # learner, generation or redis
+    what: str
+    bytes: int
+    device: str  # cpu, or the accelerator's name as settings have it
+    change: str  # settings that make it smaller
+    is_estimate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Bytes that a decoder layer keeps for each token, for each value of one kind."""
+
+    hidden: int  # the residual stream twice, and what two norms make of it
+    routed: int  # a hidden state on its way through one expert
+    inner: int
+    query: int  # with a norm; see `plain_query`
+    plain_query: int
+    key: int
+    plain_key: int
+    probability: int  # of an expert
+    route: int  # of an expert that is taken: ids, order and weight
+
+
+_KEPT = {
+    "float32": _Kept(24, 8, 16, query=20, plain_query=12, key=16, plain_key=8, probability=4, route=40),
+    "bfloat16": _Kept(16, 4, 8, query=16, plain_query=10, key=14, plain_key=8, probability=4, route=40),
+}
+
+
+def kept_bytes(layer: Layer, hidden: int, precision: str) -> int:
+    """Bytes that a layer keeps of each token of a pass."""
+    each = _KEPT[precision]
+    query, key = (each.query, each.key) if layer.normalises_queries else (each.plain_query, each.plain_key)
+    routed = layer.top_k * (each.routed * hidden + each.route) + each.probability * layer.experts
+    return each.hidden * hidden + routed + each.inner * layer.inner + query * layer.attended + key * layer.key
+
+
+def passing_bytes(layer: Layer, hidden: int, precision: str) -> int:
+    """Bytes of each token that the backward pass of a layer makes and gives back: gradients around the experts."""
+    width = WIDTH[precision]
+    each = layer.inner // max(1, layer.top_k)
+    return width * (hidden + max(1, layer.top_k) * max(3 * hidden, 2 * each - hidden))
+
+
+def activation_bytes(model: Model, tokens: int, precision: str, checkpointing: bool) -> tuple[int, int]:
+    """Bytes of the activations of a pass of this many tokens: kept all the time, and for the time of one layer.
+
+    Needs the model's shapes.
+    """
+    layers, hidden, width = model.layers, model.hidden, WIDTH[precision]
+    kept = [kept_bytes(layer, hidden, precision) for layer in layers]
+    passing = max(passing_bytes(layer, hidden, precision) for layer in layers)
+    ends = 4 * hidden * width  # the embedding, the last norm, and the rows that predict
+    if checkpointing:
+        return tokens * (len(layers) * hidden * width + ends), tokens * (max(kept) + passing)
+    return tokens * (sum(kept) + ends), tokens * passing
+
+
+def logits_bytes(model: Model, tokens: int, learner: LearnerSettings) -> int:
+    """Bytes of the logits of one chunk of response tokens, and of what the loss makes of them."""
+    whole = FLOAT32 * model.vocabulary
+    return _LOGITS * max(whole, min(whole * tokens, learner.head_chunk_bytes))
+
+
+def gathered_bytes(model: Model, precision: str) -> int:
+    """Bytes of the weights that a rank has whole for a moment, and of their gradients before they are divided."""
+    largest = max(layer.parameters for layer in model.layers)
+    ends = model.parameters - sum(layer.parameters for layer in model.layers)
+    return WIDTH[precision] * (_PREFETCHED * largest + ends) + (WIDTH[precision] + FLOAT32) * max(largest, ends)
+
+
+def learner(
+    model: Model, settings: LearnerSettings, ranks: int, longest: int, trained: int | None = None
+) -> Iterator[Part]:
+    """Memory of one rank.
+
+    Args:
+        ranks: over which parameters, gradients and moments are divided.
+        longest: tokens of the longest prompt and response: a pass has at least that many.
+        trained: parameters of the adapters, where there are any; None trains all.
+    """
+    count, device = model.parameters, settings.device
+    learned, frozen = (count, 0) if trained is None else (trained, count)
+    spread = "learner.parallel.processes"
+    fewer = f"{spread} or learner.lora.rank"
+    yield Part("learner", "weights in float32", FLOAT32 * (learned + frozen) // ranks, device, spread)
+    if learned:  # unknown for adapters of weights that are not here
+        yield Part("learner", "gradients", FLOAT32 * learned // ranks, device, fewer)
+        yield Part("learner", "moments of AdamW", 2 * FLOAT32 * learned // ranks, device, fewer)
+    if settings.kl_coefficient and trained is None:
+        yield Part("learner", "reference model", FLOAT32 * count // ranks, device, "learner.kl_coefficient = 0")
+    tokens = max(settings.micro_batch_tokens, longest)
+    smaller = "learner.micro_batch_tokens, or learner.activation_checkpointing = true"
+    moment, change = logits_bytes(model, tokens, settings), "learner.head_chunk_bytes"
+    if model.layers:
+        if ranks > 1 or settings.precision != "float32":
+            whole = gathered_bytes(model, settings.precision)
+            yield Part("learner", "gathered layers", whole, device, "a smaller model", is_estimate=True)
+        kept, layer = activation_bytes(model, tokens, settings.precision, settings.activation_checkpointing)
+        yield Part("learner", "activations of a pass", kept, device, smaller, is_estimate=True)
+        moment, change = max((moment, change), (layer, "learner.micro_batch_tokens"))
+    # The head is done with its logits before the first layer runs backwards.
+    yield Part("learner", "logits or a layer's backward", moment, device, change, is_estimate=True)
+    yield Part("learner", "weights to publish", model.width * count, "cpu", "a smaller model")
+
+
+def generation(model: Model, settings: GenerationSettings, device: str) -> Iterator[Part]:
+    """Memory of one worker.
+
+    Args:
+        device: that vLLM samples on; the torch engine has a setting of its own.
+    """
+    count, width = model.parameters, generation_width(model, settings)
+    if settings.engine != "vllm":
+        yield Part("generation", "weights", width * count, settings.device, "a smaller model")
+        return
+    change = "generation.vllm.dtype = 'auto', or generation.vllm.tensor_parallel_size"
+    yield Part("generation", "weights", width * count // settings.vllm.tensor_parallel_size, device, change)
+    if settings.vllm.gpu_memory_utilization is None:
+        yield Part("generation", "KV cache", settings.vllm.kv_cache_bytes, device, "generation.vllm.kv_cache_bytes")
+
+
+def generation_width(model: Model, settings: GenerationSettings) -> int:
+    """Bytes of a parameter as an engine holds it."""
+    dtype = settings.vllm.dtype if settings.engine == "vllm" else "float32"
+    return WIDTH.get(dtype, model.width)
+
+
+def on(device: str, parts: Sequence[Part]) -> int:
+    """Bytes of the parts on one device."""
+    return sum(part.bytes for part in parts if part.device == device)
