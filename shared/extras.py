@@ -30,6 +30,7 @@ _EXTRAS = {
     "jinja2": "local",
     "psutil": "local",
     "rich": "local",
+    "simpy": "planner",
 }
 
 

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 # redis needs it on a Python older than the one that these files are made with.
 BY_VERSION = {"base": ['async-timeout==5.0.1 ; python_full_version < "3.11.3"']}
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec", "triton"}
-IN_BASE = ("services", "learner", "data", "reward", "local", "traces", "gateway")
+IN_BASE = ("services", "learner", "data", "reward", "local", "traces", "gateway", "planner")
 WITHOUT = ("vllm", "docs")  # `make docs` does not install vLLM
 INSTALLED_FIRST = {"torch"}  # from its own index, see the Makefile
 SEPARATE = {"pip", "setuptools"}  # come with the virtual environment or by name

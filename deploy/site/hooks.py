@@ -31,6 +31,7 @@ ELSEWHERE = {
     "services/environments/README.md": "explanation/environments.md",
     "services/generation/README.md": "explanation/generation.md",
     "services/learner/README.md": "explanation/learner.md",
+    "services/planner/README.md": "explanation/planner.md",
     "services/reward/README.md": "explanation/reward.md",
     "shared/streams/README.md": "explanation/delivery.md",
 }

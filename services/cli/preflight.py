@@ -7,7 +7,7 @@ from typing import Any
 
 from routershift.routing.families import family_of, no_routers_in_words, why_refused
 from routershift.trajectory import RouterExport
-from services.cli import ports, sizes
+from services.cli import ports
 from services.cli.dry_run import memory
 from services.cli.evaluation_load import check_load
 from services.cli.judging import check_environment, make_judge
@@ -22,6 +22,7 @@ from services.generation.engines.torch import limits as torch
 from services.generation.engines.vllm import limits as vllm
 from services.planner.model import read
 from services.reward.verifiers.registry import AnyVerifier
+from shared import sizes
 from shared.errors import (
     InvalidInputError,
     MissingDependencyError,

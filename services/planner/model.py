@@ -85,12 +85,16 @@ class Model:
         return any(kind != "full_attention" for kind in kinds)
 
     @cached_property
+    def routed_parameters(self) -> int:
+        """Those of all experts between which routers choose."""
+        return sum(count(name, shape) for name, shape in self.shapes.items() if _EXPERTS.search(name))
+
+    @cached_property
     def active_parameters(self) -> int:
         """Those that compute for one token: K of E experts, and the head without the embedding that is looked up."""
         idle = 1 - self.top_k / self.experts if self.experts else 0.0
-        routed = sum(count(name, shape) for name, shape in self.shapes.items() if _EXPERTS.search(name))
         looked_up = 0 if self.text.get("tie_word_embeddings") else self.hidden * self.vocabulary
-        return self.parameters - round(idle * routed) - looked_up
+        return self.parameters - round(idle * self.routed_parameters) - looked_up
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -181,7 +185,8 @@ def of_config(config: Mapping[str, Any]) -> Model:
         raise InvalidInputError(
             f"no language model can be made of this config (model_type {kind!r}): {cause}"
         ) from None
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tensors = {id(tensor): (name, tuple(tensor.shape)) for name, tensor in model.state_dict(keep_vars=True).items()}
+    shapes = dict(tensors.values())  # tied weights are one tensor with two names
     whole = made.to_dict()
     return Model(whole, sum(prod(shape) for shape in shapes.values()), shapes, _width(config))
 

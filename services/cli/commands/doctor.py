@@ -15,12 +15,12 @@ from pathlib import Path
 
 import psutil
 
-from services.cli import sizes
 from services.cli.arguments import add_recipe, add_settings
 from services.cli.local.redis import find_server
 from services.cli.machine import MACHINE_CHECKS, existing_folder
 from services.cli.preflight import CHECKS
 from services.cli.recipe import Recipe
+from shared import sizes
 from shared.errors import MissingDependencyError, NotFoundError, PreconditionError, RouterShiftError
 from shared.models import hub
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK

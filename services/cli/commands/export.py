@@ -4,11 +4,11 @@ import argparse
 import shlex
 from pathlib import Path
 
-from services.cli import sizes
 from services.cli.arguments import add_run
 from services.cli.exporting.card import ADAPTERS_IN_VLLM
 from services.cli.exporting.folder import BEST, export
 from services.cli.folders import run_folder
+from shared import sizes
 from shared.process.exits import EXIT_OK
 
 

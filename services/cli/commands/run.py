@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 from pydantic import SecretStr
 
-from services.cli import sizes
 from services.cli.arguments import add_log_level, add_settings
 from services.cli.evaluations import best as best_of
 from services.cli.evaluations import by_set, of_main_set, takes_turns, versions_in_words
@@ -24,6 +23,7 @@ from services.cli.pages import report
 from services.cli.progress_line import progress_line, say
 from services.cli.recipe import Recipe
 from services.cli.signals import interruptible
+from shared import sizes
 from shared.errors import DeadlineError, RouterShiftError, UnavailableError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
 from shared.recipes import load

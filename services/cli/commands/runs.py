@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.cli import sizes
 from services.cli.run_list import Listed, runs
+from shared import sizes
 from shared.errors import NotFoundError
 from shared.process.exits import EXIT_OK
 from shared.tracking import records

@@ -9,11 +9,12 @@ from services.cli.dry_run.prompts import Prompts, read_prompts
 from services.cli.machine import device_bytes
 from services.cli.preflight import CHECKS, longest
 from services.cli.recipe import Recipe
-from services.cli.sizes import in_words
+from services.planner.memory import Part
 from services.planner.model import Model, read
 from shared.errors import NotFoundError, RouterShiftError
 from shared.models.folder import INDEX
 from shared.models.layout import layout_of_folder
+from shared.sizes import in_words
 from shared.streams.capacity import trajectory_bytes
 
 _NEEDS_MODEL = ("model", "limits", "data", "streams")  # checks that read the model folder
@@ -146,7 +147,7 @@ def _streams(recipe: Recipe, folder: Path) -> Iterator[Line]:
         )
 
 
-def _devices(parts: Sequence[memory.Part], share: float | None) -> Iterator[Line]:
+def _devices(parts: Sequence[Part], share: float | None) -> Iterator[Line]:
     """What each device has to hold, and whether it can. Args: share: of a GPU, that vLLM takes whatever it needs."""
     for device in dict.fromkeys(part.device for part in parts):
         own = [part for part in parts if part.device == device]

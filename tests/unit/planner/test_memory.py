@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.generation.settings import GenerationSettings
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from services.planner import memory
@@ -13,48 +14,85 @@ from services.planner.model import read
 from shared.settings import RolloutSettings, RunSettings
 from tests.bench.memory import peak_bytes
 from tests.bench.shapes import SHAPES, Shape, recorded, write_model
+from tests.support.models import VOCABULARY, save_model
 
 CPU = torch.device("cpu")
 HELD = 12  # bytes of a parameter that a step finds: itself and two moments
+LENGTH = 128  # tokens of every sequence
+TOKENS = 4 * LENGTH  # in a micro-batch
 SMALL = replace(
-    SHAPES["tiny"], hidden_size=128, num_hidden_layers=4, moe_intermediate_size=64, vocab_size=512, head_dim=32
+    SHAPES["tiny"],
+    hidden_size=128,
+    num_hidden_layers=4,
+    moe_intermediate_size=64,
+    head_dim=32,
+    sequence_tokens=LENGTH,
+    micro_batch_tokens=TOKENS,
 )
 
 
-def peak(shape: Shape, folder: Path, settings: LearnerSettings, length: int, responses: int) -> int:
-    """The most bytes that tensors take in a step on this many responses, each a sequence of `length` tokens."""
+def peak(shape: Shape, folder: Path, settings: LearnerSettings) -> int:
+    """The most bytes that tensors take in a step of two micro-batches, so that gradients are there in the second."""
     prompt = 16
-    groups = recorded(shape, folder, CPU, torch.float32, prompt, [length - prompt] * responses)
-    trainer = Trainer(settings, RunSettings(id="peak", model=folder, folder=folder), RolloutSettings(max_tokens=length))
+    groups = recorded(shape, folder, CPU, torch.float32, prompt, [LENGTH - prompt] * 8)
+    trainer = Trainer(settings, RunSettings(id="peak", model=folder, folder=folder), RolloutSettings(max_tokens=LENGTH))
     for group in groups:
         trainer.check(group)
     trainer.train_step(groups)
     return peak_bytes(lambda: trainer.train_step(groups), CPU, HELD * read(folder).parameters)
 
 
+def planned(folder: Path, settings: LearnerSettings) -> int:
+    """What the planner says of one rank; a step publishes nothing."""
+    parts = memory.learner(read(folder), settings, 1, LENGTH)
+    return sum(part.bytes for part in parts if part.what != "weights to publish")
+
+
 @pytest.mark.parametrize(
     ("changes", "settings"),
     [
-        ({}, {}),
         ({"num_experts": 32, "num_experts_per_tok": 4}, {}),
-        ({"moe_intermediate_size": 512}, {}),
+        ({"moe_intermediate_size": 512}, {"algorithm": "gmpo"}),
         ({"num_hidden_layers": 8}, {"activation_checkpointing": True}),
-        ({"vocab_size": 32768}, {"head_chunk_bytes": 8 << 20}),
-        ({"hidden_size": 256}, {"algorithm": "gmpo"}),
-        ({"num_hidden_layers": 8}, {"precision": "bfloat16"}),
+        ({"vocab_size": 16384}, {"head_chunk_bytes": 4 << 20}),
+        ({}, {"precision": "bfloat16"}),
     ],
-    ids=["small", "experts", "wide", "checkpointing", "vocabulary", "hidden", "bfloat16"],
+    ids=["experts", "wide", "checkpointing", "vocabulary", "bfloat16"],
 )
 def test_the_learner_takes_what_is_planned(
     changes: dict[str, int], settings: dict[str, object], tmp_path: Path
 ) -> None:
-    """Several micro-batches, so that gradients are there while activations are kept."""
-    length = 256
-    shape = SHAPES["tiny"].with_changes(**changes) if not changes else replace(SMALL, **changes)
-    shape = replace(shape, sequence_tokens=length, micro_batch_tokens=4 * length)
+    shape = replace(SMALL, **changes)
     write_model(shape, tmp_path, CPU)
-    learner = LearnerSettings.model_validate({"micro_batch_tokens": 4 * length, **settings})
-    planned = memory.on(
-        "cpu", [p for p in memory.learner(read(tmp_path), learner, 1, length) if p.what != "weights to publish"]
+    learner = LearnerSettings.model_validate({"micro_batch_tokens": TOKENS, **settings})
+    assert planned(tmp_path, learner) == pytest.approx(peak(shape, tmp_path, learner), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+def test_other_families_take_what_is_planned(kind: str, tmp_path: Path) -> None:
+    """One without norms of queries and keys, with wide experts; one whose norms are as wide as all heads."""
+    folder = save_model(tmp_path / kind, kind, num_hidden_layers=4)
+    shape = replace(SMALL, vocab_size=VOCABULARY)
+    learner = LearnerSettings(micro_batch_tokens=TOKENS)
+    assert planned(folder, learner) == pytest.approx(peak(shape, folder, learner), rel=0.1)
+
+
+def test_what_a_rank_holds_is_divided_over_the_ranks(tmp_path: Path) -> None:
+    model = read(save_model(tmp_path))
+    one, four = (
+        {part.what: part.bytes for part in memory.learner(model, LearnerSettings(), ranks, LENGTH)} for ranks in (1, 4)
     )
-    assert planned == pytest.approx(peak(shape, tmp_path, learner, length, 12), rel=0.1)
+    assert one["weights in float32"] == 4 * model.parameters
+    assert one["moments of AdamW"] == 8 * model.parameters
+    for what in ("weights in float32", "gradients", "moments of AdamW"):
+        assert four[what] == one[what] // 4
+    assert four["activations of a pass"] == one["activations of a pass"]
+    assert "gathered layers" in four.keys() - one.keys()
+
+
+def test_an_engine_takes_its_weights_and_its_cache(tmp_path: Path) -> None:
+    model = read(save_model(tmp_path))
+    vllm = {"kv_cache_bytes": 1 << 20, "tensor_parallel_size": 2, "dtype": "bfloat16"}
+    settings = GenerationSettings.model_validate({"engine": "vllm", "vllm": vllm})
+    found = {part.what: part.bytes for part in memory.generation(model, settings, "cuda")}
+    assert found == {"weights": model.parameters, "KV cache": 1 << 20}

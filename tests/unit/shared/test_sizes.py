@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.cli.sizes import in_words
+from shared.sizes import in_words
 
 
 @pytest.mark.parametrize(
