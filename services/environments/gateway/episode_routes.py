@@ -8,12 +8,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from services.environments.gateway.app import Completions, unless_gone
+from services.environments.gateway.body import Body, read_body
+from services.environments.gateway.conversation import plain
 from services.environments.gateway.episode import AgentEpisode
 from services.environments.gateway.episodes import MAX_WAIT_SECONDS, WAIT_SECONDS, Episodes
 from services.environments.gateway.errors import ApiError
 from services.environments.gateway.opening import Opening
 from services.environments.gateway.record_json import record_json
-from services.environments.gateway.schema import Body, plain, read_body
 
 
 class PromptMessage(Body):

@@ -2,131 +2,22 @@
 
 A field that is not known, or would change the result and is not supported, is refused. One that says what is so anyway
 (`response_format: {"type": "text"}`), or is for the accounts of OpenAI alone (`user`, `metadata`), is taken.
-
-Long because it has both kinds of request, with all of their fields.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from routershift.client.requests import Sampling
-from services.environments.gateway.errors import ApiError, of_validation, unsupported
-from shared import strict_json
+from services.environments.gateway.body import Body, read_body
+from services.environments.gateway.conversation import Message, Tool
+from services.environments.gateway.errors import ApiError, unsupported
 from shared.sampling import MAX_LOGPROBS, MAX_SAMPLES, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TEMPERATURE
 
 _MOST_TOOLS = 128  # as OpenAI has it
 _MOST_TOKEN = 2**31 - 1
 _SEED = 2**63  # OpenAI's seeds are int64; what is below 0 stands for itself plus 2^64
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Part(Body):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-def plain(content: Any) -> Any:
-    """The text of parts, one after the other; templates read texts."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for i, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise ValueError(f"part {i} is of type {str(kind)[:40]!r}; allowed: a text, or parts of type 'text'")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-Content = Annotated[str | None, BeforeValidator(plain)]
-
-
-class CalledFunction(Body):
-    name: str = Field(min_length=1, max_length=256)
-    arguments: str  # JSON, as the model wrote it
-
-
-class Call(Body):
-    """A call of a tool that the assistant made."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
-    index: int | None = None  # the client has it where the call came in a stream
-
-
-class Message(Body):
-    """One message of a conversation; what the client's own answers have as null may stay."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content = None
-    name: str | None = None
-    tool_calls: tuple[Call, ...] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    annotations: Annotated[None, BeforeValidator(lambda value: value or None)] = None
-
-    def for_template(self, place: int) -> dict[str, Any]:
-        """As chat templates read it. Raises ApiError, with its place among the messages."""
-        where = f"messages[{place}]"
-        if self.tool_calls and self.role != "assistant":
-            raise ApiError(f"{where}.tool_calls is of role {self.role}; expected assistant", param=where)
-        if self.content is None and not self.tool_calls:
-            raise ApiError(f'{where}.content is missing; set it, "" where nothing was said', param=f"{where}.content")
-        if self.role == "tool" and self.tool_call_id is None:
-            raise ApiError(
-                f"{where}.tool_call_id is missing; name the call that this answers", param=f"{where}.tool_call_id"
-            )
-        made: dict[str, Any] = {"role": self.role, "content": self.content or ""}
-        for key in ("name", "tool_call_id", "reasoning_content"):
-            if (value := getattr(self, key)) is not None:
-                made[key] = value
-        if self.tool_calls:
-            made["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.function.name, "arguments": _arguments(call, where, i)},
-                }
-                for i, call in enumerate(self.tool_calls)
-            ]
-        return made
-
-
-def _arguments(call: Call, where: str, place: int) -> dict[str, Any]:
-    """As an object, which templates write as JSON."""
-    try:
-        arguments = strict_json.parse(call.function.arguments or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        field = f"{where}.tool_calls[{place}].function.arguments"
-        raise ApiError(f"{field} is {call.function.arguments[:80]!r}; expected an object of JSON", param=field)
-    return arguments
-
-
-class Function(Body):
-    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Body):
-    """A function that the model may call."""
-
-    type: Literal["function"]
-    function: Function
 
 
 class StreamOptions(Body):
@@ -219,7 +110,6 @@ class _Request(Body):
 
 
 RequestT = TypeVar("RequestT", bound=_Request)
-BodyT = TypeVar("BodyT", bound=Body)
 
 
 class ChatRequest(_Request):
@@ -343,14 +233,6 @@ def read_chat(body: bytes) -> ChatRequest:
 def read_completion(body: bytes) -> CompletionRequest:
     """Raises ApiError."""
     return _read(CompletionRequest, body)
-
-
-def read_body(kind: type[BodyT], body: bytes) -> BodyT:
-    """Raises ApiError."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        raise of_validation(error) from None
 
 
 def _read(kind: type[RequestT], body: bytes) -> RequestT:
