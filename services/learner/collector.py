@@ -10,7 +10,7 @@ import numpy as np
 from services.learner import metrics
 from services.learner.checkpointing.durable import Durable
 from services.learner.data.check import check_versions
-from services.learner.data.messages import Scored, decode_group
+from services.learner.data.messages import Scored, decode_group, without_arrays
 from services.learner.monitoring.collapse import RewardWatch
 from services.learner.monitoring.samples import SampleKeeper
 from services.learner.settings import Settings
@@ -206,7 +206,7 @@ class Collector:
         scored = decode_group(entry, self._run.bulk)
         self._trainer.check(scored.group)
         check_versions(scored.group, self._durable.published)
-        return scored
+        return without_arrays(scored) if self._trainer.has_ranks else scored
 
     async def _drop(self, entry: Entry | EntryRef, reason: str) -> None:
         if await self._consumer.end(entry, End.dropped(reason)):

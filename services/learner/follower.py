@@ -19,6 +19,9 @@ from services.learner.distributed.ranks import Ranks
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared.errors import RouterShiftError
+from shared.payloads.bulk import Bulk
+from shared.payloads.registry import make_store
+from shared.payloads.settings import PayloadSettings
 from shared.process import logs
 from shared.process.exits import exit_code
 from shared.settings import RolloutSettings, RunSettings
@@ -28,7 +31,9 @@ log = logging.getLogger(__name__)
 _LAST_SECONDS = 5.0  # of a process that has been told to end, or of the one that knows why it has to
 
 
-def follow(settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, log_level: str) -> int:
+def follow(
+    settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, payloads: PayloadSettings, log_level: str
+) -> int:
     """Runs a follower until rank 0 closes or ends; gives the exit code of this process."""
     ranks = Ranks.open(settings.device, settings.parallel.timeout)
     name = f"learner-{ranks.rank}"
@@ -38,7 +43,8 @@ def follow(settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     try:
-        Trainer(settings, run, rollout, ranks).follow()
+        store = make_store(payloads, run.path)
+        Trainer(settings, run, rollout, ranks, Bulk(store, payloads) if store else None).follow()
     except RouterShiftError as error:
         log.error("%s ends: %s", name, error)
         return exit_code(error)
@@ -54,7 +60,9 @@ class Followers:
     def __init__(self) -> None:
         self._processes: list[asyncio.subprocess.Process] = []
 
-    async def start(self, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings) -> None:
+    async def start(
+        self, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, payloads: PayloadSettings
+    ) -> None:
         """Makes this process rank 0. The ranks find each other when each opens its `Ranks`."""
         if settings.parallel.processes == 1 or "WORLD_SIZE" in os.environ:
             return
@@ -71,6 +79,7 @@ class Followers:
                 "learner": settings.model_dump(mode="json"),
                 "run": run.model_dump(mode="json"),
                 "rollout": rollout.model_dump(mode="json"),
+                "payloads": payloads.model_dump(mode="json"),
                 "log_level": logging.getLevelName(logging.getLogger().handlers[0].level),
             }
         )
@@ -123,6 +132,7 @@ def main() -> int:
         LearnerSettings.model_validate(order["learner"]),
         RunSettings.model_validate(order["run"]),
         RolloutSettings.model_validate(order["rollout"]),
+        PayloadSettings.model_validate(order["payloads"]),
         order["log_level"],
     )
 

@@ -39,9 +39,11 @@ class LearnerService(Service):
 
     async def start(self, run: Run) -> None:
         settings, self._run = self._settings, run
-        await self._followers.start(settings.learner, settings.run, settings.rollout)
+        await self._followers.start(settings.learner, settings.run, settings.rollout, settings.payloads)
         async with background(self._followers.watch()):
-            self._trainer = await asyncio.to_thread(Trainer, settings.learner, settings.run, settings.rollout)
+            self._trainer = await asyncio.to_thread(
+                Trainer, settings.learner, settings.run, settings.rollout, None, run.bulk
+            )
             resumed = await asyncio.to_thread(checkpoint.load_latest, settings.run.checkpoints_root, self._trainer)
             _say(resumed, self._trainer.step)
             self._consumer = run.consumer(Stream.SCORED)

@@ -25,6 +25,9 @@ from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
 from services.learner.data.collate import Batch, Update, decode, encode
 from services.learner.data.plan import Planner
+from services.learner.data.shares import Share
+from services.learner.data.shares import decode as decode_shares
+from services.learner.data.shares import encode as encode_shares
 from services.learner.distributed import fsdp
 from services.learner.distributed.ranks import Ranks
 from services.learner.loss import Forward, Loss
@@ -34,6 +37,8 @@ from services.learner.monitoring.diagnostics import Diagnostics, summarise
 from services.learner.monitoring.kept import KeptTokens, kept_tokens
 from services.learner.monitoring.report import NON_FINITE, StepReport
 from services.learner.settings import LearnerSettings
+from shared.errors import PreconditionError
+from shared.payloads.bulk import Bulk
 from shared.process.allocator import return_freed_memory
 from shared.settings import RolloutSettings, RunSettings
 from shared.tracing import spans
@@ -61,9 +66,21 @@ class Trainer:
     attention: str  # the implementation that `learner.attn_implementation` came to
 
     def __init__(
-        self, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, ranks: Ranks | None = None
+        self,
+        settings: LearnerSettings,
+        run: RunSettings,
+        rollout: RolloutSettings,
+        ranks: Ranks | None = None,
+        bulk: Bulk | None = None,
     ) -> None:
-        """Raises PreconditionError for router shift or replay on a model without known routers."""
+        """
+        Args:
+            bulk: the payload store, from which each of several ranks reads its own rows.
+
+        Raises:
+            PreconditionError: router shift or replay on a model without known routers.
+        """
+        self._bulk = bulk
         torch.set_num_threads(settings.threads)
         self.step = 0
         self._settings = settings
@@ -119,14 +136,11 @@ class Trainer:
             kept: indices of the groups whose tokens the report has, for people to look at.
         """
         with spans.span(COLLATE):
-            shares = self._planner.plan(groups, self._run.seed, self.step, kept)
+            own = self._distributed(self._planner.divide(groups, self._run.seed, self.step, kept))
         tokens = self._settings.epochs * sum(
             sample.input_tokens for group in groups for sample in self._planner.trained(group)
         )
-        if self._ranks.size > 1:
-            self._tell("train")
-            shares[0] = decode(self._ranks.scatter([encode(share) for share in shares]))
-        parts, taken = self._train(shares[0])
+        parts, taken = self._train(own)
         places = [(g, s) for g, group in enumerate(groups) for s in range(len(group.samples))]
         return StepReport(
             self.step,
@@ -162,9 +176,14 @@ class Trainer:
         self._ranks.close()
 
     def follow(self) -> None:
-        """Runs a rank other than 0: does its part of each command of rank 0, until that closes."""
+        """Runs a rank other than 0: does its part of each command of rank 0, until that closes.
+
+        Raises:
+            CorruptDataError, UnavailableError: its rows are not to be had from the payload store.
+        """
         parts: dict[str, Callable[..., object]] = {
             "train": lambda: self._train(decode(self._ranks.scatter())),
+            "fetch": lambda step: self._train(self._fetched(self._ranks.scatter(), int(step))),
             "export": lambda folder: self._policy.export(Path(folder)),
             "save": lambda folder, meta: self._save(Path(folder), json.loads(meta)),
             "load": lambda folder: self._load(Path(folder)),
@@ -172,6 +191,27 @@ class Trainer:
         while (command := json.loads(self._ranks.command()))[0] != "stop":
             parts[command[0]](*command[1:])
         self._ranks.close()
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether rows are divided, so that rank 0 need not keep arrays that every rank can read."""
+        return self._ranks.size > 1
+
+    def _distributed(self, shares: Sequence[Sequence[Share]]) -> list[Update]:
+        """Gives every rank its part of the updates, and returns that of rank 0."""
+        if self._ranks.size == 1:
+            return self._planner.collate(shares[0], self.step)
+        if any(each.sample.reference for share in shares for part in share for each in part.samples):
+            self._tell("fetch", str(self.step))
+            return self._fetched(self._ranks.scatter([encode_shares(share) for share in shares]), self.step)
+        self._tell("train")
+        return decode(self._ranks.scatter([encode(self._planner.collate(share, self.step)) for share in shares]))
+
+    def _fetched(self, payload: bytes, step: int) -> list[Update]:
+        """The rows of this rank, read from the payload store. Args: step: that rank 0 plans for."""
+        if self._bulk is None:
+            raise PreconditionError("rows are in a payload store, and this rank has none; set [payloads] for all ranks")
+        return self._planner.collate(decode_shares(payload, self._bulk.read), step)
 
     def _tell(self, *command: str) -> None:
         self._ranks.command(json.dumps(command).encode())

@@ -124,6 +124,7 @@ class _Paced:
     """Stands for the trainer, whose checks and plan are the real ones: a step is a pause."""
 
     step = 0
+    has_ranks = False
 
     def __init__(self, settings: LearnerSettings, tokens: int) -> None:
         self._planner = Planner(settings, tokens, ranks=1, with_routes=True, is_flat=True)

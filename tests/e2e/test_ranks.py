@@ -17,7 +17,10 @@ def test_a_learner_starts_again_with_all_its_ranks_when_one_dies_and_an_interrup
     def done() -> int:
         return max((record["step"] for record in records.read(folder / records.LEARNER)), default=0)
 
-    flags = settings(run__steps=1000, learner__parallel__processes=2, learner__checkpoints__every=1)
+    # Arrays in files: each rank reads its own rows.
+    flags = settings(
+        run__steps=1000, learner__parallel__processes=2, learner__checkpoints__every=1, payloads__store="folder"
+    )
     invocation = start("run", str(RECIPE), *flags)
     until(lambda: done() > 0, timeout=120)
     invocation.signal("learner-1", signal.SIGKILL)
@@ -33,3 +36,6 @@ def test_a_learner_starts_again_with_all_its_ranks_when_one_dies_and_an_interrup
     assert invocation.nothing_left(), invocation.alive()
     assert [record["step"] for record in records.steps(folder / records.LEARNER)] == list(range(1, done() + 1))
     assert (folder / "checkpoints" / f"step-{done():08d}-0000").is_dir()
+    audited = start("audit", str(folder))
+    code, out, err = audited.finish(timeout=60)
+    assert code == 0, out + err

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         with uncollected():
             from services.learner.follower import follow
 
-        return follow(settings.learner, settings.run, settings.rollout, arguments.log_level)
+        return follow(settings.learner, settings.run, settings.rollout, settings.payloads, arguments.log_level)
     with uncollected():
         service = getattr(importlib.import_module(f"services.{name}.service"), f"{name.capitalize()}Service")(settings)
     from services.cli.provenance import served  # imports the settings of all services

@@ -18,6 +18,7 @@ class Sample:
     prompt_ids: NDArray[np.int32]  # [P], at least one token
     trajectory: Trajectory
     reward: float
+    reference: bytes = b""  # a serialized Trajectory that refers to its arrays, where those here are lengths alone
 
     @property
     def completion(self) -> Completion:

@@ -1,13 +1,14 @@
 """Scored groups off the wire: checked, and in the learner's own terms."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
 
 from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
+from services.learner.data import shares
 from services.learner.data.batch import Group, Sample
 from shared.errors import CorruptDataError, UnavailableError
 from shared.payloads.bulk import Bulk
@@ -41,6 +42,18 @@ class Scored:
     @property
     def rewards(self) -> list[float]:
         return [sample.reward for sample in self.group.samples]
+
+
+def without_arrays(scored: Scored) -> Scored:
+    """The group with lengths in place of its arrays, where every rank can read its own rows from the payload store."""
+    if not scored.entry.reference:
+        return scored
+    envelopes = parse(pb.TrajectoryGroup, scored.entry).trajectories
+    samples = tuple(
+        shares.without_arrays(sample, envelope)
+        for sample, envelope in zip(scored.group.samples, envelopes, strict=True)
+    )
+    return replace(scored, group=replace(scored.group, samples=samples))
 
 
 def decode_group(entry: Entry, bulk: Bulk | None = None) -> Scored:

@@ -25,6 +25,7 @@ from services.learner.data.batch import (
     minibatches,
 )
 from services.learner.data.collate import Update, collate
+from services.learner.data.shares import Share
 from services.learner.settings import LearnerSettings
 
 
@@ -64,7 +65,25 @@ class Planner:
         return [s.reward + overlong_penalty(s.completion.token_ids.size, longest, buffer) for s in group.samples]
 
     def plan(self, groups: Sequence[Group], seed: int, step: int, kept: Collection[int] = ()) -> list[list[Update]]:
-        """For each rank its part of every update.
+        """For each rank its part of every update. Args as `divide`."""
+        return [self.collate(share, step) for share in self.divide(groups, seed, step, kept)]
+
+    def collate(self, shares: Sequence[Share], step: int) -> list[Update]:
+        """The tensors of a rank's part of every update.
+
+        Args:
+            step: the version of the weights that the first update changes.
+        """
+        return [
+            Update(
+                share.totals,
+                tuple(collate(each, self._with_routes, step, keeps=share.keeps) for each in share.passes),
+            )
+            for share in shares
+        ]
+
+    def divide(self, groups: Sequence[Group], seed: int, step: int, kept: Collection[int] = ()) -> list[list[Share]]:
+        """For each rank its part of every update, of which only the lengths are looked at.
 
         Args:
             step: the version of the weights that the first update changes.
@@ -74,18 +93,15 @@ class Planner:
         places = itertools.count()
         weighted = [self._weighted(group, places, i in kept) for i, group in enumerate(groups)]
         first_pass = min(settings.minibatches, len(groups))
-        shares: list[list[Update]] = [[] for _ in range(self._ranks)]
+        shares: list[list[Share]] = [[] for _ in range(self._ranks)]
         order = np.random.default_rng((seed, step))
         for i, minibatch in enumerate(minibatches(weighted, order, settings.epochs, settings.minibatches)):
             responses = sum(len(w.advantages) for w in minibatch)
             tokens = sum(w.sample.completion.token_ids.size for w in minibatch)
             totals = Totals(responses, tokens, self._max_tokens)
-            passes = [
-                collate(micro_batch, self._with_routes, step, keeps=i < first_pass)
-                for micro_batch in self._micro_batches(minibatch)
-            ]
+            passes = self._micro_batches(minibatch)
             for rank, share in enumerate(shares):
-                share.append(Update(totals, tuple(passes[rank :: self._ranks])))
+                share.append(Share(totals, tuple(passes[rank :: self._ranks]), keeps=i < first_pass))
         return shares
 
     def _micro_batches(self, minibatch: Sequence[Weighted]) -> list[MicroBatch]:
