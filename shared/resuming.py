@@ -19,7 +19,7 @@ class Rule(StrEnum):
 
 _SERVER = (
     "host port metrics_port drain_seconds start_seconds watchdog_seconds health_port reflection max_request_bytes "
-    "max_calls calls_per_second"
+    "max_receiving receive_seconds max_connections max_calls calls_per_second"
 )
 _ROWS = (
     "config split revision preset columns prompt system chat_template template_kwargs tools "

@@ -44,7 +44,14 @@ class ServerSettings(Table):
         None, ge=0, le=65535, description="port where health alone answers in clear text, for probes that know no TLS"
     )
     reflection: bool = Field(True, description="whether the server tells callers its schema (gRPC reflection)")
-    max_request_bytes: int = Field(128 << 20, ge=1 << 10, le=2**31 - 1, description="longest message of a caller")
+    max_request_bytes: int = Field(32 << 20, ge=1 << 10, le=2**31 - 1, description="longest message of a caller")
+    max_receiving: int = Field(
+        8, ge=2, description="requests that are read at once, each of which may take twice max_request_bytes and 1 MiB"
+    )
+    receive_seconds: float = Field(
+        20.0, gt=0, description="how long a request, a handshake of TLS and a scrape of metrics may take to arrive"
+    )
+    max_connections: int = Field(1024, ge=1, description="connections to the server; more are refused")
     max_calls: int = Field(1024, ge=1, description="calls in progress above which more are refused")
     calls_per_second: float | None = Field(
         None, gt=0, description="calls that a caller (a token, or all who show none) may begin; default: no limit"

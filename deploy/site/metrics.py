@@ -52,7 +52,7 @@ VALUES = {
     "stream_bytes": _STREAMS,
     "stream_oldest_entry_seconds": _STREAMS,
     "stream_redeliveries_total": _STREAMS,
-    "calls_refused_total": {"reason": "unauthenticated, forbidden, overloaded"},
+    "calls_refused_total": {"reason": "unauthenticated, forbidden, overloaded, late, too_large"},
     "tracker_records_total": {"tracker": "its name", "outcome": "ok, failed, dropped"},
     "ledger_trajectories": {"state": "prompted, trained, dropped, dead, in_flight"},
     "generation_requests_total": {

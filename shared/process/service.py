@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, ClassVar
 
 import setproctitle
-from prometheus_client import start_http_server
 from redis.asyncio import Redis
 
 from shared.errors import DeadlineError, PortTakenError, RouterShiftError
@@ -22,6 +21,7 @@ from shared.payloads.bulk import Bulk
 from shared.payloads.registry import make_store
 from shared.process import logs
 from shared.process.exits import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, exit_code
+from shared.process.exposition import serve_metrics
 from shared.process.metrics import RUN_INFO
 from shared.process.ownership import locked
 from shared.process.watchdog import Watchdog
@@ -157,7 +157,7 @@ def start_metrics(server_settings: ServerSettings) -> None:
     host, port = server_settings.host, server_settings.metrics_port
     check_port(host, port, "metrics_port")
     try:
-        start_http_server(port, addr=host)
+        serve_metrics(host, port, seconds=server_settings.receive_seconds)
     except OSError:
         check_port(host, port, "metrics_port")  # somebody may have taken it since we looked
         raise

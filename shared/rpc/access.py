@@ -24,7 +24,8 @@ GATEWAY = "the gateway"  # all of its paths: they sample from the policy
 
 REFUSED = Counter(
     "routershift_calls_refused_total",
-    "GRPC calls that the server turned away: no known token, a token for other methods, more calls than it takes",
+    "GRPC calls that the server turned away: no known token, a token for other methods, more calls than it takes, "
+    "a request that did not arrive in time or is too long",
     ["reason"],
 )
 

@@ -1,31 +1,24 @@
-"""gRPC servers: health, reflection, access, and errors as status codes."""
+"""gRPC servers: health, reflection, and the guard before both."""
 
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from routershift.client import status
-from routershift.client.status import MAX_MESSAGE_BYTES, PUSHBACK, status_of
 from shared import errors
 from shared.rpc import credentials
-from shared.rpc.access import HEALTH, AccessControl
+from shared.rpc.access import AccessControl
 from shared.rpc.address import check_port, join
+from shared.rpc.guard import Guard
 from shared.rpc.schema import CommentedPool
 from shared.settings import AccessSettings, ServerSettings
-from shared.tracing import spans
-from shared.tracing.context import HEADER, sampled
-from shared.tracing.kinds import CALL, Call
-
-log = logging.getLogger(__name__)
 
 _MAX_CONCURRENT_STREAMS = 1024
 # A client sends a small message again where gRPC itself refuses it, and one above 256 KiB never: see `Guard`.
 _SLACK_BYTES = 1 << 20
+_PROBE_BYTES = 1 << 10  # longest question about health
 
 
 async def begin(context: Any) -> None:
@@ -35,107 +28,6 @@ async def begin(context: Any) -> None:
     RESOURCE_EXHAUSTED are tried again. gRPC's word for it: response headers commit a call.
     """
     await context.send_initial_metadata(())
-
-
-class Guard(grpc.aio.ServerInterceptor):
-    """Admits calls; answers errors of `shared.errors` as their status codes, all others as INTERNAL without their text.
-
-    A request that is too large or no message of the method's type, and an answer that is too large, are an
-    INVALID_ARGUMENT. An overload says when to come back. Health is for everybody.
-    """
-
-    def __init__(self, access: AccessControl, max_request_bytes: int) -> None:
-        self._access = access
-        self._max_request_bytes = max_request_bytes
-
-    async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        handler = await continuation(handler_call_details)
-        method = getattr(handler_call_details, "method", "")
-        if handler is None or method.startswith(HEALTH):
-            return handler
-        # Messages are read and written within the guard: gRPC answers UNKNOWN or INTERNAL where a serializer raises.
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler, method))
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, handler, method))
-        stream: Any = handler.stream_stream  # reflection alone: no service of ours reads a stream
-        return grpc.stream_stream_rpc_method_handler(
-            self._stream(stream, handler, method), handler.request_deserializer
-        )
-
-    def _unary(self, handler: Any, method: str) -> Callable[..., Any]:
-        async def guarded(request: bytes, context: Any) -> Any:
-            try:
-                metadata = context.invocation_metadata() or ()
-                with self._access.admit(method, metadata, context.peer()), _span(method, metadata):
-                    response = await handler.unary_unary(self._read(handler, request), context)
-                    return _write(handler, response)
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:
-                return await _abort(context, error, method)
-
-        return guarded
-
-    def _stream(self, call: Callable[..., Any], handler: Any, method: str) -> Callable[..., Any]:
-        async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                metadata = context.invocation_metadata() or ()
-                with self._access.admit(method, metadata, context.peer()), _span(method, metadata):
-                    async for piece in call(self._read(handler, request), context):
-                        yield _write(handler, piece)
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:
-                await _abort(context, error, method)
-
-        return guarded
-
-    def _read(self, handler: Any, request: Any) -> Any:
-        """The message of one request; a stream of requests, which gRPC has parsed, as it is."""
-        if not isinstance(request, bytes):
-            return request
-        if len(request) > self._max_request_bytes:
-            raise errors.InvalidInputError(
-                f"request is {len(request)} bytes long; allowed: max_request_bytes = {self._max_request_bytes}"
-            )
-        try:
-            return handler.request_deserializer(request)
-        except DecodeError as error:
-            raise errors.InvalidInputError(
-                f"request of {len(request)} bytes is no message of this method: {error}"
-            ) from None
-
-
-def _span(method: str, metadata: Iterable[tuple[str, str | bytes]]) -> spans.Span[Call]:
-    """Goes on with the trace of a caller that sends one; of several, W3C Trace Context has none count."""
-    sent = [value for name, value in metadata if name == HEADER]
-    span = spans.span(CALL, sampled(sent[0]) if len(sent) == 1 else "")
-    span.set({"method": method.removeprefix("/")})
-    return span
-
-
-def _write(handler: Any, response: Any) -> bytes:
-    data = bytes(handler.response_serializer(response))
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise errors.InvalidInputError(
-            f"the answer is {len(data)} bytes long; allowed: {MAX_MESSAGE_BYTES} in one message; ask for less at once"
-        )
-    return data
-
-
-async def _abort(context: Any, error: Exception, method: str) -> None:
-    if isinstance(error, errors.OverloadedError):
-        after = (PUSHBACK, str(round(1000 * error.retry_after)))
-        await context.abort(status_of(error), str(error), (after,))
-    if isinstance(error, errors.RouterShiftError):
-        await context.abort(status_of(error), str(error))
-    log.exception("%s failed", method)
-    await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__} in {method}; see the service's log")
 
 
 class Server:
@@ -149,7 +41,7 @@ class Server:
         """
         self._access, self._settings = access or AccessSettings(), settings or ServerSettings()
         self._server = grpc.aio.server(
-            interceptors=[Guard(AccessControl(self._access, self._settings), self._settings.max_request_bytes)],
+            interceptors=[Guard(AccessControl(self._access, self._settings), self._settings)],
             options=[
                 # Beyond its own limit gRPC refuses a message unread, but as RESOURCE_EXHAUSTED, which is tried again.
                 (
@@ -161,6 +53,8 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", round(500 * status.KEEPALIVE_SECONDS)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.max_concurrent_streams", _MAX_CONCURRENT_STREAMS),
+                ("grpc.max_allowed_incoming_connections", self._settings.max_connections),
+                ("grpc.server_handshake_timeout_ms", round(1000 * self._settings.receive_seconds)),
                 ("grpc.so_reuseport", 0),  # else a second server on the same port would go unnoticed
             ],
         )
@@ -195,7 +89,14 @@ class Server:
         await self._server.start()
         if self._settings.health_port is not None:
             check_port(host, self._settings.health_port, "health_port")
-            self._probes = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            self._probes = grpc.aio.server(
+                options=[
+                    ("grpc.so_reuseport", 0),
+                    ("grpc.max_receive_message_length", _PROBE_BYTES),
+                    ("grpc.max_allowed_incoming_connections", self._settings.max_connections),
+                    ("grpc.server_handshake_timeout_ms", round(1000 * self._settings.receive_seconds)),
+                ]
+            )
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
             self.health_port = _bind(self._probes, host, self._settings.health_port, "health_port")
             await self._probes.start()

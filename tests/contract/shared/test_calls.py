@@ -21,7 +21,7 @@ from services.reward.server import RewardServicer
 from shared.clients import GenerationClient, LearnerClient, RewardClient
 from shared.errors import InvalidInputError, PreconditionError, UnavailableError
 from shared.process.service import start_metrics
-from shared.rpc import server as server_module
+from shared.rpc import guard as guard_module
 from shared.rpc.address import check_port, held_port, join, local
 from shared.rpc.server import Server, begin
 from shared.settings import ServerSettings
@@ -246,7 +246,7 @@ def test_an_address_of_another_machine_is_refused_with_what_to_set(host: str) ->
 async def test_an_answer_too_large_for_a_message_is_computed_once(
     call: Callable[[GenerationClient], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "MAX_MESSAGE_BYTES", 1 << 10)
+    monkeypatch.setattr(guard_module, "MAX_MESSAGE_BYTES", 1 << 10)
     async with working() as (address, servicer), GenerationClient(address, 20) as client:
         servicer.answer.completions.add(text="x" * 2000)
         servicer.hold.set()
@@ -274,7 +274,8 @@ async def test_a_request_too_large_is_refused_once_with_its_size_and_the_limit(s
 
 
 async def test_any_client_is_told_that_its_message_is_too_large() -> None:
-    async with working() as (address, _), open_channel(address) as channel:
+    settings = ServerSettings(max_request_bytes=128 << 20)
+    async with working(settings=settings) as (address, _), open_channel(address) as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="allowed: max_request_bytes = 134217728") as caught:
             await gen_grpc.GenerationServiceStub(channel).Generate(
                 gen.GenerateRequest(text="x" * (130 << 20)), timeout=60

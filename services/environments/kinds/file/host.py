@@ -25,7 +25,7 @@ from shared.errors import RouterShiftError
 from shared.kinds import settings_of
 from shared.process.orphans import die_with_parent
 from shared.rpc.access import AccessControl
-from shared.rpc.server import Guard
+from shared.rpc.guard import Guard
 from shared.settings import AccessSettings, ServerSettings
 from shared.user_module import raised
 
@@ -63,7 +63,7 @@ async def _serve(configured: Configured, settings: FileSettings, socket: str, an
     }
     table = EnvironmentsSettings(**limits)
     control = AccessControl(AccessSettings(), ServerSettings())
-    server = grpc.aio.server(interceptors=[Guard(control, ServerSettings().max_request_bytes)])
+    server = grpc.aio.server(interceptors=[Guard(control, ServerSettings())])
     servicer = EnvironmentsServicer({NAME: configured}, table)
     env_grpc.add_EnvironmentServiceServicer_to_server(servicer, server)
     hosted = HostedEpisodes({NAME: configured}, table, _ANY_TOKEN)
