@@ -31,7 +31,7 @@ class _MetricsServer(ThreadingMixIn, WSGIServer):
         self._most, self._seconds = most, seconds
         self._open: dict[socket.socket, float] = {}  # since when, oldest first
         self._lock = threading.Lock()
-        super().__init__(place[:2], _Handler)
+        super().__init__((str(place[0]), int(place[1])), _Handler)
         self.set_app(make_wsgi_app())
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -53,10 +53,9 @@ class Guard(grpc.aio.ServerInterceptor):
         # Messages are read and written within the guard: gRPC answers UNKNOWN or INTERNAL where a serializer raises.
         if handler.unary_unary:
             return grpc.stream_unary_rpc_method_handler(self._unary(handler, method))
-        if handler.unary_stream:
-            return grpc.stream_stream_rpc_method_handler(self._stream(handler.unary_stream, handler, method))
-        # Reflection alone, whose requests name a symbol: no service of ours reads a stream.
-        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, handler, method))
+        # Of streams of requests there is reflection alone, whose requests name a symbol.
+        call: Any = handler.unary_stream or handler.stream_stream
+        return grpc.stream_stream_rpc_method_handler(self._stream(call, handler, method))
 
     def _unary(self, handler: Any, method: str) -> Callable[..., Any]:
         async def guarded(requests: AsyncIterator[bytes], context: Any) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
@@ -268,6 +269,132 @@ async def test_what_is_another_users_is_refused(server: Server, what: str) -> No
     async with users(server, "no") as by:
         with pytest.raises(PreconditionError, match=r"(?i)permission|can't run|can't access|cannot access"):
             await FORBIDDEN[what](by)
+
+
+# What each user may write to, and by which of WRITES; reading groups apart, whose commands another user cannot give.
+WRITES = {
+    "unlink": (),
+    "set": ("x",),
+    "expire": (1,),
+    "persist": (),
+    "xadd": ("*", "p", "x"),
+    "xdel": ("1-1",),
+    "xtrim": ("MAXLEN", 0),
+    "xgroup destroy": ("g",),
+    "hset": ("f", 1),
+    "hdel": ("f",),
+    "hincrby": ("f", 1),
+    "sadd": ("x",),
+    "srem": ("x",),
+    "rename": ("{keys}:other",),
+    "copy": ("{keys}:other",),
+}
+KEYS = (
+    "prompts",
+    "episodes",
+    "rollouts",
+    "scored",
+    "dead",
+    "tickets",
+    "in_flight",
+    "ledger",
+    "bytes",
+    "ended",
+    "payloads",
+    "weights",
+    "progress",
+    "replicas",
+    "solve_rates",
+    "fences",
+    "lease:learner",
+    "lease:curriculum",
+    "settled:prompts:1",
+    "settled:rollouts:1",
+    "waiting:scored",
+)
+_SETTLES = {
+    "tickets": {"srem"},
+    "in_flight": {"hset", "hdel"},
+    "ledger": {"hincrby"},
+    "bytes": {"hincrby"},
+    "ended": {"xadd"},
+    "dead": {"xadd"},
+    "payloads": {"hset", "hdel"},
+}
+MAY: dict[str, dict[str, set[str]]] = {
+    "curriculum": {
+        "prompts": {"xadd"},
+        "episodes": {"xadd"},
+        "tickets": {"sadd"},
+        "in_flight": {"hset"},
+        "ledger": {"hincrby"},
+        "bytes": {"hincrby"},
+        "progress": {"hset"},
+        "solve_rates": {"hset"},
+        "fences": {"hset", "hincrby"},
+        "lease:curriculum": {"set", "unlink"},
+    },
+    "generation": _SETTLES
+    | {
+        "prompts": {"xdel"},
+        "rollouts": {"xadd"},
+        "replicas": {"hset", "hdel"},
+        "settled:prompts:1": {"set"},
+        "waiting:scored": {"set"},
+    },
+    "environments": _SETTLES
+    | {
+        "episodes": {"xdel"},
+        "rollouts": {"xadd"},
+        "scored": {"xadd"},
+        "solve_rates": {"hset"},
+        "waiting:scored": {"set"},
+    },
+    "reward": _SETTLES
+    | {
+        "rollouts": {"xdel"},
+        "scored": {"xadd"},
+        "solve_rates": {"hset"},
+        "settled:rollouts:1": {"set"},
+        "waiting:scored": {"set"},
+    },
+    "learner": _SETTLES
+    | {
+        "scored": {"xdel"},
+        "weights": {"xadd"},
+        "progress": {"hset"},
+        "replicas": {"hdel"},
+        "fences": {"hset", "hincrby"},
+        "lease:learner": {"set", "unlink"},
+        "waiting:scored": {"set"},
+    },
+}
+
+
+@pytest.mark.parametrize("user", MAY)
+async def test_each_key_is_written_by_its_own_commands_alone(server: Server, user: str) -> None:
+    """Key by key, as a service that was taken over would try: plainly, and from a script of its own."""
+    found: dict[str, set[str]] = {}
+    async with users(server, "keys") as by:
+        redis = by[user].redis
+        for key in KEYS:
+            for command, arguments in WRITES.items():
+                words = (*command.split(), f"{{keys}}:{key}", *arguments)
+                if await _is_allowed(redis, *words):
+                    found.setdefault(key, set()).add(command)
+                else:
+                    script = f"return redis.call({', '.join(repr(str(word)) for word in words)})"
+                    loaded = await redis.script_load(script)
+                    assert not await _is_allowed(redis, "evalsha", loaded, 0), (user, command, key)
+    assert found == MAY[user]
+
+
+async def _is_allowed(redis: Redis, *words: object) -> bool:
+    try:
+        await redis.execute_command(*words)  # type: ignore[no-untyped-call]  # it has no types
+    except (PreconditionError, RedisError) as error:
+        return re.search(r"(?i)permission|can't run|can't access|cannot access", str(error)) is None
+    return True
 
 
 async def test_without_a_password_there_is_only_ping(server: Server) -> None:
