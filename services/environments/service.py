@@ -128,6 +128,7 @@ class EnvironmentsService(Service):
             longest=max_model_len,
             max_tokens=self._tables.rollout.max_tokens,
             policy=self._asking,
+            waiting=Policy(self._asking, settings.answer_seconds, full_seconds=settings.answer_seconds),
             parser=self._parser,
             limits=settings,
             environments=self._environments,

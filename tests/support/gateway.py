@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -24,6 +24,7 @@ from services.environments.gateway.settings import GatewaySettings
 from services.environments.playing.episode import Policy as TurnPolicy
 from services.environments.playing.limits import EpisodeLimits
 from services.environments.playing.player import Player
+from services.environments.playing.policy import Policy as Waiting
 from services.environments.playing.rendering import Rendering
 from services.environments.registry import make_environments
 from services.environments.tool_calls.base import Parser
@@ -55,22 +56,26 @@ _FAVOUR = 2.0  # times the logits of what it says often: with a spread of 4, tha
 LAYOUT = RouterLayout((0, 1, 2), 8, 2, ScoreFunction.SOFTMAX)
 
 
-def save_tokenizer(folder: Path, template: str = TEMPLATE, special: Sequence[str] = SPECIAL) -> PreTrainedTokenizerFast:
+def save_tokenizer(
+    folder: Path, template: str = TEMPLATE, special: Sequence[str] = SPECIAL, says: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Args: special: special tokens; says: texts that are one token each."""
     tokens = byte_level()
     tokens.add_special_tokens(list(special))
+    tokens.add_tokens([text for text in says if tokens.token_to_id(text) is None])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|im_end|>")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
-def save_agent_model(folder: Path, template: str = TEMPLATE, says: str = "", **changes: Any) -> Path:
+def save_agent_model(folder: Path, template: str = TEMPLATE, says: Sequence[str] = (), **changes: Any) -> Path:
     """A random model whose tokens are bytes, so that any text is said and read.
 
     Args:
-        says: characters that it says more often than others, and so it does with the end of a turn.
+        says: texts that it says more often than others, each a token; and so it does with the end of a turn.
     """
-    tokenizer = save_tokenizer(folder, template)
+    tokenizer = save_tokenizer(folder, template, says=says)
     config = {"vocab_size": len(tokenizer), "max_position_embeddings": LONGEST, "eos_token_id": tokenizer.eos_token_id}
     save_model(folder, **(config | changes))
     if says:
@@ -78,7 +83,7 @@ def save_agent_model(folder: Path, template: str = TEMPLATE, says: str = "", **c
         favoured = tokenizer.convert_tokens_to_ids([*says, "<|im_end|>"])
         weights["lm_head.weight"][favoured] *= _FAVOUR
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    save_tokenizer(folder, template)
+    save_tokenizer(folder, template, says=says)
     return folder
 
 
@@ -177,6 +182,7 @@ async def served(
         longest=LONGEST,
         max_tokens=200,
         policy=policy,
+        waiting=Waiting(cast(Any, policy), 60.0, full_seconds=60.0),
         parser=parser or HermesParser(),
         limits=limits or EpisodeLimits(),
         environments=make_environments({"helper": {"kind": "agent"}}),

@@ -15,7 +15,7 @@ _ELSEWHERE = "environments of the kind 'agent' are played at the gateway: POST /
 class AgentSettings(EnvironmentSettings):
     """Agents claim episodes over POST /episodes of the gateway, and some may be started here."""
 
-    command: tuple[str, ...] = Field(
+    command: Texts = Field(
         (), description="an agent to start: program and arguments; default: agents come from elsewhere"
     )
     variables: Texts = Field((), description="names of environment variables of the service that `command` sees")

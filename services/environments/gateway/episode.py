@@ -260,7 +260,7 @@ class AgentEpisode:
             if not offer.is_trained:
                 self.size += _size(asked, completion, said)
 
-        return Turn(ids, sampling, offer.return_router, record, request.stops)
+        return Turn(ids, sampling, offer.return_router, record, request.stops, waits=offer.is_trained)
 
 
 def _check_parts(parts: Mapping[str, float]) -> None:

@@ -36,6 +36,7 @@ class Gateway:
         longest: int,
         max_tokens: int,
         policy: Policy,
+        waiting: Policy,
         parser: Parser | None,
         limits: EpisodeLimits,
         environments: Mapping[str, Configured],
@@ -46,6 +47,9 @@ class Gateway:
             model: its folder.
             longest: tokens that it takes.
             max_tokens: sampled in all turns of an episode together: rollout.max_tokens.
+            policy: for requests of anybody.
+            waiting: for turns of episodes that are trained on: it waits for a generation that has no room, or is
+                started again.
             parser: of its calls.
             environments: by name, for episodes that are opened.
 
@@ -55,7 +59,7 @@ class Gateway:
         self.model = settings.model_name or model.name
         self._host = server.host
         texts = Texts(model, longest)
-        completions = Completions(Inference(policy, texts, self.model, parser), self.model)
+        completions = Completions(Inference(policy, waiting, texts, self.model, parser), self.model)
         self.episodes = Episodes(limits, texts, settings.records)
         self.opening = Opening(self.episodes, texts, environments, max_model_len=longest, max_tokens=max_tokens)
         routes = [

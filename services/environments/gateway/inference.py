@@ -34,6 +34,7 @@ class Turn:
     # Called with each whole response and the message that it was answered as, None where it was answered as text.
     record: Callable[[Completion, Mapping[str, Any] | None], None] = field(default=_forget)
     stop: Sequence[str] = ()  # texts that the answer leaves out
+    waits: bool = False  # for a generation that has no room, or is started again
 
 
 class Session(Protocol):
@@ -79,10 +80,15 @@ def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:
 class Inference:
     """Answers whole and in pieces."""
 
-    def __init__(self, policy: Policy, texts: Texts, model: str, parser: Parser | None) -> None:
-        """Args: model: the name that requests have to have; parser: of calls of tools; None where the model
-        has no form of them."""
-        self._policy, self._texts, self._model, self._parser = policy, texts, model, parser
+    def __init__(self, policy: Policy, waiting: Policy, texts: Texts, model: str, parser: Parser | None) -> None:
+        """
+        Args:
+            waiting: the policy for turns that wait.
+            model: the name that requests have to have.
+            parser: of calls of tools; None where the model has no form of them.
+        """
+        self._policy, self._waiting = policy, waiting
+        self._texts, self._model, self._parser = texts, model, parser
 
     def require_model(self, name: str) -> None:
         if name != self._model:
@@ -208,14 +214,19 @@ class Inference:
             head = answers.head(TEXT, identity, self._model, None)
             yield head | {"choices": [], "usage": _usage([turn], list(whole.values()))}
 
+    def _policy_of(self, turn: Turn) -> Policy:
+        return self._waiting if turn.waits else self._policy
+
     async def _sample(self, turn: Turn) -> list[Completion]:
-        completions = await self._policy.generate(turn.token_ids, return_router=turn.return_router, **turn.sampling)
+        completions = await self._policy_of(turn).generate(
+            turn.token_ids, return_router=turn.return_router, **turn.sampling
+        )
         for completion in completions:
             answers.finish(completion)
         return completions
 
     def _pieces(self, turn: Turn) -> AsyncIterator[Completion]:
-        return self._policy.stream(turn.token_ids, return_router=turn.return_router, **turn.sampling)
+        return self._policy_of(turn).stream(turn.token_ids, return_router=turn.return_router, **turn.sampling)
 
     def _reply(self, request: ChatRequest, turn: Turn) -> tuple[Reply, "_Source"]:
         """An empty message, and what gives the text that it is made of."""
