@@ -36,6 +36,7 @@ from tests.support.kubernetes import (
 pytestmark = needs_kubectl
 
 GPU = "nvidia.com/gpu"
+PULL_SECONDS = 600  # of an image for GPUs
 RECIPE = "/etc/routershift/recipe.toml"
 
 
@@ -92,6 +93,12 @@ def test_pods_ask_for_what_they_need_and_not_for_more_than_their_limit(stack: St
     assert all(quantity(claim["spec"]["resources"]["requests"]["storage"]) >= 2**30 for claim in claims)
 
 
+def test_a_pod_that_crash_loops_gets_the_recipe_that_mends_it(stack: Stack) -> None:
+    """OrderedReady, the default, would wait for it to be ready first."""
+    for name, stateful_set in stack.of_kind("StatefulSet").items():
+        assert stateful_set["spec"].get("podManagementPolicy") == "Parallel", name
+
+
 def _templates(stateful_set: Resource) -> list[Resource]:
     return list(stateful_set["spec"].get("volumeClaimTemplates", []))
 
@@ -108,6 +115,9 @@ def test_settings_agree_with_ports_probes_and_files(stack: Stack, settings: dict
         patience = {key: probe["periodSeconds"] * probe.get("failureThreshold", 3) for key, probe in probes.items()}
         assert patience["startup"] > mine.start_seconds, name
         assert patience["liveness"] > mine.watchdog_seconds, name
+        if pods.owner.startswith("Deployment"):  # else it is called failed while it starts, within its time
+            deployment = stack.of_kind("Deployment")[name]
+            assert deployment["spec"].get("progressDeadlineSeconds", 600) >= patience["startup"] + PULL_SECONDS, name
     for pods in stack.pods():
         if pods.name not in SERVICES:
             continue
