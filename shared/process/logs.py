@@ -1,4 +1,8 @@
-"""Logs: one JSON object a line in a file, short lines on the terminal."""
+"""Logs: one JSON object a line in a file, short lines on the terminal.
+
+Where there can be no file, as on a volume that a service only reads, the JSON goes to stderr in place of the short
+lines.
+"""
 
 import json
 import logging
@@ -6,6 +10,7 @@ import os
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -71,7 +76,23 @@ class TerminalFormatter(logging.Formatter):
         record.exc_text = None  # else the traceback that another handler's formatter left here would be taken
         text = super().format(record)
         record.exc_text = None
-        return ": ".join(text.splitlines())
+        return "".join(_visible(character) for character in ": ".join(text.splitlines()))
+
+
+class PrivateFileHandler(logging.FileHandler):
+    """A file that is made for its owner alone: errors may quote what models and callers wrote."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=_private)
+
+
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags, 0o600)
+
+
+def _visible(character: str) -> str:
+    """A control character as its escape: what a caller sent must not move the cursor of whoever reads the log."""
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def path(folder: Path, service: str) -> Path:
@@ -122,7 +143,10 @@ def _message(record: dict[str, Any]) -> str:
 
 
 def configure(service: str, folder: Path | None, terminal_level: str = "INFO") -> None:
-    """Sends everything from INFO up to `folder`/SERVICE.jsonl and `terminal_level` up to stderr."""
+    """Sends everything from INFO up to `folder`/SERVICE.jsonl and `terminal_level` up to stderr.
+
+    Where that file cannot be made, stderr gets the JSON that it would have held.
+    """
     logging.raiseExceptions = False  # a full disk would print a traceback for each line that it refuses
     root = logging.getLogger()
     for handler in list(root.handlers):
@@ -135,8 +159,9 @@ def configure(service: str, folder: Path | None, terminal_level: str = "INFO") -
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(path(folder, service), encoding="utf-8")
+            file = PrivateFileHandler(path(folder, service), encoding="utf-8")
         except OSError as error:  # as where the run's folder is a volume that this service only reads
+            terminal.setFormatter(JsonFormatter(service))  # whose tracebacks would be nowhere else
             logging.getLogger(__name__).warning("no log file, all is said here: %s", error)
             return
         file.setFormatter(JsonFormatter(service))

@@ -1,6 +1,8 @@
 """What a log says last, and its last problems."""
 
+import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,47 @@ def test_problems_are_warnings_and_errors_of_all_services_by_time(tmp_path: Path
         ("reward", "error", "it broke in two lines: ValueError: of this"),
     ]
     assert logs.problems(tmp_path, 1) == found[-1:]
+
+
+def test_where_there_can_be_no_file_the_terminal_has_all_of_it(
+    tmp_path: Path, restored: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for generation on Kubernetes, which only reads the run's volume."""
+    (tmp_path / "logs").write_text("no folder")
+    logs.configure("generation", tmp_path / "logs")
+    try:
+        raise ValueError("of this")
+    except ValueError:
+        logging.exception("it broke")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["service"], line["level"]) for line in lines] == [("generation", "warning"), ("generation", "error")]
+    assert "no log file" in lines[0]["message"]
+    assert lines[1]["traceback"].splitlines()[0].startswith("Traceback")
+    assert lines[1]["traceback"].splitlines()[-1] == "ValueError: of this"
+
+
+def test_control_characters_do_not_reach_a_terminal(
+    tmp_path: Path, restored: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("reward", tmp_path)
+    said = "a\x1b[2J\x9b31m\rb\x00\u202eé 你\nc"
+    logging.error("%s", said)
+    shown = capsys.readouterr().err
+    assert shown.rstrip("\n").isprintable()
+    assert "\\x1b[2J\\x9b31m" in shown
+    assert "\\u202eé 你: c" in shown
+    (line,) = logs.path(tmp_path, "reward").read_text().splitlines()
+    assert json.loads(line)["message"] == said
+    assert line.isprintable()
+
+
+def test_a_log_is_for_its_owner_alone(tmp_path: Path, restored: object) -> None:
+    before = os.umask(0)
+    try:
+        logs.configure("reward", tmp_path)
+    finally:
+        os.umask(before)
+    assert logs.path(tmp_path, "reward").stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_no_line_of_a_log_is_passed_over(tmp_path: Path) -> None:
