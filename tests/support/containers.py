@@ -77,7 +77,8 @@ class Engine:
         self._fetched: dict[str, Future[str]] = {}
         self._built: set[str] = set()
         self._base = PYTHON_IMAGE
-        self.environment = {**os.environ, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0", **environment}
+        legacy = {"DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0", "COMPOSE_HTTP_TIMEOUT": "300"}
+        self.environment = {**os.environ, **legacy, **environment}
         self._arguments = ["--build-arg=PIP_NO_INDEX=1", f"--build-arg=PIP_FIND_LINKS={index}"]
 
     @classmethod
