@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ENGINE ?= vllm
 SEED ?= 0
-# Files of tests that run at a time: each holds up to 4 GB, and computes with one thread, since their models are tiny.
+# Files of tests that run at a time: each holds up to 4 GB.
 WORKERS ?= 2
 # Asked only where pip finds no CPU build of torch by itself.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -32,8 +32,9 @@ demo: install  ## Trains the Countdown MoE through every service and prints what
 
 test: lint tests  ## Lint, types and all tests; with --jobs=2, lint beside the tests.
 
+# Tests that run make do not get our flags.
 tests: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## All tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	MAKEFLAGS= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.
 	DEPLOY=1 $(BIN)/python -m pytest --log-cli-level=INFO tests/deploy/test_stack.py

@@ -1,5 +1,6 @@
 """Fixtures that every suite shares: a real Redis, its own key space for each test."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
@@ -13,6 +14,10 @@ from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.run import Run
 from tests.support.redis_server import Server, binaries, version
+
+# Read when torch is imported, here and in what tests start. On a busy machine threads that wait for others would
+# otherwise spin, for 20 times the CPU time of what they compute.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _names = count()
 

@@ -12,8 +12,7 @@ from services.generation.engines.base import EngineOptions, Files
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
 from shared.errors import PreconditionError
-from tests.bench.parity import PROMPT, SAMPLING, Reference, measure
-from tests.support.parity import check_parity
+from tests.bench.parity import PROMPT, SAMPLING, Reference, check_parity, measure
 from tests.support.processors import LIBRARIES, pretend
 
 pytestmark = [

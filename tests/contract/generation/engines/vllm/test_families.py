@@ -16,9 +16,18 @@ from services.generation.engines.base import Files
 from services.generation.engines.vllm import updates
 from services.generation.engines.vllm.child.taps import BufferTaps, RowPacker
 from shared.errors import PreconditionError, UnavailableError
-from tests.bench.parity import FAMILIES, NOT_UPDATED, PROMPT, SAMPLING, Reference, measure, start
+from tests.bench.parity import (
+    FAMILIES,
+    NOT_UPDATED,
+    PROMPT,
+    SAMPLING,
+    Reference,
+    check_exactness,
+    check_parity,
+    measure,
+    start,
+)
 from tests.support.models import save_model
-from tests.support.parity import check_exactness, check_parity
 
 pytestmark = [
     pytest.mark.vllm,
