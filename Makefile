@@ -39,8 +39,8 @@ tests: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## All tests.
 test-deploy: $(VENV)/.vllm $(VENV)/.dev  ## Builds the images and trains the demo in containers.
 	DEPLOY=1 $(BIN)/python -m pytest --log-cli-level=INFO tests/deploy/test_stack.py
 
-test-ecosystem: $(VENV)/.torch $(VENV)/.dev  ## Plays environments of verifiers and openenv, each in its own Python.
-	ECOSYSTEM=1 $(BIN)/python -m pytest tests/contract/environments/gateway/test_ecosystem.py
+test-ecosystem: $(VENV)/.torch $(VENV)/.dev  ## Plays and trains environments of verifiers and openenv, each in its own Python.
+	ECOSYSTEM=1 $(BIN)/python -m pytest tests/contract/environments/gateway/test_ecosystem.py tests/e2e/test_ecosystem.py
 
 lint: $(VENV)/.vllm $(VENV)/.dev $(VENV)/.docs  ## Style, types and the schema, without changing a file.
 	$(BIN)/ruff check

@@ -3,11 +3,9 @@
 import asyncio
 import contextlib
 import os
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from routershift import wire
@@ -15,19 +13,10 @@ from routershift.trajectory import FinishReason, Trajectory
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.playing.failures import EpisodeFailedError
 from services.environments.playing.limits import EpisodeLimits
-from shared.errors import UnavailableError
-from tests.support import venvs
+from tests.support import ecosystem
 from tests.support.gateway import Scripted, player, prompt, save_tokenizer, served
-from tests.support.pages import blocks
-from tests.support.torchrun import free_port
 
-PAGE = Path("docs/how-to/use-environments-of-others.md")
-_DEADLINE = 400  # seconds; verifiers starts a program for each turn, and installs what that needs at the first
-
-pytestmark = [
-    pytest.mark.skipif(os.environ.get("ECOSYSTEM") != "1", reason="installs packages: run make test-ecosystem"),
-    pytest.mark.timeout(1200),  # packages are installed where they are not there yet
-]
+pytestmark = ecosystem.MARKS
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +24,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words") / "tiny"
     save_tokenizer(folder)
     return folder
-
-
-def python(*requirements: str) -> Path:
-    try:
-        return venvs.python(*requirements)
-    except UnavailableError as error:
-        pytest.skip(str(error))
-
-
-def write_page(folder: Path) -> None:
-    for _, title, text in blocks(PAGE):
-        if title:
-            (folder / title).write_text(text)
 
 
 @contextlib.asynccontextmanager
@@ -74,9 +50,9 @@ async def play(
     asked.reference.CopyFrom(wire.encode_struct(task))
     async with served(policy, words, limits=limits) as (url, gateway):
         variables = {"ROUTERSHIFT_GATEWAY": url, "ROUTERSHIFT_ENVIRONMENT": "helper"}
-        async with running(folder, *command, **variables) as output, asyncio.timeout(_DEADLINE):
+        async with running(folder, *command, **variables) as output, asyncio.timeout(ecosystem.SECONDS):
             try:
-                return await player(policy, gateway, words, limits, claim_seconds=_DEADLINE).play(asked)
+                return await player(policy, gateway, words, limits, claim_seconds=ecosystem.SECONDS).play(asked)
             except EpisodeFailedError as error:
                 said = output.read_text()
                 if "failed to prepare uv script" in said:
@@ -93,10 +69,10 @@ def assert_exact(policy: Scripted, group: pb.TrajectoryGroup, sample: int, traje
 
 
 async def test_an_environment_of_verifiers_is_recorded_with_its_rewards(words: Path, tmp_path: Path) -> None:
-    agent = python("verifiers[ta]==0.4.0", "uv")
-    write_page(tmp_path)
+    agent = ecosystem.verifiers()
+    ecosystem.write_page(tmp_path)
     policy = Scripted(words, ["I say [1].", "[8]", "[20]", "[4] " + "so " * 70])
-    limits = EpisodeLimits(turn_seconds=_DEADLINE, episode_seconds=_DEADLINE)
+    limits = EpisodeLimits(turn_seconds=ecosystem.SECONDS, episode_seconds=ecosystem.SECONDS)
     command = (agent, "verifiers_agent.py", "guess", "player")
     group = await play(policy, words, tmp_path, {"task": 3}, limits, *command)
     assert "You are playing Guess The Number." in policy.tokens.decode(list(group.prompt.token_ids))
@@ -110,34 +86,19 @@ async def test_an_environment_of_verifiers_is_recorded_with_its_rewards(words: P
         assert_exact(policy, group, sample, trajectory)
     assert [trajectory.score.reward for trajectory in group.trajectories] == [1.0, 0.0]
     assert [dict(trajectory.score.parts) for trajectory in group.trajectories] == [
-        {"game_reward": 1.0},
-        {"game_reward": 0.0},
+        {"game_reward": 1.0, "correct": 1.0},
+        {"game_reward": 0.0, "correct": 0.0},
     ]
     assert won.completion.finish_reason is FinishReason.STOP
     assert cut.completion.finish_reason is FinishReason.LENGTH, "the third guess had no room"
 
 
-async def answers(url: str, output: Path) -> None:
-    async with httpx2.AsyncClient() as http, asyncio.timeout(_DEADLINE):
-        while True:
-            with contextlib.suppress(httpx2.TransportError):
-                assert (await http.get(f"{url}/health")).status_code == 200, output.read_text()
-                return
-            await asyncio.sleep(0.2)
-
-
 async def test_an_environment_of_openenv_is_recorded_with_its_rewards(words: Path, tmp_path: Path) -> None:
-    agent = python("openenv==0.10.0")
-    write_page(tmp_path)
-    init = [str(agent.with_name("openenv")), "init", "echo_env"]
-    await asyncio.to_thread(lambda: subprocess.run(init, cwd=tmp_path, check=True, timeout=_DEADLINE))
+    agent = ecosystem.openenv()
+    ecosystem.write_page(tmp_path)
     policy = Scripted(words, ["four", "so long a message", "ab", "so " * 70])
-    limits = EpisodeLimits(turns=3, turn_seconds=_DEADLINE, episode_seconds=_DEADLINE)
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    server = [str(agent.with_name("uvicorn")), "--app-dir", "echo_env", "server.app:app", "--port", str(port)]
-    async with running(tmp_path, *server) as output:
-        await answers(url, output)
+    limits = EpisodeLimits(turns=3, turn_seconds=ecosystem.SECONDS, episode_seconds=ecosystem.SECONDS)
+    with ecosystem.echo_server(agent, tmp_path) as url:
         command = (agent, "openenv_agent.py", url, "message", "2")
         group = await play(policy, words, tmp_path, {"seed": 1}, limits, *command)
     assert [trajectory.score.reward for trajectory in group.trajectories] == pytest.approx([1.4, 1.2])
