@@ -28,6 +28,8 @@ from services.environments.playing.transcript import Transcript
 from services.environments.tool_calls.base import Parser
 from shared.errors import CorruptDataError, InvalidInputError
 
+_CORRECT = "correct"  # the part that says whether an episode was a success
+
 
 class Policy(Protocol):
     """What samples: `shared.clients.GenerationClient` is one."""
@@ -144,7 +146,9 @@ class Episode:
         if not math.isfinite(reward):
             raise EpisodeFailedError(f"environment {self._name}: the rewards of an episode add up to {reward}")
         trajectory = transcript.trajectory(self._sample, finish_reason)
-        return Played(trajectory, reward, step.parts, time.perf_counter() - began)
+        # An environment may say only at the end whether it was a success. One that was cut short of it was none.
+        cut = {_CORRECT: 0.0} if finish_reason is FinishReason.LENGTH and rules.keeps_rewards else {}
+        return Played(trajectory, reward, {**cut, **step.parts}, time.perf_counter() - began)
 
     async def close(self) -> None:
         """Frees what the environment made. Raises EpisodeFailedError."""

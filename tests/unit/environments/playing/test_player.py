@@ -149,6 +149,21 @@ async def test_turns_tokens_and_the_context_bound_an_episode(tokenizer: PreTrain
         await play(max_model_len=4)
 
 
+@pytest.mark.parametrize(("said", "parts"), [({}, {"correct": 0.0}), ({"correct": 1.0}, {"correct": 1.0})])
+async def test_an_episode_that_is_cut_is_no_success_unless_its_environment_says_so(
+    tokenizer: PreTrainedTokenizerFast, said: dict[str, float], parts: dict[str, float]
+) -> None:
+    """Many say it only at the end, which a cut episode never sees; an evaluation needs it of each."""
+
+    async def goes_on(action: Action, turn: int) -> Step:
+        return Step(TextObservation("7777"), parts=said)
+
+    asked = player(Script(tokenizer, ["22"]), scripted(goes_on), tokenizer, turns=2)
+    (trajectory,) = (await asked.play(prompt("1+1=", n=1))).trajectories
+    assert dict(trajectory.score.parts) == parts
+    assert trajectory.score.reward == 0.0
+
+
 async def test_a_turn_that_was_cut_is_told_to_the_environment(tokenizer: PreTrainedTokenizerFast) -> None:
     kind = scripted(done)
     await player(Script(tokenizer, ["6*7", "42"]), kind, tokenizer).play(prompt(n=1, max_tokens=6))
