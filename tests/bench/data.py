@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Cost:
-    """Of the steps of a turn that count."""
+    """The steps of a turn that count."""
 
     gigabytes: float = 0.0
     critical: float = 0.0  # seconds, of which
