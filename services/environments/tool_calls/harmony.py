@@ -14,6 +14,10 @@ from services.environments.tool_calls.tagged import overlap
 
 _START, _MESSAGE = "<|start|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
+_AFTER_HEADER, _AFTER_BODY, _AFTER_MESSAGE = (
+    re.compile("|".join(map(re.escape, tags))) for tags in ((_START, _MESSAGE), (*_ENDS, _START), (_START,))
+)
+_LONGEST = max(map(len, (*_ENDS, _START, _MESSAGE)))
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w{1,20})")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _NAMESPACE = "functions."
@@ -35,8 +39,9 @@ class _HarmonyReader(Reader):
     def __init__(self, first: int) -> None:
         self._first = first
         self._calls = 0
-        self._rest = ""
-        self._seen = 0  # of that, the characters in which a tag was looked for
+        self._text = ""
+        self._at = 0  # what is before that is told
+        self._seen = 0  # the characters in which a tag was looked for
         self._read = self._read_header
         self._header = ""
         self._recipient = ""
@@ -45,14 +50,15 @@ class _HarmonyReader(Reader):
         self._thoughts = 0
 
     def add(self, text: str, *, last: bool = False) -> list[Piece]:
-        self._rest += text
+        self._text = self._text[self._at :] + text
+        self._seen, self._at = max(0, self._seen - self._at), 0
         pieces: list[Piece] = []
         while self._read(pieces, last):
             pass
         return pieces
 
     def _read_header(self, pieces: list[Piece], last: bool) -> bool:
-        tag, header = self._until((_START, _MESSAGE), last)
+        tag, header = self._until(_AFTER_HEADER, last)
         if header is None:
             return False
         recipient = _RECIPIENT.search(header)
@@ -79,7 +85,7 @@ class _HarmonyReader(Reader):
         return True
 
     def _read_call(self, pieces: list[Piece], last: bool) -> bool:
-        tag, body = self._until((*_ENDS, _START), last)
+        tag, body = self._until(_AFTER_BODY, last)
         if body is None:
             return False
         is_whole = tag in _ENDS
@@ -88,12 +94,9 @@ class _HarmonyReader(Reader):
         return self._ended(tag)
 
     def _read_body(self, pieces: list[Piece], last: bool) -> bool:
-        tags = (*_ENDS, _START)
-        held = 0 if last else max(overlap(self._rest, tag) for tag in tags)
-        tag, body = self._until(tags, last)
+        tag, body = self._until(_AFTER_BODY, last)
         if body is None:
-            body, self._rest = self._rest[: len(self._rest) - held], self._rest[len(self._rest) - held :]
-            self._seen = 0
+            body = self._taken((*_ENDS, _START))
         if self._is_thought:
             pieces += [Thought(body)] * bool(body)
         else:
@@ -101,10 +104,9 @@ class _HarmonyReader(Reader):
         return self._ended(tag) if tag else False
 
     def _read_between(self, pieces: list[Piece], last: bool) -> bool:
-        tag, _ = self._until((_START,), last)
+        tag, _ = self._until(_AFTER_MESSAGE, last)
         if not tag:
-            self._rest = self._rest[len(self._rest) - overlap(self._rest, _START) :]
-            self._seen = 0
+            self._taken((_START,))
             return False
         self._read = self._read_header
         return True
@@ -114,18 +116,25 @@ class _HarmonyReader(Reader):
         self._read = self._read_header if tag == _START else self._read_between
         return bool(tag)
 
-    def _until(self, tags: Sequence[str], last: bool) -> tuple[str, str | None]:
+    def _until(self, tags: re.Pattern[str], last: bool) -> tuple[str, str | None]:
         """The first of the tags and what stands before it; both are taken.
 
         Without one of them, "" and all of it at the end of the turn; before that, "" and None.
         """
-        found = min(((at, tag) for tag in tags if (at := self._rest.find(tag, self._seen)) >= 0), default=None)
+        found = tags.search(self._text, max(self._at, self._seen))
         if found is None and not last:
-            self._seen = max(0, len(self._rest) - max(map(len, tags)) + 1)
+            self._seen = max(self._at, len(self._text) - _LONGEST + 1)
             return "", None
-        at, tag = found or (len(self._rest), "")
-        before, self._rest, self._seen = self._rest[:at], self._rest[at + len(tag) :], 0
-        return tag, before
+        end = found.start() if found else len(self._text)
+        before = self._text[self._at : end]
+        self._at = found.end() if found else end
+        return found[0] if found else "", before
+
+    def _taken(self, tags: Sequence[str]) -> str:
+        """All that is no beginning of a tag, which is taken."""
+        end = max(self._at, len(self._text) - max(overlap(self._text, tag) for tag in tags))
+        before, self._at = self._text[self._at : end], end
+        return before
 
     @property
     def _number(self) -> int:

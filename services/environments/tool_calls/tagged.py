@@ -63,20 +63,19 @@ class TaggedReader(Reader):
 
     def _read_content(self, pieces: list[Piece], last: bool) -> bool:
         """Whether a call begins."""
-        tags = [*self.ignored, *([self.begin] if self._calls < MOST_CALLS else [])]
-        found = min(((at, tag) for tag in tags if (at := self._rest.find(tag)) >= 0), default=None)
-        if found is None:
-            held = 0 if last else max((overlap(self._rest, tag) for tag in tags), default=0)
-            told = len(self._rest) - held
-        else:
-            told = found[0]
-        if told:
-            pieces.append(self._rest[:told])
-        self._rest = self._rest[told:]
-        if found is None:
+        at = self._rest.find(self.begin) if self._calls < MOST_CALLS else -1
+        held = 0 if last or at >= 0 else max(overlap(self._rest, tag) for tag in (self.begin, *self.ignored))
+        told = at if at >= 0 else len(self._rest) - held
+        content = self._rest[:told]
+        if self.ignored:
+            content = re.sub("|".join(map(re.escape, self.ignored)), "", content)
+        if content:
+            pieces.append(content)
+        if at < 0:
+            self._rest = self._rest[told:]
             return False
-        self._rest, self._seen = self._rest[len(found[1]) :], 0
-        self._is_inside, self._is_quoted = found[1] == self.begin, False
+        self._rest, self._seen = self._rest[at + len(self.begin) :], 0
+        self._is_inside, self._is_quoted = True, False
         return True
 
     def _read_call(self, pieces: list[Piece], last: bool) -> bool:

@@ -19,11 +19,13 @@ from services.environments.gateway.gateway import Gateway
 from services.environments.gateway.settings import RecordsSettings
 from services.environments.playing.limits import EpisodeLimits
 from services.environments.registry import make_environments
-from shared.clients import EnvironmentClient
+from shared.clients import EnvironmentClient, GenerationClient
 from shared.errors import InvalidInputError, NotFoundError, OverloadedError, PreconditionError
+from shared.streams.run import Run
 from tests.support.entries import until
 from tests.support.environment_server import environment_server
-from tests.support.gateway import LONGEST, Scripted, player, prompt, save_tokenizer, served
+from tests.support.gateway import LONGEST, Scripted, player, prompt, save_agent_model, save_tokenizer, served
+from tests.support.generation import generation_server
 
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "6 * 7?"}], "task": {"answer": 42}}
 
@@ -90,6 +92,35 @@ async def test_a_record_has_every_token_of_every_turn(words: Path, streamed: boo
             spans = [{"version": span.version, "tokens": span.tokens} for span in completion.versions]
             assert segment["versions"] == spans
     assert (given["sampled"], given["role"], given["text"]) == (False, "user", "Sure?")
+
+
+async def test_the_record_of_a_real_policy_is_what_it_answered(run: Run, tmp_path: Path) -> None:
+    model = save_agent_model(tmp_path / "tiny")
+    async with (
+        generation_server(run, tmp_path, model, max_model_len=1024) as address,
+        GenerationClient(address) as policy,
+        served(policy, model) as (url, _),
+        httpx2.AsyncClient(base_url=url, timeout=60) as http,
+    ):
+        episode = (await http.post("/episodes", json=QUESTION)).json()
+        messages, answers = list(episode["messages"]), []
+        async with AsyncOpenAI(base_url=episode["base_url"], api_key="any", max_retries=0) as client:
+            for temperature in (0.0, 0.7):
+                answer = await client.chat.completions.create(
+                    model="tiny", messages=messages, max_tokens=12, temperature=temperature, logprobs=True,
+                    extra_body={"return_token_ids": True},
+                )  # fmt: skip
+                answers.append(answer.choices[0])
+                messages.append({"role": "assistant", "content": answer.choices[0].message.content})
+                messages.append({"role": "user", "content": "Go on."})
+        assert (await http.post(f"/episodes/{episode['id']}/reward", json={})).status_code == 200
+        record = (await http.get(f"/episodes/{episode['id']}")).json()
+    sampled = [segment for segment in record["segments"] if segment["sampled"]]
+    assert [segment["token_ids"] for segment in sampled] == [answer.model_extra["token_ids"] for answer in answers]
+    for segment, answer in zip(sampled, answers, strict=True):
+        told = [token.logprob for token in answer.logprobs.content]
+        assert segment["logprobs"] == told
+        assert sum(span["tokens"] for span in segment["versions"]) == len(told)
 
 
 BAD: list[tuple[dict[str, Any], str, str]] = [

@@ -7,10 +7,12 @@ from pathlib import Path
 import psutil
 
 from routershift import wire
+from routershift.v1 import environment_pb2 as env
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.gateway.settings import GatewaySettings
 from services.environments.service import EnvironmentsService
 from services.environments.settings import EnvironmentsSettings, Settings
+from shared.clients import EnvironmentClient
 from shared.settings import RolloutSettings, RunSettings
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -43,7 +45,7 @@ async def test_the_agent_of_the_page_trains_on_prompts_of_the_stream(run: Run, t
             environments=settings,
         )
         service, stop = EnvironmentsService(tables), asyncio.Event()
-        server, _ = await serve(service, run)
+        server, grpc = await serve(service, run)
         working = asyncio.create_task(service.work(stop))
         try:
             assert await run.admit(index, asked, 10) == "ok"
@@ -55,6 +57,10 @@ async def test_the_agent_of_the_page_trains_on_prompts_of_the_stream(run: Run, t
                     entries = await reader.read(1)
             children = [child for child in psutil.Process().children() if "agent.py" in " ".join(child.cmdline())]
             assert len(children) == 2
+            async with EnvironmentClient(grpc) as client:
+                told = await client.open_episode(env.OpenEpisodeRequest(text="What is 6 times 7?"))
+                await client.close_episode(told.episode_id)
+                assert (await client.get_episode(told.episode_id)).end == env.EPISODE_END_CLOSED
         finally:
             stop.set()
             await working

@@ -237,13 +237,13 @@ def test_a_call_is_told_as_soon_as_it_is_whole_and_content_before_it(form: str, 
     assert [piece.call for piece in whole] == [ToolCall("call_0", "add", ADD)], "without the end of the turn"
 
 
-LONG = 100_000
+LONG = 400_000
 
 
 @pytest.mark.parametrize("form", NAMES)
 @pytest.mark.parametrize("unit", ["<tool_call>", "</tool_call>", '<tool_call>{"', "<arg_key></arg_key><arg_value>",
                                   "<tool_call><function=f><parameter=a>", "</function> ", "<|start|>", "<|message|>",
-                                  "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "\\", " "])  # fmt: skip
+                                  "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>", "\\", " "])  # fmt: skip
 def test_what_repeats_itself_is_read_in_a_time_that_grows_with_its_length(form: str, unit: str) -> None:
     """Would not end within the test's deadline, were tags looked for again and again."""
     parser = make_parser(form, None)
