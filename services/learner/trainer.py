@@ -2,6 +2,8 @@
 
 With several ranks every method is collective: rank 0 calls it, which tells the others, and they do their part in
 `follow`. Rank 0 plans and packs for all; a rank sees only the micro-batches that it computes.
+
+Long because each collective method of rank 0 stands beside the part that the other ranks do.
 """
 
 import json
@@ -73,7 +75,8 @@ class Trainer:
         ranks: Ranks | None = None,
         bulk: Bulk | None = None,
     ) -> None:
-        """
+        """Loads the model, shards it, and makes its optimizer.
+
         Args:
             bulk: the payload store, from which each of several ranks reads its own rows.
 

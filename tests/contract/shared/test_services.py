@@ -1,4 +1,7 @@
-"""The gRPC servers as a caller sees them: real servers on loopback, typed errors, health and reflection."""
+"""The gRPC servers as a caller sees them: real servers on loopback, typed errors, health and reflection.
+
+Long because every kind of error is shown of every server.
+"""
 
 import asyncio
 import contextlib

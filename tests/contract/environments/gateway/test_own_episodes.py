@@ -1,4 +1,7 @@
-"""Episodes that callers open for themselves over HTTP and gRPC: recorded by token, bounded, and never trained on."""
+"""Episodes that callers open for themselves over HTTP and gRPC: recorded by token, bounded, and never trained on.
+
+Long because HTTP and gRPC are held to the same rules.
+"""
 
 import asyncio
 import json

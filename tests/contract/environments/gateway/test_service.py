@@ -31,6 +31,7 @@ async def test_the_agent_of_the_page_trains_on_prompts_of_the_stream(run: Run, t
     index = await run.next_prompt()
     asked = prompt(n=2, prompt_id=f"{index:08d}")
     asked.sampling.max_tokens = 24
+    asked.reference.CopyFrom(wire.encode_struct({"answer": "42"}))  # as the rows of the page have it
     async with generation_server(run, tmp_path, model, max_model_len=1024) as address:
         settings = EnvironmentsSettings(
             generation_address=address,

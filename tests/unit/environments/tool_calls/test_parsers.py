@@ -1,4 +1,7 @@
-"""Calls of tools in the forms of model families, and whatever else a model may write."""
+"""Calls of tools in the forms of model families, and whatever else a model may write.
+
+Long because every form of calls has examples of its own.
+"""
 
 import json
 from typing import Any
