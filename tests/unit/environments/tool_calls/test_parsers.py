@@ -246,7 +246,8 @@ LONG = 400_000
 @pytest.mark.parametrize("form", NAMES)
 @pytest.mark.parametrize("unit", ["<tool_call>", "</tool_call>", '<tool_call>{"', "<arg_key></arg_key><arg_value>",
                                   "<tool_call><function=f><parameter=a>", "</function> ", "<|start|>", "<|message|>",
-                                  "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁begin｜>", "\\", " "])  # fmt: skip
+                                  "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>",
+                                  "<｜tool▁calls▁begin｜>", "\\", " "])  # fmt: skip
 def test_what_repeats_itself_is_read_in_a_time_that_grows_with_its_length(form: str, unit: str) -> None:
     """Would not end within the test's deadline, were tags looked for again and again."""
     parser = make_parser(form, None)
