@@ -119,9 +119,12 @@ async def test_the_record_of_a_real_policy_is_what_it_answered(run: Run, tmp_pat
         assert (await http.post(f"/episodes/{episode['id']}/reward", json={})).status_code == 200
         record = (await http.get(f"/episodes/{episode['id']}")).json()
     sampled = [segment for segment in record["segments"] if segment["sampled"]]
-    assert [segment["token_ids"] for segment in sampled] == [answer.model_extra["token_ids"] for answer in answers]
-    for segment, answer in zip(sampled, answers, strict=True):
-        told = [token.logprob for token in answer.logprobs.content]
+    assert [segment["token_ids"] for segment in sampled] == [
+        (answer.model_extra or {})["token_ids"] for answer in answers
+    ]
+    for segment, choice in zip(sampled, answers, strict=True):
+        assert choice.logprobs is not None
+        told = [token.logprob for token in choice.logprobs.content or ()]
         assert segment["logprobs"] == told
         assert sum(span["tokens"] for span in segment["versions"]) == len(told)
 
