@@ -58,7 +58,8 @@ def _require(held_out: _Set, problems: int, each: int, what: str, allowed: int, 
 def _sets(recipe: Recipe) -> Iterator[_Set]:
     evaluation = recipe.curriculum.evaluation
     if recipe.run.task is not None:
-        task = tasks()[recipe.run.task]
+        if (task := tasks().get(recipe.run.task)) is None:  # the check of the task says so
+            return
         yield _Set("curriculum.evaluation", evaluation, bool(task.environment), bool(task.verifier))
     elif recipe.data.eval:
         for i, source in enumerate(recipe.data.eval):

@@ -12,6 +12,7 @@ from services.planner.catalogue import CONFIGS
 from shared.errors import InvalidInputError, NotFoundError
 from shared.models.folder import INDEX, read_json, tensor_shapes, weight_files
 from shared.models.layout import text_config
+from shared.models.loading import described_model
 
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}  # bytes, by the name of a dtype
 _EXPERTS = re.compile(r"\bexperts\.")  # not of shared_experts
@@ -171,22 +172,13 @@ def described(model: str) -> Model:
 
 def of_config(config: Mapping[str, Any]) -> Model:
     """A model by what its config.json says. Raises InvalidInputError where transformers makes none of it."""
-    import torch  # here: reading a folder needs neither
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    own = {key: value for key, value in config.items() if key not in ("auto_map", "quantization_config")}
     try:
-        made = AutoConfig.for_model(**own)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(made)
+        made, shapes = described_model(config)
     except Exception as error:  # whatever a family's code raises for numbers that do not go together
-        kind = config.get("model_type")
-        cause = f"{type(error).__name__}: {error}"
+        kind, cause = config.get("model_type"), f"{type(error).__name__}: {error}"
         raise InvalidInputError(
             f"no language model can be made of this config (model_type {kind!r}): {cause}"
         ) from None
-    tensors = {id(tensor): (name, tuple(tensor.shape)) for name, tensor in model.state_dict(keep_vars=True).items()}
-    shapes = dict(tensors.values())  # tied weights are one tensor with two names
     whole = made.to_dict()
     return Model(whole, sum(prod(shape) for shape in shapes.values()), shapes, _width(config))
 

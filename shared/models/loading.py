@@ -65,6 +65,27 @@ def empty_model(config: Any, folder: Path, **options: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, **{_TRUST: False}, **options)
 
 
+def described_model(config: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """A language model by the content of a config.json alone, without memory for its weights.
+
+    Returns:
+        Its config, a `PreTrainedConfig`, and the shape of each tensor by name; tied weights are one tensor.
+
+    Raises:
+        Whatever the code of a family raises for numbers that do not go together.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # What names code of the folder, or kernels for weights as they are stored, says nothing of sizes.
+    own = {key: value for key, value in config.items() if key not in ("auto_map", "quantization_config")}
+    made = AutoConfig.for_model(**own)
+    with LOADING, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(made, **{_TRUST: False})
+    tensors = {id(tensor): (name, tuple(tensor.shape)) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return made, dict(tensors.values())
+
+
 def load_tokenizer_files(folder: Path) -> Any:
     """The tokenizer of a model folder as transformers makes it; errors are those of `load_config` and of tokenizers."""
     from transformers import AutoTokenizer

@@ -15,7 +15,7 @@ from tests.support.shell import called, shell
     ("page", "recipe", "run", "task"),
     [
         ("train-your-own", "no-products.toml", "test", "no_products"),
-        ("agent-with-a-tool", "agent.toml", "agent", "data"),
+        ("agent-with-a-tool", "agent.toml", "agent", "rows"),
     ],
 )
 def test_tutorial(tmp_path: Path, page: str, recipe: str, run: str, task: str) -> None:

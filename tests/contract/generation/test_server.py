@@ -123,7 +123,7 @@ async def test_an_overload_is_refused_and_clients_come_back(run: Run, tmp_path: 
             assert caught.value.retry_after == 1.0
         before = metric("routershift_generation_requests_total", **refusals)
         async with GenerationClient(address) as client:
-            calls = [client.generate(PROMPT, max_tokens=100) for _ in range(3)]
+            calls = [client.generate(PROMPT, max_tokens=100) for _ in range(6)]
             assert all(len(completions) == 1 for completions in await asyncio.gather(*calls))
             with pytest.raises(InvalidInputError, match=r"sampling\.n is 3; allowed: 1 to 2"):
                 await client.generate(PROMPT, n=3)

@@ -11,6 +11,7 @@ import pytest
 from services.learner import collector
 from services.learner.data.batch import Group
 from services.learner.data.messages import Scored, decode_group
+from shared.payloads.bulk import Bulk
 from shared.settings import StreamSettings
 from shared.streams.consumer import Entry
 from shared.streams.keys import Stream
@@ -37,11 +38,11 @@ async def test_the_event_loop_runs_while_a_group_is_decoded(
     loop = asyncio.get_running_loop()
     ticked: list[bool] = []
 
-    def decode(entry: Entry) -> Scored:
+    def decode(entry: Entry, bulk: Bulk | None) -> Scored:
         tick = threading.Event()
         loop.call_soon_threadsafe(tick.set)
         ticked.append(tick.wait(10))
-        return decode_group(entry)
+        return decode_group(entry, bulk)
 
     monkeypatch.setattr(collector, "decode_group", decode)
     await put(run, Stream.SCORED, *(message(group, i) for i, group in enumerate(groups)))

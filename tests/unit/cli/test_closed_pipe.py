@@ -105,6 +105,7 @@ IN_A_FOLDER: dict[str, Arguments] = {
     "export": lambda here: [str(exportable(here)), "exported"],
     "fork": lambda here: [str(forkable(Path("model"))), "second", "--step", "4"],
     "init": lambda here: [str(RECIPE.parent / "countdown/model"), _rows(here)],
+    "plan": lambda _: ["--model", "olmoe-1b-7b-0924", "--gpus", "8", "--gpu", "h100", "--steps", "1"],
     "report": lambda here: [_trained(here)],
     "rollouts": lambda here: [_trained(here)],
     "run": lambda _: [str(RECIPE), "--dry-run", "--set", "generation.engine=torch"],

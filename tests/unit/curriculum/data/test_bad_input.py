@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             [{"question": "q", "answer": "x"}],
             {"columns": {"prompt": "question", "answer": "{{ answer | int(default=none) + 1 }}"}},
-            "row 4, column data.train.0.columns.answer: TypeError",
+            "row 4, column answer, is 'x': data.train.0.columns.answer cannot use it: unsupported operand",
         ),
         (
             [{"question": "q", "answer": "x"}],
