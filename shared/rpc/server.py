@@ -52,6 +52,8 @@ class Server:
                 ("grpc.keepalive_time_ms", round(1000 * status.KEEPALIVE_SECONDS)),
                 ("grpc.http2.min_ping_interval_without_data_ms", round(500 * status.KEEPALIVE_SECONDS)),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # It widens the window of every connection to megabytes, also of those that wait for their turn.
+                ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_concurrent_streams", _MAX_CONCURRENT_STREAMS),
                 ("grpc.max_allowed_incoming_connections", self._settings.max_connections),
                 ("grpc.server_handshake_timeout_ms", round(1000 * self._settings.receive_seconds)),

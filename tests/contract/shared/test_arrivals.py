@@ -74,7 +74,8 @@ async def test_where_no_token_is_asked_for_memory_is_bounded_and_others_are_serv
         await asyncio.sleep(1)
         for _ in range(5):
             assert await code_of(address) is CODE.OK  # while they hold all that they can
-        assert await attacking < LIMITS.max_receiving * (2 * LIMITS.max_request_bytes + MIB) + 24 * MIB
+        # Of 384 MiB that they would send. What was refused is freed, and the arenas of glibc keep some of it.
+        assert await attacking < LIMITS.max_receiving * (2 * LIMITS.max_request_bytes + MIB) + 64 * MIB
 
 
 async def test_a_request_that_does_not_arrive_in_time_is_ended_and_counted() -> None:
