@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from services.curriculum.tasks.registry import tasks
 from tests.chaos.campaign import Campaign
 from tests.chaos.stack import running
 from tests.chaos.table import ShortTable
@@ -19,6 +18,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest_asyncio.fixture(scope="class", loop_scope="class")
 async def campaign(request: pytest.FixtureRequest) -> AsyncIterator[Campaign]:
     table: type[ShortTable] = request.cls
-    async with running("always", {"generation.engine": "torch", "run.task": table.task}) as stack:
-        assert ("environments" in stack.services()) == bool(tasks()[table.task].environment)
+    async with running("always", {"generation.engine": "torch", **table.settings}, table.recipe) as stack:
+        assert ("environments" in stack.services()) == table.episodes
         yield Campaign(stack)

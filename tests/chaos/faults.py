@@ -14,7 +14,7 @@ from shared.settings import SERVICES
 from shared.streams.keys import READERS, Keys, Stream
 from tests.chaos.proxy import Network
 from tests.chaos.redis_server import MAX_MEMORY
-from tests.chaos.stack import IDLE_SECONDS, RECIPE, RUN, Stack
+from tests.chaos.stack import IDLE_SECONDS, RUN, Stack
 
 _READS = {reader: stream for stream, reader in READERS.items()}
 _CUT_SECONDS = 3.0
@@ -159,7 +159,9 @@ async def _add_replica(stack: Stack, service: str) -> None:
     settings = [f"{service}.port=0", f"{service}.metrics_port=0", "streams.consumer=second"]
     settings.append(f"environments.generation_address={stack.services()['generation']['grpc']}")
     flags = [part for setting in settings for part in ("--set", setting)]
-    replica = stack.routershift("serve", service, "--recipe", str(RECIPE), *stack.flags, *flags, log=f"{service}-2")
+    replica = stack.routershift(
+        "serve", service, "--recipe", str(stack.recipe), *stack.flags, *flags, log=f"{service}-2"
+    )
     try:
         while not await _reads(stack, service, b"second"):
             assert replica.poll() is None, f"the second {service} ended with code {replica.returncode}"

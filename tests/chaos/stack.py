@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +66,11 @@ class Marks:
 class Stack:
     """Redis, proxy and services. `disk`: a small file system of its own holds the run's folder."""
 
-    def __init__(self, folder: Path, redis: RedisServer, proxy: Proxy, clocks: Clocks, disk: bool) -> None:
+    def __init__(
+        self, folder: Path, recipe: Path, redis: RedisServer, proxy: Proxy, clocks: Clocks, disk: bool
+    ) -> None:
         self.folder = folder / "runs" / RUN
+        self.recipe = recipe
         self.redis = redis
         self.proxy = proxy
         self.clocks = clocks
@@ -80,13 +83,14 @@ class Stack:
             **{k: v for k, v in os.environ.items() if k != "REDIS_URL" and not k.startswith("ROUTERSHIFT_")},
             **clocks.environment,
             "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # agents are started by name
             **processes.marked(self._mark),
         }
 
     def start(self, settings: Mapping[str, object]) -> None:
         self.groups_per_step = int(str(settings["run.groups_per_step"]))
         self.flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-        self.up = self.routershift("up", "--recipe", str(RECIPE), *self.flags, log="up")
+        self.up = self.routershift("up", "--recipe", str(self.recipe), *self.flags, log="up")
 
     def routershift(self, *arguments: str, log: str, direct: bool = False) -> "subprocess.Popen[bytes]":
         """Starts a command of the command line in the folder that has `runs`. Direct: not through the proxy."""
@@ -175,12 +179,15 @@ class Stack:
 
 
 @contextlib.asynccontextmanager
-async def running(appendfsync: str, settings: Mapping[str, object]) -> AsyncIterator[Stack]:
+async def running(
+    appendfsync: str, settings: Mapping[str, object], recipe: Callable[[Path], Path] = lambda _: RECIPE
+) -> AsyncIterator[Stack]:
     """Starts everything, and leaves nothing of it. The first step is done when the block begins.
 
     Args:
         appendfsync: of Redis.
         settings: on top of SETTINGS, by their names in a recipe.
+        recipe: gives the recipe of the run, whose files it may write to the folder in which the run is started.
     """
     with tempfile.TemporaryDirectory(prefix="routershift-chaos-") as name, _small_disk(Path(name) / "runs") as disk:
         folder = Path(name)
@@ -190,7 +197,7 @@ async def running(appendfsync: str, settings: Mapping[str, object]) -> AsyncIter
         stack: Stack | None = None
         try:
             async with Proxy(redis.port, lambda port: stack.owner(port) if stack else None) as proxy:
-                stack = Stack(folder, redis, proxy, clocks, disk)
+                stack = Stack(folder, recipe(folder), redis, proxy, clocks, disk)
                 stack.start({**SETTINGS, **settings})
                 try:
                     await _first_step(stack)

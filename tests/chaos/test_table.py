@@ -1,10 +1,13 @@
 """Faults of every kind: a run whose responses are one turn each goes on, and its account holds."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from tests.chaos.table import ShortTable
 
 
 class TestTable(ShortTable):
-    task = "countdown"
+    settings: ClassVar[Mapping[str, object]] = {"run.task": "countdown"}
     faults = (
         "kill curriculum", "kill generation", "kill reward", "kill learner",
         "terminate generation", "stop reward", "stop learner", "wedge curriculum",

@@ -19,6 +19,7 @@ from services.environments.playing.policy import Policy
 from shared.clients import GenerationClient
 from shared.errors import InvalidInputError, OverloadedError, UnavailableError
 from shared.rpc.server import Server, begin
+from tests.support.relay import relay
 
 COMPLETION = Completion(
     index=0,
@@ -36,10 +37,13 @@ class Generation(gen_grpc.GenerationServiceServicer):
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         self.asked = 0
+        self.waits: asyncio.Event | None = None  # until then the first that asks has no answer
 
     async def Generate(self, request: gen.GenerateRequest, context: Any) -> gen.GenerateResponse:  # noqa: N802
         self.asked += 1
         await begin(context)  # so that gRPC itself does not send the call again
+        if self.waits is not None and self.asked == 1:
+            await self.waits.wait()
         if self.errors:
             raise self.errors.pop(0)
         return gen.GenerateResponse(completions=[wire.encode_completion(COMPLETION)])
@@ -58,14 +62,20 @@ class Generation(gen_grpc.GenerationServiceServicer):
 
 
 @asynccontextmanager
-async def policy(*errors: Exception, seconds: float = 60.0) -> AsyncIterator[tuple[Policy, Generation]]:
-    server, generation = Server(), Generation()
-    generation.errors = list(errors)
+async def serving(generation: Generation) -> AsyncIterator[str]:
+    """Gives its address."""
+    server = Server()
     gen_grpc.add_GenerationServiceServicer_to_server(generation, server.grpc)
-    port = await server.listen("127.0.0.1", 0, ["routershift.v1.GenerationService"])
-    async with GenerationClient(f"127.0.0.1:{port}", 60) as client:
-        yield Policy(client, seconds), generation
+    yield f"127.0.0.1:{await server.listen('127.0.0.1', 0, ['routershift.v1.GenerationService'])}"
     await server.stop(0)
+
+
+@asynccontextmanager
+async def policy(*errors: Exception, seconds: float = 60.0) -> AsyncIterator[tuple[Policy, Generation]]:
+    generation = Generation()
+    generation.errors = list(errors)
+    async with serving(generation) as address, GenerationClient(address, 60) as client:
+        yield Policy(client, seconds), generation
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +89,24 @@ async def test_a_turn_waits_for_room_and_through_a_restart() -> None:
         (completion,) = await played.generate([1, 2], max_tokens=8)
     assert completion.token_ids.tolist() == [3, 4]
     assert generation.asked == 6
+
+
+async def test_a_turn_whose_connection_is_cut_is_sampled_again() -> None:
+    generation = Generation()
+    generation.waits = asyncio.Event()
+    async with (
+        serving(generation) as address,
+        relay(address) as between,
+        GenerationClient(between.address, 60) as client,
+    ):
+        turn = asyncio.create_task(Policy(client, 60).generate([1, 2], max_tokens=8))
+        async with asyncio.timeout(20):
+            while not generation.asked:  # noqa: ASYNC110  # another process's state has no event
+                await asyncio.sleep(0.01)
+            between.cut()
+            (completion,) = await turn
+    assert completion.token_ids.tolist() == [3, 4]
+    assert generation.asked == 2
 
 
 async def test_a_generation_that_stays_away_is_said_at_last() -> None:
