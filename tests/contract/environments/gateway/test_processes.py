@@ -122,7 +122,8 @@ async def test_an_episode_fails_at_once_with_its_agent_and_the_group_is_played_a
                 await playing.play(prompt(n=2))
             group = await playing.play(prompt(n=2))
     assert failed.value.reason is Reason.AGENT_ENDED
-    assert metrics.EPISODES.labels("agent_ended")._value.get() == before + 1
+    # What it forked may have claimed the other episode before it was ended.
+    assert metrics.EPISODES.labels("agent_ended")._value.get() - before in ((1, 2) if "fork" in dies else (1,))
     assert [trajectory.score.reward for trajectory in group.trajectories] == [1.0, 1.0]
 
 
