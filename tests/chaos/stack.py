@@ -33,6 +33,7 @@ IDLE_SECONDS = 5.0
 LIVENESS_SECONDS = 10.0  # longer than a process is stopped that comes back
 START_SECONDS = 180.0
 _DISK_BYTES = 192 << 20
+_NOTHING = b"0-0"  # the last id of a stream that never had an entry
 
 SETTINGS: Mapping[str, object] = {
     "run.id": RUN,
@@ -59,8 +60,13 @@ class Marks:
     newest: tuple[tuple[bytes, ...], ...]  # the last ids that the streams of each stage gave
 
     def passed(self, before: "Marks") -> bool:
-        """A prompt was admitted, a group generated, a group scored and a step done."""
-        return self.steps > before.steps and all(a != b for a, b in zip(self.newest, before.newest, strict=True))
+        """A prompt was admitted, a group generated, a group scored and a step done.
+
+        A stage that the groups of this run do not go through has never had one.
+        """
+        return self.steps > before.steps and all(
+            now != then or set(now) == {_NOTHING} for now, then in zip(self.newest, before.newest, strict=True)
+        )
 
 
 class Stack:
