@@ -1,6 +1,5 @@
 """Settings of the learner: the table [learner]."""
 
-from datetime import timedelta
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -8,6 +7,7 @@ from pydantic import Field, model_validator
 from routershift.algorithms.choices import AdvantageKind, Aggregation, Application, CorrectionKind, Proximal
 from routershift.algorithms.presets import Preset, preset_of, refusals
 from routershift.routing.choices import LayerAggregation, MismatchBaseline, Replay
+from services.learner.distributed.settings import MeshSettings, ParallelSettings
 from shared.settings import BaseSettings, ServerSettings
 from shared.streams.progress import MOST_ACCURACIES
 from shared.table import Table
@@ -128,21 +128,6 @@ class SampleSettings(Table):
         return self.groups + self.dropped > 0
 
 
-class ParallelSettings(Table):
-    """How training is spread over processes."""
-
-    processes: int = Field(
-        1, ge=1, description="ranks that the learner starts on this machine; under torchrun, torchrun starts them"
-    )
-    timeout_seconds: float = Field(
-        1800.0, gt=0, description="how long ranks wait for one that loads the model, computes or writes a checkpoint"
-    )
-
-    @property
-    def timeout(self) -> timedelta:
-        return timedelta(seconds=self.timeout_seconds)
-
-
 class LearnerSettings(ServerSettings):
     """What the learner does with a batch. How many batches of how many groups is in [run]."""
 
@@ -218,6 +203,7 @@ class LearnerSettings(ServerSettings):
     device: str = Field("cpu", description="torch device that trains, such as cpu or cuda")
     threads: int = Field(1, ge=1, description="CPU threads of each process")
     parallel: ParallelSettings = ParallelSettings()
+    mesh: MeshSettings = MeshSettings()
 
     checkpoints: CheckpointSettings = CheckpointSettings()
     transfer: TransferSettings = TransferSettings()
@@ -261,6 +247,8 @@ class LearnerSettings(ServerSettings):
             )
         if found:
             raise ValueError("; ".join(found))
+        if self.parallel.processes > 1:  # of one process, torchrun may start several
+            self.mesh.over(self.parallel.processes)
         return self
 
 

@@ -82,6 +82,7 @@ class Trainer:
 
         Raises:
             PreconditionError: router shift or replay on a model without known routers.
+            InvalidInputError: `learner.mesh` is of another number of ranks.
         """
         self._bulk = bulk
         torch.set_num_threads(settings.threads)
@@ -89,6 +90,7 @@ class Trainer:
         self._settings = settings
         self._run = run
         self._ranks = ranks or Ranks.open(settings.device, settings.parallel.timeout)
+        self._ranks.arrange(settings.mesh.over(self._ranks.size))
         self._identity = identity(settings, run, rollout) if self._ranks.rank == 0 else {}
         self._policy = Policy(settings, run, rollout, self._ranks)
         self.layout, self.attention = self._policy.layout, self._policy.attention.name

@@ -99,20 +99,24 @@ def learner(
     """Memory of one rank.
 
     Args:
-        ranks: over which parameters, gradients and moments are divided.
+        ranks: of the learner; `learner.mesh` says over how many of them weights, gradients and moments are divided.
         longest: tokens of the longest prompt and response: a pass has at least that many.
         trained: parameters of the adapters, where there are any; None trains all.
+
+    Raises:
+        InvalidInputError: `learner.mesh` is of another number of ranks.
     """
+    shape = settings.mesh.over(ranks)
     count, device = model.parameters, settings.device
     learned, frozen = (count, 0) if trained is None else (trained, count)
-    spread = "learner.parallel.processes"
+    spread = "learner.parallel.processes" if shape.replicate == 1 else "learner.mesh.replicate = 1"
     fewer = f"{spread} or learner.lora.rank"
-    yield Part("learner", "weights in float32", FLOAT32 * (learned + frozen) // ranks, device, spread)
+    yield Part("learner", "weights in float32", FLOAT32 * (learned + frozen) // shape.shard, device, spread)
     if learned:  # unknown for adapters of weights that are not here
-        yield Part("learner", "gradients", FLOAT32 * learned // ranks, device, fewer)
-        yield Part("learner", "moments of AdamW", 2 * FLOAT32 * learned // ranks, device, fewer)
+        yield Part("learner", "gradients", FLOAT32 * learned // shape.shard, device, fewer)
+        yield Part("learner", "moments of AdamW", 2 * FLOAT32 * learned // shape.shard, device, fewer)
     if settings.kl_coefficient and trained is None:
-        yield Part("learner", "reference model", FLOAT32 * count // ranks, device, "learner.kl_coefficient = 0")
+        yield Part("learner", "reference model", FLOAT32 * count // shape.shard, device, "learner.kl_coefficient = 0")
     tokens = max(settings.micro_batch_tokens, longest)
     smaller = "learner.micro_batch_tokens, or learner.activation_checkpointing = true"
     moment, change = logits_bytes(model, tokens, settings), "learner.head_chunk_bytes"

@@ -84,6 +84,8 @@ def splits(cluster: Cluster) -> Iterator[Split]:
     """Every split that fits: learner and replicas on whole machines, where there is more than one."""
     unit = PER_MACHINE if cluster.gpus > PER_MACHINE else 1
     for learner_gpus in range(unit, cluster.gpus, unit):
+        if not cluster.learner.mesh.fits(learner_gpus):
+            continue
         if memory.on(DEVICE, learner_parts(cluster, learner_gpus)) > cluster.room:
             continue
         for size in _TENSOR_PARALLEL:
@@ -113,7 +115,8 @@ def best(cluster: Cluster, spread: float, steps: int) -> tuple[Split, Outcome]:
 
 
 def _why_none_fits(cluster: Cluster) -> str:
-    most = max(1, cluster.gpus - 1)
+    possible = range(1, max(2, cluster.gpus))
+    most = max(filter(cluster.learner.mesh.fits, possible), default=possible[-1])
     parts = [part for part in learner_parts(cluster, most) if part.device == DEVICE]
     needed, largest = memory.on(DEVICE, parts), max(parts, key=lambda part: part.bytes)
     weights = cluster.model.width * cluster.model.parameters

@@ -110,8 +110,12 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def _is_ours(tensor: Tensor, ranks: Ranks) -> bool:
-    """A rank writes its shards; what all ranks hold, rank 0 writes."""
-    return tensor.to_local().numel() > 0 if isinstance(tensor, DTensor) else ranks.rank == 0
+    """A rank writes its shards; what several ranks hold alike, the first of them writes."""
+    if not isinstance(tensor, DTensor):
+        return ranks.rank == 0
+    place = tensor.device_mesh.get_coordinate() or ()
+    is_first = all(at == 0 for at, held in zip(place, tensor.placements, strict=True) if held.is_replicate())
+    return is_first and tensor.to_local().numel() > 0
 
 
 def _write(state: dict[str, Tensor], folder: Path, ranks: Ranks) -> None:

@@ -1,4 +1,4 @@
-"""FSDP2: the parameters, gradients and optimizer state of a model, divided over ranks.
+"""FSDP2: the parameters, gradients and optimizer state of a model, divided over the ranks of a mesh.
 
 Each decoder layer is gathered when it computes and dropped afterwards. Experts are stacked along the first dimension
 of one parameter, so a rank holds whole experts of every layer.
@@ -41,7 +41,7 @@ def shard(model: PreTrainedModel, ranks: Ranks, dtype: torch.dtype = torch.float
     for module in (*decoder_layers(model), model):
         _receive(module, ranks)
         # Also the root is dropped after its forward pass: a copy of it would hide weights that are loaded later.
-        sharded: Any = fully_shard(module, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
+        sharded: Any = fully_shard(module, mesh=ranks.mesh.dense, mp_policy=policy, reshard_after_forward=True)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo sums, and knows no scaled sum
 

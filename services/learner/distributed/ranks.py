@@ -9,14 +9,14 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from functools import cached_property
 from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from services.learner.distributed.mesh import Mesh, make_mesh
+from services.learner.distributed.settings import MeshShape
 from shared.errors import InvalidInputError, UnavailableError
 from shared.process.orphans import die_with_parent
 
@@ -44,6 +44,8 @@ class Ranks:
         self.size = size
         self.device = device
         self._idle: dist.ProcessGroup | None = None
+        self._shape = MeshShape(1, size)
+        self._mesh: Mesh | None = None
 
     @classmethod
     def open(cls, device: str = "cpu", deadline: timedelta = _DEADLINE) -> Self:
@@ -78,9 +80,14 @@ class Ranks:
             ranks._idle = dist.new_group(backend="gloo", timeout=_IDLE)
         return ranks
 
-    @cached_property
-    def mesh(self) -> DeviceMesh:
-        """All ranks in one dimension. Alone, this makes a process group of one, once in a process."""
+    def arrange(self, shape: MeshShape) -> None:
+        """Gives `mesh` this shape, whose product is `size`; else all ranks share one copy of the weights."""
+        if shape != self._shape:
+            self._shape, self._mesh = shape, None
+
+    @property
+    def mesh(self) -> Mesh:
+        """All ranks. Collective when it is first asked for. Alone, this makes a process group of one."""
         if not dist.is_initialized():
             backend = _BACKENDS.get(self.device.type, "gloo")
             dist.init_process_group(
@@ -89,7 +96,9 @@ class Ranks:
                 rank=0,
                 world_size=1,
             )
-        return init_device_mesh(self.device.type, (self.size,))
+        if self._mesh is None:
+            self._mesh = make_mesh(self.device.type, self._shape)
+        return self._mesh
 
     def command(self, payload: bytes | None = None) -> bytes:
         """Like `broadcast`, but followers wait for it without a deadline, as long as rank 0 lives."""

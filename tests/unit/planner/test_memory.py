@@ -11,6 +11,7 @@ from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from services.planner import memory
 from services.planner.model import read
+from shared.errors import InvalidInputError
 from shared.settings import RolloutSettings, RunSettings
 from tests.bench.memory import peak_bytes
 from tests.bench.shapes import SHAPES, Shape, recorded, write_model
@@ -88,6 +89,17 @@ def test_what_a_rank_holds_is_divided_over_the_ranks(tmp_path: Path) -> None:
         assert four[what] == one[what] // 4
     assert four["activations of a pass"] == one["activations of a pass"]
     assert "gathered layers" in four.keys() - one.keys()
+
+
+def test_copies_of_the_weights_are_divided_over_fewer_ranks(tmp_path: Path) -> None:
+    model, settings = read(save_model(tmp_path)), LearnerSettings.model_validate({"mesh": {"replicate": 2}})
+    copies, two = (
+        {part.what: part.bytes for part in memory.learner(model, each, ranks, LENGTH)}
+        for each, ranks in ((settings, 4), (LearnerSettings(), 2))
+    )
+    assert copies == two
+    with pytest.raises(InvalidInputError, match="replicate 2 x shard 1 = 2 ranks, and the learner has 3"):
+        list(memory.learner(model, settings, 3, LENGTH))
 
 
 def test_an_engine_takes_its_weights_and_its_cache(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from routershift.errors import PreconditionError
+from routershift.errors import InvalidInputError, PreconditionError
 from services.learner.settings import LearnerSettings
 from services.planner import memory, split
 from services.planner.hardware import GPUS
@@ -47,6 +47,15 @@ def test_every_split_fits_and_uses_only_what_there_is(qwen: Model) -> None:
         parts = split.generation_parts(asked, one)
         assert min(part.bytes for part in parts) > 0
         assert memory.on("cuda", parts) <= asked.room
+
+
+def test_only_learners_that_can_be_the_mesh_are_tried(qwen: Model) -> None:
+    mesh = {"replicate": 2, "shard": 16}
+    learner = LearnerSettings.model_validate(cluster(qwen, 64).learner.model_dump() | {"mesh": mesh})
+    found = split.splits(cluster(qwen, 64, "b200", learner=learner))
+    assert {one.learner_gpus for one in found} == {32}
+    with pytest.raises(InvalidInputError, match="replicate 2 x shard 16 = 32 ranks, and the learner has 15"):
+        split.best(cluster(qwen, 16, learner=learner), spread=0.8, steps=1)
 
 
 def test_the_best_is_as_fast_as_any_that_was_simulated(qwen: Model) -> None:

@@ -22,19 +22,13 @@ from tests.support import torchrun
 from tests.support.entries import message
 from tests.support.models import save_model
 from tests.support.payloads import bulk
+from tests.support.ranked import Shared
 from tests.support.rollouts import load, perturbed, random_episodes
 from tests.support.settings import learner_settings
 
 # Several passes for each update, and each sample twice.
 SETTINGS = learner_settings(algorithm="rspo", minibatches=2, micro_batch_tokens=60, epochs=2, turn_advantages=True)
 STEPS = 2
-
-
-class Shared(Ranks):
-    """One group for one trainer after the other, which do not close it."""
-
-    def close(self) -> None:
-        pass
 
 
 def groups(folder: Path) -> list[Group]:

@@ -29,7 +29,7 @@ def collectives(ranks: Ranks) -> None:
     torch.testing.assert_close(ranks.sum(value), torch.tensor([[4.5, 3.0]]), rtol=0, atol=0)
     assert value.tolist() == [[1.5, ranks.rank]]
     assert int(ranks.sum(torch.tensor(2**40 + ranks.rank))) == 3 * 2**40 + 3
-    assert ranks.mesh.size() == 3
+    assert ranks.mesh.dense.size() == 3
 
 
 def test_payloads_and_sums_reach_the_ranks_that_they_are_for() -> None:
