@@ -78,7 +78,7 @@ def learner() -> str:
                 lines(
                     "Age of the newest checkpoint",
                     "s",
-                    {"age": "namespace:routershift_learner_checkpoint_age:seconds"},
+                    {"age": "namespace_run:routershift_learner_checkpoint_age:seconds"},
                     "What a crash would cost.",
                 ),
                 lines(

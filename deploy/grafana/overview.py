@@ -14,8 +14,8 @@ def overview() -> str:
                     "Reward",
                     "short",
                     {
-                        "batch": "namespace:routershift_learner_reward:mean",
-                        "15 minutes": "namespace:routershift_learner_reward:avg15m",
+                        "batch": "namespace_run:routershift_learner_reward:mean",
+                        "15 minutes": "namespace_run:routershift_learner_reward:avg15m",
                     },
                     "Mean over the trajectories of a batch.",
                 ),
@@ -100,7 +100,11 @@ def overview() -> str:
                 ),
             ],
             "Health": [
-                lines("Services that answer", "none", {"{{job}}": "sum by (job) (up)"}),
+                lines(
+                    "Services that answer",
+                    "none",
+                    {"{{job}}": "sum by (job) (namespace_run_job:routershift_services:count)"},
+                ),
                 lines("The learner is", "none", {"{{state}}": "max by (state) (routershift_learner_state)"}, most=1),
                 lines("Alerts", "none", {"{{alertname}} {{alertstate}}": "sum by (alertname, alertstate) (ALERTS)"}),
             ],

@@ -25,10 +25,9 @@ HEAD = """\
 # Metrics
 
 Every service answers `/metrics` on its `metrics_port` in the Prometheus text format. Units are base units. Labels have
-the values named here and no others. Series tell runs apart by the label `run` of their target, as in the
-`prometheus.yml` that `run` and `up` write into the run's folder, or by a join with `routershift_run_info`:
-`routershift_learner_reward_mean * on (instance) group_left (run) routershift_run_info`. The generation service with the
-vLLM engine also shows vLLM's own metrics, which begin with `vllm:`.
+the values named here and no others. Every series has `run` too, the id of the run that the service serves, and so have
+those of Python and of the process. The generation service with the vLLM engine also shows vLLM's own metrics, which
+begin with `vllm:`.
 """
 # Parts of the page, and how names in them begin after routershift_.
 _PARTS = {

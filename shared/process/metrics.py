@@ -2,5 +2,5 @@
 
 from prometheus_client import Gauge
 
-# Not a label of every metric: which run a target serves is known before it is scraped, and joined to its series.
+# The port adds the label `run` to all others as well; this one is there from the start.
 RUN_INFO = Gauge("routershift_run_info", "1, labelled with the run that this service serves", ["run"])

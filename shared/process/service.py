@@ -107,7 +107,7 @@ async def _serve(service: Service, settings: BaseSettings, server_settings: Serv
     keeping: asyncio.Task[None] | None = None
     try:
         RUN_INFO.labels(settings.run.id).set(1)
-        start_metrics(server_settings)
+        start_metrics(server_settings, settings.run.id)
         port = await server.listen(server_settings.host, server_settings.port, service.register(server))
         redis = await connect(settings.redis)
         run = Run(redis, settings.run.id, settings.streams, _bulk(service, settings))
@@ -147,8 +147,8 @@ async def _serve(service: Service, settings: BaseSettings, server_settings: Serv
             await redis.aclose()
 
 
-def start_metrics(server_settings: ServerSettings) -> None:
-    """Prometheus text format on `metrics_port`.
+def start_metrics(server_settings: ServerSettings, run: str) -> None:
+    """Prometheus text format on `metrics_port`, each series with the label `run`.
 
     Raises:
         PortTakenError: the port is taken.
@@ -157,7 +157,7 @@ def start_metrics(server_settings: ServerSettings) -> None:
     host, port = server_settings.host, server_settings.metrics_port
     check_port(host, port, "metrics_port")
     try:
-        serve_metrics(host, port, seconds=server_settings.receive_seconds)
+        serve_metrics(host, port, run, seconds=server_settings.receive_seconds)
     except OSError:
         check_port(host, port, "metrics_port")  # somebody may have taken it since we looked
         raise

@@ -111,7 +111,7 @@ def test_every_overlay_states_its_nodes() -> None:
 
 
 def _overlay(stack: Stack) -> str:
-    """Of its learner: a JobSet, GPUs, or neither."""
+    """Which one was rendered, by its learner: a JobSet, GPUs, or neither."""
     if stack.of_kind("JobSet"):
         return "multinode"
     (learner,) = [pods for pods in stack.pods() if pods.name == "learner"]

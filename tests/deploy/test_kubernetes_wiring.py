@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 import yaml
 from redis import Redis, RedisError
 
-from deploy.k8s import rules
 from services.cli.local.redis import find_server
 from services.cli.recipe import Recipe
 from shared.streams.keys import STAGES
@@ -264,8 +263,3 @@ def _redis_settings(config: str, arguments: tuple[str, ...]) -> dict[str, str]:
             finally:
                 server.terminate()
     raise AssertionError("redis-server did not answer")
-
-
-def test_the_rules_of_prometheus_are_those_of_the_operator() -> None:
-    written = yaml.safe_load(rules.WRITTEN.read_text())
-    assert written == rules.prometheus_rule(), "run make rules"

@@ -44,7 +44,7 @@ FOREIGN = {
     "vllm:prefix_cache_hits_total": set[str](),
     "vllm:prefix_cache_queries_total": set[str](),
 }
-SCRAPED = {"job", "instance", "namespace"}  # labels that come with the scrape
+SCRAPED = {"job", "instance", "namespace", "run"}  # labels of every series: of the scrape, and of the metrics port
 WORDS = {"and", "or", "unless", "offset"}
 
 
@@ -174,6 +174,26 @@ def test_alertmanager() -> None:
 @pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
 def test_alerts_fire_where_they_should(path: Path) -> None:
     check(tool("promtool", "prometheus"), "test", "rules", path)
+
+
+def test_every_alert_tells_its_run_and_none_pages_for_one_that_has_finished() -> None:
+    for rule in rules():
+        for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
+            kept = {label.strip() for label in labels.split(",")}
+            known_anew = kept >= {"namespace", "job", "instance"}  # of `up`, which knows no run
+            memory = rule["record"] == "namespace_run:routershift_finished:last" if "record" in rule else False
+            assert kept >= {"namespace", "run"} or known_anew or memory, (rule.get("alert") or rule["record"], labels)
+    for name, rule in ALERTS.items():
+        if rule["labels"]["severity"] == "page":
+            active = "and on (namespace, run) namespace_run:routershift_learner_active:max == 1"
+            finished = "unless on (namespace, run) namespace_run:routershift_finished:last == 1"
+            assert rule["expr"].endswith((active, finished)), name
+
+
+def test_notifications_are_grouped_and_inhibited_by_run() -> None:
+    config = yaml.safe_load((DEPLOY / "alertmanager/alertmanager.yml").read_text())
+    assert config["route"]["group_by"] == ["namespace", "run", "alertname"]
+    assert all(rule["equal"] == ["namespace", "run"] for rule in config["inhibit_rules"])
 
 
 def test_every_alert_is_seen_firing_and_seen_quiet() -> None:

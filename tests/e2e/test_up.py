@@ -77,6 +77,7 @@ def test_up_serves_until_it_is_told_to_stop_and_people_pause_and_resume_it(start
     code, _, err = up.finish(timeout=60)
     assert code == 0, err
     assert up.nothing_left(), up.alive()
+    assert not (folder / "prometheus.yml").exists(), "Prometheus would miss services that have ended"
     code, _, err = start("pause", "test").finish(timeout=60)
     assert code == 2
     assert "run test is not running" in err

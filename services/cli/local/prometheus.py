@@ -7,7 +7,7 @@ _EVERY = "5s"  # the rules and dashboards of deploy/ are made for it
 
 
 def scrape_config(run: str, targets: Mapping[str, str]) -> str:
-    """YAML with a job for each service; its series have the labels `job`, the service, and `run`.
+    """YAML with a job for each service; its series have the labels `job`, the service, and `run`, as services say it.
 
     Prometheus takes it as its own configuration, and that of many runs as `scrape_config_files`: so it has no other
     part, and names of jobs that no other run has.
@@ -19,6 +19,7 @@ def scrape_config(run: str, targets: Mapping[str, str]) -> str:
     jobs = "".join(
         f"  - job_name: {run}/{service}\n"
         f"    scrape_interval: {_EVERY}\n"
+        "    honor_labels: true\n"  # what answers at the port of a run that has ended may be another
         "    static_configs:\n"
         f'      - targets: ["{target}"]\n'
         f'        labels: {{job: {service}, run: "{run}"}}\n'

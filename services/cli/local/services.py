@@ -152,6 +152,8 @@ async def _serving(
         running = Services(recipe, url, [*redis, *own])  # before anything of this start can be recorded
         for process in own:
             process.start()
+        # A run that has ended is not scraped any more.
+        stack.callback((recipe.run.path / prometheus.FILE).unlink, missing_ok=True)
         _write_endpoints(running, "REDIS_URL" if recipe.names_redis else url)
         # A start that fails once in a way that may pass has the time of a second one.
         await until_serving(

@@ -216,7 +216,7 @@ async def test_addresses_of_both_families_are_bound_and_called(host: str) -> Non
         await client.generate("?")
     with held_port(settings.host, "metrics_port") as port:
         pass
-    start_metrics(settings.model_copy(update={"metrics_port": port}))
+    start_metrics(settings.model_copy(update={"metrics_port": port}), "one")
     reader, writer = await asyncio.open_connection(local(settings.host), port)
     writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
     assert b"routershift_" in await reader.read()

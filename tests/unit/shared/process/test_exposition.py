@@ -5,7 +5,10 @@ import threading
 import time
 import urllib.request
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from shared.process.exposition import serve_metrics
+from shared.process.metrics import RUN_INFO
 
 MOST = 8
 
@@ -21,7 +24,7 @@ def until_closed(connection: socket.socket) -> None:
 
 
 def test_idle_connections_take_no_more_threads_than_there_are_places_and_keep_nobody_out() -> None:
-    port = serve_metrics("127.0.0.1", 0, MOST, seconds=600)
+    port = serve_metrics("127.0.0.1", 0, "one", MOST, seconds=600)
     before = threading.active_count()
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(10 * MOST)]
     try:
@@ -34,7 +37,7 @@ def test_idle_connections_take_no_more_threads_than_there_are_places_and_keep_no
 
 
 def test_a_request_that_never_ends_is_ended() -> None:
-    port = serve_metrics("127.0.0.1", 0, MOST, seconds=0.5)
+    port = serve_metrics("127.0.0.1", 0, "one", MOST, seconds=0.5)
     with socket.create_connection(("127.0.0.1", port)) as slow:
         slow.sendall(b"GET /metrics HTTP/1.0\r\nX: ")
         until_closed(slow)
@@ -42,7 +45,7 @@ def test_a_request_that_never_ends_is_ended() -> None:
 
 
 def test_connections_that_end_leave_no_threads() -> None:
-    port = serve_metrics("127.0.0.1", 0, MOST)
+    port = serve_metrics("127.0.0.1", 0, "one", MOST)
     before = threading.active_count()
     for _ in range(3 * MOST):
         scrape(port)
@@ -50,3 +53,11 @@ def test_connections_that_end_leave_no_threads() -> None:
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert threading.active_count() <= before
+
+
+def test_every_series_tells_its_run() -> None:
+    RUN_INFO.labels("one").set(1)
+    families = list(text_string_to_metric_families(scrape(serve_metrics("127.0.0.1", 0, "one"))))
+    samples = [sample for family in families for sample in family.samples]
+    assert {sample.labels["run"] for sample in samples} == {"one"}
+    assert {"process_start_time_seconds", "routershift_run_info", "python_info"} <= {sample.name for sample in samples}
