@@ -1,4 +1,4 @@
-"""Several runs in one cluster: a namespace of one's own is carried through, and what is of the cluster is there once."""
+"""Several runs in one cluster: each has its namespace carried through, and the rules are of the cluster."""
 
 import json
 import re

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
 from redis import Redis, RedisError
 
 from services.cli.local.redis import find_server
