@@ -29,7 +29,7 @@ _SAMPLING = "n temperature greedy max_tokens stop top_p top_k min_p"
 
 _SHAPE: Mapping[str, str] = {
     "run": "model",
-    "learner": "lora",
+    "learner": "lora freeze_router",
 }
 # The value of a setting that names files is their content: a path alone may change.
 _IDENTITY: Mapping[str, str] = {
@@ -94,7 +94,7 @@ _KNOBS: Mapping[str, str] = {
     "learner": (
         f"{_SERVER} advantage turn_advantages aggregation clip_low clip_high proximal routing_replay kl_coefficient "
         "entropy_coefficient overlong overlong_buffer_tokens epochs minibatches micro_batch_tokens head_chunk_bytes "
-        "activation_checkpointing attn_implementation precision device threads"
+        "activation_checkpointing attn_implementation precision router_precision device threads"
     ),
     "learner.correction": "kind low high",
     "learner.router_shift": "enabled gamma_min layer_aggregation apply mismatch_baseline",

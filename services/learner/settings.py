@@ -14,6 +14,7 @@ from shared.table import Table
 
 Schedule = Literal["constant", "linear", "cosine"]
 Overlong = Literal["train", "mask", "drop"]
+RouterPrecision = Literal["float32", "float64"]
 AttnImplementation = Literal["auto", "segments", "flash_attention_2", "flash_attention_3", "masked"]
 
 
@@ -137,7 +138,7 @@ class LearnerSettings(ServerSettings):
     algorithm: str = Field(
         "rspo",
         description="preset of objective, advantage, aggregation, clipping and router shift: rspo, gmpo, grpo, dapo, "
-        "dr_grpo, gspo, cispo, reinforce, or an objective that a package adds",
+        "dr_grpo, gspo, cispo, dppo, dppo_kl, reinforce, or an objective that a package adds",
     )
     advantage: AdvantageKind | None = Field(None, description="how rewards become advantages; default: the algorithm's")
     turn_advantages: bool = Field(
@@ -151,8 +152,8 @@ class LearnerSettings(ServerSettings):
     clip_low: float | None = Field(
         None,
         gt=0,
-        description="how far the ratio (gmpo, rspo: its logarithm) may fall before it is clipped; "
-        "default: the algorithm's",
+        description="how far the ratio may fall before it is clipped (gmpo, rspo: its logarithm; dppo, dppo_kl: the "
+        "divergence above which a token is masked); default: the algorithm's",
     )
     clip_high: float | None = Field(
         None, gt=0, description="how far it may rise before it is clipped; default: the algorithm's"
@@ -167,6 +168,7 @@ class LearnerSettings(ServerSettings):
     routing_replay: Replay = Field(
         "none", description="experts in the training forward: live, r2 (as before the update) or r3 (as the sampler's)"
     )
+    freeze_router: bool = Field(False, description="train all weights but those of the routers, which stay as they are")
     kl_coefficient: float = Field(0.0, ge=0, description="weight of the KL divergence from the initial model")
     entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     overlong: Overlong = Field(
@@ -199,6 +201,11 @@ class LearnerSettings(ServerSettings):
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="forward and backward pass; master weights, gradients and AdamW stay float32"
+    )
+    router_precision: RouterPrecision | None = Field(
+        None,
+        description="of the routers' forward and backward pass, on their master weights: float32 or float64; default: "
+        "that of precision",
     )
     device: str = Field("cpu", description="torch device that trains, such as cpu or cuda")
     threads: int = Field(1, ge=1, description="CPU threads of each process")
@@ -245,6 +252,8 @@ class LearnerSettings(ServerSettings):
                 "router_shift.mismatch_baseline corrects the router shift factor; set router_shift.enabled, or "
                 "mismatch_baseline none"
             )
+        if self.router_precision == self.precision:
+            found.append("router_precision is float32, as precision is; leave it out, or use float64")
         if found:
             raise ValueError("; ".join(found))
         if self.parallel.processes > 1:  # of one process, torchrun may start several

@@ -98,6 +98,16 @@ def terms(response: Response, recipe: Recipe, kept: list[bool]) -> list[float]:
         limited = [min(max(w, 1 - recipe.low), 1 + recipe.high) for w in ratios(response.frozen)]
         return [-w * g * a * x for w, g, x in zip(limited, outer, response.live, strict=True)]
     ratio = ratios(response.live)
+    if recipe.objective in ("dppo", "dppo_kl"):
+        divergence = _binary_tv if recipe.objective == "dppo" else _binary_kl
+        found = []
+        for now, before, o, g, k in zip(response.live, response.frozen, old, gamma, kept, strict=True):
+            w = math.exp(now - o) if k else 1.0
+            moved = before - o if k else 0.0
+            far = divergence(min(math.exp(o), 1.0), min(math.exp(before), 1.0))
+            masked = (a > 0 and moved > 0 and far > recipe.high) or (a < 0 and moved < 0 and far > recipe.low)
+            found.append(0.0 if masked else -w * a * g)
+        return found
     if recipe.objective == "grpo":
         limited = [_clipped(w, a, 1 - recipe.low, 1 + recipe.high) for w in ratio]
         return [-w * a * g for w, g in zip(limited, outer, strict=True)]
@@ -106,6 +116,17 @@ def terms(response: Response, recipe: Recipe, kept: list[bool]) -> list[float]:
         return [-_clipped(whole, a, 1 - recipe.low, 1 + recipe.high) * a * math.prod(outer) ** (1 / n)] * n
     limited = [_clipped(w, a, math.exp(-recipe.low), math.exp(recipe.high)) for w in ratio]
     return [-((math.prod(limited) * math.prod(outer)) ** (1 / n)) * a] * n
+
+
+def _binary_tv(old: float, live: float) -> float:
+    """Half the sum, over the sampled token and all others, of the differences of their probabilities."""
+    return (abs(old - live) + abs((1 - old) - (1 - live))) / 2
+
+
+def _binary_kl(old: float, live: float) -> float:
+    """KL(old || live) over the same two; float32 tells no probability below 2^-23 of the others from 0."""
+    old_rest, live_rest = (max(1 - p, 2**-23) for p in (old, live))
+    return old * math.log(old / live) + old_rest * math.log(old_rest / live_rest)
 
 
 def _clipped(ratio: float, advantage: float, low: float, high: float) -> float:

@@ -17,6 +17,8 @@ MODEL = "run.model"
 
 # What says where a folder came from, and nothing of the model.
 _IRRELEVANT = ("_name_or_path", "transformers_version")
+# By the names of settings that checkpoints of earlier versions lack: what these did.
+_NEWER = {"learner.freeze_router": False}
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16  # of a weights file; a smaller one is read whole
 
 
@@ -37,9 +39,12 @@ def identity(settings: LearnerSettings, run: RunSettings, rollout: RolloutSettin
 
 
 def check_identity(own: Mapping[str, Any], saved: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raises InvalidInputError, naming the setting and both values, where a checkpoint is of something else."""
+    """Raises InvalidInputError, naming the setting and both values, where a checkpoint is of something else.
+
+    A setting that is newer than the checkpoint counts as one of its default.
+    """
     for name, value in own.items():
-        made_with = saved.get(name)
+        made_with = saved.get(name, _NEWER.get(name))
         if name == MODEL:
             if made_with is not None and made_with["fingerprint"] == value["fingerprint"]:
                 continue

@@ -14,11 +14,16 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from routershift.routing.routers import decoder_layers
+from routershift.routing.routers import decoder_layers, routers_of
 from services.learner.distributed.ranks import Ranks
 
 
-def shard(model: PreTrainedModel, ranks: Ranks, dtype: torch.dtype = torch.float32) -> None:
+def shard(
+    model: PreTrainedModel,
+    ranks: Ranks,
+    dtype: torch.dtype = torch.float32,
+    router_dtype: torch.dtype | None = None,
+) -> None:
     """Divides the model over the ranks, in place, on their devices.
 
     Rank 0 gives the values of all parameters and buffers. Other ranks may hold the model on the meta device, so that
@@ -33,12 +38,18 @@ def shard(model: PreTrainedModel, ranks: Ranks, dtype: torch.dtype = torch.float
     Args:
         model: float32 parameters, of any device; these stay the optimizer's master weights.
         dtype: of forward and backward, bfloat16 or float32.
+        router_dtype: of the routers, float32 or float64; None: the same. They compute with the master weights, not with
+            rounded ones, and give what follows them `dtype`. Hooks of before see what they computed.
     """
-    if ranks.size == 1 and dtype == torch.float32:
+    if ranks.size == 1 and dtype == torch.float32 and router_dtype is None:
         model.to(ranks.device)
         return
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for module in (*decoder_layers(model), model):
+    policies = dict.fromkeys((*decoder_layers(model), model), policy)
+    if router_dtype is not None:  # inner modules have to come first
+        own = MixedPrecisionPolicy(param_dtype=router_dtype, reduce_dtype=torch.float32, output_dtype=dtype)
+        policies = dict.fromkeys(routers_of(model).values(), own) | policies
+    for module, policy in policies.items():
         _receive(module, ranks)
         # Also the root is dropped after its forward pass: a copy of it would hide weights that are loaded later.
         sharded: Any = fully_shard(module, mesh=ranks.mesh.dense, mp_policy=policy, reshard_after_forward=True)

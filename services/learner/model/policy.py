@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from routershift.routing.routers import layout_of
+from routershift.routing.routers import layout_of, require_layout, routers_of
 from services.learner.data.collate import Batch
 from services.learner.distributed import fsdp
 from services.learner.distributed.ranks import Ranks
@@ -39,7 +39,12 @@ class Policy:
     """A causal language model on this rank's device, sharded where there are several ranks."""
 
     def __init__(self, settings: LearnerSettings, run: RunSettings, rollout: RolloutSettings, ranks: Ranks) -> None:
-        """Raises what `lora.add_lora` raises for a family that it does not know."""
+        """Freezes the routers and adds adapters, as the settings say.
+
+        Raises:
+            PreconditionError: a setting is of routers, and the model has none that are known; or what `lora.add_lora`
+                raises for a family that it does not know.
+        """
         transformers_logging.disable_progress_bar()
         self._temperature = rollout.temperature
         self._ranks = ranks
@@ -48,6 +53,11 @@ class Policy:
         self.model.train()
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.freeze_router or settings.router_precision:
+            require_layout(self.model)
+        if settings.freeze_router:
+            for router in routers_of(self.model).values():
+                router.requires_grad_(False)
         self._lora, self._uses_lora, self._base = settings.lora, settings.lora.rank > 0, str(run.model)
         if self._uses_lora:
             lora.add_lora(self.model, settings.lora, run.seed)
@@ -81,7 +91,8 @@ class Policy:
         Raises:
             PreconditionError: packed sequences see each other with the flash attention of this machine.
         """
-        fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision))
+        routers = getattr(torch, settings.router_precision) if settings.router_precision else None
+        fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision), routers)
         if self.attention.is_flash:
             self.attention.set_flash_on(self.model)
             isolation.check_isolation(self.model, self.attention)

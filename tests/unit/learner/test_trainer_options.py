@@ -233,8 +233,16 @@ def test_the_schedule_rises_then_falls(schedule: str, expected: list[float]) -> 
     assert [factor(step, settings, 23) for step in (3, 13, 23)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("settings", [{"routing_replay": "r3"}, {"routing_replay": "r2", "proximal": "recompute"}])
-def test_replay_needs_routers(tmp_path: Path, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"routing_replay": "r3"},
+        {"routing_replay": "r2", "proximal": "recompute"},
+        {"freeze_router": True},
+        {"router_precision": "float64"},
+    ],
+)
+def test_what_is_of_routers_needs_some(tmp_path: Path, settings: dict[str, Any]) -> None:
     dense = save_model(tmp_path, "qwen3_dense")
     with pytest.raises(PreconditionError, match="dense or unknown"):
         make(dense, algorithm="gmpo", **settings)
@@ -250,6 +258,7 @@ def test_replay_needs_routers(tmp_path: Path, settings: dict[str, Any]) -> None:
             "mismatch_baseline corrects the router shift factor",
         ),
         ({"algorithm": "rspo", "router_shift__enabled": False}, "use gmpo"),
+        ({"router_precision": "float32"}, "leave it out, or use float64"),
     ],
 )
 def test_combinations_without_sense_are_refused_with_the_reason(settings: dict[str, Any], text: str) -> None:

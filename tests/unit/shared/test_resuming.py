@@ -66,6 +66,7 @@ def test_what_the_learner_compares_with_a_checkpoint_follows_from_the_rules() ->
     assert settings_of("run", "rollout", "learner") == [
         "run.model",
         "learner.lora",
+        "learner.freeze_router",
         "run.task",
         "run.seed",
         "run.groups_per_step",

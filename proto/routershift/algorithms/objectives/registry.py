@@ -4,6 +4,7 @@ from typing import TypeGuard
 
 from routershift.algorithms.objectives.base import Objective
 from routershift.algorithms.objectives.cispo import Cispo
+from routershift.algorithms.objectives.dppo import DppoKl, DppoTv
 from routershift.algorithms.objectives.gmpo import Gmpo
 from routershift.algorithms.objectives.grpo import Grpo
 from routershift.algorithms.objectives.gspo import Gspo
@@ -12,7 +13,7 @@ from routershift.plugins import with_plugins
 
 GROUP = "routershift.objectives"  # entry points of other packages: name = "module:class"
 
-_BUILT_IN: tuple[type[Objective], ...] = (Grpo, Gspo, Gmpo, Cispo, Reinforce)
+_BUILT_IN: tuple[type[Objective], ...] = (Grpo, Gspo, Gmpo, Cispo, DppoTv, DppoKl, Reinforce)
 
 
 def objectives() -> dict[str, type[Objective]]:

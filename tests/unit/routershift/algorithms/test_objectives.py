@@ -21,8 +21,9 @@ from tests.support import objective_reference as reference
 from tests.support.objective_cases import LONGEST, RESPONSES, draw, gradient_of, recipe, run
 from tests.support.objective_reference import Response
 
-EVERY: tuple[str, ...] = ("grpo", "gspo", "gmpo", "cispo", "reinforce")
-WITH_RATIO = EVERY[:4]
+EVERY: tuple[str, ...] = ("grpo", "gspo", "gmpo", "cispo", "dppo", "dppo_kl", "reinforce")
+CLIPPING = EVERY[:4]
+WITH_RATIO = EVERY[:6]
 AGGREGATIONS: tuple[Aggregation, ...] = ("response_mean", "token_mean", "fixed_length")
 CORRECTIONS: tuple[CorrectionKind, ...] = ("none", "truncate", "mask", "sequence_mask")
 # All but what is refused: truncation beside a ratio that holds rho already.
@@ -69,7 +70,7 @@ def test_the_case_reaches_both_sides_of_every_bound(objective: str) -> None:
         assert gradient[tokens].any()
 
 
-@pytest.mark.parametrize("objective", ["grpo", "gspo", "gmpo"])
+@pytest.mark.parametrize("objective", ["grpo", "gspo", "gmpo", "dppo", "dppo_kl"])
 def test_clipped_tokens_are_those_without_gradient(objective: str) -> None:
     case = draw(2)
     batch, result, _ = run(case, recipe(objective))
@@ -101,7 +102,7 @@ def test_dropped_tokens_are_neither_clipped_nor_learnt_from(objective: str, corr
     assert not result.clipped[~corrected.kept].any()
 
 
-@pytest.mark.parametrize("objective", WITH_RATIO)
+@pytest.mark.parametrize("objective", CLIPPING)
 def test_gamma_changes_what_is_clipped_only_before_the_clip(objective: str) -> None:
     _, plain, _ = run(draw(7, shifted=False), recipe(objective))
     _, before, _ = run(draw(7, shifted=True), recipe(objective))
@@ -218,6 +219,30 @@ def test_one_clip_range_of_gmpo_is_that_of_the_paper() -> None:
         signed = np.sign(advantage) * (case.live - case.behaviour)[i, row].double().numpy()
         logs = np.sign(advantage) * np.minimum(signed, np.clip(signed, -0.4, 0.4))
         assert terms[i, 0].item() == pytest.approx(-math.exp(logs.mean()) * advantage, rel=1e-6)
+
+
+@pytest.mark.parametrize("apply", ["before_clip", "after_clip"])
+@pytest.mark.parametrize("objective", ["dppo", "dppo_kl"])
+def test_gamma_weighs_what_the_mask_of_dppo_left(objective: str, apply: Application) -> None:
+    _, plain, _ = run(draw(7, shifted=False), recipe(objective))
+    case = draw(7, shifted=True)
+    _, shifted, _ = run(case, recipe(objective, apply=apply))
+    assert case.log_gamma is not None
+    expected = plain.terms * case.log_gamma.masked_fill(~case.mask, 0.0).exp()
+    torch.testing.assert_close(shifted.terms, expected)
+    assert torch.equal(shifted.clipped, plain.clipped)
+
+
+def test_dppo_masks_by_probability_and_not_by_ratio() -> None:
+    """A rare token may become a hundred times as likely, and a frequent one may not lose a fifth."""
+    old, live = torch.tensor([[1e-5, 0.99, 0.8]]).log(), torch.tensor([[1e-3, 0.8, 0.81]]).log()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    for advantage, expected in ((1.0, [False, False, False]), (-1.0, [False, True, False])):
+        batch = PolicyBatch(live, old, torch.tensor([advantage]), mask)
+        for objective in ("dppo", "dppo_kl"):
+            known = objectives()[objective]
+            result = known()(batch, Clipping(known.clip_low, known.clip_high, "before_clip"))
+            assert result.clipped.tolist() == [expected]
 
 
 def test_kl_is_the_unbiased_estimator_down_to_small_distances() -> None:

@@ -16,6 +16,8 @@ CLIP_RANGES = {
     "gmpo": (0.4, 0.4),
     "rspo": (0.4, 0.4),
     "cispo": (1.0, 4.0),
+    "dppo": (0.15, 0.15),
+    "dppo_kl": (0.05, 0.05),
 }
 
 
@@ -66,6 +68,7 @@ def test_what_makes_sense_is_not_refused(algorithm: str) -> None:
         ("dapo", {"clip_low": 1.5}, "clip_low is 1.5"),
         ("gspo", {"clip_low": 1.5}, "below 1"),
         ("cispo", {"clip_low": 1.5}, "clip_low is 1.5"),
+        ("dppo", {"clip_high": 1.0}, "clip_high is 1.0"),
         ("rspo", {"correction": "truncate"}, "twice"),
         ("cispo", {"correction": "truncate"}, "use proximal recompute"),
         ("rspo", {"replays_own_routes": True}, "routing_replay r2"),
