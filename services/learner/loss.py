@@ -1,5 +1,6 @@
 """What one micro-batch adds to the loss: the objective with everything that the settings put around it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -38,9 +39,15 @@ class LossParts:
 class Loss:
     """The sum over tokens of token weight times (correction weight times objective, plus KL, minus entropy)."""
 
-    def __init__(self, settings: LearnerSettings) -> None:
+    def __init__(self, settings: LearnerSettings, weigh: Callable[[Tensor], Tensor] | None = None) -> None:
+        """
+        Args:
+            weigh: from log gamma~ [R] of the response tokens of a micro-batch to what takes its place in the ratio, as
+                a placebo does; None: nothing does.
+        """
         preset = settings.preset
         self._settings = settings
+        self._weigh = weigh
         self._objective = preset.objective
         self._clipping = Clipping(*settings.clip_range, settings.router_shift.apply)
         self._aggregation = settings.aggregation or preset.aggregation
@@ -79,4 +86,5 @@ class Loss:
         """[B, T]"""
         if shift is None:
             return None
-        return batch.padded(clip_log_gamma(shift.log_gamma, self._settings.router_shift.gamma_min))
+        log_gamma = clip_log_gamma(shift.log_gamma, self._settings.router_shift.gamma_min)
+        return batch.padded(log_gamma if self._weigh is None else self._weigh(log_gamma))

@@ -74,11 +74,13 @@ class Trainer:
         rollout: RolloutSettings,
         ranks: Ranks | None = None,
         bulk: Bulk | None = None,
+        loss: Loss | None = None,
     ) -> None:
         """Loads the model, shards it, and makes its optimizer.
 
         Args:
             bulk: the payload store, from which each of several ranks reads its own rows.
+            loss: takes the place of that of the settings.
 
         Raises:
             PreconditionError: router shift or replay on a model without known routers.
@@ -113,7 +115,7 @@ class Trainer:
         self._parameters = self._policy.parameters
         self._flops_per_token = self._policy.flops_per_token
         self._optimizer = make_optimizer(self._parameters.values(), settings.optimizer)
-        self._loss = Loss(settings)
+        self._loss = loss or Loss(settings)
         self._planner = Planner(
             settings, rollout.max_tokens, self._ranks.size, self._uses_traces, self._policy.attention.is_flat
         )

@@ -1,0 +1,143 @@
+"""The stability bench: the same bits for the same seed, placebos that keep gamma's size, and how arms compare."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.cli.commands.bench import REPOSITORY, bench
+from services.learner.settings import LearnerSettings
+from shared.errors import CorruptDataError, InvalidInputError
+from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure
+from tests.bench.study.outcomes import difference, outcomes
+from tests.bench.study.placebos import Placebo
+from tests.bench.study.runs import Protocol, run
+
+MODEL = REPOSITORY / "deploy" / "recipes" / "countdown" / "model"
+TINY = Protocol(model=MODEL, steps=3, groups=2, samples=8, max_tokens=16, prompts=16, held_out=8, every=2)
+PRESSED = Pressure(6e-4, 2, 2)
+
+
+def cell(arm: str, staleness: int = 1) -> Cell:
+    objective, _, correction = arm.partition("+")
+    return Cell(objective, correction, staleness, PRESSED)
+
+
+@pytest.fixture(scope="module")
+def permuted() -> dict[str, Any]:
+    return run(cell("grpo+permuted"), 3, TINY)
+
+
+def test_a_run_is_the_same_bit_by_bit(permuted: dict[str, Any]) -> None:
+    assert run(cell("grpo+permuted"), 3, TINY) == permuted
+
+
+def test_tokens_are_as_old_as_the_cell_says(permuted: dict[str, Any]) -> None:
+    assert [batch["token_lag_mean"] for batch in permuted["batches"]] == [0, 1, 1]
+    batches = run(cell("grpo+permuted", staleness=0), 3, TINY)["batches"]
+    assert [batch["token_lag_mean"] for batch in batches] == [0, 0, 0]
+
+
+def test_arms_begin_alike_and_part(permuted: dict[str, Any]) -> None:
+    """Their first batch is of the same groups; then each has weights of its own."""
+    ends = {permuted["weights"]}
+    for arm in ("grpo+none", "grpo+shift", "grpo+mean", "grpo+frozen", "gmpo+r3", "grpo+tis", "dppo+icepop"):
+        found = run(cell(arm), 3, TINY)
+        assert found["evaluations"][0] == permuted["evaluations"][0]
+        assert found["batches"][0]["reward"] == permuted["batches"][0]["reward"]
+        assert 0 < found["batches"][2]["gamma_mean"] < 1
+        ends.add(found["weights"])
+    assert len(ends) == 8
+
+
+def test_gamma_that_is_only_measured_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = run(cell("grpo+none"), 3, TINY)
+    arm = CORRECTIONS["none"]
+    monkeypatch.setitem(CORRECTIONS, "none", type(arm)({"enabled": False}, arm.learner))
+    assert run(cell("grpo+none"), 3, TINY)["weights"] == measured["weights"]
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_arm_is_a_setting_that_the_learner_takes(objective: str, correction: str) -> None:
+    LearnerSettings.model_validate(cell(f"{objective}+{correction}").learner)
+
+
+def test_placebos_keep_the_size_of_gamma_and_not_its_places() -> None:
+    log_gamma = torch.linspace(-0.2, 0.0, 50)
+    permute = Placebo.PERMUTED.weigh(0)
+    first, second = permute(log_gamma), permute(log_gamma)
+    for found in (first, second):
+        assert torch.equal(found.sort().values, log_gamma)
+        assert not torch.equal(found, log_gamma)
+    assert not torch.equal(first, second)
+    assert torch.equal(Placebo.PERMUTED.weigh(0)(log_gamma), first)
+    mean = Placebo.MEAN.weigh(0)(log_gamma)
+    torch.testing.assert_close(mean.exp(), torch.full((50,), float(log_gamma.exp().mean())))
+
+
+def test_differences_are_paired_and_have_an_interval() -> None:
+    """A difference that is the same in every seed is certain, however much seeds differ."""
+    than = dict(enumerate((0.1, 0.9, 0.4, 0.6)))
+    same = difference({seed: value + 0.05 for seed, value in than.items()}, than)
+    assert same is not None
+    assert (same.mean, same.low, same.high) == pytest.approx((0.05, 0.05, 0.05))
+    other = difference({0: 0.3, 1: 0.8, 2: 0.5, 9: 1.0}, than)
+    assert other is not None
+    assert other.seeds == pytest.approx({0: 0.2, 1: -0.1, 2: 0.1})
+    # One of 27 draws of three seeds is the worst one three times: 3.7 %, which is more than 2.5 %.
+    assert (other.low, other.high) == pytest.approx((-0.1, 0.2))
+    # With eight seeds it is near the normal one: 1.96 standard errors to either side.
+    values = np.random.default_rng(1).normal(size=8)
+    eight = difference(dict(enumerate(map(float, values))), dict.fromkeys(range(8), 0.0))
+    assert eight is not None
+    half = 1.96 * values.std() / 8**0.5
+    assert (eight.low, eight.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.2 * half)
+    assert difference({0: 1.0}, than) is None
+
+
+def test_outcomes_are_those_of_the_protocol() -> None:
+    def at(step: int, accuracy: float) -> dict[str, float]:
+        return {"step": step, "pass_at_1": accuracy, "pass_at_4": 0.5, "greedy": 0.4}
+
+    batches = [{"clip_fraction": share, "grad_norm": np.e, "ratio_max": 1.0} for share in (0.1, 0.1, 0.2, 0.31)]
+    found = outcomes([at(0, 0.3), at(10, 0.4), at(20, 0.14), at(30, 0.1)], batches)
+    assert (found["final"], found["best"], found["collapsed_at"], found["clip_bursts"]) == (0.1, 0.4, 20, 0)
+    assert found["log_grad_norm_std"] == pytest.approx(0)
+    assert found["gamma_mean"] is None
+    assert outcomes([at(0, 0.3), at(10, 0.1), at(20, 0.16)], batches)["collapsed_at"] is None
+    batches.append({"clip_fraction": 0.7, "grad_norm": 1.0, "ratio_max": 1.0})
+    assert outcomes([at(0, 0.3)], batches)["clip_bursts"] == 1
+
+
+def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs.jsonl"
+    options = [
+        *("--json", "--arms", "grpo+none,grpo+shift", "--steps", "1", "--groups", "2", "--held-out", "4"),
+        *("--processes", "1", "--runs", str(runs), "--seeds"),
+    ]
+    bench("stability", [*options, "1"])
+    (first,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kept = runs.read_text().splitlines()
+    with runs.open("a") as file:
+        file.write(kept[0][:40])  # as of a process that was killed while it wrote
+    bench("stability", [*options, "2"])
+    printed = capsys.readouterr()
+    assert "4 runs, 2 of them there already" in printed.err
+    result = json.loads(printed.out)
+    assert [json.loads(line)["seed"] for line in runs.read_text().splitlines()] == [0, 0, 1, 1]
+    (condition,) = result["conditions"].values()
+    assert condition["arms"]["grpo+shift"].keys() == {"0", "1"}
+    assert condition["arms"]["grpo+shift"]["0"] == next(iter(first["conditions"].values()))["arms"]["grpo+shift"]["0"]
+    assert condition["differences"]["grpo+shift - grpo+none"]["final"]["seeds"].keys() == {"0", "1"}
+    runs.write_text(f"nonsense\n{kept[0]}\n")
+    with pytest.raises(CorruptDataError, match="line 1 is no run"):
+        bench("stability", [*options, "1"])
+
+
+def test_numbers_that_make_no_run_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="--steps is 0"):
+        bench("stability", ["--steps", "0"])
