@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, for commands that have work to unwind."""
+"""Ctrl-C, SIGTERM and a terminal that is closed, for commands that have work to unwind."""
 
 import asyncio
 import os
@@ -13,11 +13,13 @@ def interruptible(work: Coroutine[None, None, None], quiet: bool = False) -> int
     """Runs it; gives EXIT_OK, or EXIT_INTERRUPTED where a signal ended it.
 
     The first SIGINT or SIGTERM unwinds it in order. A second SIGINT ends everything at once: it only has to end this
-    process, because its children die with it.
+    process, because its children die with it. A terminal that is closed (SIGHUP) ends neither it nor its children.
 
     Args:
-        quiet: says nothing of it, for work that ends at once.
+        quiet: says nothing of it, for work that ends at once; that ends with the terminal, which it is for.
     """
+    if not quiet:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     async def guarded() -> int:
         task = asyncio.ensure_future(work)

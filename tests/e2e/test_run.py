@@ -1,8 +1,17 @@
 """Runs that are synchronous, learn nothing, or are ended before their end."""
 
+import fcntl
 import json
+import os
+import pty
+import select
 import signal
+import subprocess
+import sys
+import termios
+import threading
 import time
+import uuid
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,9 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from services.learner.checkpointing.checkpoint import trained_groups
+from shared.process.exits import EXIT_FAILURE
 from shared.tracking import records
 from shared.weights import published
-from tests.support import plain_loop
+from tests.support import plain_loop, processes
 from tests.support.command import RECIPE, Start, settings
 from tests.support.torchrun import until
 
@@ -51,6 +61,39 @@ def test_a_run_whose_groups_all_have_equal_rewards_says_so_and_ends(start: Start
     assert "no step for" in said[0]
     assert said[-1].startswith("routershift: no progress towards a step for ")
     assert invocation.nothing_left(), invocation.alive()
+
+
+def test_a_terminal_that_is_closed_stops_nothing(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.cli.main", "run", str(RECIPE), *settings(run__steps=3)],
+        cwd=tmp_path,
+        env={**os.environ, **processes.marked(mark)},
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # its own terminal, of which it is told
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        reader = threading.Thread(target=read_and_close, args=(ours, after := threading.Event()))
+        reader.start()
+        until(lambda: bool(records.read(tmp_path / "runs/test" / records.LEARNER)), 120)
+        after.set()
+        reader.join(10)
+        assert process.wait(120) == EXIT_FAILURE, "its summary could not be printed"
+        assert len(records.read(tmp_path / "runs/test" / records.LEARNER)) == 3
+        assert processes.running(mark) == []
+    finally:
+        processes.kill(mark)
+        process.wait()
+
+
+def read_and_close(terminal: int, after: threading.Event) -> None:
+    """Whoever writes to a terminal that nobody reads waits."""
+    while not after.is_set():
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
 
 
 @pytest.mark.parametrize(("command", "exit_code"), [(["run"], 130), (["up", "--recipe"], 0)])
