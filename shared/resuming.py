@@ -102,7 +102,7 @@ _KNOBS: Mapping[str, str] = {
         "learning_rate warmup_steps schedule weight_decay beta1 beta2 fused max_grad_norm max_skipped"
     ),
     "learner.parallel": "processes timeout_seconds",
-    "learner.mesh": "replicate shard",
+    "learner.mesh": "replicate shard expert",
     "learner.checkpoints": "every keep keep_best keep_seconds keep_weights disk_seconds step_seconds",
     "reward.unscored": "groups max_bytes",
     "learner.samples": "groups dropped max_bytes",

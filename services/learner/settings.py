@@ -254,6 +254,12 @@ class LearnerSettings(ServerSettings):
             )
         if self.router_precision == self.precision:
             found.append("router_precision is float32, as precision is; leave it out, or use float64")
+        if self.mesh.expert > 1 and self.lora.rank and self.lora.targets != "attention":
+            found.append(
+                f"lora.targets is {self.lora.targets!r} and mesh.expert {self.mesh.expert}: peft interleaves the "
+                "factors of all experts in one matrix, which cannot be divided by experts; set lora.targets attention, "
+                "or mesh.expert 1"
+            )
         if found:
             raise ValueError("; ".join(found))
         if self.parallel.processes > 1:  # of one process, torchrun may start several

@@ -86,9 +86,13 @@ def logits_bytes(model: Model, tokens: int, learner: LearnerSettings) -> int:
     return _LOGITS * max(whole, min(whole * tokens, learner.head_chunk_bytes))
 
 
-def gathered_bytes(model: Model, precision: str) -> int:
-    """Bytes of the weights that a rank has whole for a moment, and of their gradients before they are divided."""
-    largest = max(layer.parameters for layer in model.layers)
+def gathered_bytes(model: Model, precision: str, expert: int = 1) -> int:
+    """Bytes of the weights that a rank has whole for a moment, and of their gradients before they are divided.
+
+    Args:
+        expert: ranks that divide the experts of a layer, which no rank gathers then.
+    """
+    largest = max(layer.parameters - layer.routed + layer.routed // expert for layer in model.layers)
     ends = model.parameters - sum(layer.parameters for layer in model.layers)
     return WIDTH[precision] * (_PREFETCHED * largest + ends) + (WIDTH[precision] + FLOAT32) * max(largest, ends)
 
@@ -111,19 +115,20 @@ def learner(
     learned, frozen = (count, 0) if trained is None else (trained, count)
     spread = "learner.parallel.processes" if shape.replicate == 1 else "learner.mesh.replicate = 1"
     fewer = f"{spread} or learner.lora.rank"
-    yield Part("learner", "weights in float32", FLOAT32 * (learned + frozen) // shape.shard, device, spread)
+    yield Part("learner", "weights in float32", FLOAT32 * (learned + frozen) // shape.holders, device, spread)
     if learned:  # unknown for adapters of weights that are not here
-        yield Part("learner", "gradients", FLOAT32 * learned // shape.shard, device, fewer)
-        yield Part("learner", "moments of AdamW", 2 * FLOAT32 * learned // shape.shard, device, fewer)
+        yield Part("learner", "gradients", FLOAT32 * learned // shape.holders, device, fewer)
+        yield Part("learner", "moments of AdamW", 2 * FLOAT32 * learned // shape.holders, device, fewer)
     if settings.kl_coefficient and trained is None:
-        yield Part("learner", "reference model", FLOAT32 * count // shape.shard, device, "learner.kl_coefficient = 0")
+        yield Part("learner", "reference model", FLOAT32 * count // shape.holders, device, "learner.kl_coefficient = 0")
     tokens = max(settings.micro_batch_tokens, longest)
     smaller = "learner.micro_batch_tokens, or learner.activation_checkpointing = true"
     moment, change = logits_bytes(model, tokens, settings), "learner.head_chunk_bytes"
     if model.layers:
         if ranks > 1 or settings.precision != "float32":
-            whole = gathered_bytes(model, settings.precision)
-            yield Part("learner", "gathered layers", whole, device, "a smaller model", is_estimate=True)
+            whole = gathered_bytes(model, settings.precision, shape.expert)
+            divided = "learner.mesh.expert" if model.experts else "a smaller model"
+            yield Part("learner", "gathered layers", whole, device, divided, is_estimate=True)
         kept, layer = activation_bytes(model, tokens, settings.precision, settings.activation_checkpointing)
         yield Part("learner", "activations of a pass", kept, device, smaller, is_estimate=True)
         moment, change = max((moment, change), (layer, "learner.micro_batch_tokens"))

@@ -25,6 +25,7 @@ class Layer:
     """A decoder layer, in values of one token."""
 
     parameters: int
+    routed: int  # those of its experts between which the router chooses
     experts: int  # 0: dense
     top_k: int  # experts that a token activates; 0: dense
     inner: (
@@ -119,6 +120,7 @@ class Model:
         attended = size("o_proj.weight") // self.hidden
         return Layer(
             parameters=sum(count(name, shape) for name, shape in tensors.items()),
+            routed=sum(count(name, shape) for name, shape in tensors.items() if _EXPERTS.search(name)),
             experts=self.experts if has_experts else 0,
             top_k=self.top_k if has_experts else 0,
             inner=round(inner),

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from routershift.routing.routers import decoder_layers, routers_of
+from services.learner.distributed import expert_parallel
 from services.learner.distributed.ranks import Ranks
 
 
@@ -49,19 +51,43 @@ def shard(
     if router_dtype is not None:  # inner modules have to come first
         own = MixedPrecisionPolicy(param_dtype=router_dtype, reduce_dtype=torch.float32, output_dtype=dtype)
         policies = dict.fromkeys(routers_of(model).values(), own) | policies
+    # Experts take what their layer hands them: combine weights may be float32 there.
+    inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh, layers = ranks.mesh, {*decoder_layers(model)}
     for module, policy in policies.items():
         _receive(module, ranks)
-        # Also the root is dropped after its forward pass: a copy of it would hide weights that are loaded later.
-        sharded: Any = fully_shard(module, mesh=ranks.mesh.dense, mp_policy=policy, reshard_after_forward=True)
-        sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(True)  # gloo sums, and knows no scaled sum
+        if mesh.expert is not None and module in layers:
+            for experts in expert_parallel.divide(module, model, mesh.expert):
+                _shard(experts, mesh.experts, inner)
+        _shard(module, mesh.dense, policy)
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    """What is not yet divided below the module."""
+    # Also the root is dropped after its forward pass: a copy of it would hide weights that are loaded later.
+    sharded: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    sharded.set_gradient_divide_factor(1.0)
+    sharded.set_force_sum_reduction_for_comms(True)  # gloo sums, and knows no scaled sum
+
+
+def by_mesh(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The parameters of each mesh, in the order of the first of each: torch works on those of one at a time."""
+    found: dict[DeviceMesh | None, list[Tensor]] = {}
+    for parameter in parameters:
+        found.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
+    return list(found.values())
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales the gradients to an L2 norm over all ranks of at most `max_norm`; returns the norm before, a float32
     scalar that is the same on every rank."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    meshes = by_mesh(p for p in parameters if p.grad is not None) or [[]]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in one if p.grad is not None]) for one in meshes]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    total = whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+    for one in meshes:
+        torch.nn.utils.clip_grads_with_norm_(one, max_norm, total)
+    return total
 
 
 def full_state_dict(model: nn.Module, ranks: Ranks, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -86,6 +86,10 @@ class Ranks:
             self._shape, self._mesh = shape, None
 
     @property
+    def shape(self) -> MeshShape:
+        return self._shape
+
+    @property
     def mesh(self) -> Mesh:
         """All ranks. Collective when it is first asked for. Alone, this makes a process group of one."""
         if not dist.is_initialized():

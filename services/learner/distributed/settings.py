@@ -30,6 +30,12 @@ class MeshShape(NamedTuple):
 
     replicate: int
     shard: int
+    expert: int = 1
+
+    @property
+    def holders(self) -> int:
+        """Ranks that share one copy of the weights."""
+        return self.shard * self.expert
 
 
 class MeshSettings(Table):
@@ -42,6 +48,13 @@ class MeshSettings(Table):
     )
     shard: int | None = Field(
         None, ge=1, description="ranks over which FSDP2 divides one copy; default: all that the other dimensions leave"
+    )
+
+    expert: int = Field(
+        1,
+        ge=1,
+        description="ranks between which the experts of a layer are divided, whole, and to which tokens travel; all "
+        "other weights are divided over shard x expert ranks",
     )
 
     def fits(self, ranks: int) -> bool:
@@ -64,5 +77,5 @@ class MeshSettings(Table):
         )
 
     def _shape(self, ranks: int) -> MeshShape:
-        left = max(1, ranks // self.replicate)
-        return MeshShape(self.replicate, left if self.shard is None else self.shard)
+        left = max(1, ranks // (self.replicate * self.expert))
+        return MeshShape(self.replicate, left if self.shard is None else self.shard, self.expert)

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from services.learner.distributed.fsdp import by_mesh
 from services.learner.settings import OptimizerSettings
 
 
 def make_optimizer(parameters: Iterable[Tensor], settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW over parameters that are on their device, and sharded where they are to be."""
     return torch.optim.AdamW(
-        parameters,
+        [{"params": one} for one in by_mesh(parameters)],
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         weight_decay=settings.weight_decay,

@@ -9,7 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from routershift.routing.routers import layout_of, require_layout, routers_of
 from services.learner.data.collate import Batch
-from services.learner.distributed import fsdp
+from services.learner.distributed import expert_parallel, fsdp
 from services.learner.distributed.ranks import Ranks
 from services.learner.model import isolation, lora
 from services.learner.model.attention import Attention, choose
@@ -44,12 +44,14 @@ class Policy:
         Raises:
             PreconditionError: a setting is of routers, and the model has none that are known; or what `lora.add_lora`
                 raises for a family that it does not know.
+            PreconditionError, InvalidInputError: of `expert_parallel.check`.
         """
         transformers_logging.disable_progress_bar()
         self._temperature = rollout.temperature
         self._ranks = ranks
         self.model, self.attention, self._export_dtype = load(run.require_model(), settings, ranks.rank > 0)
         self.layout = layout_of(self.model)
+        expert_parallel.check(self.model, ranks.shape)
         self.model.train()
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

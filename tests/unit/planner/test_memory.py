@@ -98,8 +98,21 @@ def test_copies_of_the_weights_are_divided_over_fewer_ranks(tmp_path: Path) -> N
         for each, ranks in ((settings, 4), (LearnerSettings(), 2))
     )
     assert copies == two
-    with pytest.raises(InvalidInputError, match="replicate 2 x shard 1 = 2 ranks, and the learner has 3"):
+    with pytest.raises(InvalidInputError, match="replicate 2 x shard 1 x expert 1 = 2 ranks, and the learner has 3"):
         list(memory.learner(model, settings, 3, LENGTH))
+
+
+def test_divided_experts_are_not_gathered(tmp_path: Path) -> None:
+    model, settings = read(save_model(tmp_path)), LearnerSettings.model_validate({"mesh": {"expert": 4}})
+    divided, gathered = (
+        {part.what: part.bytes for part in memory.learner(model, each, 4, LENGTH)}
+        for each in (settings, LearnerSettings())
+    )
+    routed, layer = model.layers[0].routed, model.layers[0].parameters
+    assert layer > routed == model.routed_parameters // len(model.layers) > 0
+    # Two layers of weights, and one of gradients in the width of weights and in float32.
+    assert gathered["gathered layers"] - divided["gathered layers"] == 4 * (2 + 2) * routed * 3 // 4
+    assert divided["weights in float32"] == gathered["weights in float32"]
 
 
 def test_an_engine_takes_its_weights_and_its_cache(tmp_path: Path) -> None:
