@@ -75,6 +75,28 @@ def test_every_family_with_a_plan_divides_its_experts(tmp_path: Path) -> None:
     torchrun.run(2, families_part, tmp_path, *kinds)
 
 
+def half_part(ranks: Ranks, folder: str) -> None:
+    ranks.arrange(MeshShape(1, 1, 2))
+    model, plain = load(Path(folder)), load(Path(folder))
+    shard(model, ranks, torch.bfloat16, torch.float32)
+    inputs = [torch.arange(2 + rank, 22)[None] for rank in range(2)]
+    found = model(inputs[ranks.rank]).logits
+    assert found.dtype == torch.bfloat16
+    found.float().log_softmax(-1)[0, :, 5].sum().backward()
+    sum(plain(ids).logits.log_softmax(-1)[0, :, 5].sum() for ids in inputs).backward()
+    for name, parameter in model.named_parameters():
+        expected = plain.get_parameter(name).grad
+        assert isinstance(parameter.grad, DTensor)
+        assert expected is not None
+        assert parameter.grad.dtype == torch.float32
+        whole = parameter.grad.full_tensor()
+        assert torch.cosine_similarity(whole.flatten(), expected.flatten(), dim=0) > 0.9, name
+
+
+def test_divided_experts_compute_in_bfloat16_beside_routers_in_float32(tmp_path: Path) -> None:
+    torchrun.run(2, half_part, save_model(tmp_path))
+
+
 def refused(folder: Path, expert: int, shards: int = 1) -> None:
     """What the first of two ranks says before it looks for the other."""
     settings = learner_settings(mesh={"shard": shards, "expert": expert}, algorithm="gmpo")
