@@ -32,6 +32,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError, UnavailableError
 from shared.settings import RedisSettings
 from shared.streams import metrics
+from shared.streams.releases import Release, of_info
 
 log = logging.getLogger(__name__)
 
@@ -260,12 +261,9 @@ async def together(
     return await redis.execute_together(commands, transaction, wait_for_memory)
 
 
-async def server_name(redis: Redis) -> str:
-    """The server and its version, as in `Redis 7.0.15` or `Valkey 9.1.0`."""
-    info: dict[str, Any] = await redis.info("server")
-    if name := info.get("server_name"):  # of Valkey, which calls itself a Redis for the sake of clients
-        return f"{str(name).capitalize()} {info[f'{name}_version']}"
-    return f"Redis {info['redis_version']}"
+async def server_release(redis: Redis) -> Release:
+    """Which server it is; as text `Redis 7.0.15` or `Valkey 9.1.0`."""
+    return of_info(await redis.info("server"))
 
 
 def losses(redis: Redis) -> int:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
 from shared.settings import RedisSettings, StreamSettings
-from shared.streams.connection import connect, server_name
+from shared.streams.connection import connect, server_release
 from shared.streams.consumer import Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -61,7 +61,7 @@ def _result(arguments: argparse.Namespace, url: str) -> dict[str, Any]:
 async def _server(url: str) -> str:
     redis = await connect(RedisSettings(url=url))
     try:
-        return await server_name(redis)
+        return str(await server_release(redis))
     finally:
         await redis.aclose()
 

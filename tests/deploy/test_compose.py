@@ -15,6 +15,7 @@ from tests.support.containers import ROOT, compose_command
 from tests.support.dockerfile import stages
 
 COMPOSE = ROOT / "docker-compose.yml"
+K8S_REDIS = ROOT / "deploy/k8s/base/redis.yaml"
 OURS = {"reward", "environments", "learner", "generation", "learner-gpu", "generation-gpu", "curriculum"}
 
 
@@ -63,6 +64,12 @@ def test_images_are_targets_of_the_dockerfile() -> None:
         service = services()[name]
         assert service["build"]["target"] in stages()
         assert service["build"]["target"] in service["image"]
+
+
+def test_redis_is_that_of_kubernetes() -> None:
+    """Where its release is held to have its fixes."""
+    (pods,) = [each for each in yaml.safe_load_all(K8S_REDIS.read_text()) if each["kind"] == "StatefulSet"]
+    assert services()["redis"]["image"] == pods["spec"]["template"]["spec"]["containers"][0]["image"]
 
 
 @pytest.mark.parametrize("name", sorted(OURS))

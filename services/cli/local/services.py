@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr
 
 from routershift.client.channel import open_channel
 from services.cli import ports
@@ -29,8 +30,8 @@ from shared.process import logs
 from shared.process.exits import EXIT_PORT_TAKEN
 from shared.recipes import load
 from shared.rpc.address import join, local
-from shared.settings import AccessSettings
-from shared.streams.connection import connect
+from shared.settings import AccessSettings, RedisSettings
+from shared.streams.connection import connect, server_release
 from shared.tracking import records
 
 _KILL_SECONDS = 5.0  # beyond a service's own drain time
@@ -87,10 +88,10 @@ async def services(
         redis: list[SupervisedProcess] = []
         if recipe.names_redis:
             url = recipe.redis.url.get_secret_value()
-            await _must_answer(recipe)
         else:
             url, server = await stack.enter_async_context(local_redis(recipe.run.path / "redis", recipe.supervisor))
             redis.append(server)
+        await say_release(recipe.redis.model_copy(update={"url": SecretStr(url)}))
         for change in start.changes:
             say(f"other than before: {change}")
         await asyncio.to_thread(start.write, command, recipe_file)  # not before the run is known to be ours
@@ -188,12 +189,23 @@ async def _probe_health(address: str, access: AccessSettings, timeout: float) ->
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _must_answer(recipe: Recipe) -> None:
-    """Raises PreconditionError where the Redis that was named is not there: services would wait for it in vain."""
+async def say_release(settings: RedisSettings) -> None:
+    """Says which server holds the streams, and what it lacks.
+
+    Raises:
+        PreconditionError: it is not there; services would wait for it in vain.
+    """
     try:
-        await (await connect(recipe.redis)).aclose()
+        redis = await connect(settings)
     except UnavailableError as error:
         raise PreconditionError(str(error)) from None
+    try:
+        release = await server_release(redis)
+    finally:
+        await redis.aclose()
+    say(f"streams are in {release}")
+    if release.warning:
+        say(f"warning: {release.warning}")
 
 
 async def _stop_all(recipe: Recipe, processes: Sequence[SupervisedProcess]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from services.cli.local.redis import find_server, release_of
 from services.cli.main import main
 from shared.errors import NotFoundError, OverloadedError, PreconditionError
 from shared.settings import RedisSettings, StreamSettings
@@ -134,6 +135,8 @@ def test_the_commands_look_into_a_run_that_has_ended(
     assert main(["audit", str(ended_run)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["live"], found["checkpoints"]) == (True, False, None)
+    release = release_of(find_server())  # that of the copy of what the run left
+    assert (found["server"], found["server_warning"]) == (str(release), release.warning)
     assert found["ledger"]["in_flight"] == {"prompted": GROUP, "generated": GROUP, "scored": GROUP}
     assert main(["dead", str(ended_run), "list"]) == 0
     letter = json.loads(capsys.readouterr().out)
