@@ -64,6 +64,7 @@ def test_images_are_targets_of_the_dockerfile() -> None:
         service = services()[name]
         assert service["build"]["target"] in stages()
         assert service["build"]["target"] in service["image"]
+        assert ":-localhost/routershift" in service["image"], "a public registry may have it, from anyone"
 
 
 def test_redis_is_that_of_kubernetes() -> None:

@@ -166,7 +166,8 @@ def test_images_are_those_of_the_dockerfile(stack: Stack) -> None:
             assert release is not None, f"{tag} names a line, whose release may be any"
             assert release.is_fixed, release.warning
         else:
-            origin = target = image.removeprefix("routershift/")
+            assert image.startswith("localhost/"), "a public registry may have it, from anyone"
+            origin = target = image.removeprefix("localhost/routershift/")
             assert target in parents, image
             while origin in parents:
                 origin = parents[origin]
@@ -176,15 +177,24 @@ def test_images_are_those_of_the_dockerfile(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("folder", [*(f"overlays/{overlay}" for overlay in OVERLAYS), "fill-models"])
-def test_a_registry_is_named_in_one_place(folder: str, tmp_path: Path) -> None:
+def test_registry_digests_and_secret_are_named_in_one_place(folder: str, tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     file = tmp_path / "k8s/components/images/kustomization.yaml"
     component = yaml.safe_load(file.read_text())
     for image in component["images"]:
-        image["newName"] = f"registry.example/{image['name']}"
+        image["newName"] = image["newName"].replace("localhost", "registry.example")
+        image["digest"] = f"sha256:{'0' * 64}"
+        del image["newTag"]
     file.write_text(yaml.safe_dump(component))
-    images = {pods.container["image"] for pods in Stack(render(tmp_path / "k8s" / folder)).pods()}
-    assert all(image.startswith(("registry.example/routershift/", "redis:")) for image in images), images
+    choice = {"resources": [f"../k8s/{folder}"], "components": ["../k8s/components/pull-secret"]}
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(choice))
+    found = list(Stack(render(own)).pods())
+    images = {pods.container["image"] for pods in found}
+    ours = re.compile(r"registry\.example/routershift/[a-z-]+@sha256:0{64}")
+    assert all(ours.fullmatch(image) or image.startswith("redis:") for image in images), images
+    assert all(pods.spec["imagePullSecrets"] == [{"name": "registry"}] for pods in found)
 
 
 def test_gpus_are_as_many_as_the_processes_that_use_them(stack: Stack, settings: dict[str, Recipe]) -> None:

@@ -131,7 +131,7 @@ class Engine:
 
     def build(self, target: str) -> str:
         """Builds a target of the Dockerfile from packages that this machine's pip can get; gives its name."""
-        name = f"routershift/{target}:latest"
+        name = f"localhost/routershift/{target}:latest"  # as compose has it where no REGISTRY is set
         if target not in self._built:
             for lock in _LOCKS[target]:
                 self._fetched[lock].result()
