@@ -40,7 +40,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
 def learner(stack: Stack, run: str) -> list[Pod]:
     """All pods of a run's learner."""
     return [
-        Pod(f"{run}-{pod.name}", pod.labels | {"run": run}, pod.spec, pod.priority)
+        Pod(f"{run}-{pod.name}", {**pod.labels, "run": run}, pod.spec, pod.priority)
         for pods in stack.pods()
         if pods.owner.startswith("JobSet")
         for pod in pods_of(pods, pods.count or 0, {"routershift-run": 1000})
