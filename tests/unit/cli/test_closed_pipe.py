@@ -136,7 +136,7 @@ def closed(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tu
 
 def test_every_command_is_here_or_prints_nothing() -> None:
     own = {entry.name for entry in known().values() if entry.where == "RouterShift"}
-    assert {*IN_A_FOLDER, *OF_STREAMS, *OF_A_LEARNER} | SILENT == own
+    assert {*IN_A_FOLDER, *OF_STREAMS, *OF_A_LEARNER, "profile"} | SILENT == own
 
 
 @pytest.mark.parametrize("command", IN_A_FOLDER)
@@ -155,3 +155,9 @@ def test_nobody_reads_what_is_told_of_a_run(
 @pytest.mark.parametrize("command", sorted(OF_A_LEARNER))
 def test_nobody_reads_what_a_learner_does(here: Path, monkeypatch: pytest.MonkeyPatch, led: str, command: str) -> None:
     assert closed(here, monkeypatch, command, led) == (EXIT_CLOSED_PIPE, "")
+
+
+def test_nobody_reads_where_a_profile_lies(here: Path, monkeypatch: pytest.MonkeyPatch, led: str) -> None:
+    code, said = closed(here, monkeypatch, "profile", led, "learner", "--seconds", "1")
+    assert code == EXIT_CLOSED_PIPE
+    assert said.splitlines() == [f"learner, process {os.getpid()}, for 1 s"]
