@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         "--format": arguments.format,
         "--output": file,
     }
-    flags = [str(part) for option in options.items() for part in option]
+    flags = [*(str(part) for option in options.items() for part in option), *(["--idle"] if arguments.idle else [])]
     print(f"{arguments.service}, process {process}, for {arguments.seconds} s", file=sys.stderr)
     try:
         done = subprocess.run(
@@ -65,6 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise DeadlineError(
             f"py-spy has not ended {_EXTRA_SECONDS:g} s after the {arguments.seconds} s of --seconds; lower --rate"
         ) from None
+    if "No stack counts found" in done.stderr:
+        raise PreconditionError(
+            f"{arguments.service} computed nothing within the {arguments.seconds} s of --seconds; take more, or --idle"
+        )
     if done.returncode != 0 or not file.is_file():
         raise PreconditionError(f"py-spy cannot look into {arguments.service}, process {process}: {_why(done.stderr)}")
     print(file)

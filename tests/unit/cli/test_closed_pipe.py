@@ -158,6 +158,6 @@ def test_nobody_reads_what_a_learner_does(here: Path, monkeypatch: pytest.Monkey
 
 
 def test_nobody_reads_where_a_profile_lies(here: Path, monkeypatch: pytest.MonkeyPatch, led: str) -> None:
-    code, said = closed(here, monkeypatch, "profile", led, "learner", "--seconds", "1")
-    assert code == EXIT_CLOSED_PIPE
+    code, said = closed(here, monkeypatch, "profile", led, "learner", "--seconds", "1", "--idle")
+    assert code == EXIT_CLOSED_PIPE, said
     assert said.splitlines() == [f"learner, process {os.getpid()}, for 1 s"]

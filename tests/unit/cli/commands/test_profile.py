@@ -10,8 +10,8 @@ import pytest
 
 from services.cli.main import main
 
-_BUSY = """
-import socket, sys
+_PROCESS = """
+import socket, sys, threading
 listening = socket.create_server(("127.0.0.1", 0))
 print(listening.getsockname()[1], flush=True)
 
@@ -19,14 +19,18 @@ def matrix_product():
     while True:
         sum(range(1000))
 
-matrix_product()
+def wait_for_work():
+    threading.Event().wait()
+
+globals()[sys.argv[1]]()
 """
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A run whose learner computes, and whose reward has ended."""
-    process = subprocess.Popen([sys.executable, "-c", _BUSY], stdout=subprocess.PIPE, text=True)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A run whose learner computes, or what the test says, and whose reward has ended."""
+    does = getattr(request, "param", "matrix_product")
+    process = subprocess.Popen([sys.executable, "-c", _PROCESS, does], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     services = {
         "learner": {"grpc": f"127.0.0.1:{process.stdout.readline().strip()}"},
@@ -51,6 +55,14 @@ def test_the_form_and_the_file_are_as_asked(folder: Path, tmp_path: Path) -> Non
     file = tmp_path / "made/stacks.txt"
     assert main(["profile", str(folder), "learner", "--seconds", "1", "--format", "raw", "--output", str(file)]) == 0
     assert "matrix_product" in file.read_text()
+
+
+@pytest.mark.parametrize("folder", ["wait_for_work"], indirect=True)
+def test_a_service_that_waits_is_no_failure_of_py_spy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", str(folder), "learner", "--seconds", "1"]) == 2
+    assert "learner computed nothing within the 1 s of --seconds; take more, or --idle" in capsys.readouterr().err
+    assert main(["profile", str(folder), "learner", "--seconds", "1", "--idle"]) == 0
+    assert "wait_for_work" in Path(capsys.readouterr().out.strip()).read_text()
 
 
 @pytest.mark.parametrize(
