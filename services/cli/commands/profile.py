@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=_positive, default=30, metavar="N", help="how long; default: 30")
     parser.add_argument("--rate", type=_positive, default=100, metavar="N", help="samples a second; default: 100")
     parser.add_argument("--format", choices=_ENDINGS, default="flamegraph", help="default: flamegraph, a page as SVG")
+    parser.add_argument("--idle", action="store_true", help="stacks that wait, too; default: those that compute")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: a new one in profiles/ of the run's folder"
     )
