@@ -4,7 +4,8 @@ Each decoder layer is gathered when it computes and dropped afterwards. Experts 
 of one parameter, so a rank holds whole experts of every layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from transformers import PreTrainedModel
 from routershift.routing.routers import decoder_layers, routers_of
 from services.learner.distributed import expert_parallel
 from services.learner.distributed.ranks import Ranks
+from shared.process.allocator import return_freed_memory
+
+Source = Callable[[int | None], AbstractContextManager[Mapping[str, Tensor]]]
+"""The tensors of a decoder layer by its index, or for None those that are in none, by their names in the model."""
 
 
 def shard(
@@ -25,12 +30,13 @@ def shard(
     ranks: Ranks,
     dtype: torch.dtype = torch.float32,
     router_dtype: torch.dtype | None = None,
+    source: Source | None = None,
 ) -> None:
-    """Divides the model over the ranks, in place, on their devices.
+    """Divides the model over the ranks, in place, on their devices, one decoder layer at a time.
 
-    Rank 0 gives the values of all parameters and buffers. Other ranks may hold the model on the meta device, so that
-    only rank 0 ever has all of it in memory. Names, and the order of `named_parameters`, stay; parameters become
-    DTensors, so an optimizer is to be made afterwards.
+    Rank 0 gives the values of all parameters and buffers. Those of any rank may be on the meta device: then nobody
+    ever has more of the model in memory than its part, and one layer. Names, and the order of `named_parameters`, stay;
+    parameters become DTensors, so an optimizer is to be made afterwards.
 
     Gradients are summed over the ranks, in float32: the loss of a rank is to be its share of the whole loss.
     Each rank has to run the same number of forward and backward passes.
@@ -42,24 +48,28 @@ def shard(
         dtype: of forward and backward, bfloat16 or float32.
         router_dtype: of the routers, float32 or float64; None: the same. They compute with the master weights, not with
             rounded ones, and give what follows them `dtype`. Hooks of before see what they computed.
+        source: of the values of tensors on the meta device, on rank 0.
     """
     if ranks.size == 1 and dtype == torch.float32 and router_dtype is None:
         model.to(ranks.device)
         return
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    policies = dict.fromkeys((*decoder_layers(model), model), policy)
-    if router_dtype is not None:  # inner modules have to come first
-        own = MixedPrecisionPolicy(param_dtype=router_dtype, reduce_dtype=torch.float32, output_dtype=dtype)
-        policies = dict.fromkeys(routers_of(model).values(), own) | policies
+    own = MixedPrecisionPolicy(param_dtype=router_dtype, reduce_dtype=torch.float32, output_dtype=dtype)
+    routers = {} if router_dtype is None else routers_of(model)
     # Experts take what their layer hands them: combine weights may be float32 there.
     inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    mesh, layers = ranks.mesh, {*decoder_layers(model)}
-    for module, policy in policies.items():
-        _receive(module, ranks)
-        if mesh.expert is not None and module in layers:
-            for experts in expert_parallel.divide(module, model, mesh.expert):
+    mesh = ranks.mesh
+    for index, layer in enumerate(decoder_layers(model)):
+        _receive(model, layer, index, ranks, source)
+        if index in routers:  # inner modules have to come first
+            _shard(routers[index], mesh.dense, own)
+        if mesh.expert is not None:
+            for experts in expert_parallel.divide(layer, model, mesh.expert):
                 _shard(experts, mesh.experts, inner)
-        _shard(module, mesh.dense, policy)
+        _shard(layer, mesh.dense, policy)
+        return_freed_memory()  # else the whole layers that were freed stay with the process, and so the whole model
+    _receive(model, model, None, ranks, source)
+    _shard(model, mesh.dense, policy)
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
@@ -112,18 +122,23 @@ def full_state_dict(model: nn.Module, ranks: Ranks, dtype: torch.dtype | None = 
 
 
 @torch.no_grad()
-def _receive(module: nn.Module, ranks: Ranks) -> None:
-    """Fills what is not yet divided with rank 0's values, on this rank's device."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if isinstance(tensor, DTensor):
-            continue
-        if tensor.is_meta:
-            own = torch.empty_like(tensor, device=ranks.device)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            # In place of the tensor itself, so that tied weights stay tied.
-            replacement = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
-            torch.utils.swap_tensors(tensor, replacement)  # type: ignore[no-untyped-call]  # torch gives it no types
-        else:
-            tensor.data = tensor.data.to(ranks.device)
-        if ranks.size > 1:
-            dist.broadcast(tensor.detach(), 0)
+def _receive(model: nn.Module, module: nn.Module, layer: int | None, ranks: Ranks, source: Source | None) -> None:
+    """Fills what is not yet divided in a module of the model with rank 0's values, on this rank's device."""
+    inside = {*map(id, (*module.parameters(), *module.buffers()))}
+    empty: Mapping[str, Tensor] = {}
+    with source(layer) if source else nullcontext(empty) as values:
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if isinstance(tensor, DTensor) or id(tensor) not in inside:
+                continue
+            if tensor.is_meta:
+                own = torch.empty_like(tensor, device=ranks.device)
+                if source:
+                    own.copy_(values[name])
+                is_parameter = isinstance(tensor, nn.Parameter)
+                # In place of the tensor itself, so that tied weights stay tied.
+                replacement = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
+                torch.utils.swap_tensors(tensor, replacement)  # type: ignore[no-untyped-call]  # torch gives it no types
+            else:
+                tensor.data = tensor.data.to(ranks.device)
+            if ranks.size > 1:
+                dist.broadcast(tensor.detach(), 0)

@@ -42,7 +42,7 @@ class Head:
     """
 
     def __init__(self, model: PreTrainedModel, attention: Attention, ranks: Ranks, chunk_bytes: int) -> None:
-        """Comes before the model is sharded. Collective: rank 0 finds out for all what the model does with its logits.
+        """Comes before the model is sharded; where several ranks share it, `find_scale` comes afterwards.
 
         Args:
             chunk_bytes: of the float32 logits of a chunk, which has at least one token.
@@ -54,16 +54,21 @@ class Head:
         self._wanted: Wanted | None = None
         self._found: Tensor | None = None
         self._plain: Callable[[Tensor], Tensor] = self._module.forward
-        scale = _scale(model, self._module) if ranks.rank == 0 else 0.0
-        self._scale = float(ranks.sum(torch.tensor(scale, device=ranks.device)))
+        self._scale, self._is_chunked = 0.0, False
+        self._module.forward = self._forward
+        model.register_forward_hook(self._put_out)
+        if ranks.size == 1:
+            self.find_scale()
+
+    def find_scale(self) -> None:
+        """Finds out what the model does with its logits. Collective where the model is sharded."""
+        self._scale = _scale(self._model, self._module)
         self._is_chunked = self._scale > 0
         if not self._is_chunked:
             log.warning(
                 "model type %s changes its logits by more than a factor: those of all response tokens of a micro-batch "
-                "are held at once; see learner.micro_batch_tokens", model.config.model_type,
+                "are held at once; see learner.micro_batch_tokens", self._model.config.model_type,
             )  # fmt: skip
-        self._module.forward = self._forward
-        model.register_forward_hook(self._put_out)
 
     def logprobs(self, input_ids: Tensor, position_ids: Tensor, wanted: Wanted) -> tuple[Tensor, Tensor]:
         """log pi of the targets, and the entropy of their distributions in nats; both [R] float32."""

@@ -135,7 +135,9 @@ def _config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
     if settings.targets != "attention":
         modules |= set(family.lora_feed_forward if family else FEED_FORWARD)
         stacked = {_leaf(name) for name, weight in model.named_parameters() if weight.ndim == 3} & set(_STACKED)
-    linear = {_leaf(_plain(name)) for name, module in model.named_modules() if isinstance(module, nn.Linear)} & modules
+    linear = {
+        _leaf(plain_name(name)) for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    } & modules
     if not linear | stacked:
         raise PreconditionError(
             f"lora.targets is {settings.targets!r}; model type {model.config.model_type!r} has no linear layers named "
@@ -156,14 +158,14 @@ def merge(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         state: full state_dict of the adapted model, on any device; the model itself may be sharded.
     """
     adapters = {
-        f"{_plain(path)}.{getattr(module, 'parameter_name', 'weight')}": (path, module)
+        f"{plain_name(path)}.{getattr(module, 'parameter_name', 'weight')}": (path, module)
         for path, module in model.named_modules()
         if isinstance(module, LoraLayer)
     }
     merged: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if ".lora_" not in name:
-            plain = _plain(name)
+            plain = plain_name(name)
             merged[plain] = _adapted(tensor, state, *adapters[plain]) if plain in adapters else tensor
     return merged
 
@@ -197,7 +199,7 @@ def _adapted(weight: Tensor, state: Mapping[str, Tensor], path: str, adapter: Lo
     return torch.baddbmm(stack, b, a, alpha=adapter.scaling[_ADAPTER]).view_as(weight)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name as it was before `add_lora`."""
     return name.replace(".base_layer", "")
 

@@ -14,6 +14,7 @@ from services.learner.distributed.ranks import Ranks
 from services.learner.model import isolation, lora
 from services.learner.model.attention import Attention, choose
 from services.learner.model.head import Head, Wanted
+from services.learner.model.source import Source
 from services.learner.settings import LearnerSettings
 from shared.models.loading import empty_model, load_config, load_model
 from shared.models.tensors import model_tensors, require_float
@@ -49,7 +50,7 @@ class Policy:
         transformers_logging.disable_progress_bar()
         self._temperature = rollout.temperature
         self._ranks = ranks
-        self.model, self.attention, self._export_dtype = load(run.require_model(), settings, ranks.rank > 0)
+        self.model, self.attention, self._export_dtype = load(run.require_model(), settings, ranks.size > 1)
         self.layout = layout_of(self.model)
         expert_parallel.check(self.model, ranks.shape)
         self.model.train()
@@ -63,6 +64,7 @@ class Policy:
         self._lora, self._uses_lora, self._base = settings.lora, settings.lora.rank > 0, str(run.model)
         if self._uses_lora:
             lora.add_lora(self.model, settings.lora, run.seed)
+        self._folder, self._seed = run.require_model(), run.seed
         self._head = Head(self.model, self.attention, ranks, settings.head_chunk_bytes)
 
     @property
@@ -91,12 +93,19 @@ class Policy:
         """Moves the model to its device, sharded where it must be. Hooks on its modules come before.
 
         Raises:
-            PreconditionError: packed sequences see each other with the flash attention of this machine.
+            PreconditionError: packed sequences see each other, among several ranks or with the flash attention of this
+                machine.
         """
+        source = None
+        if self._ranks.size > 1 and self._ranks.rank == 0:
+            source = Source(self.model, self._folder, self._lora, self._seed)
         routers = getattr(torch, settings.router_precision) if settings.router_precision else None
-        fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision), routers)
+        fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision), routers, source)
         if self.attention.is_flash:
             self.attention.set_flash_on(self.model)
+        if self._ranks.size > 1:
+            self._head.find_scale()
+        if self._ranks.size > 1 or self.attention.is_flash:
             isolation.check_isolation(self.model, self.attention)
 
     def logprobs(self, batch: Batch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
