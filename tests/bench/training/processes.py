@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from services.cli.local.redis import PROGRAMS
+
 _TITLE = "routershift serve "
 
 
@@ -40,9 +42,11 @@ def between(before: Mapping[int, Spent], after: Mapping[int, Spent]) -> dict[str
 
 
 def service_of(process: psutil.Process) -> str:
-    """`generation` of `routershift serve generation`, else the name of the program."""
-    title = " ".join(process.cmdline())
-    return title.removeprefix(_TITLE).split()[0] if title.startswith(_TITLE) else process.name()
+    """`generation` of `routershift serve generation`, `redis` of a Redis or Valkey, else the name of the program."""
+    title, name = " ".join(process.cmdline()), process.name()
+    if title.startswith(_TITLE):
+        return title.removeprefix(_TITLE).split()[0]
+    return "redis" if name in PROGRAMS else name
 
 
 def pin(root: int, alone: str, core: int, others: Collection[int]) -> None:
