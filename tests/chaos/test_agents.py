@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tests.chaos.table import ShortTable
-from tests.support.data import write_jsonl
-from tests.support.gateway import save_agent_model
-from tests.support.pages import ROOT, install
+from tests.support.agents import install_agent
 
 
 class TestAgents(ShortTable):
@@ -23,8 +21,5 @@ class TestAgents(ShortTable):
 
     @classmethod
     def recipe(cls, folder: Path) -> Path:
-        install(ROOT / "docs/how-to/train-an-openai-agent.md", folder)
-        save_agent_model(folder / "model", says="0123456789", max_position_embeddings=512)
-        rows = [{"question": f"What is {i % 10} + 0, to question {i}?", "answer": str(i % 10)} for i in range(200)]
-        write_jsonl(folder / "questions.jsonl", rows)
+        install_agent(folder)
         return folder / "recipe.toml"

@@ -13,21 +13,15 @@ from shared.tracking import records
 from shared.tracking.sample import TRAINED
 from shared.tracking.samples import Samples
 from shared.weights import published
+from tests.support.agents import install_agent
 from tests.support.command import Start, settings
-from tests.support.data import write_jsonl
-from tests.support.gateway import save_agent_model
-from tests.support.pages import ROOT, install
 
 STEPS, GROUPS, SAMPLES = 2, 2, 4
 
 
 def test_an_agent_that_imports_only_openai_trains_to_an_exact_account(start: Start, tmp_path: Path) -> None:
-    page = install(ROOT / "docs/how-to/train-an-openai-agent.md", tmp_path)
+    page = install_agent(tmp_path)
     assert not modules(tmp_path / "agent.py") - sys.stdlib_module_names - {"openai"}
-    # It says the digit that is asked for now and then, so that episodes of a group differ.
-    save_agent_model(tmp_path / "model", says="0123456789", max_position_embeddings=512)
-    rows = [{"question": f"What is {i % 10} + 0, to question {i}?", "answer": str(i % 10)} for i in range(200)]
-    write_jsonl(tmp_path / "questions.jsonl", rows)
     flags = settings(
         run__steps=STEPS,
         run__groups_per_step=GROUPS,
