@@ -1,6 +1,7 @@
 """Fixtures that every suite shares: a real Redis, its own key space for each test."""
 
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
@@ -29,6 +30,14 @@ settings.load_profile("tests")
 def pytest_report_header() -> str:
     """Which server the tests use; those of the data path use all that are there."""
     return f"redis-server: {version(find_server())}; data path: {', '.join(binaries())}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_group_is_left() -> Iterator[None]:
+    """A process has one default process group: one that a file leaves open is an error in a later file, or not."""
+    yield
+    distributed = sys.modules.get("torch.distributed")
+    assert distributed is None or not distributed.is_initialized(), "close the Trainer or Ranks of this file"
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The planner's memory against what real training steps take, and against sums that can be done by hand."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,11 +37,12 @@ def peak(shape: Shape, folder: Path, settings: LearnerSettings) -> int:
     """The most bytes that tensors take in a step of two micro-batches, so that gradients are there in the second."""
     prompt = 16
     groups = recorded(shape, folder, CPU, torch.float32, prompt, [LENGTH - prompt] * 8)
-    trainer = Trainer(settings, RunSettings(id="peak", model=folder, folder=folder), RolloutSettings(max_tokens=LENGTH))
-    for group in groups:
-        trainer.check(group)
-    trainer.train_step(groups)
-    return peak_bytes(lambda: trainer.train_step(groups), CPU, HELD * read(folder).parameters)
+    run = RunSettings(id="peak", model=folder, folder=folder)
+    with closing(Trainer(settings, run, RolloutSettings(max_tokens=LENGTH))) as trainer:
+        for group in groups:
+            trainer.check(group)
+        trainer.train_step(groups)
+        return peak_bytes(lambda: trainer.train_step(groups), CPU, HELD * read(folder).parameters)
 
 
 def planned(folder: Path, settings: LearnerSettings) -> int:
