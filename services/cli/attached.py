@@ -1,7 +1,6 @@
 """A run's Redis, for the commands that look into one: the running one, or what the run left on disk."""
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from services.cli.endpoints import REDIS_URL, Endpoints
 from services.cli.folders import run_folder
 from services.cli.local.redis import local_redis
 from services.cli.settings import SupervisorSettings
@@ -20,7 +20,6 @@ from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect
 from shared.streams.progress import Progress
 from shared.streams.run import Run
-from shared.tracking import records
 
 _CONNECT_SECONDS = 2.0
 _SOCKET_SECONDS = 0.5  # on this machine it answers at once, or is not there
@@ -59,7 +58,10 @@ async def attached(name: str) -> AsyncIterator[Attached]:
             redis = await connect(redis_of(os.environ, connect_seconds=_CONNECT_SECONDS))
         else:
             folder = run_folder(name)
-            run_id, url = _written(folder)
+            endpoints = Endpoints.read(folder)
+            run_id, url = endpoints.run, endpoints.redis
+            if url == REDIS_URL:
+                raise PreconditionError(f"run {run_id} used a Redis of its own; set REDIS_URL to it")
             try:
                 redis = await connect(RedisSettings(url=url, connect_seconds=_SOCKET_SECONDS))
             except UnavailableError:
@@ -76,14 +78,3 @@ async def attached(name: str) -> AsyncIterator[Attached]:
         if await run.progress() == Progress() and not (await run.ledger()).prompted:
             raise NotFoundError(f"run {run_id!r} is not in this Redis; check its id")
         yield Attached(redis, run, folder, live)
-
-
-def _written(folder: Path) -> tuple[str, str]:
-    """The run's id and its Redis, as they were written down when it was started."""
-    endpoints = folder / records.ENDPOINTS
-    if not endpoints.is_file():
-        raise NotFoundError(f"{endpoints} does not exist; was the run started by `routershift up` or `run`?")
-    written = json.loads(endpoints.read_text(encoding="utf-8"))
-    if written["redis"] == "REDIS_URL":
-        raise PreconditionError(f"run {written['run']} used a Redis of its own; set REDIS_URL to it")
-    return written["run"], written["redis"]

@@ -1,19 +1,17 @@
 """Tells the learner of a run to rest or to go on, from outside."""
 
 import contextlib
-import json
 import os
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 from routershift.v1 import learner_pb2 as lrn
+from services.cli.endpoints import Endpoints
 from services.cli.folders import run_folder
 from services.cli.provenance.stored import RECIPE
 from shared.clients import LearnerClient
-from shared.errors import DeadlineError, NotFoundError, PreconditionError, UnavailableError
+from shared.errors import DeadlineError, PreconditionError, UnavailableError
 from shared.recipes import load
 from shared.settings import BaseSettings
-from shared.tracking import records
 
 _ANSWER_SECONDS = 10.0  # in which a learner that is there says what it does, whatever it computes
 
@@ -35,7 +33,8 @@ async def learner_of(name: str, flags: Sequence[str], timeout: float) -> AsyncIt
         UnauthenticatedError, ForbiddenError: its learner asks for another token.
     """
     folder = run_folder(name)
-    run, address = _written(folder)
+    endpoints = Endpoints.read(folder)
+    run, address = endpoints.run, endpoints.grpc("learner")
     recipe = folder / RECIPE
     if recipe.is_file():
         access = load(BaseSettings, recipe, os.environ, flags).access
@@ -52,15 +51,3 @@ async def learner_of(name: str, flags: Sequence[str], timeout: float) -> AsyncIt
             raise PreconditionError(f"run {run} has finished, after {status.step} steps")
     async with LearnerClient(address, timeout, access) as learner:
         yield learner
-
-
-def _written(folder: Path) -> tuple[str, str]:
-    """The run's id and the address of its learner."""
-    file = folder / records.ENDPOINTS
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-        return str(written["run"]), str(written["services"]["learner"]["grpc"])
-    except FileNotFoundError:
-        raise NotFoundError(f"{file} does not exist; was the run started by `routershift up` or `run`?") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise PreconditionError(f"{file} names no learner: {error!r}; start the run again") from None

@@ -1,7 +1,6 @@
 """Where a service of a running run spends its time, as a flame graph of its Python."""
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -10,11 +9,11 @@ from pathlib import Path
 import psutil
 
 from services.cli.arguments import add_run
+from services.cli.endpoints import Endpoints
 from services.cli.folders import run_folder
-from shared.errors import DeadlineError, MissingDependencyError, NotFoundError, PreconditionError, UnavailableError
+from shared.errors import DeadlineError, MissingDependencyError, PreconditionError, UnavailableError
 from shared.process.exits import EXIT_OK
 from shared.settings import SERVICES
-from shared.tracking import records
 
 _ENDINGS = {"flamegraph": "svg", "speedscope": "json", "raw": "txt"}
 _EXTRA_SECONDS = 60.0  # for py-spy to begin, and to write what it saw
@@ -37,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         MissingDependencyError: py-spy is not installed.
-        NotFoundError: no such run, or it has no such service.
+        NotFoundError: no such run, or it was never started, or has no such service.
         UnavailableError: the service does not run on this machine.
         PreconditionError: py-spy cannot look into the process.
     """
@@ -88,13 +87,7 @@ def _py_spy() -> Path:
 
 def _process(folder: Path, service: str) -> int:
     """The process that listens where the service does."""
-    endpoints = folder / records.ENDPOINTS
-    if not endpoints.is_file():
-        raise NotFoundError(f"{endpoints} does not exist; profile knows the runs of `routershift run` and `up` alone")
-    services = json.loads(endpoints.read_text(encoding="utf-8"))["services"]
-    if service not in services:
-        raise NotFoundError(f"this run has no service {service}; it has {', '.join(services)}")
-    address = services[service]["grpc"]
+    address = Endpoints.read(folder).grpc(service)
     port = int(address.rpartition(":")[2])
     for connection in psutil.net_connections("tcp"):
         listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pydantic import SecretStr
 
 from routershift.client.channel import open_channel
 from services.cli import ports
+from services.cli.endpoints import REDIS_URL, Addresses, Endpoints
 from services.cli.errors import ServiceEndedError
 from services.cli.local import prometheus
 from services.cli.local.redis import local_redis
@@ -32,7 +32,6 @@ from shared.recipes import load
 from shared.rpc.address import join, local
 from shared.settings import AccessSettings, RedisSettings
 from shared.streams.connection import connect, server_release
-from shared.tracking import records
 
 _KILL_SECONDS = 5.0  # beyond a service's own drain time
 _EVALUATE = ("generation", "environments", "reward")  # what the curriculum calls
@@ -155,7 +154,7 @@ async def _serving(
             process.start()
         # A run that has ended is not scraped any more.
         stack.callback((recipe.run.path / prometheus.FILE).unlink, missing_ok=True)
-        _write_endpoints(running, "REDIS_URL" if recipe.names_redis else url)
+        _write_endpoints(running, REDIS_URL if recipe.names_redis else url)
         # A start that fails once in a way that may pass has the time of a second one.
         await until_serving(
             [*redis, *own], 2 * max(recipe.server(service).start_seconds for service in recipe.services)
@@ -221,11 +220,10 @@ def _write_endpoints(running: Services, shown_redis: str) -> None:
         server = running.recipe.server(service)
         metrics[service] = join(local(server.host), server.metrics_port)
     servers = {
-        service: {"grpc": running.address(service), "metrics": f"http://{metrics[service]}/metrics"}
+        service: Addresses(grpc=running.address(service), metrics=f"http://{metrics[service]}/metrics")
         for service in running.recipe.services
     }
-    endpoints = {"run": run.id, "redis": shown_redis, "services": servers}
-    (run.path / records.ENDPOINTS).write_text(json.dumps(endpoints, indent=2) + "\n", encoding="utf-8")
+    Endpoints(run=run.id, redis=shown_redis, services=servers).write(run.path)
     (run.path / prometheus.FILE).write_text(prometheus.scrape_config(run.id, metrics), encoding="utf-8")
 
 

@@ -1,6 +1,5 @@
 """`routershift profile` looks into a real process with the real py-spy."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.cli.endpoints import Addresses, Endpoints
 from services.cli.main import main
 
 _PROCESS = """
@@ -32,11 +32,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     does = getattr(request, "param", "matrix_product")
     process = subprocess.Popen([sys.executable, "-c", _PROCESS, does], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    services = {
-        "learner": {"grpc": f"127.0.0.1:{process.stdout.readline().strip()}"},
-        "reward": {"grpc": "127.0.0.1:1"},
-    }
-    (tmp_path / "endpoints.json").write_text(json.dumps({"run": "test", "redis": "", "services": services}))
+    computes, ended = f"127.0.0.1:{process.stdout.readline().strip()}", "127.0.0.1:1"
+    services = {"learner": Addresses(grpc=computes, metrics=""), "reward": Addresses(grpc=ended, metrics="")}
+    Endpoints(run="test", redis="", services=services).write(tmp_path)
     yield tmp_path
     process.kill()
     process.wait()

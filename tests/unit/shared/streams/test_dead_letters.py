@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from services.cli.endpoints import Endpoints
 from services.cli.local.redis import find_server, release_of
 from services.cli.main import main
 from shared.errors import NotFoundError, OverloadedError, PreconditionError
@@ -19,7 +20,6 @@ from shared.streams.connection import connect
 from shared.streams.consumer import End
 from shared.streams.keys import Stream
 from shared.streams.run import Run
-from shared.tracking import records
 from tests.support.redis_server import Server
 from tests.support.runs import GROUP, a_run_of_every_kind, end, move, prompt, scored
 
@@ -123,8 +123,7 @@ def ended_run(tmp_path: Path) -> Path:
             await redis.aclose()
 
         asyncio.run(live())
-        endpoints = {"run": "over", "redis": server.url, "services": {}}
-    (folder / records.ENDPOINTS).write_text(json.dumps(endpoints))
+    Endpoints(run="over", redis=server.url, services={}).write(folder)
     return folder
 
 
