@@ -33,7 +33,7 @@ class Episodes:
         self._waiting: deque[AgentEpisode] = deque()
         self._offered = asyncio.Condition()
         self._ends: OrderedDict[str, tuple[End, bool]] = OrderedDict()
-        self._agents: set[str] = set()  # those whose process runs
+        self._agents: dict[str, bool] = {}  # those whose process runs, and whether it has rewarded an episode
 
     async def play(self, offer: Offer, samples: int) -> tuple[list[int], list[Played]]:
         """Plays a group of episodes: token ids that all begin with, and the episodes.
@@ -175,6 +175,8 @@ class Episodes:
         episode = self._unrewarded(identity)
         given = episode.reward(reward, parts, turns)
         self._end(episode, End.REWARDED)
+        if episode.agent in self._agents:
+            self._agents[episode.agent] = True
         return given.reward
 
     def close(self, identity: str) -> None:
@@ -186,19 +188,23 @@ class Episodes:
     def agent_started(self) -> str:
         """A name for a process of this machine, by which it claims episodes."""
         agent = secrets.token_urlsafe(24)
-        self._agents.add(agent)
+        self._agents[agent] = False
         return agent
 
-    def agent_ended(self, agent: str, how: str) -> None:
+    def agent_ended(self, agent: str, how: str) -> bool:
         """Ends the episodes that its process has claimed, without a reward: nobody plays on.
 
         Args:
             how: it ended, as in "code 1".
+
+        Returns:
+            Whether it has rewarded an episode.
         """
-        self._agents.discard(agent)
+        has_rewarded = self._agents.pop(agent)
         for episode in [episode for episode in self._open.values() if episode.agent == agent]:
             episode.fail(f"ended with {how} before its episode did", Reason.AGENT_ENDED)
             self._end(episode, End.AGENT_ENDED)
+        return has_rewarded
 
     def _unrewarded(self, identity: str) -> AgentEpisode:
         end, _ = self._ends.get(identity, (None, True))

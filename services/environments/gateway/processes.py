@@ -26,7 +26,7 @@ class Claims(Protocol):
 
     def agent_started(self) -> str: ...
 
-    def agent_ended(self, agent: str, how: str) -> None: ...
+    def agent_ended(self, agent: str, how: str) -> bool: ...
 
 
 @asynccontextmanager
@@ -54,7 +54,7 @@ async def agents(environments: Mapping[str, Configured], episodes: Claims, url: 
 
 
 async def _keep(name: str, settings: AgentSettings, episodes: Claims, url: str) -> None:
-    """One agent; started again when it ends, after a pause that doubles."""
+    """One agent; started again when it ends, after a pause that doubles until one has rewarded an episode."""
     pause = _FIRST_PAUSE
     parent = os.getpid()
     command = settings.command
@@ -62,7 +62,7 @@ async def _keep(name: str, settings: AgentSettings, episodes: Claims, url: str) 
     while True:
         began = asyncio.get_running_loop().time()
         agent = episodes.agent_started()
-        how = "the service"
+        how, has_rewarded = "the service", False
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -80,8 +80,8 @@ async def _keep(name: str, settings: AgentSettings, episodes: Claims, url: str) 
             finally:
                 await _end(process)
         finally:
-            episodes.agent_ended(agent, how)
-        if asyncio.get_running_loop().time() - began > _LONGEST_PAUSE:
+            has_rewarded = episodes.agent_ended(agent, how)
+        if has_rewarded or asyncio.get_running_loop().time() - began > _LONGEST_PAUSE:
             pause = _FIRST_PAUSE
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

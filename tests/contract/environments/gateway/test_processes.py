@@ -127,6 +127,37 @@ async def test_an_episode_fails_at_once_with_its_agent_and_the_group_is_played_a
     assert [trajectory.score.reward for trajectory in group.trajectories] == [1.0, 1.0]
 
 
+_PLAYS_ONE = """
+import json, os, urllib.request
+
+def ask(path, **body):
+    url = os.environ["ROUTERSHIFT_GATEWAY"] + path
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+episode = ask("/episodes")
+ask(f"/episodes/{episode['id']}/v1/chat/completions", model="tiny", messages=episode["messages"])
+ask(f"/episodes/{episode['id']}/reward", reward=1.0)
+"""
+
+
+async def test_an_agent_of_one_episode_is_started_again_without_longer_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pauses that double would be ten minutes in all."""
+    monkeypatch.setattr("services.environments.gateway.processes._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("services.environments.gateway.processes._LONGEST_PAUSE", 3600.0)
+    save_tokenizer(tmp_path / "tiny")
+    policy = Scripted(tmp_path / "tiny", ["ab"] * 16)
+    configured = Configured("helper", AgentEnvironment, AgentSettings(command=(sys.executable, "-c", _PLAYS_ONE)))
+    async with served(policy, tmp_path / "tiny") as (url, gateway), asyncio.timeout(120):
+        playing = player(policy, gateway, tmp_path / "tiny")
+        async with agents({"helper": configured}, gateway.episodes, url):
+            group = await playing.play(prompt(n=16))
+    assert [trajectory.score.reward for trajectory in group.trajectories] == [1.0] * 16
+
+
 async def test_only_agents_that_run_have_a_path(tmp_path: Path) -> None:
     save_tokenizer(tmp_path / "tiny")
     policy = Scripted(tmp_path / "tiny", [])
@@ -155,8 +186,9 @@ class Claims:
         self._started += 1
         return str(self._started)
 
-    def agent_ended(self, agent: str, how: str) -> None:
+    def agent_ended(self, agent: str, how: str) -> bool:
         self.ended.append((agent, how))
+        return False
 
 
 def _runs(pid: int) -> bool:
