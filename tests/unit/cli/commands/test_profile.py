@@ -68,7 +68,7 @@ def test_a_service_that_waits_is_no_failure_of_py_spy(folder: Path, capsys: pyte
     ("service", "said"),
     [
         ("reward", "no process of yours listens at 127.0.0.1:1, where reward did"),
-        ("generation", "this run has no service generation; it has learner, reward"),
+        ("generation", "run test has no service generation; it has learner, reward"),
     ],
 )
 def test_a_service_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str], service: str, said: str) -> None:
