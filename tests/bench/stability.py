@@ -18,8 +18,8 @@ from typing import Any
 from services.cli.commands.bench import REPOSITORY, machine
 from services.learner.checkpointing.identity import fingerprint
 from shared.errors import CorruptDataError, InvalidInputError
-from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure, factorial
-from tests.bench.study.outcomes import HEADLINE, difference, outcomes
+from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure, factorial, parse_arm
+from tests.bench.study.outcomes import compared, difference, outcomes
 from tests.bench.study.runs import Protocol
 from tests.bench.study.runs import run as run_one
 
@@ -31,7 +31,10 @@ OUTCOMES = ("final", "final_greedy", "final_pass_at_4", "best")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = f"OBJECTIVE+CORRECTION; of {', '.join(OBJECTIVES)} and {', '.join(CORRECTIONS)}"
+    known = (
+        f"OBJECTIVE+CORRECTION; of {', '.join(OBJECTIVES)} and {', '.join(CORRECTIONS)}; with another lower bound of "
+        "gamma as in shift@0.5"
+    )
     parser.add_argument("--arms", type=_arms, default=_arms(_ARMS), help=f"{known}; default: {_ARMS}")
     parser.add_argument("--staleness", type=_numbers, default=[6], help="versions of lag, with commas between")
     parser.add_argument("--learning-rates", type=_rates, default=[6e-4], help="with commas between")
@@ -114,16 +117,14 @@ def summary(cells: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _differences(arms: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The comparisons of the protocol; then every other arm with its objective's plain one."""
-    pairs = list(HEADLINE) + [(arm, f"{arm.partition('+')[0]}+none") for arm in arms]
+    """The pairs that `compared` names, in each outcome that is compared."""
     return {
         f"{better} - {than}": {
             name: found.as_json()
             for name in OUTCOMES
             if (found := difference(_by_seed(arms[better], name), _by_seed(arms[than], name))) is not None
         }
-        for better, than in dict.fromkeys(pairs)
-        if better != than and better in arms and than in arms
+        for better, than in compared(list(arms))
     }
 
 
@@ -195,13 +196,10 @@ def _key(cell: Mapping[str, Any], seed: int, common: Mapping[str, Any]) -> str:
 
 
 def _arms(value: str) -> list[tuple[str, str]]:
-    found = []
-    for name in value.split(","):
-        objective, _, correction = name.partition("+")
-        if objective not in OBJECTIVES or correction not in CORRECTIONS:
-            raise argparse.ArgumentTypeError(f"{name} is no arm: OBJECTIVE+CORRECTION, as in grpo+shift")
-        found.append((objective, correction))
-    return found
+    try:
+        return [parse_arm(name) for name in value.split(",")]
+    except InvalidInputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _numbers(value: str) -> list[int]:

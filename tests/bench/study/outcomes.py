@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench.study.cells import ABLATIONS
+
 COLLAPSED = 0.5  # share of the start's pass@1 below which a run has collapsed
 BURST = 3.0  # times the median share of clipped tokens of a run, above which a batch is a burst
 RESAMPLES = 10_000
@@ -19,6 +21,7 @@ HEADLINE = (
     ("gmpo+shift", "gmpo+permuted"),
     ("gmpo+shift", "gmpo+mean"),
 )
+_PLACEBOS = ("permuted", "mean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,25 @@ def outcomes(evaluations: Sequence[Mapping[str, float]], batches: Sequence[Mappi
             )
         },
     }  # fmt: skip
+
+
+def compared(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """(better, than) of the arms that are there, each pair once.
+
+    Those of the headline; then in each objective `shift` and every ablation with both placebos of the same lower bound
+    of gamma, ablations with `shift` of that bound, and every arm with the plain one.
+    """
+    pairs = list(HEADLINE)
+    for arm in arms:
+        objective, _, correction = arm.partition("+")
+        name, at, bound = correction.partition("@")
+        if name == "shift" or name in ABLATIONS:
+            others = _PLACEBOS if name == "shift" else ("shift", *_PLACEBOS)
+            pairs += [(arm, f"{objective}+{other}{at}{bound}") for other in others]
+        if name == "bf16_baseline":
+            pairs.append((arm, f"{objective}+bf16_shift{at}{bound}"))
+        pairs.append((arm, f"{objective}+{'bf16' if name.startswith('bf16_') else 'none'}"))
+    return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1] and set(pair) <= set(arms)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 
 from routershift.trajectory import Completion, Trajectory
@@ -23,9 +24,10 @@ from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
 from shared.models.tokenizer import backend, load_tokenizer
 from shared.settings import RolloutSettings, RunSettings
-from tests.bench.study.cells import CORRECTIONS, Cell
+from tests.bench.study.cells import Cell, arm_of
 from tests.bench.study.outcomes import Evaluation
 from tests.bench.study.sampling import Sampler
+from tests.bench.study.variants import VariedLoss
 from tests.bench.training.judging import Judge
 
 _HELD_OUT_SEED = 2**50  # apart from those of the prompts
@@ -81,11 +83,13 @@ class _Run:
             groups_per_step=protocol.groups,
         )
         rollout = RolloutSettings(n=protocol.samples, max_tokens=protocol.max_tokens)
-        placebo = CORRECTIONS[cell.correction].placebo
-        self._trainer = Trainer(
-            settings, run, rollout, loss=Loss(settings, placebo.weigh(seed) if placebo is not None else None)
-        )
-        self._sampler = Sampler(protocol.model)
+        arm = arm_of(cell.correction)
+        loss = Loss(settings, arm.placebo.weigh(seed) if arm.placebo is not None else None)
+        varied = None if arm.variant is None else VariedLoss(settings, arm.variant)
+        self._trainer = Trainer(settings, run, rollout, loss=varied or loss)
+        if varied is not None:
+            varied.watch(self._trainer._policy.model)
+        self._sampler = Sampler(protocol.model, torch.bfloat16 if arm.sampler_bfloat16 else torch.float32)
         self._tokenizer: Tokenizer = backend(load_tokenizer(protocol.model))
         self._task = Countdown(seed)
         self._judge = Judge({}, "countdown")

@@ -21,8 +21,14 @@ SLOTS = 512  # sequences that run at once
 class Sampler:
     """The model folder that a run starts from, and every later version of its weights."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, dtype: torch.dtype = torch.float32) -> None:
+        """
+        Args:
+            dtype: of weights and of what is computed with them.
+        """
+        self._dtype = dtype
         self._first = load_folder(model, "cpu", RouterExport.TOPK)
+        self._first.model.to(dtype)
         self._shapes = model_tensors(model)
         self._batch = Batch(self._first, 0, SLOTS, frozenset(end_ids(model)))
 
@@ -32,7 +38,9 @@ class Sampler:
 
     def load(self, files: Sequence[Path]) -> Policy:
         """Weights as the engine would take them: checked, and made into a model of their own."""
-        return asyncio.run(prepare(self._first, self._shapes, Files(files)))
+        policy = asyncio.run(prepare(self._first, self._shapes, Files(files)))
+        policy.model.to(self._dtype)
+        return policy
 
     def sample(
         self, policy: Policy, version: int, prompts: Sequence[list[int]], sampling: EngineSampling, seeds: Sequence[int]

@@ -11,8 +11,8 @@ import torch
 from services.cli.commands.bench import REPOSITORY, bench
 from services.learner.settings import LearnerSettings
 from shared.errors import CorruptDataError, InvalidInputError
-from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure
-from tests.bench.study.outcomes import difference, outcomes
+from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure, arm_of, parse_arm
+from tests.bench.study.outcomes import HEADLINE, compared, difference, outcomes
 from tests.bench.study.placebos import Placebo
 from tests.bench.study.runs import Protocol, run
 
@@ -60,10 +60,85 @@ def test_gamma_that_is_only_measured_changes_no_bit(monkeypatch: pytest.MonkeyPa
     assert run(cell("grpo+none"), 3, TINY)["weights"] == measured["weights"]
 
 
+@pytest.fixture(scope="module")
+def shifted() -> dict[str, Any]:
+    return run(cell("grpo+shift"), 3, TINY)
+
+
 @pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_arm_is_a_setting_that_the_learner_takes(objective: str, correction: str) -> None:
     LearnerSettings.model_validate(cell(f"{objective}+{correction}").learner)
+
+
+@pytest.mark.parametrize("correction", ["product@0.2", "after_clip", "bf16_baseline"])
+def test_ablations_are_trained_with(correction: str, shifted: dict[str, Any]) -> None:
+    found = run(cell(f"grpo+{correction}"), 3, TINY)
+    assert found["weights"] != shifted["weights"]
+    assert 0 < found["batches"][2]["gamma_mean"] < 1
+
+
+def test_variants_of_gamma_are_nothing_where_gamma_is_one() -> None:
+    ends = {run(cell(f"grpo+{name}"), 3, TINY)["weights"] for name in ("none", "gradient@1", "by_layer@1")}
+    assert len(ends) == 1
+
+
+def test_without_a_bound_each_layers_own_gamma_is_gamma_and_its_gradient_matters() -> None:
+    shift, by_layer, gradient = (
+        run(cell(f"grpo+{name}@1e-06"), 3, TINY)["batches"][0] for name in ("shift", "by_layer", "gradient")
+    )
+    assert by_layer == pytest.approx(shift, rel=1e-2)
+    assert gradient["grad_norm"] != pytest.approx(shift["grad_norm"], rel=1e-2)
+
+
+def test_another_bound_is_another_cell_and_the_default_is_none() -> None:
+    assert parse_arm("grpo+shift@0.8") == parse_arm("grpo+shift") == ("grpo", "shift")
+    assert parse_arm("gmpo+permuted@0.50") == ("gmpo", "permuted@0.5")
+    assert cell("gmpo+mean@0.2").learner["router_shift"] == {"enabled": True, "gamma_min": 0.2}
+    assert arm_of("permuted@0.5").placebo is Placebo.PERMUTED
+    assert LearnerSettings.model_validate(cell("grpo+shift@0.5").learner).router_shift.gamma_min == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arm", "why"),
+    [
+        ("grpo", "is no arm"),
+        ("ppo+shift", "is no arm"),
+        ("grpo+shrink@0.5", "is no arm"),
+        ("grpo+none@0.5", "none does not weigh by it"),
+        ("grpo+shift@0", "above 0 and at most 1"),
+        ("grpo+shift@much", "above 0 and at most 1"),
+        ("cispo+gradient", "cispo has no gradient through its ratio"),
+    ],
+)
+def test_arms_that_mean_nothing_are_refused(arm: str, why: str) -> None:
+    with pytest.raises(InvalidInputError, match=why):
+        parse_arm(arm)
+
+
+def test_what_is_compared() -> None:
+    assert compared([arm for pair in HEADLINE for arm in pair]) == [
+        *HEADLINE,
+        ("grpo+permuted", "grpo+none"),
+        ("grpo+mean", "grpo+none"),
+        ("gmpo+permuted", "gmpo+none"),
+        ("gmpo+mean", "gmpo+none"),
+    ]
+    lower = ["grpo+none", "grpo+shift", "grpo+shift@0.5", "grpo+permuted@0.5", "grpo+gradient@0.5"]
+    assert set(compared(lower)) == {
+        ("grpo+shift", "grpo+none"),
+        ("grpo+shift@0.5", "grpo+permuted@0.5"),
+        ("grpo+shift@0.5", "grpo+none"),
+        ("grpo+permuted@0.5", "grpo+none"),
+        ("grpo+gradient@0.5", "grpo+shift@0.5"),
+        ("grpo+gradient@0.5", "grpo+permuted@0.5"),
+        ("grpo+gradient@0.5", "grpo+none"),
+    }
+    assert set(compared(["gmpo+bf16", "gmpo+bf16_shift", "gmpo+bf16_baseline"])) == {
+        ("gmpo+bf16_shift", "gmpo+bf16"),
+        ("gmpo+bf16_baseline", "gmpo+bf16"),
+        ("gmpo+bf16_baseline", "gmpo+bf16_shift"),
+    }
 
 
 def test_placebos_keep_the_size_of_gamma_and_not_its_places() -> None:
@@ -136,6 +211,13 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     runs.write_text(f"nonsense\n{kept[0]}\n")
     with pytest.raises(CorruptDataError, match="line 1 is no run"):
         bench("stability", [*options, "1"])
+
+
+def test_kept_runs_are_found_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """By whoever clones the repository: no run of the first result is made again."""
+    kept = REPOSITORY / "tests" / "bench" / "results" / "stability-headline.jsonl"
+    bench("stability", ["--json", "--seeds", "3", "--processes", "1", "--runs", str(kept)])
+    assert "15 runs, 15 of them there already" in capsys.readouterr().err
 
 
 def test_numbers_that_make_no_run_are_refused() -> None:
