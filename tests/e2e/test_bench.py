@@ -1,4 +1,4 @@
-"""The bench of whole runs trains by all sides, and shows what is documented."""
+"""The bench of whole runs trains by all sides, that of weights moves versions, and both show what is documented."""
 
 import json
 
@@ -32,4 +32,20 @@ def test_every_side_trains_and_is_compared(start: Start) -> None:
         assert 0 < accuracy < 1
     services = {"supervisor", "redis", "curriculum", "generation", "reward", "learner"}
     assert shown["sides"]["torch"][0]["where"]["cpu_seconds_per_second"].keys() == services
+    assert running.nothing_left()
+
+
+def test_every_transfer_brings_versions_and_is_measured(start: Start) -> None:
+    running = start("bench", "weights", "--quick", "--json")
+    code, out, err = running.finish(110)
+    assert code == 0, err
+    shown = json.loads(out.splitlines()[-1])["models"]["tiny"]
+    whole = 2 * shown["parameters"]  # in bfloat16
+    transfers = shown["transfers"]
+    assert transfers.keys() == {"files", "broadcast"}
+    assert transfers["broadcast"]["bytes"] == whole < transfers["files"]["bytes"] < 1.1 * whole
+    for figures in transfers.values():
+        assert figures["publish_seconds"]["median"] + figures["take_seconds"]["median"] > 0
+        assert figures["longest_gap_seconds"]["median"] >= figures["pause_seconds"]["median"] > 0
+    assert shown["cpu"]["seconds_per_version"].keys() == transfers.keys()
     assert running.nothing_left()
