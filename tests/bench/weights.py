@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Costs:
-    """Of the turns of one transfer."""
+    """What the turns of one transfer cost."""
 
     publish: list[float] = field(default_factory=list)  # seconds
     take: list[float] = field(default_factory=list)  # seconds
