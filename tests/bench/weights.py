@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -177,8 +178,12 @@ def _measure(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str
         for transfer in TRANSFERS:
             engine = stack.enter_context(_serving(arguments.engine, folder / "model", runner))
             replicas[transfer] = _Replica(transfer, engine, folder / transfer, learner)
+
+        def turn(replica: _Replica) -> None:
+            runner.run(replica.turn())
+
         timings = interleaved(
-            {transfer: lambda replica=replica: runner.run(replica.turn()) for transfer, replica in replicas.items()},
+            {transfer: partial(turn, replica) for transfer, replica in replicas.items()},
             arguments.rounds,
             prepare=lambda _: learner.step(),
         )
