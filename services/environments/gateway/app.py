@@ -39,9 +39,10 @@ class Completions:
         self._inference.require_tools(request)
         try:
             if not request.stream:
-                return JSONResponse(await unless_gone(http, self._inference.chat(request, session)))
-            turn = await session.chat(request)
-            return await _streamed(http, self._inference.chat_stream(request, turn), "messages")
+                work = self._inference.chat(request, session)
+                return JSONResponse(await unless_gone(http, session.during(work)))
+            turn = await session.during(session.chat(request))
+            return await _streamed(http, session, self._inference.chat_stream(request, turn), "messages")
         except RouterShiftError as error:
             raise of_error(error, "messages") from error
 
@@ -50,9 +51,10 @@ class Completions:
         self._inference.require_model(request.model)
         try:
             if not request.stream:
-                return JSONResponse(await unless_gone(http, self._inference.text(request, session)))
-            turn = await session.text(request, request.prompts[0])
-            return await _streamed(http, self._inference.text_stream(request, turn), "prompt")
+                work = self._inference.text(request, session)
+                return JSONResponse(await unless_gone(http, session.during(work)))
+            turn = await session.during(session.text(request, request.prompts[0]))
+            return await _streamed(http, session, self._inference.text_stream(request, turn), "prompt")
         except RouterShiftError as error:
             raise of_error(error, "prompt") from error
 
@@ -81,9 +83,9 @@ async def _gone(http: Request) -> None:
         pass
 
 
-async def _streamed(http: Request, chunks: AsyncIterator[dict[str, Any]], field: str) -> Response:
+async def _streamed(http: Request, session: Session, chunks: AsyncIterator[dict[str, Any]], field: str) -> Response:
     """Server-sent events. What fails before the first chunk has its status; later it is an event, and the last one."""
-    first = await unless_gone(http, _next(chunks))
+    first = await unless_gone(http, session.during(_next(chunks)))
     if first is None:
         raise ApiError("generation ended without a response", status=500, kind="api_error", code="internal_error")
 
@@ -91,7 +93,7 @@ async def _streamed(http: Request, chunks: AsyncIterator[dict[str, Any]], field:
         async with aclosing(chunks):  # type: ignore[type-var]  # all are generators
             yield _event(first)
             try:
-                async for chunk in chunks:
+                while (chunk := await session.during(_next(chunks))) is not None:
                     yield _event(chunk)
             except Exception as error:
                 if not isinstance(error, RouterShiftError):

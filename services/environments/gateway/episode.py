@@ -5,9 +5,8 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from routershift.client.requests import Sampling
 from routershift.trajectory import Completion, FinishReason, Role
@@ -23,6 +22,8 @@ from services.environments.playing.answers import LONGEST_NAME, MOST_PARTS
 from services.environments.playing.episode import turn_seed
 from services.environments.playing.failures import EpisodeFailedError, Reason
 from services.environments.playing.limits import EpisodeLimits
+
+ResultT = TypeVar("ResultT")
 
 _TOKEN_BYTES = 48  # that a token takes while its episode is open: id, log-prob, and its place among all until there
 
@@ -67,13 +68,25 @@ class AgentEpisode:
         text = self._texts.decode(given)
         return self._turn(request, Asked(parent, given, Role.USER, text, Request()))
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """While a request is answered, the agent waits for us."""
+    async def during(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """What a part of an answer's work gives; the agent waits for us meanwhile.
+
+        Raises:
+            ApiError: the episode has ended first, so the work was cancelled: nothing of it would be recorded.
+        """
         self._busy += 1
+        working = asyncio.create_task(work)
         try:
-            yield
+            either: set[asyncio.Future[Any]] = {working, self.ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ApiError(
+                    "the episode has ended before this answer", status=410, kind="not_found_error", code="episode_ended"
+                )
+            return working.result()
         finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
             self._busy -= 1
             self._touched = time.monotonic()
 

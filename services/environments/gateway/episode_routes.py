@@ -102,13 +102,11 @@ def episode_routes(completions: Completions, episodes: Episodes, opening: Openin
 
     async def chat(http: Request) -> Response:
         episode = episodes.find(http.path_params["episode"])
-        with episode.working():
-            return await completions.chat(http, episode)
+        return await completions.chat(http, episode)
 
     async def text(http: Request) -> Response:
         episode = episodes.find(http.path_params["episode"])
-        with episode.working():
-            return await completions.text(http, episode)
+        return await completions.text(http, episode)
 
     async def reward(http: Request) -> Response:
         identity = http.path_params["episode"]

@@ -1,9 +1,9 @@
 """Requests of the OpenAI API, answered by a policy that samples token ids."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from services.environments.gateway.reply import Delta, Reply
 from services.environments.gateway.schema import ChatRequest, CompletionRequest
 from services.environments.tool_calls.base import Parser
 from shared.models.detokenizer import TextStream
+
+ResultT = TypeVar("ResultT")
 
 CHAT, CHAT_CHUNK, TEXT = "chat.completion", "chat.completion.chunk", "text_completion"
 
@@ -44,6 +46,9 @@ class Session(Protocol):
 
     async def text(self, request: CompletionRequest, prompt: str | Sequence[int]) -> Turn: ...
 
+    async def during(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """What a part of an answer's work gives. Raises ApiError where the session has ended first."""
+
 
 class Plain:
     """Requests that nobody records."""
@@ -59,6 +64,9 @@ class Plain:
     async def text(self, request: CompletionRequest, prompt: str | Sequence[int]) -> Turn:
         ids = await self._texts.encode(prompt, "prompt") if isinstance(prompt, str) else prompt
         return Turn(ids, request.sampling(), stop=request.stops)
+
+    async def during(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        return await work
 
 
 async def render(texts: Texts, request: ChatRequest) -> str:
