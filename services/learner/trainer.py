@@ -144,16 +144,16 @@ class Trainer:
         """
         with spans.span(COLLATE):
             own = self._distributed(self._planner.divide(groups, self._run.seed, self.step, kept))
-        tokens = self._settings.epochs * sum(
-            sample.input_tokens for group in groups for sample in self._planner.trained(group)
-        )
+        trained = [sample for group in groups for sample in self._planner.trained(group)]
+        read = self._settings.epochs * sum(sample.input_tokens for sample in trained)
         parts, taken = self._train(own)
         places = [(g, s) for g, group in enumerate(groups) for s in range(len(group.samples))]
         return StepReport(
             self.step,
             skipped=None if taken else NON_FINITE,
             diagnostics=summarise(parts, self._settings.router_shift.gamma_min),
-            flops=tokens * self._flops_per_token,
+            tokens=sum(sample.completion.token_ids.size for sample in trained),
+            flops=read * self._flops_per_token,
             kept={places[place]: found for place, found in kept_tokens(parts).items()},
         )
 

@@ -234,7 +234,7 @@ class LearnerWorker:
         await self._durable.publish(stop)
         self._recorder.lap("publish")
         self._durable.add(batch.refs)
-        self._ending.spent.tokens += sum(s.completion.token_ids.size for g in groups for s in g.group.samples)
+        self._ending.spent.tokens += report.tokens
         await self._check_end()
         await self._run.return_tickets([scored.entry.group for scored in groups])
         if self._phase == FINISHED or self._is_kept(self._trainer.step):

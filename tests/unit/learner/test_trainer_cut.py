@@ -42,7 +42,7 @@ def test_what_was_cut_is_trained_on_masked_or_left_out(
     trained = 4 if overlong == "train" else 3
     assert sorted(report.kept) == [(1, s) for s in range(trained)]
     lengths = [sample.completion.token_ids.size for sample in (*fresh[1].samples, *group.samples[:trained])]
-    assert report.diagnostics["tokens"] == sum(lengths)
+    assert report.diagnostics["tokens"] == report.tokens == sum(lengths)
     rewards = np.array([sample.reward for sample in group.samples[:compared]])
     assert [report.kept[1, s].advantage for s in range(trained)] == pytest.approx(
         ((rewards - rewards.mean()) / rewards.std())[:trained], rel=1e-5
