@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from services.environments.gateway.errors import ApiError, of_error
-from services.environments.gateway.inference import Inference, Session
+from services.environments.gateway.inference import Inference
 from services.environments.gateway.schema import read_chat, read_completion
+from services.environments.gateway.session import Session
 from shared.errors import RouterShiftError
 
 log = logging.getLogger(__name__)

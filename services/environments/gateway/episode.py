@@ -13,11 +13,11 @@ from routershift.trajectory import Completion, FinishReason, Role
 from services.environments.gateway import metrics
 from services.environments.gateway.conversation import Message
 from services.environments.gateway.errors import ApiError, unsupported
-from services.environments.gateway.inference import Turn, for_template, render, tools_of
 from services.environments.gateway.model import Texts
 from services.environments.gateway.offer import Given, Offer
 from services.environments.gateway.recording import Asked, Recording, Request
 from services.environments.gateway.schema import ChatRequest, CompletionRequest
+from services.environments.gateway.session import Turn, for_template, render, tools_of
 from services.environments.playing.answers import LONGEST_NAME, MOST_PARTS
 from services.environments.playing.episode import turn_seed
 from services.environments.playing.failures import EpisodeFailedError, Reason

@@ -10,10 +10,11 @@ from starlette.routing import Mount
 from services.environments.gateway.app import Completions, make_app, plain_routes
 from services.environments.gateway.episode_routes import episode_routes
 from services.environments.gateway.episodes import Episodes
-from services.environments.gateway.inference import Inference, Plain
+from services.environments.gateway.inference import Inference
 from services.environments.gateway.model import Policy, Texts
 from services.environments.gateway.opening import Opening
 from services.environments.gateway.server import GatewayServer
+from services.environments.gateway.session import Plain
 from services.environments.gateway.settings import GatewaySettings
 from services.environments.playing.limits import EpisodeLimits
 from services.environments.registry import Configured
