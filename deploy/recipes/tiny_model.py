@@ -8,6 +8,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
@@ -26,6 +27,16 @@ _BUCKET = 8  # batches that are made at once, each of examples of about one leng
 Example = tuple[str, *tuple[str, ...]]
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # input ids and labels, both [B, S] int64
 Draw = Callable[[int, float, np.random.Generator], Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How fine its routing is."""
+
+    layers: int = 3
+    experts: int = 8
+    experts_per_token: int = 2
+    expert_size: int = 96  # a multiple of 32, which the CPU kernels of vLLM need
 
 
 def build_tokenizer(symbols: Sequence[str], longest: int, chat_template: str | None = None) -> PreTrainedTokenizerFast:
@@ -55,19 +66,19 @@ def build_tokenizer(symbols: Sequence[str], longest: int, chat_template: str | N
     )
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3MoeConfig:
-    """About 0.78 M parameters; sizes are multiples of 32, which the CPU kernels of vLLM need."""
+def build_config(tokenizer: PreTrainedTokenizerFast, shape: Shape) -> Qwen3MoeConfig:
+    """About 0.78 M parameters in the default shape; sizes are multiples of 32, as those of `Shape` are."""
     return Qwen3MoeConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
-        num_hidden_layers=3,
+        num_hidden_layers=shape.layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
         intermediate_size=96,
-        moe_intermediate_size=96,
-        num_experts=8,
-        num_experts_per_tok=2,
+        moe_intermediate_size=shape.expert_size,
+        num_experts=shape.experts,
+        num_experts_per_tok=shape.experts_per_token,
         norm_topk_prob=True,
         decoder_sparse_step=1,
         max_position_embeddings=tokenizer.model_max_length,
@@ -112,11 +123,11 @@ def in_lengths(tokenizer: PreTrainedTokenizerFast, draw: Draw, seed: int, steps:
             yield encode(tokenizer, examples[i * batch : (i + 1) * batch])
 
 
-def begin(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3MoeForCausalLM:
+def begin(tokenizer: PreTrainedTokenizerFast, seed: int, shape: Shape) -> Qwen3MoeForCausalLM:
     """A model with random weights, the same for each seed."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # sums in one order, so the same bits every time
-    return Qwen3MoeForCausalLM._from_config(build_config(tokenizer), dtype=torch.float32)
+    return Qwen3MoeForCausalLM._from_config(build_config(tokenizer, shape), dtype=torch.float32)
 
 
 def train(model: Qwen3MoeForCausalLM, batches: Batches, steps: int, learning_rate: float) -> None:
@@ -171,7 +182,13 @@ def make(
     parser.add_argument("--steps", type=int, default=steps, help="supervised steps")
     parser.add_argument("--batch", type=int, default=batch, help="examples per step")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak, reached after 20 steps")
+    shape = Shape()
+    parser.add_argument("--layers", type=int, default=shape.layers, help="decoder layers, each with a router")
+    parser.add_argument("--experts", type=int, default=shape.experts, help="of each layer")
+    parser.add_argument("--experts-per-token", type=int, default=shape.experts_per_token, help="that a router chooses")
+    parser.add_argument("--expert-size", type=int, default=shape.expert_size, help="of each expert; a multiple of 32")
     given = parser.parse_args()
-    model = begin(tokenizer, given.seed)
+    shape = Shape(given.layers, given.experts, given.experts_per_token, given.expert_size)
+    model = begin(tokenizer, given.seed, shape)
     train(model, batches(given.seed, given.steps, given.batch), given.steps, given.learning_rate)
     save(model, tokenizer, max_tokens, given.out)

@@ -7,6 +7,7 @@ a JSON Lines file as they end, so that a study can be stopped and goes on where 
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from services.learner.checkpointing.identity import fingerprint
 from shared.errors import CorruptDataError, InvalidInputError
 from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure, factorial, parse_arm
 from tests.bench.study.outcomes import compared, difference, outcomes
+from tests.bench.study.page import results_page
 from tests.bench.study.runs import Protocol
 from tests.bench.study.runs import run as run_one
 
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", type=Path, help="JSON Lines of runs: those there are not repeated; default: none kept"
     )
+    parser.add_argument("--page", type=Path, help="file for the results as a page of HTML; default: none written")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -89,7 +92,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.runs:
             with arguments.runs.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-    return summary(cells, [known[_key(cell.as_json(), seed, common)] for cell, seed in wanted]) | common
+    records = [known[_key(cell.as_json(), seed, common)] for cell, seed in wanted]
+    found = summary(cells, records) | common
+    if arguments.page:
+        arguments.page.write_text(
+            results_page(found, records, shlex.join(["routershift", *sys.argv[1:]])), encoding="utf-8"
+        )
+        sys.stderr.write(f"wrote {arguments.page}\n")
+    return found
 
 
 def summary(cells: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -99,11 +109,10 @@ def summary(cells: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> dict
         records: one run each.
     """
     found: dict[str, Any] = {}
-    conditions = {(cell.staleness, cell.pressure): f"lag {cell.staleness}, {cell.pressure.name}" for cell in cells}
-    for (staleness, pressure), name in conditions.items():
+    for name in dict.fromkeys(cell.condition for cell in cells):
         arms: dict[str, dict[int, dict[str, Any]]] = {}
         for cell in cells:
-            if (cell.staleness, cell.pressure) == (staleness, pressure):
+            if cell.condition == name:
                 own = [record for record in records if record["cell"] == cell.as_json()]
                 arms[cell.arm] = {r["seed"]: outcomes(r["evaluations"], r["batches"]) for r in own}
         found[name] = {"arms": arms, "differences": _differences(arms)}
@@ -142,7 +151,7 @@ def _done(
         left = (time.monotonic() - began) / done * (len(wanted) - done)
         last = result["evaluations"][-1]
         sys.stderr.write(
-            f"{done}/{len(wanted)} {cell.arm} lag {cell.staleness} {cell.pressure.name} seed {seed}: pass@1 "
+            f"{done}/{len(wanted)} {cell.arm} {cell.condition}, seed {seed}: pass@1 "
             f"{last['pass_at_1']:.3f} greedy {last['greedy']:.3f}, {result['cpu_seconds']:.0f} CPU-seconds; "
             f"{left / 60:.0f} minutes left\n"
         )

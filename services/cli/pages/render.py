@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from shared.tracking import records
 
@@ -21,12 +22,15 @@ FIGURES = ("theme.js", "drawing.js", "chart.js", "line_plot.js", "heat_map.js", 
 SAMPLES = ("tokens.js", "samples.js")
 
 
-def page(template: str, scripts: Sequence[str], connects: bool = False, **values: Any) -> str:
+def page(
+    template: str, scripts: Sequence[str], connects: bool = False, folder: Path | None = None, **values: Any
+) -> str:
     """The page of a template.
 
     Args:
         scripts: files of assets/, in their order.
         connects: whether the page may ask the server that it came from.
+        folder: of a template that is not in this package; those that it extends and includes are.
     """
     script, style = "\n".join(map(_asset, scripts)), _asset("page.css")
     allowed = {
@@ -38,15 +42,15 @@ def page(template: str, scripts: Sequence[str], connects: bool = False, **values
         "form-action": "'none'",
     }
     policy = "; ".join(f"{kind} {sources}" for kind, sources in allowed.items())
-    return (
-        _environment().get_template(template).render(policy=policy, script=script, style=style, live=connects, **values)
-    )
+    found = _environment(folder).get_template(template)
+    return found.render(policy=policy, script=script, style=style, live=connects, **values)
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: Path | None) -> Environment:
+    loaders: list[BaseLoader] = [PackageLoader(_PACKAGE), *([FileSystemLoader(folder)] if folder else [])]
     environment = Environment(
-        loader=PackageLoader(_PACKAGE), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.policies["json.dumps_function"] = _dumps
     environment.policies["json.dumps_kwargs"] = {}

@@ -126,6 +126,11 @@ class Cell:
         return f"{self.objective}+{self.correction}"
 
     @property
+    def condition(self) -> str:
+        """What it shares with the cells that it is compared with."""
+        return f"lag {self.staleness}, {self.pressure.name}"
+
+    @property
     def learner(self) -> dict[str, Any]:
         """The table [learner]."""
         arm, pressure = arm_of(self.correction), self.pressure
@@ -141,6 +146,11 @@ class Cell:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Cell":
+        """The inverse of `as_json`."""
+        return cls(value["objective"], value["correction"], value["staleness"], Pressure(**value["pressure"]))
 
 
 def factorial(
