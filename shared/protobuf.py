@@ -17,7 +17,6 @@ class Field:
     """One field of a message, in the order of the wire."""
 
     number: int
-    encoded: memoryview  # with its tag
     value: memoryview | None  # of a string, bytes or message; None for a number
 
 
@@ -40,12 +39,7 @@ def fields(message: memoryview) -> Iterator[Field]:
             raise CorruptDataError(f"byte {start} begins a field of wire type {kind}; expected 0, 1, 2 or 5")
         if at > end or number == 0:
             raise CorruptDataError(f"byte {start} begins field {number}, which ends at {at} of {end} bytes")
-        yield Field(number, message[start:at], message[value_at:at] if kind == _DELIMITED else None)
-
-
-def header(number: int, length: int) -> bytes:
-    """What goes before the value of a string, bytes or message field of so many bytes."""
-    return _encoded(number << 3 | _DELIMITED) + _encoded(length)
+        yield Field(number, message[value_at:at] if kind == _DELIMITED else None)
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
@@ -56,12 +50,3 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at + i + 1
     raise CorruptDataError(f"byte {at} begins a number that does not end")
-
-
-def _encoded(number: int) -> bytes:
-    encoded = bytearray()
-    while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from routershift import wire
-from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
 from services.reward.messages import encode_score
 from services.reward.outcomes import Scored
 from services.reward.settings import UnscoredSettings
 from shared.errors import CorruptDataError
-from shared.streams.consumer import Entry, parse
+from shared.streams.consumer import Entry, parse_group
 from shared.tracking.recorded import recorded_samples
 from shared.tracking.samples import SampleWriter
 
@@ -44,7 +43,7 @@ class UnscoredSamples:
 
     def _write(self, entry: Entry, results: Sequence[Scored], reason: str) -> None:
         try:
-            group = parse(pb.TrajectoryGroup, entry)
+            group = parse_group(entry)
         except CorruptDataError:  # not the fault of the verifier, and said elsewhere
             return
         version = wire.newest_version(group.trajectories) or 0

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Sequence
 
 from routershift import wire
+from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
-from services.reward.groups import RawGroup
-from services.reward.messages import encode_score
+from services.reward.messages import decode_items, encode_score
 from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
 from services.reward.unscored import UnscoredSamples
@@ -20,7 +20,7 @@ from shared.errors import (
     PreconditionError,
     UnavailableError,
 )
-from shared.streams.consumer import Consumer, End, Entry
+from shared.streams.consumer import Consumer, End, Entry, parse_group
 from shared.streams.keys import Stream
 from shared.streams.solve_rates import SolveRates
 from shared.tracing import spans
@@ -54,8 +54,8 @@ class RewardWorker:
         """Hands the group over scored; drops it, counted, where a sample has no verdict after all attempts."""
         try:
             with spans.span(SCORE, entry.traceparent) as span:
-                group = RawGroup(entry.payload)
-                results = await self._score(group, span)
+                prompt, items = _parsed(entry)
+                results = await self._score(prompt.verifier, items, span)
         except (CorruptDataError, InvalidInputError, NotFoundError) as error:
             await self._consumer.bury(entry, "bad_group", str(error))
             return
@@ -68,32 +68,24 @@ class RewardWorker:
                     await self._unscored.keep(entry, results, reason)
             return
         scores = [encode_score(result) for result in results]
-        if await self._consumer.hand_over(entry, Stream.SCORED, group.scored(scores)):
-            await self._solve_rates.record_scores(group.prompt.problem_id, scores)
+        if await self._consumer.pass_on(entry, Stream.SCORED, wire.encode_scores(scores)):
+            await self._solve_rates.record_scores(prompt.problem_id, scores)
 
-    async def _score(self, group: RawGroup, span: spans.Span[Scoring]) -> list[Scored]:
-        """The result of each sample. A refusal is final: the same item would be refused again."""
-        prompt = group.prompt
-        reference = wire.decode_struct(prompt.reference)
-        span.set({"verifier": prompt.verifier, "samples": len(group.texts)})
+    async def _score(self, verifier: str, items: Sequence[Item], span: spans.Span[Scoring]) -> list[Scored]:
+        """The result of each item. A refusal is final: the same item would be refused again."""
+        span.set({"verifier": verifier, "samples": len(items)})
         results: dict[int, Scored] = {}
         seconds: list[float] = []
         for attempt in range(1, self._attempts + 1):
-            missing = [i for i in range(len(group.texts)) if i not in results or results[i].verdict is None]
-            scored = await self._ask(
-                prompt.verifier,
-                [
-                    Item(prompt.text, group.texts[i], reference, group.special_tokens[i], group.messages[i])
-                    for i in missing
-                ],
-            )
+            missing = [i for i in range(len(items)) if i not in results or results[i].verdict is None]
+            scored = await self._ask(verifier, [items[i] for i in missing])
             results |= dict(zip(missing, scored, strict=True))
             seconds += [result.seconds for result in scored]
             span.set({"attempts": attempt, "seconds": sum(seconds), "slowest_seconds": max(seconds, default=0.0)})
             failure = _failure(scored)
             if failure is None or failure.outcome is Outcome.REFUSED:
                 break
-        return [results[i] for i in range(len(group.texts))]
+        return [results[i] for i in range(len(items))]
 
     async def _ask(self, verifier: str, items: Sequence[Item]) -> list[Scored]:
         """Waits for room: a group that was taken from the stream is not given up because of others.
@@ -109,6 +101,14 @@ class RewardWorker:
             except OverloadedError as error:
                 log.info("waiting: %s", error)
                 await asyncio.sleep(_OVERLOAD_PAUSE_SECONDS)
+
+
+def _parsed(entry: Entry) -> tuple[pb.Prompt, list[Item]]:
+    """Without the arrays, which nobody here needs: beside the entry's own bytes they are soon let go."""
+    group = parse_group(entry)
+    prompt = pb.Prompt()
+    prompt.CopyFrom(group.prompt)
+    return prompt, decode_items(group)
 
 
 def _failure(results: Sequence[Scored]) -> Scored | None:

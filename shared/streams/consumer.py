@@ -22,7 +22,7 @@ from shared.payloads.bulk import Bulk
 from shared.settings import StreamSettings
 from shared.streams import metrics
 from shared.streams.connection import losses
-from shared.streams.entries import End, Entry, EntryRef, parse
+from shared.streams.entries import End, Entry, EntryRef, parse, parse_group
 from shared.streams.keys import READERS, Keys, Stream
 from shared.streams.payloads import Payloads
 from shared.streams.scripts import Fence, Script
@@ -30,7 +30,7 @@ from shared.streams.settling import Settling
 from shared.tracing import spans
 from shared.tracing.kinds import WAIT, Waiting
 
-__all__ = ["Consumer", "End", "Entry", "EntryRef", "parse"]
+__all__ = ["Consumer", "End", "Entry", "EntryRef", "parse", "parse_group"]
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Consumer:
                 if isinstance(payload := next(beside), CorruptDataError):
                     await self.bury(found, "payload_lost", str(payload))
                     continue
-                entry = replace(found, payload=payload)
+                entry = replace(found, payload=payload + found.payload)
             if entry.deliveries > self._settings.max_deliveries and not is_spared:
                 await self.bury(entry, "max_deliveries", f"delivered {entry.deliveries} times without being settled")
             else:
@@ -155,12 +155,18 @@ class Consumer:
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
 
-    async def hand_over(self, entry: Entry | EntryRef, destination: Stream, message: Message | bytes) -> bool:
-        """Replaces the entry by `message`, or its bytes, on the next stream, in one transaction.
+    async def hand_over(self, entry: Entry | EntryRef, destination: Stream, message: Message) -> bool:
+        """Replaces the entry by `message` on the next stream, in one transaction.
 
         Waits while the destination, or Redis itself, is full. False: another consumer had settled the entry.
         """
         done = await self._settling.hand_over(entry, destination, message)
+        self._held.discard(entry.id)
+        return done
+
+    async def pass_on(self, entry: Entry, destination: Stream, tail: bytes) -> bool:
+        """As `hand_over`, of the entry's own payload with `tail` behind it; what lies beside its stream stays there."""
+        done = await self._settling.pass_on(entry, destination, tail)
         self._held.discard(entry.id)
         return done
 

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from routershift import wire
+from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError
 from shared.streams.payloads import Blob
 from shared.tracing.context import sampled
@@ -29,7 +31,7 @@ class EntryRef:
     def of(cls, id_: bytes, fields: Mapping[bytes, bytes]) -> "EntryRef":
         """From its fields in Redis."""
         blob = Blob.of(fields)
-        size = blob.size if blob else len(fields.get(b"p", b""))
+        size = blob.size + blob.tail if blob else len(fields.get(b"p", b""))
         return cls(
             id_.decode(),
             fields[b"g"].decode(),
@@ -57,7 +59,7 @@ class Entry:
 
     @classmethod
     def of(cls, id_: bytes, fields: Mapping[bytes, bytes], deliveries: int) -> "Entry":
-        """From its fields in Redis. A payload that lies in a blob is left there."""
+        """From its fields in Redis. What lies in a blob is left there: the payload is what stands behind it."""
         ref = EntryRef.of(id_, fields)
         payload = fields.get(b"p", b"")
         return cls(ref.id, ref.group, ref.trajectories, payload, deliveries, ref.blob, ref.traceparent, ref.reference)
@@ -65,7 +67,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Bytes that it is accounted for."""
-        return self.blob.size if self.blob else len(self.payload)
+        return self.blob.size + self.blob.tail if self.blob else len(self.payload)
 
     @property
     def ref(self) -> EntryRef:
@@ -92,6 +94,11 @@ class End:
     @classmethod
     def dead(cls, reason: str) -> "End":
         return cls(f"dead:{reason}")
+
+
+def parse_group(entry: Entry) -> pb.TrajectoryGroup:
+    """The entry's payload as a group, as `wire.parse_group` reads it. Raises CorruptDataError where it is none."""
+    return wire.parse_group(entry.payload)
 
 
 def parse(kind: type[MessageT], entry: Entry) -> MessageT:

@@ -30,13 +30,14 @@ class Blob:
     id: str
     chunks: int
     size: int  # bytes
+    tail: int = 0  # bytes of the payload that stand in the entry, behind those of the blob
 
     @classmethod
     def of(cls, fields: Mapping[bytes, bytes]) -> "Blob | None":
         """The one that a stream entry refers to; None for an entry that holds its payload itself."""
         if b"b" not in fields:
             return None
-        return cls(fields[b"b"].decode(), int(fields[b"c"]), int(fields[b"z"]))
+        return cls(fields[b"b"].decode(), int(fields[b"c"]), int(fields[b"z"]), len(fields.get(b"p", b"")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +46,30 @@ class Placed:
 
     payload: bytes
     blob: Blob | None
+    is_tail: bool = False  # of a blob that is there: it alone is sent, and stays in the entry
 
     @property
     def blob_id(self) -> str:
         return self.blob.id if self.blob else ""
 
     @property
-    def arguments(self) -> tuple[bytes, int, str, int]:
-        """What a script needs to know: the payload if it travels in the entry, its bytes, its blob and chunks."""
+    def size(self) -> int:
+        """Bytes of the whole payload."""
         if self.blob is None:
-            return self.payload, len(self.payload), "", 0
-        return b"", self.blob.size, self.blob.id, self.blob.chunks
+            return len(self.payload)
+        return self.blob.size + (len(self.payload) if self.is_tail else 0)
+
+    @property
+    def arguments(self) -> tuple[bytes, int, str, int]:
+        """What a script needs to know: what of the payload travels in the entry, all its bytes, its blob and chunks."""
+        if self.blob is None:
+            return self.payload, self.size, "", 0
+        return self.payload if self.is_tail else b"", self.size, self.blob.id, self.blob.chunks
 
     @property
     def inline(self) -> "Placed":
         """The same in the entry itself, for a Redis without memory: see `Settling`."""
-        return Placed(self.payload, None)
+        return self if self.is_tail else Placed(self.payload, None)
 
 
 class Payloads:
@@ -86,6 +95,17 @@ class Payloads:
                 await together(self._redis, *commands, transaction=True)
         return Placed(payload, blob)
 
+    async def extend(self, blob: Blob | None, payload: bytes, tail: bytes) -> Placed:
+        """As `place`, of an entry's payload with more behind it: what lies in a blob is not written again.
+
+        Args:
+            blob: of the entry, where it has one.
+            payload: of the entry, read.
+        """
+        if blob is None or blob.tail + len(tail) > self._inline:
+            return await self.place(payload + tail)
+        return Placed(payload[blob.size :] + tail, blob, is_tail=True)
+
     async def run(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Any], placed: Placed, wait: bool = True
     ) -> bytes:
@@ -100,7 +120,7 @@ class Payloads:
         Raises:
             OutOfMemoryError: Redis has no memory and `wait` is False.
         """
-        if placed.blob is None or placed.blob.chunks > 1:
+        if placed.blob is None or placed.is_tail or placed.blob.chunks > 1:
             return bytes(await script(keys, arguments))
         command = ("SET", self._keys.blob(placed.blob.id), placed.payload, "EX", _UNCLAIMED_SECONDS, "NX")
         return bytes(await script.after(command, keys, arguments, wait))

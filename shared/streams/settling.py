@@ -5,7 +5,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 
 from google.protobuf.message import Message
@@ -69,7 +69,7 @@ class Settling:
         self._settlements = count()
         self._said_full = -math.inf
 
-    async def hand_over(self, entry: Entry | EntryRef, destination: Stream, message: Message | bytes) -> bool:
+    async def hand_over(self, entry: Entry | EntryRef, destination: Stream, message: Message) -> bool:
         """Replaces the entry by `message` on the next stream, in one transaction.
 
         Waits while the destination, or Redis itself, is full. False: another consumer had settled the entry.
@@ -77,18 +77,37 @@ class Settling:
         payload, reference = await self._detached(entry, message)
         if len(payload) > self._settings.max_entry_bytes:  # nothing is written for a stream that has no room
             await self._room(entry, destination, len(payload))
-        token = self._token()
-        placed = await self._payloads.place(payload)
-        while (answer := await self._run(entry, token, destination, placed, None, reference)) in ("full", "expired"):
-            if answer == "full":
-                await self._room(entry, destination, len(payload))
-            else:
-                placed = await self._payloads.place(payload)
+        done = await self._move(entry, destination, reference, lambda: self._payloads.place(payload))
         if self._bulk and reference != entry.reference:
-            if answer != "ok":
+            if not done:
                 await self._bulk.delete(reference, "discarded")
             elif entry.reference:
                 await self._bulk.delete(entry.reference)
+        return done
+
+    async def pass_on(self, entry: Entry, destination: Stream, tail: bytes) -> bool:
+        """As `hand_over`, of the entry's payload with `tail` behind it. Blob and arrays become the next entry's."""
+        first = await self._payloads.extend(entry.blob, entry.payload, tail)
+        return await self._move(
+            entry, destination, entry.reference, lambda: self._payloads.place(entry.payload + tail), first
+        )
+
+    async def _move(
+        self,
+        entry: Entry | EntryRef,
+        destination: Stream,
+        reference: str,
+        place: Callable[[], Awaitable[Placed]],
+        placed: Placed | None = None,
+    ) -> bool:
+        """Args: place: the payload; asked first where it is not yet `placed`, and whenever its blob has expired."""
+        token = self._token()
+        placed = placed or await place()
+        while (answer := await self._run(entry, token, destination, placed, None, reference)) in ("full", "expired"):
+            if answer == "full":
+                await self._room(entry, destination, placed.size)
+            else:
+                placed = await place()
         return answer == "ok"
 
     async def end(self, entry: Entry | EntryRef, end: End) -> bool:
@@ -125,10 +144,8 @@ class Settling:
             log.error("dead letter from %s: %s: %s", self._stream, reason, detail, extra={"group": entry.group})
         return answer == "ok"
 
-    async def _detached(self, entry: Entry | EntryRef, message: Message | bytes) -> tuple[bytes, str]:
-        """The payload of the next entry and its reference. One that comes in bytes refers to what it referred to."""
-        if isinstance(message, bytes):
-            return message, entry.reference
+    async def _detached(self, entry: Entry | EntryRef, message: Message) -> tuple[bytes, str]:
+        """The payload of the next entry and its reference."""
         if self._bulk is None or not isinstance(message, pb.TrajectoryGroup):
             return message.SerializeToString(), entry.reference
         return await self._bulk.put(self._stream, entry.id, message, self._wait_for_store)

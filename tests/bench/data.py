@@ -214,7 +214,7 @@ async def _produce(run: Run, arguments: argparse.Namespace) -> int:
         await reader.hand_over(entry, Stream.ROLLOUTS, group)
         reader = run.consumer(Stream.ROLLOUTS)
         (entry,) = await reader.read(1)
-        await reader.hand_over(entry, Stream.SCORED, entry.payload)
+        await reader.pass_on(entry, Stream.SCORED, b"")
     return size * int(arguments.groups)
 
 

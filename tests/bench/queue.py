@@ -9,6 +9,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.connection import connect, server_release
@@ -22,6 +23,7 @@ SIZES = (20_000, 200_000, 2_000_000)
 _BYTES = 64_000_000  # of each turn, at least a few messages and at most so many
 _FEWEST, _MOST = 16, 400
 _SAMPLES = 8
+_SCORE = pb.Score(outcome=pb.OUTCOME_SCORED, reward=1, parts={"correct": 1}, verifier="bench")
 QUICK = {"rounds": 2}
 
 
@@ -35,7 +37,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """A message goes onto a stream, is read there, and goes on to the next.
 
     `raw` is redis-py with MULTI and no more than XADD, XREADGROUP, XACK and XDEL: no account of trajectories and bytes,
-    no bound, no memory of what was settled, no check that the entry is still there. Both serialize the message.
+    no bound, no memory of what was settled, no check that the entry is still there. Both serialize the message, raw
+    once more for the last stream, where ours are the bytes that came, with scores behind them.
 
     Raises:
         MissingDependencyError: there is no redis-server to start.
@@ -131,7 +134,8 @@ class _Ours:
         read: list[Entry] = []
         while len(read) < count:
             read += await self._rollouts.read(count - len(read))
-        await asyncio.gather(*(self._rollouts.hand_over(entry, Stream.SCORED, self._group) for entry in read))
+        scores = wire.encode_scores([_SCORE] * _SAMPLES)
+        await asyncio.gather(*(self._rollouts.pass_on(entry, Stream.SCORED, scores) for entry in read))
 
 
 class _Raw:

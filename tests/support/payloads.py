@@ -97,10 +97,10 @@ async def generated(run: Run, index: int, tokens: int = 50) -> pb.TrajectoryGrou
 
 
 async def judged(run: Run) -> None:
-    """Moves the groups of rollouts to the stream of scored groups, as reward does: in bytes, without a store."""
+    """Moves the groups of rollouts to the stream of scored groups, as reward does: their bytes, without a store."""
     reader = run.consumer(Stream.ROLLOUTS)
     for entry in await reader.read(10):
-        assert await reader.hand_over(entry, Stream.SCORED, entry.payload)
+        assert await reader.pass_on(entry, Stream.SCORED, b"")
 
 
 async def swept(redis: Redis, run: Run) -> int:

@@ -790,7 +790,7 @@ class Trajectory(_message.Message):
 
     @_builtins.property
     def score(self) -> Global___Score:
-        """Absent until the reward service has seen it."""
+        """Absent until it was judged; see also TrajectoryGroup.scores."""
 
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
@@ -834,6 +834,7 @@ class TrajectoryGroup(_message.Message):
     TRAJECTORIES_FIELD_NUMBER: _builtins.int
     GENERATED_AT_FIELD_NUMBER: _builtins.int
     SCORED_AT_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def prompt(self) -> Global___Prompt: ...
     @_builtins.property
@@ -842,6 +843,12 @@ class TrajectoryGroup(_message.Message):
     def generated_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def scored_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Score]:
+        """Of all trajectories, in their order: the scores of a group that was judged after it was written, which stand behind its
+        untouched bytes. Each takes the place of Trajectory.score. Absent where the trajectories have theirs.
+        """
+
     def __init__(
         self,
         *,
@@ -849,10 +856,11 @@ class TrajectoryGroup(_message.Message):
         trajectories: _abc.Iterable[Global___Trajectory] | None = ...,
         generated_at: _timestamp_pb2.Timestamp | None = ...,
         scored_at: _timestamp_pb2.Timestamp | None = ...,
+        scores: _abc.Iterable[Global___Score] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generated_at", b"generated_at", "prompt", b"prompt", "scored_at", b"scored_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_at", b"generated_at", "prompt", b"prompt", "scored_at", b"scored_at", "trajectories", b"trajectories"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_at", b"generated_at", "prompt", b"prompt", "scored_at", b"scored_at", "scores", b"scores", "trajectories", b"trajectories"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

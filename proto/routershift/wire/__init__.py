@@ -31,9 +31,11 @@ from routershift.wire.trajectories import (
     ROLES,
     decode_segments,
     decode_trajectory,
+    encode_scores,
     encode_trajectory,
     newest_version,
     oldest_version,
+    parse_group,
 )
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "decode_trajectory",
     "encode_completion",
     "encode_layout",
+    "encode_scores",
     "encode_special_tokens",
     "encode_struct",
     "encode_tensor",
@@ -58,4 +61,5 @@ __all__ = [
     "encode_trajectory",
     "newest_version",
     "oldest_version",
+    "parse_group",
 ]

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from google.protobuf.message import DecodeError
+
 from routershift.errors import CorruptDataError
 from routershift.trajectory import Role, ScoreDtype, Segment, Trajectory, check_segments
 from routershift.v1 import trajectory_pb2 as pb
@@ -79,6 +81,40 @@ def decode_segments(messages: Sequence[pb.Segment], last_text: str) -> tuple[Seg
         reward = message.reward if message.HasField("reward") else None
         segments.append(Segment(role, message.tokens, message.sampled, text, reward))
     return tuple(segments)
+
+
+def encode_scores(scores: Iterable[pb.Score]) -> bytes:
+    """What makes of a serialized group, put behind it, the same group scored now: nothing of it is read for that.
+
+    Args:
+        scores: of all its trajectories, in their order.
+    """
+    tail = pb.TrajectoryGroup(scores=scores)
+    tail.scored_at.GetCurrentTime()
+    encoded: bytes = tail.SerializeToString()
+    return encoded
+
+
+def parse_group(payload: bytes) -> pb.TrajectoryGroup:
+    """A serialized group, with every score in its trajectory, wherever it stands in the payload.
+
+    Raises:
+        CorruptDataError: the payload is no group, or has scores of more or fewer trajectories.
+    """
+    try:
+        group = pb.TrajectoryGroup.FromString(payload)
+    except DecodeError as error:
+        raise CorruptDataError(
+            f"payload of {len(payload)} bytes is no {pb.TrajectoryGroup.DESCRIPTOR.full_name}: {error}"
+        ) from None
+    if not group.scores:
+        return group
+    if (found := len(group.scores)) != (expected := len(group.trajectories)):
+        raise CorruptDataError(f"group.scores has {found} entries; expected {expected}, one for each trajectory")
+    for trajectory, score in zip(group.trajectories, group.scores, strict=True):
+        trajectory.score.CopyFrom(score)
+    group.ClearField("scores")
+    return group
 
 
 def oldest_version(trajectories: Iterable[pb.Trajectory]) -> int | None:

@@ -9,10 +9,11 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
+from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.cli.arguments import add_run
 from services.cli.attached import attached
-from shared.errors import InvalidInputError, UnavailableError
+from shared.errors import CorruptDataError, InvalidInputError, UnavailableError
 from shared.process.exits import EXIT_OK
 from shared.streams.dead import DeadLetters
 from shared.streams.keys import Stream
@@ -87,10 +88,10 @@ def _summary(letter_id: str, letter: pb.DeadLetter) -> dict[str, Any]:
 
 def _whole(letter_id: str, letter: pb.DeadLetter) -> dict[str, Any]:
     """With the payload: as its message without the tensors, else in Base64."""
-    kind = pb.Prompt if letter.stream in (Stream.PROMPTS, Stream.EPISODES) else pb.TrajectoryGroup
+    is_prompt = letter.stream in (Stream.PROMPTS, Stream.EPISODES)
     try:
-        message = kind.FromString(letter.payload)
-    except DecodeError:
+        message = pb.Prompt.FromString(letter.payload) if is_prompt else wire.parse_group(letter.payload)
+    except (DecodeError, CorruptDataError):
         return _summary(letter_id, letter) | {"payload": base64.b64encode(letter.payload).decode("ascii")}
     if isinstance(message, pb.TrajectoryGroup):
         for trajectory in message.trajectories:

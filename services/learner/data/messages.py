@@ -12,12 +12,12 @@ from services.learner.data import shares
 from services.learner.data.batch import Group, Sample
 from shared.errors import CorruptDataError, UnavailableError
 from shared.payloads.bulk import Bulk
-from shared.streams.consumer import Entry, parse
+from shared.streams.consumer import Entry, parse_group
 
 
 def whole_message(entry: Entry, bulk: Bulk | None) -> pb.TrajectoryGroup:
     """The message of an entry with its arrays, wherever they lie. Raises as `decode_group`."""
-    message = parse(pb.TrajectoryGroup, entry)
+    message = parse_group(entry)
     if not entry.reference and not any(trajectory.HasField("payload") for trajectory in message.trajectories):
         return message
     if bulk is None:
@@ -48,7 +48,7 @@ def without_arrays(scored: Scored) -> Scored:
     """The group with lengths in place of its arrays, where every rank can read its own rows from the payload store."""
     if not scored.entry.reference:
         return scored
-    envelopes = parse(pb.TrajectoryGroup, scored.entry).trajectories
+    envelopes = parse_group(scored.entry).trajectories
     samples = tuple(
         shares.without_arrays(sample, envelope)
         for sample, envelope in zip(scored.group.samples, envelopes, strict=True)

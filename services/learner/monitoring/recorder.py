@@ -16,6 +16,7 @@ from services.learner.monitoring.report import StepReport
 from services.learner.settings import Settings
 from shared.errors import UnavailableError
 from shared.payloads.bulk import PayloadError
+from shared.streams.consumer import parse_group
 from shared.streams.run import Run
 from shared.tracking.recording import Recording
 
@@ -106,13 +107,13 @@ class Recorder:
                 shutil.rmtree(old)
 
     def _whole(self, scored: Scored) -> bytes:
-        if not scored.entry.reference:
-            return scored.entry.payload
         try:
-            return whole_message(scored.entry, self._run.bulk).SerializeToString()
+            message = whole_message(scored.entry, self._run.bulk)
         except (PayloadError, UnavailableError) as error:
             log.warning("group %s of a skipped batch is kept without arrays: %s", scored.entry.group, error)
-            return scored.entry.payload
+            message = parse_group(scored.entry)
+        encoded: bytes = message.SerializeToString()
+        return encoded
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from queue import Full, Queue
 import numpy as np
 from tokenizers import Tokenizer
 
-from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
 from services.learner.data.messages import Scored, whole_message
 from services.learner.monitoring.kept import TrainedTokens
@@ -22,7 +21,7 @@ from shared.models.detokenizer import pieces, text
 from shared.models.tokenizer import read_tokenizer
 from shared.payloads.bulk import Bulk, PayloadError
 from shared.settings import RunSettings
-from shared.streams.consumer import parse
+from shared.streams.consumer import parse_group
 from shared.tracking.recorded import recorded_samples
 from shared.tracking.sample import TRAINED, Sample
 from shared.tracking.samples import SampleWriter
@@ -168,7 +167,7 @@ class _Writer:
 
 def samples_of(scored: Scored, known: _Known, step: int, outcome: str, tokenizer: Tokenizer | None) -> list[Sample]:
     """A group's samples, with texts that generation left out, and with what training knows where it does."""
-    message = parse(pb.TrajectoryGroup, scored.entry)
+    message = parse_group(scored.entry)
     found = recorded_samples(message, scored.entry.group, step, outcome, partial(pieces, tokenizer))
     prompt = message.prompt.text or text(tokenizer, list(message.prompt.token_ids))
     return [

@@ -52,7 +52,7 @@ async def test_garbage_in_place_of_a_group_ends_its_trace(run: Run) -> None:
         assert await run.admit(0, prompt, 1, traceparent=f"00-{TRACE}-{SPAN}-01") == "ok"
         prompts, reader = run.consumer(Stream.PROMPTS), run.consumer(Stream.ROLLOUTS)
         (entry,) = await prompts.read(1)
-        await prompts.hand_over(entry, Stream.ROLLOUTS, b"\xff" * 100)
+        await prompts.pass_on(entry, Stream.ROLLOUTS, b"\xff" * 100)
         (entry,) = await reader.read(1)
         await RewardWorker(reader, scorer, 2, run.solve_rates).handle(entry)
     assert [span.failed for span in collector.named("score group")] == ["CorruptDataError"]

@@ -21,6 +21,7 @@ from services.reward.unscored import UnscoredSamples
 from services.reward.verifiers.registry import make_verifiers
 from services.reward.worker import RewardWorker
 from shared.errors import UnavailableError
+from shared.streams.consumer import parse_group
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from shared.streams.solve_rates import SolveRate
@@ -69,7 +70,7 @@ async def score_one(
 async def test_a_verifier_that_recovers_scores_everything(run: Run, scorer: Scorer, tmp_path: Path) -> None:
     await score_one(run, scorer, f"once {tmp_path / 'fault'}")
     (entry,) = await run.consumer(Stream.SCORED).read(1)
-    scores = [t.score for t in pb.TrajectoryGroup.FromString(entry.payload).trajectories]
+    scores = [t.score for t in parse_group(entry).trajectories]
     assert [s.reward for s in scores] == [0.5] * (SAMPLES - 1) + [1.0]
     assert {(s.outcome, s.verifier, s.verifier_version) for s in scores} == {(pb.OUTCOME_SCORED, "scripted", "7")}
     assert all(s.parts["pid"] and s.seconds and not s.error for s in scores)
@@ -174,7 +175,7 @@ async def test_workers_that_are_killed_cost_groups_a_retry_or_a_reason_and_never
     assert ledger.dropped.keys() <= {"verifier_failed"}
     assert len(entries) == groups - sum(ledger.dropped.values()) // SAMPLES
     for entry in entries:
-        scores = [t.score for t in pb.TrajectoryGroup.FromString(entry.payload).trajectories]
+        scores = [t.score for t in parse_group(entry).trajectories]
         assert {(s.outcome, s.reward) for s in scores} == {(pb.OUTCOME_SCORED, 1.0)}
 
 
@@ -250,7 +251,7 @@ async def test_thoughts_between_special_tokens_are_found_in_groups_and_in_calls(
     finally:
         await scorer.close()
     (scored,) = await run.consumer(Stream.SCORED).read(1)
-    rewards = [t.score.reward for t in pb.TrajectoryGroup.FromString(scored.payload).trajectories]
+    rewards = [t.score.reward for t in parse_group(scored).trajectories]
     assert rewards == [1.0] * SAMPLES
     assert called.verdict is not None
     assert called.verdict.reward == 1.0

@@ -93,14 +93,14 @@ async def test_a_wait_for_a_full_stream_is_a_span(
     redis: Redis, run: Run, stream_settings: StreamSettings, collector: Collector
 ) -> None:
     run = Run(redis, run.keys.run, stream_settings.model_copy(update={"max_bytes": 1 << 16}))
-    payload = b"x" * 40_000
+    message = pb.Prompt(text="x" * 40_000)
     with collector.tracing():
         for index, context in enumerate((CONTEXT, "")):
             assert await run.admit(index, pb.Prompt(prompt_id=f"{index:08d}"), 2, traceparent=context) == "ok"
         writer, reader = run.consumer(Stream.PROMPTS), run.consumer(Stream.ROLLOUTS)
         traced, other = await writer.read(2)
-        await writer.hand_over(other, Stream.ROLLOUTS, payload)
-        waiting = asyncio.create_task(writer.hand_over(traced, Stream.ROLLOUTS, payload))
+        await writer.hand_over(other, Stream.ROLLOUTS, message)
+        waiting = asyncio.create_task(writer.hand_over(traced, Stream.ROLLOUTS, message))
         await until(lambda: run.has_waiting_producer(Stream.ROLLOUTS))
         (entry,) = await reader.read(1)
         await reader.end(entry, End.dropped("stale"))

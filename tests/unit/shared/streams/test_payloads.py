@@ -62,6 +62,48 @@ async def test_a_large_payload_lies_in_one_string_from_the_prompt_to_the_end(red
     assert (await audit(redis, run, None)).problems == {}
 
 
+@pytest.mark.parametrize("size", [10, LARGE])
+async def test_a_payload_with_more_behind_it_goes_on_and_what_lies_beside_the_stream_is_not_sent_again(
+    redis: Redis, run: Run, cut: tuple[Client, Link], stream_settings: StreamSettings, size: int
+) -> None:
+    client, between = cut
+    await run.admit(0, prompt(0), 10)
+    reader = run.consumer(Stream.PROMPTS)
+    (entry,) = await reader.read(1)
+    await reader.hand_over(entry, Stream.ROLLOUTS, scored(0, size))
+    far = Run(client, run.keys.run, stream_settings).consumer(Stream.ROLLOUTS)
+    (entry,) = await far.read(1)
+    before, written = await blobs(redis, run), int((await redis.info("stats"))["total_net_input_bytes"])
+    between.lose_answer_to(b"EVALSHA")
+    assert await far.pass_on(entry, Stream.SCORED, b"\x22\x00")  # an empty scored_at
+    assert between.lost == 1
+    assert int((await redis.info("stats"))["total_net_input_bytes"]) - written < LARGE // 2
+    assert await blobs(redis, run) == before
+    assert len(before) == (size == LARGE)
+    assert not await run.consumer(Stream.ROLLOUTS).pass_on(entry, Stream.SCORED, b"late")
+    (found,) = await run.consumer(Stream.SCORED).read(1)
+    assert found.payload == entry.payload + b"\x22\x00"
+    assert found.size == found.ref.size == len(found.payload)
+    assert (await audit(redis, run, None)).problems == {}
+    await run.consumer(Stream.SCORED).end(found.ref, End.dropped("test"))
+    assert await redis.keys(run.keys.blob("*")) == []
+    assert (await audit(redis, run, None)).problems == {}
+
+
+async def test_a_payload_whose_blob_was_lost_is_written_again_with_more_behind_it(redis: Redis, run: Run) -> None:
+    await run.admit(0, prompt(0), 10)
+    reader = run.consumer(Stream.PROMPTS)
+    (entry,) = await reader.read(1)
+    await reader.hand_over(entry, Stream.ROLLOUTS, scored(0, LARGE))
+    reader = run.consumer(Stream.ROLLOUTS)
+    (entry,) = await reader.read(1)
+    await redis.delete(*await blobs(redis, run))
+    assert await reader.pass_on(entry, Stream.SCORED, b"\x22\x00")
+    (found,) = await run.consumer(Stream.SCORED).read(1)
+    assert found.payload == entry.payload + b"\x22\x00"
+    assert (await audit(redis, run, None)).problems == {}
+
+
 async def test_a_large_payload_whose_answer_was_lost_stays_for_ever_and_once(
     redis: Redis, run: Run, stream_settings: StreamSettings, cut: tuple[Client, Link]
 ) -> None:

@@ -56,6 +56,7 @@ class Transitions(RuleBasedStateMachine):
         self.run = Run(self.redis, f"transitions-{self.runs}", SETTINGS)
         self.do(self.run.open())
         self.where: dict[str, Stream] = {}  # in flight
+        self.payloads: dict[str, bytes] = {}  # of those that were handed over
         self.tickets: set[str] = set()
         self.ended: Counter[str] = Counter()  # trajectories by field
         self.trained: dict[str, int] = {}
@@ -98,6 +99,8 @@ class Transitions(RuleBasedStateMachine):
             assert self.where[entry.group] == stream
             assert (stream, entry.id) not in self.settled
             assert entry.trajectories == GROUP
+            assert entry.payload == self.payloads.get(entry.group, entry.payload)
+            assert entry.size == len(entry.payload)
             self.held.append((reader, stream, entry))
         self._find_buried()
 
@@ -124,6 +127,18 @@ class Transitions(RuleBasedStateMachine):
             destination = NEXT[stream][pick % len(NEXT[stream])]
             if self._settles(stream, entry, self.do(reader.hand_over(entry, destination, message))):
                 self.where[entry.group] = destination
+                self.payloads[entry.group] = message.SerializeToString()
+
+    @precondition(lambda self: self.held)
+    @rule(pick=PICK, size=sampled_from([1, CHUNK // 4, CHUNK]))
+    def pass_on(self, pick: int, size: int) -> None:
+        reader, stream, entry = self.held[pick % len(self.held)]
+        if stream in NEXT:
+            destination = NEXT[stream][pick % len(NEXT[stream])]
+            tail = bytes([1 + pick % 255]) * size
+            if self._settles(stream, entry, self.do(reader.pass_on(entry, destination, tail))):
+                self.where[entry.group] = destination
+                self.payloads[entry.group] = entry.payload + tail
 
     @precondition(lambda self: self.held)
     @rule(pick=PICK)
@@ -194,7 +209,7 @@ class Transitions(RuleBasedStateMachine):
             size = 0
             entries: Any = await self.redis.xrange(self.run.keys(name))
             for _, fields in entries:
-                size += int(fields.get(b"z", len(fields.get(b"p", b""))))
+                size += int(fields.get(b"z", 0)) + len(fields.get(b"p", b""))
                 if b"b" in fields:
                     blobs.add(self.run.keys.blob(fields[b"b"].decode()))
             assert account.bytes.get(name, 0) == size
