@@ -68,8 +68,8 @@ def test_a_group_of_the_baseline_with_its_scores_inside_is_read_as_it_is(reposit
 
 def test_fields_of_a_later_schema_pass_through() -> None:
     later = pb.TrajectoryGroup(trajectories=[pb.Trajectory()]).SerializeToString() + b"\xc0\x3e\x07"
-    found = wire.parse_group(later + wire.encode_scores(SCORES[:1]))
-    assert [(each.field_number, each.data) for each in UnknownFieldSet(found)] == [(1000, 7)]
+    found = UnknownFieldSet(wire.parse_group(later + wire.encode_scores(SCORES[:1])))
+    assert [(found[i].field_number, found[i].data) for i in range(len(found))] == [(1000, 7)]
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
