@@ -1,6 +1,8 @@
 """What can be said of docker-compose.yml without an engine."""
 
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.support.containers import ROOT, compose_command
 from tests.support.dockerfile import stages
 
 COMPOSE = ROOT / "docker-compose.yml"
+PROXY = ROOT / "deploy/compose/haproxy.cfg"
 K8S_REDIS = ROOT / "deploy/k8s/base/redis.yaml"
 OURS = {"reward", "environments", "learner", "generation", "learner-gpu", "generation-gpu", "curriculum"}
 
@@ -51,12 +54,31 @@ def test_every_container_is_confined_and_limited() -> None:
         assert name in OURS - {"generation", "generation-gpu"} or "healthcheck" in service, name
 
 
-def test_only_generation_and_grafana_are_published_and_on_loopback() -> None:
-    published = {name: service["ports"] for name, service in services().items() if "ports" in service}
-    assert set(published) == {"generation", "generation-gpu", "grafana"}
-    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+def test_only_a_proxy_is_published_and_has_a_way_out() -> None:
+    """Who is on a network that is not internal may call anybody: nothing of ours, and no Grafana, is on one."""
     networks = yaml.safe_load(COMPOSE.read_text())["networks"]
-    assert networks["internal"] == {"internal": True}
+    assert networks == {"internal": {"internal": True}, "published": {}}
+    assert [name for name, service in services().items() if set(service["networks"]) != {"internal"}] == ["proxy"]
+    assert [name for name, service in services().items() if "ports" in service] == ["proxy"]
+    assert all(port.startswith("127.0.0.1:") for port in services()["proxy"]["ports"])
+
+
+def test_the_proxy_hands_on_what_it_publishes() -> None:
+    published = {port.rsplit(":", 1)[1] for port in services()["proxy"]["ports"]}
+    assert set(re.findall(r"(?m)^    bind :(\d+)$", PROXY.read_text())) == published
+    servers = re.findall(r"(?m)^    server \w+ (\w+):(\d+)$", PROXY.read_text())
+    assert {port for _, port in servers} == published
+    for name, _ in servers:
+        on = [services()[each]["networks"] for each in (name, f"{name}-gpu") if each in services()]
+        assert all("internal" in each for each in on)
+        assert all(each["internal"]["aliases"] == [name] for each in on if isinstance(each, dict))
+
+
+def test_haproxy_takes_the_file() -> None:
+    if (haproxy := shutil.which("haproxy")) is None:
+        pytest.skip("needs haproxy: apt-get install --no-install-recommends haproxy")
+    done = subprocess.run([haproxy, "-c", "-f", PROXY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_images_are_targets_of_the_dockerfile() -> None:

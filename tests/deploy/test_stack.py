@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from services.cli import health
 from tests.support.containers import ROOT, Engine, until
 
 pytestmark = [
@@ -26,7 +27,17 @@ SIZES = {
     "reward": 300_000_000,
     "learner": 1_500_000_000,
 }  # bytes
-SERVICES = ("redis", "reward", "environments", "learner", "generation", "curriculum", "prometheus", "alertmanager")
+SERVICES = (
+    "redis",
+    "reward",
+    "environments",
+    "learner",
+    "generation",
+    "curriculum",
+    "prometheus",
+    "alertmanager",
+    "proxy",
+)
 _FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
 
 
@@ -84,6 +95,7 @@ def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "ENGINE": ENGINE,
         "GENERATION_IMAGE": images[SAMPLER],
         "GENERATION_PORT": "0",
+        "GRAFANA_PORT": "0",
         "RUN_STEPS": "100000",  # it is under way until the end: a run that has finished pages nobody
     }
     try:
@@ -132,13 +144,23 @@ def test_a_recipe_with_episodes_trains(stack: Stack) -> None:
     until("all are healthy", lambda: all(stack.healthy(service) for service in SERVICES), 120)
 
 
-def test_nothing_but_generation_is_published(stack: Stack) -> None:
+def test_a_proxy_alone_is_published_and_generation_answers_through_it(stack: Stack) -> None:
     published = {}
     for service in SERVICES:
         ports = stack.state(service)["NetworkSettings"]["Ports"]
         published[service] = {key: [b["HostIp"] for b in bound] for key, bound in ports.items() if bound}
-    assert published.pop("generation") == {"50051/tcp": ["127.0.0.1"]}
+    assert published.pop("proxy") == {"50051/tcp": ["127.0.0.1"], "3000/tcp": ["127.0.0.1"]}
     assert not any(published.values())
+    (bound,) = stack.state("proxy")["NetworkSettings"]["Ports"]["50051/tcp"]
+    assert health.main(f"127.0.0.1:{bound['HostPort']}") == 0
+
+
+@pytest.mark.parametrize("service", sorted(set(SERVICES) - {"proxy"}))
+def test_nobody_else_has_a_way_out(stack: Stack, service: str) -> None:
+    """No route at all: nothing leaves the machine, whatever its address."""
+    routes = stack.engine.docker("exec", stack.container(service), "cat", "/proc/net/route").splitlines()[1:]
+    assert routes
+    assert all(route.split()[1] != "00000000" for route in routes)
 
 
 def test_prometheus_has_every_documented_metric(stack: Stack) -> None:

@@ -52,6 +52,11 @@ _STAND_INS: dict[str, tuple[dict[str, str], str]] = {
         "rm -rf /var/lib/apt/lists/* && install -d -o 999 -g 999 /data\n"
         'WORKDIR /data\nUSER 999:999\nCMD ["redis-server"]\n',
     ),
+    "haproxy:3.2.6": (
+        {},
+        "RUN apt-get update -qq && apt-get install -qq --no-install-recommends haproxy && rm -rf /var/lib/apt/lists/*\n"
+        "USER 99:99\n",
+    ),
     "prom/prometheus:v3.5.0": (
         {"prometheus": "bin/prometheus", "promtool": "bin/promtool"},
         'RUN install -d -o 65534 -g 65534 /prometheus\nUSER 65534:65534\nENTRYPOINT ["/bin/prometheus"]\n',
