@@ -20,7 +20,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 # What a test starts finds the bytecode of our modules, whatever the shell says: there are hundreds of such processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test tests test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards rules reference baseline locks image-locks tracker-locks clean
+.PHONY: help demo test tests test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards rules manifests reference baseline locks image-locks tracker-locks clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -101,6 +101,9 @@ dashboards: $(VENV)/.dev  ## Generates the dashboards of Grafana.
 
 rules: $(VENV)/.dev  ## Generates the rules of the Prometheus operator from those of Prometheus.
 	$(BIN)/python -m deploy.k8s.rules
+
+manifests: $(VENV)/.dev  ## Generates the base of kustomize from the chart; asks npm for helm where there is none.
+	$(BIN)/python -m deploy.k8s.manifests
 
 reference: $(VENV)/.dev  ## Generates the pages of docs/reference that follow from the code.
 	$(BIN)/python -m deploy.site.write

@@ -1,4 +1,4 @@
-"""Every combination of deploy/k8s, rendered, with the settings that its services would have."""
+"""Every combination of deploy/k8s and releases of the chart, rendered, with their services' settings."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deploy.helm.release import alone
 from services.cli.recipe import Recipe
 from shared.recipes import load
+from tests.support import chart
 from tests.support.kubernetes import COMBINATIONS, K8S, Combination, Resource, Stack, render
 
 
@@ -35,9 +37,17 @@ def _render(folder: Path, combination: Combination) -> list[Resource]:
     return render(own)
 
 
-@pytest.fixture(scope="session", params=COMBINATIONS, ids="+".join)
+@pytest.fixture(scope="session", params=[*COMBINATIONS, *chart.CASES], ids=lambda case: "+".join(case))
 def stack(request: pytest.FixtureRequest, renderings: dict[Combination, Future[list[Resource]]]) -> Stack:
-    return Stack(renderings[request.param].result())
+    """A combination, or a release in the place of one; with what the cluster has for all runs."""
+    if request.param in renderings:
+        return Stack(renderings[request.param].result())
+    overlay, values = chart.CASES[request.param]
+    return Stack([*_of_the_cluster(), *alone(chart.rendered(overlay, values))])
+
+
+def _of_the_cluster() -> list[Resource]:
+    return [yaml.safe_load((K8S / "base" / f"{name}.yaml").read_text()) for name in ("namespace", "priority-class")]
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ from tests.support.kubernetes import (
 pytestmark = needs_kubectl
 
 GPU = "nvidia.com/gpu"
+RDMA = "rdma/hca"
 PULL_SECONDS = 600  # of an image for GPUs
 RECIPE = "/etc/routershift/recipe.toml"
 
@@ -71,7 +72,8 @@ def test_pods_meet_the_restricted_standard_and_get_no_token(stack: Stack) -> Non
         assert pod["seccompProfile"] == {"type": "RuntimeDefault"}, pods.owner
         assert container["allowPrivilegeEscalation"] is False, pods.owner
         assert container["readOnlyRootFilesystem"] is True, pods.owner
-        assert container["capabilities"] == {"drop": ["ALL"]}, pods.owner
+        locks = {"add": ["IPC_LOCK"]} if RDMA in pods.container["resources"]["limits"] else {}
+        assert container["capabilities"] == {"drop": ["ALL"], **locks}, pods.owner
 
 
 def test_pods_ask_for_what_they_need_and_not_for_more_than_their_limit(stack: Stack) -> None:

@@ -25,7 +25,7 @@ def stated(overlay: str) -> list[list[Node]]:
 
 def _node(index: int, gpus: str, cores: str, gib: str) -> Node:
     room = {"cpu": float(cores), "memory": quantity(f"{gib}Gi")}
-    return Node(f"node-{index}", room | ({GPU: float(gpus)} if gpus else {}), ON_GPUS if gpus else {})
+    return Node(f"node-{index}", room | ({GPU: float(gpus), "rdma/hca": 8.0} if gpus else {}), ON_GPUS if gpus else {})
 
 
 def kinds(stack: Stack) -> dict[str, list[Pod]]:

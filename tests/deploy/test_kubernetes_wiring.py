@@ -188,8 +188,8 @@ def test_who_may_connect_to_whom(stack: Stack) -> None:
     world, dns = Peer({}, elsewhere, {}), Peer({}, {"kubernetes.io/metadata.name": "kube-system"}, {})
     for pods in stack.pods():
         peer = Peer(pods.labels, ours, pods.ports)
-        assert not may_connect(policies, ours, peer, world, 443), pods.owner
-        assert not may_connect(policies, ours, peer, dns, 443), pods.owner
+        assert may_connect(policies, ours, peer, world, 443) == (pods.name == "model"), pods.owner
+        assert may_connect(policies, ours, peer, dns, 443) == (pods.name == "model"), pods.owner
         assert all(may_connect(policies, ours, peer, dns, 53, protocol) for protocol in ("UDP", "TCP")), pods.owner
 
 
