@@ -30,6 +30,8 @@ _OF_RELEASES = {f"app.kubernetes.io/{label}" for label in ("instance", "managed-
     "helm.sh/chart",
     "helm.sh/resource-policy",
 }
+# Those of the chart and of kustomize, at the end of a ConfigMap's name; no word has such letters.
+_HASH = re.compile(r"^(recipe|redis)-(?:[0-9a-f]{10}|[2456789bcdfghkmt]{10})$")
 
 Resource = dict[str, Any]
 
@@ -115,5 +117,5 @@ def _plain(value: Any) -> Any:
         return sorted(some, key=lambda each: (each["name"], str(each))) if named else some
     if isinstance(value, str):
         text = value.replace(f'run="{RELEASE}", ', "").replace(f"{RELEASE}-", "")
-        return re.sub(r"^(recipe|redis)-[a-z0-9]{10}$", r"\1", text)
+        return _HASH.sub(r"\1", text)
     return value

@@ -296,7 +296,7 @@ def test_commands_of_the_readme_render_and_find_their_secrets(repository: Path) 
         script = repository / "deploy/helm/secrets.sh"
         printed = subprocess.run([script, command.split()[0]], capture_output=True, text=True, check=True).stdout
         secrets = {each["metadata"]["name"]: each for each in yaml.safe_load_all(printed) if each}
-        named = set(re.findall(r"secretName: (\S+)", ran.stdout))
+        named = set(re.findall(r"secretName: ([\w-]+)", ran.stdout))
         assert named | {f"{command.split()[0]}-redis-operator"} <= secrets.keys() | made
         assert all(fault(json.dumps(each)) is None for each in (*found, *secrets.values()))
 
