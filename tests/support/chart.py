@@ -48,6 +48,28 @@ CASES: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Values that say what the components of deploy/k8s say.
+VALUES: dict[str, dict[str, Any]] = {
+    "broadcast": {"weightsTransfer": "broadcast"},
+    "keda": {"autoscaling": {"enabled": True}},
+    "kueue": {"kueue": {"learnerQueue": "learners", "generationQueue": "generation"}},
+    "monitoring": {"monitoring": {"scrape": True}},
+    "tls": {"tls": {"enabled": True}},
+}
+EXTERNAL = {
+    "redis": {
+        "enabled": False,
+        "users": False,
+        "url": {"secret": "streams"},
+        "authority": {"secret": "streams-ca"},
+        "to": [{"ipBlock": {"cidr": "10.0.0.7/32"}}],
+    }
+}
+GRAFANA = {
+    "monitoring": {"scrape": True, "rules": True, "dashboards": True, "labels": {"release": "prometheus"}},
+    "routes": {"parents": [{"name": "public"}], "grafana": {"enabled": True, "hostnames": ["grafana.example.org"]}},
+}
+
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """helm, whatever it says."""
@@ -63,3 +85,8 @@ def rendered(overlay: str, values: dict[str, Any] | None = None, **options: str)
         return release.template(overlay, values, **options)
     except release.NoHelmError as error:
         pytest.skip(str(error))
+
+
+def by_name(resources: list[release.Resource]) -> dict[tuple[str, str], release.Resource]:
+    """By kind and name."""
+    return {(each["kind"], each["metadata"]["name"]): each for each in resources}
