@@ -39,6 +39,7 @@ CASES: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = {
         "dev",
         {
             "environments": {"replicas": 1},
+            "reward": {"replicas": 1},  # else it is more than the stated node has
             "routes": {
                 "parents": [{"name": "public", "namespace": "gateways"}],
                 "gateway": {"enabled": True, "hostnames": ["agents.example.org"]},
