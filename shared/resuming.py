@@ -103,7 +103,7 @@ _KNOBS: Mapping[str, str] = {
     ),
     "learner.parallel": "processes timeout_seconds",
     "learner.mesh": "replicate shard expert",
-    "learner.checkpoints": "every keep keep_best keep_seconds keep_weights disk_seconds step_seconds",
+    "learner.checkpoints": "every keep keep_best keep_seconds keep_weights background disk_seconds step_seconds",
     "reward.unscored": "groups max_bytes",
     "learner.samples": "groups dropped max_bytes",
     "learner.transfer": "host backend timeout_seconds",

@@ -79,6 +79,7 @@ VALUES = {
     "reward_trajectories_dropped_total": {"reason": "verifier_failed, verifier_timed_out, verifier_refused"},
     "reward_samples_total": {"outcome": "kept, refused (by the disk), no_room (`reward.unscored.max_bytes`)"},
     "learner_phase_seconds_total": {"phase": "wait, train, publish, checkpoint"},
+    "learner_checkpoint_seconds_total": {"part": "wait, copy, write"},
     "learner_steps_skipped_total": {"reason": "non_finite"},
     "learner_samples_total": {
         "outcome": "kept, refused (by the disk), no_room (`learner.samples.max_bytes`), behind (the disk is too slow), "

@@ -9,6 +9,7 @@ import numpy as np
 
 from services.learner import metrics
 from services.learner.checkpointing.durable import Durable
+from services.learner.checkpointing.publisher import Publisher
 from services.learner.data.check import check_versions
 from services.learner.data.messages import Scored, decode_group, without_arrays
 from services.learner.monitoring.collapse import RewardWatch
@@ -49,6 +50,7 @@ class Collector:
         run: Run,
         consumer: Consumer,
         durable: Durable,
+        publisher: Publisher,
         samples: SampleKeeper,
     ) -> None:
         self.collapsed_to: float | None = None
@@ -58,6 +60,7 @@ class Collector:
         self._run = run
         self._consumer = consumer
         self._durable = durable
+        self._publisher = publisher
         self._samples = samples
         self._batch = Collected()
         self._training = Collected()
@@ -205,7 +208,7 @@ class Collector:
         """In a thread: the payloads of a batch may take seconds, and the event loop has heartbeats to send."""
         scored = decode_group(entry, self._run.bulk)
         self._trainer.check(scored.group)
-        check_versions(scored.group, self._durable.published)
+        check_versions(scored.group, self._publisher.newest)
         return without_arrays(scored) if self._trainer.has_ranks else scored
 
     async def _drop(self, entry: Entry | EntryRef, reason: str) -> None:

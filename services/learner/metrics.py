@@ -62,6 +62,13 @@ CHECKPOINTED = Gauge(
     "routershift_learner_checkpoint_timestamp_seconds",
     "Unix time of the newest checkpoint; of the learner's start where there is none",
 )
+CHECKPOINT_SECONDS = Counter(
+    "routershift_learner_checkpoint_seconds_total",
+    "What checkpoints take: training waits for the one before to end and for the copy, and goes on during the write",
+    ["part"],
+)
+for _part in ("wait", "copy", "write"):
+    CHECKPOINT_SECONDS.labels(_part)
 EARLY_CHECKPOINTS = Counter(
     "routershift_learner_checkpoints_early_total",
     "Checkpoints written ahead of time, because trained groups filled their stream",

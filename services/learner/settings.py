@@ -85,6 +85,11 @@ class CheckpointSettings(Table):
         0.0, ge=0, description="age up to which a checkpoint is kept beside the newest, in seconds; 0: by number alone"
     )
     keep_weights: int = Field(4, ge=1, description="newest published versions of the weights kept")
+    background: bool = Field(
+        True,
+        description="copy the state to host memory, and write it while training goes on; false: training waits, and "
+        "nothing is copied",
+    )
     disk_seconds: float = Field(
         120.0, ge=0, description="how long a failing write is retried before the learner ends, in seconds"
     )

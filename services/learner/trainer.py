@@ -23,6 +23,7 @@ from routershift.routing.hooks import Observation, Routing
 from routershift.routing.layout import RouterLayout
 from services.learner.checkpointing import state
 from services.learner.checkpointing.identity import check_identity, identity
+from services.learner.checkpointing.snapshot import Following, Snapshot
 from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
 from services.learner.data.collate import Batch, Update, decode, encode
@@ -162,13 +163,16 @@ class Trainer:
         self._tell("export", str(folder))
         self._policy.export(folder)
 
-    def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
-        """Writes all that `load` needs to go on bit for bit, as safetensors and JSON; `meta` is given back by it."""
-        self._tell("save", str(folder), json.dumps(dict(meta)))
-        self._save(folder, meta)
+    def snapshot(self, meta: Mapping[str, Any]) -> Snapshot:
+        """All that `load` needs to go on bit for bit, as it is now; one at a time. `meta` is given back by `load`.
+
+        Training goes on while it is written, unless `learner.checkpoints.background` is off.
+        """
+        self._tell("snapshot")
+        return self._snapshot(meta)
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Goes on from what `save` wrote, on however many ranks, and returns its `meta`.
+        """Goes on from what a snapshot wrote, on however many ranks, and returns its `meta`.
 
         Raises:
             InvalidInputError: the checkpoint is of another model, or of a run that differs in what `identity` names.
@@ -187,16 +191,19 @@ class Trainer:
 
         Raises:
             CorruptDataError, UnavailableError: its rows are not to be had from the payload store.
+            UnavailableError: rank 0 is gone.
         """
+        writing = Following()
         parts: dict[str, Callable[..., object]] = {
             "train": lambda: self._train(decode(self._ranks.scatter())),
             "fetch": lambda step: self._train(self._fetched(self._ranks.scatter(), int(step))),
             "export": lambda folder: self._policy.export(Path(folder)),
-            "save": lambda folder, meta: self._save(Path(folder), json.loads(meta)),
+            "snapshot": lambda: writing.begin(self._snapshot({})),
             "load": lambda folder: self._load(Path(folder)),
         }
         while (command := json.loads(self._ranks.command()))[0] != "stop":
             parts[command[0]](*command[1:])
+        writing.end()
         self._ranks.close()
 
     @property
@@ -308,9 +315,10 @@ class Trainer:
             routes = replace(routes, lag_zero=torch.zeros_like(routes.lag_zero))
         return self._routing.observing(routes, before.routes if before else None)
 
-    def _save(self, folder: Path, meta: Mapping[str, Any]) -> None:
+    def _snapshot(self, meta: Mapping[str, Any]) -> Snapshot:
         about = {"step": self.step, "identity": self._identity, "meta": dict(meta)}
-        state.save(folder, self._ranks, self._parameters, self._optimizer, self._baseline(), about)
+        copies = self._settings.checkpoints.background
+        return Snapshot(self._ranks, self._parameters, self._optimizer, self._baseline(), about, copies)
 
     def _load(self, folder: Path) -> dict[str, Any]:
         baseline = self._baseline()

@@ -1,7 +1,8 @@
 """The loop of the learner: collect a batch, train, publish, make it durable, and only then acknowledge it.
 
 A group's ticket returns when it has been trained on, so that generation goes on; its entry is settled when the
-checkpoint that contains it is on disk. A crash in between redelivers it, in the same order, to the step before.
+checkpoint that contains it is on disk, which is written while later steps train. A crash in between redelivers it, in
+the same order, to the step before.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from services.learner import metrics
 from services.learner.checkpointing.durable import Durable
+from services.learner.checkpointing.publisher import Publisher
 from services.learner.collector import Collected, Collector
 from services.learner.ending import Ending, Spent
 from services.learner.monitoring.recorder import Recorder
@@ -66,6 +68,7 @@ class LearnerWorker:
         self._run = run
         self._consumer = consumer
         self._durable = Durable(settings, trainer, run, consumer, trained, self._ending.spent)
+        self._publisher = Publisher(settings, trainer, run)
         self._paused = False
         self._between_steps = asyncio.Event()
         self._between_steps.set()
@@ -74,7 +77,7 @@ class LearnerWorker:
         self._diagnostics: Mapping[str, float] = {}
         self._recorder = Recorder(settings, run)
         self._samples = SampleKeeper(settings, run.bulk)
-        self._collector = Collector(settings, trainer, run, consumer, self._durable, self._samples)
+        self._collector = Collector(settings, trainer, run, consumer, self._durable, self._publisher, self._samples)
         self._next_reminder = 0.0
         self._reporting = asyncio.Lock()
 
@@ -112,6 +115,7 @@ class LearnerWorker:
     async def start(self) -> None:
         """Brings what the run knows up to what the learner has. A run that a person paused stays paused."""
         await self._durable.start()
+        await self._publisher.start()
         metrics.STEP.set(self._trainer.step)
         metrics.VERSION.set(self._trainer.step)
         if (await self._run.progress()).phase == PAUSED:
@@ -131,7 +135,15 @@ class LearnerWorker:
         Raises:
             UnavailableError: the disk took no writes for `disk_seconds`; what is not in a checkpoint is redelivered.
         """
+        try:
+            await self._rounds(stop)
+            await self._durable.drain(stop)
+        finally:
+            await self._durable.close()
+
+    async def _rounds(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            await self._durable.attend()
             if self._durable.is_wanted:
                 await self._durable.checkpoint(stop)
             await self._end_between_steps(stop)
@@ -147,14 +159,12 @@ class LearnerWorker:
             elif not await self._durable.make_room(stop):
                 await self._remind()
                 await self._collector.check_stuck()
-        if self._durable.is_behind:
-            await self._durable.checkpoint(stop)
 
     async def _remind(self) -> None:
         """Says again what a Redis that came back from a crash may have forgotten."""
         if time.monotonic() >= self._next_reminder:
             self._next_reminder = time.monotonic() + _REMIND_SECONDS
-            await self._durable.remind()
+            await self._publisher.remind()
             await self._report_progress()
 
     @property
@@ -184,8 +194,7 @@ class LearnerWorker:
         self._next_look = time.monotonic() + _LOOK_SECONDS
         if not await self._check_end():
             return
-        if self._durable.is_behind:
-            await self._durable.checkpoint(stop)
+        await self._durable.drain(stop)
         await self._collector.drop(self._collector.take(), "run_finished")
         await self._report_progress()
 
@@ -231,16 +240,13 @@ class LearnerWorker:
             await self._skip(batch, report.skipped)
             return
         self._skipped = 0
-        await self._durable.publish(stop)
+        await self._publisher.publish(stop)
         self._recorder.lap("publish")
         self._durable.add(batch.refs)
         self._ending.spent.tokens += report.tokens
         await self._check_end()
         await self._run.return_tickets([scored.entry.group for scored in groups])
-        if self._phase == FINISHED or self._is_kept(self._trainer.step):
-            await self._durable.checkpoint(stop)
-        else:
-            await self._durable.make_room(stop)
+        await self._durable.end_step(stop, is_last=self._phase == FINISHED)
         self._recorder.lap("checkpoint")
         self._diagnostics = report.diagnostics
         await self._recorder.step(groups, staleness, report)
@@ -268,13 +274,6 @@ class LearnerWorker:
         if mean is not None and self._settings.learner.collapse.pause and self._phase != PAUSED:
             log.error("reward collapsed to a running mean of %.3f; paused until resumed", mean)
             await self.pause()
-
-    def _is_kept(self, step: int) -> bool:
-        """Whether this step gets a checkpoint: every so many, and those that may turn out to be the best."""
-        evaluate_every = self._settings.run.evaluate_every
-        return step % self._settings.learner.checkpoints.every == 0 or (
-            evaluate_every > 0 and step % evaluate_every == 0
-        )
 
     async def _report_progress(self) -> None:
         """Also what `routershift run` goes by: whether a step is being computed, and how full the next batch is.

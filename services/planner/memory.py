@@ -134,6 +134,9 @@ def learner(
         moment, change = max((moment, change), (layer, "learner.micro_batch_tokens"))
     # The head is done with its logits before the first layer runs backwards.
     yield Part("learner", "logits or a layer's backward", moment, device, change, is_estimate=True)
+    if settings.checkpoints.background and learned:
+        change = "learner.checkpoints.background = false"
+        yield Part("learner", "copy for a checkpoint", 3 * FLOAT32 * learned // shape.holders, "cpu", change)
     yield Part("learner", "weights to publish", model.width * count, "cpu", "a smaller model")
 
 

@@ -26,6 +26,7 @@ from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.trajectory import Completion, FinishReason, RouterTrace, ScoreDtype, Trajectory, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner.checkpointing.durable import Durable
+from services.learner.checkpointing.publisher import Publisher
 from services.learner.collector import Collected, Collector
 from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
@@ -113,13 +114,17 @@ def _figures(costs: Sequence[_Cost]) -> dict[str, Any]:
 class _NotYetDurable:
     """Stands for checkpoints: none is written, and no group was trained on before."""
 
-    published = 0
-
     def contains(self, group: str) -> bool:
         return False
 
     async def knows(self, entry: Entry) -> bool:
         return False
+
+
+class _NothingPublished:
+    """Stands for the versions of the weights."""
+
+    newest = 0
 
 
 class _Paced:
@@ -167,7 +172,8 @@ async def _learn(run: Run, settings: Settings, arguments: argparse.Namespace, gi
     trainer = _Paced(settings.learner, arguments.tokens)
     consumer = run.consumer(Stream.SCORED)
     durable = cast(Durable, _NotYetDurable())
-    collector = Collector(settings, cast(Trainer, trainer), run, consumer, durable, SampleKeeper(settings))
+    publisher = cast(Publisher, _NothingPublished())
+    collector = Collector(settings, cast(Trainer, trainer), run, consumer, durable, publisher, SampleKeeper(settings))
     cost, began, spent = _Cost(), 0.0, 0.0
     for i in range(arguments.steps + 1):
         started = time.perf_counter()

@@ -23,6 +23,7 @@ from tests.support.engines import publish
 from tests.support.models import MOE_KINDS, save_model
 from tests.support.reference import Reference, check
 from tests.support.rollouts import load, perturbed, random_groups
+from tests.support.training import save
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: run tests/gpu/run.sh on one")
 
@@ -135,7 +136,7 @@ def test_a_checkpoint_of_the_gpu_goes_on_bit_for_bit(tmp_path: Path) -> None:
     trainer = Trainer(settings, RunSettings(model=folder), RolloutSettings())
     trainer.train_step(groups)
     (tmp_path / "checkpoint").mkdir()
-    trainer.save(tmp_path / "checkpoint", {"note": 1})
+    save(trainer, tmp_path / "checkpoint", {"note": 1})
     expected = trainer.train_step(groups).diagnostics["loss"]
     again = Trainer(settings, RunSettings(model=folder), RolloutSettings())
     assert again.load(tmp_path / "checkpoint") == {"note": 1}

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
+from services.learner.checkpointing.snapshot import Snapshot
 from services.learner.data.batch import Group
 from services.learner.distributed.ranks import Ranks
 from services.learner.trainer import Trainer
@@ -119,6 +122,7 @@ def _learn(trainer: Trainer, folder: Path, case: Case, out: Path) -> None:
     """From wherever the trainer stands to the last step; leaves losses, tokens, a checkpoint on the way and exports."""
     out.mkdir(parents=True)
     losses, tokens = {}, {}
+    pool, writing = ThreadPoolExecutor(1), None
     for batch in _batches(folder, case)[trainer.step :]:
         report = trainer.train_step(batch, range(len(batch)))
         losses[trainer.step] = dict(report.diagnostics)
@@ -128,12 +132,20 @@ def _learn(trainer: Trainer, folder: Path, case: Case, out: Path) -> None:
                     tokens[f"{trainer.step} {place} {name}"] = torch.tensor(values)
         if trainer.step == SAVED_AT:
             (out / "saved").mkdir()
-            trainer.save(out / "saved", {"groups": ["a"]})
+            writing = pool.submit(_write, trainer.snapshot({"groups": ["a"]}), out / "saved")
             (out / "then").mkdir()
             trainer.export_weights(out / "then")
     trainer.export_weights(out)
+    if writing:
+        writing.result()
     save_file(tokens, out / "tokens.safetensors")
     (out / "diagnostics.json").write_text(json.dumps(losses))
+
+
+def _write(snapshot: Snapshot, folder: Path) -> None:
+    """In a thread, while the next step trains."""
+    with closing(snapshot):
+        snapshot.write(folder)
 
 
 def _save_gradients(trainer: Trainer, out: Path, writes: bool = True) -> None:

@@ -1,7 +1,8 @@
 """A trainer on a tiny model, what to look at after a step, and groups with something changed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ def weights(trainer: Trainer, folder: Path) -> dict[str, torch.Tensor]:
     trainer.export_weights(folder)
     found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
     return found
+
+
+def save(trainer: Trainer, folder: Path, meta: Mapping[str, Any]) -> None:
+    with closing(trainer.snapshot(meta)) as snapshot:
+        snapshot.write(folder)
 
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +21,26 @@ MANIFEST = "manifest.json"
 STATE = "state.json"  # what a trainer says of itself in a checkpoint
 TRAINED = "trained"
 
+_HASHED_AT_ONCE = 8  # files of a checkpoint that is verified
+
 # In front of the name of what was set aside: a torn checkpoint, or the list of one.
 _ASIDE = "torn-"
+
+
+Files = dict[str, dict[str, int | str]]
+"""What a manifest says of each file, by its name: `size` in bytes and `sha256`."""
+
+
+class Snapshot(Protocol):
+    """The state of a trainer at one moment."""
+
+    def write(self, folder: Path) -> Files:
+        """Every process that holds a part of the state has written it into `folder`; gives what each has hashed."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of it. Not where `write` still runs."""
+        ...
 
 
 class Checkpointable(Protocol):
@@ -29,12 +48,12 @@ class Checkpointable(Protocol):
 
     step: int  # batches done
 
-    def save(self, folder: Path, meta: dict[str, Any]) -> None:
-        """Every process that holds a part of the state has written it into `folder` when this returns."""
+    def snapshot(self, meta: dict[str, Any]) -> Snapshot:
+        """The state now, and `meta`."""
         ...
 
     def load(self, folder: Path) -> dict[str, Any]:
-        """Goes on from what `save` wrote; gives its `meta`."""
+        """Goes on from what a snapshot wrote; gives its `meta`."""
         ...
 
 
@@ -44,55 +63,58 @@ class Resumed:
 
     trained: dict[str, int]  # every group that its state contains, with the step that trained on it
     torn: tuple[str, ...]  # why newer checkpoints were passed over
-    meta: Mapping[str, Any]  # what `save` was given beside the groups
+    meta: Mapping[str, Any]  # what the snapshot was given
     forgotten: int  # groups that they listed: trained on, and lost with them
 
 
-def save(
-    root: Path,
-    trainer: Checkpointable,
-    groups: Mapping[str, int],
-    keep: int,
-    protected: Collection[int] = (),
-    keep_seconds: float = 0.0,
-    meta: Mapping[str, Any] | None = None,
-    texts: Mapping[str, str] | None = None,
-) -> Path:
-    """Writes a checkpoint, durable on return; `groups` are those that it contains since the one before, with steps.
+def begin(root: Path, step: int) -> Path:
+    """Makes an empty folder beside the place of a checkpoint; what was left half-written before is cleared away.
 
-    The `keep` newest stay on disk, those of the steps in `protected`, and those younger than `keep_seconds`. A second
-    checkpoint of the same step stands beside the first, so that nothing durable is ever replaced in place.
+    Raises:
+        OSError: the disk is full, read-only or gone.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for abandoned in root.glob(".step-*"):
+        shutil.rmtree(abandoned)
+    stem = f"step-{step:08d}-"
+    taken = [int(path.name.removeprefix(stem)) for path in root.glob(f"{stem}*")]
+    beside = root / f".{stem}{max(taken, default=-1) + 1:04d}"
+    beside.mkdir()
+    return beside
+
+
+def write(root: Path, step: int, snapshot: Snapshot, texts: Mapping[str, str] | None = None) -> Path:
+    """Writes a checkpoint, durable on return, and gives its folder. The manifest comes last, then its name.
+
+    A second checkpoint of the same step stands beside the first, so that nothing durable is ever replaced in place.
     `list_trained` has to follow.
 
     Args:
-        meta: what else is given back where a trainer goes on from it; JSON.
+        step: that the snapshot is of.
         texts: of further files in the checkpoint, by name.
 
     Raises:
         OSError: the disk is full, read-only or gone; the checkpoints before are as they were.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    for abandoned in root.glob(".step-*"):
-        shutil.rmtree(abandoned)
-    stem = f"step-{trainer.step:08d}-"
-    taken = [int(path.name.removeprefix(stem)) for path in root.glob(f"{stem}*")]
-    name = f"{stem}{max(taken, default=-1) + 1:04d}"
-    beside = root / f".{name}"
+    beside = begin(root, step)
     try:
-        beside.mkdir()
-        trainer.save(beside, {**(meta or {}), "groups": dict(groups)})
+        files = snapshot.write(beside)
         for file, text in (texts or {}).items():
             (beside / file).write_text(text, encoding="utf-8")
-        describe(beside)
-        final = beside.rename(root / name)
+        describe(beside, files)
+        final = beside.rename(beside.with_name(beside.name.removeprefix(".")))
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    sync(root)
+    sync(final.parent)
+    return final
+
+
+def remove_old(root: Path, keep: int, protected: Collection[int] = (), keep_seconds: float = 0.0) -> None:
+    """Leaves the `keep` newest checkpoints, those of the steps in `protected`, and those up to `keep_seconds` old."""
     for old in sorted(root.glob("step-*"))[:-keep]:
         if step_of(old) not in protected and _age(old) >= keep_seconds:
             shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def list_trained(folder: Path, groups: Mapping[str, int]) -> None:
@@ -175,15 +197,15 @@ def verify(folder: Path) -> None:
         raise CorruptDataError(f"checkpoint {folder} has no readable {MANIFEST}: {error}") from None
     if not isinstance(files, dict):
         raise CorruptDataError(f"checkpoint {folder} has a {MANIFEST} that is no table of files")
-    for name, expected in files.items():
+    for name in files:
         if name in ("", "..") or Path(name).name != name:
             raise CorruptDataError(f"checkpoint {folder} names the file {name!r}; expected a plain name")
-        path = folder / name
-        if not path.is_file():
-            raise CorruptDataError(f"checkpoint file {path} is missing")
-        found = {"size": path.stat().st_size, "sha256": sha256(path)}
-        if found != expected:
-            raise CorruptDataError(f"checkpoint file {path} is {found}; its manifest says {expected}")
+        if not (folder / name).is_file():
+            raise CorruptDataError(f"checkpoint file {folder / name} is missing")
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        for name, found in zip(files, pool.map(_described, [folder / name for name in files]), strict=True):
+            if found != files[name]:
+                raise CorruptDataError(f"checkpoint file {folder / name} is {found}; its manifest says {files[name]}")
 
 
 def _newest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
@@ -220,14 +242,22 @@ def _read_list(path: Path) -> dict[str, int]:
         raise CorruptDataError(f"{path} is no list of trained groups: {error}; bring it back from a copy") from None
 
 
-def describe(folder: Path) -> None:
-    """Adds the manifest of a checkpoint and makes everything durable."""
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.iterdir())
-        if path.name != MANIFEST
-    }
+def describe(folder: Path, known: Files | None = None) -> None:
+    """Adds the manifest of a checkpoint and makes everything durable.
+
+    Args:
+        known: what is said of files that are durable; of all others sizes and hashes are found out.
+    """
+    files = dict(known or {})
+    others = [path for path in sorted(folder.iterdir()) if path.name not in (MANIFEST, *files)]
+    for path in others:
+        files[path.name] = _described(path)
+        sync(path)
     (folder / MANIFEST).unlink(missing_ok=True)  # it may be a link to that of another checkpoint
     (folder / MANIFEST).write_text(json.dumps(files, indent=1))
-    for path in (*folder.iterdir(), folder):
-        sync(path)
+    sync(folder / MANIFEST)
+    sync(folder)
+
+
+def _described(path: Path) -> dict[str, int | str]:
+    return {"size": path.stat().st_size, "sha256": sha256(path)}

@@ -1,56 +1,41 @@
-"""What the learner must not lose: published versions, checkpoints, and the entries that wait for a checkpoint.
+"""What the learner must not lose: checkpoints, and the entries that wait for one.
 
-An entry is acknowledged only when the checkpoint that contains its group is on disk. A disk that takes no writes is
-waited for, and nothing is trained meanwhile.
+A checkpoint is of the state at the end of a step, and is written while the next step trains. An entry is acknowledged
+only when the checkpoint that contains its group is on disk. A disk that takes no writes is waited for, and no step
+begins meanwhile.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
 
-from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
 from services.learner.checkpointing import checkpoint
-from services.learner.checkpointing.announcer import Announcer
+from services.learner.checkpointing.checkpoint import Checkpointable, Snapshot
+from services.learner.checkpointing.publisher import protected_versions
+from services.learner.checkpointing.retries import Retries
 from services.learner.ending import Spent
 from services.learner.settings import Settings
-from shared.errors import CorruptDataError, DeadlineError, NotFoundError, PreconditionError, UnavailableError
-from shared.files import refusal
-from shared.models.folder import copy_descriptions
+from shared.errors import DeadlineError, PreconditionError
 from shared.streams import saved
 from shared.streams.consumer import Consumer, End, Entry, EntryRef
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from shared.tracing import spans
-from shared.tracing.kinds import CHECKPOINT, PUBLISH
-from shared.weights import published
+from shared.tracing.kinds import CHECKPOINT
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 15.0
-
-
-class Publishable(checkpoint.Checkpointable, Protocol):
-    """What is published as well: a trainer, as far as its durability goes."""
-
-    def export_weights(self, folder: Path) -> None:
-        """Writes safetensors with the tensor names and the dtype of the model folder."""
-        ...
-
 
 class Durable:
-    """Publishes and checkpoints what a trainer has learnt, and settles the entries that it learnt from."""
+    """Checkpoints what a trainer has learnt, and settles the entries that it learnt from."""
 
     def __init__(
         self,
         settings: Settings,
-        trainer: Publishable,
+        trainer: Checkpointable,
         run: Run,
         consumer: Consumer,
         trained: Mapping[str, int],
@@ -69,26 +54,15 @@ class Durable:
         self._trained = dict(trained)
         self._waiting: dict[str, tuple[EntryRef, int]] = {}  # by id: trained on in this step, not yet in a checkpoint
         self._wanted: list[asyncio.Future[Path]] = []
-        self._announcer = Announcer(settings, run)
-        self._published = 0
-
-    @property
-    def published(self) -> int:
-        """The highest version that was ever published in this run.
-
-        It is above the trainer's step while steps after the checkpoint of a restart are taken again.
-        """
-        return max(self._published, self._trainer.step)
+        self._disk = Retries(settings, run)
+        self._writing: asyncio.Task[None] | None = None  # the checkpoint on its way
+        self._covered = -1  # the step of the last checkpoint, on disk or on its way
+        self._has_made_room = False  # since somebody asked
 
     @property
     def is_wanted(self) -> bool:
         """Whether somebody waits for a checkpoint."""
         return bool(self._wanted)
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether something was trained on that no checkpoint contains."""
-        return bool(self._waiting)
 
     def contains(self, group: str) -> bool:
         """Whether this group was trained on, durable or not yet."""
@@ -111,59 +85,47 @@ class Durable:
         return True
 
     async def start(self) -> None:
-        """Publishes a resumed run's weights, so that generation serves at least what the learner has.
-
-        Raises:
-            PreconditionError: Redis knows of training that no checkpoint contains, as when a volume is missing.
-            UnavailableError: the disk takes no writes.
-        """
+        """Raises PreconditionError where Redis knows of training that no checkpoint contains, as without a volume."""
         if not self._trained and (lost := (await self._run.ledger()).trained):
             raise PreconditionError(
                 f"{lost} trajectories of run {self._settings.run.id} were trained on, but {self._checkpoints} has no "
                 "checkpoint; bring it back, or begin again with another run.id"
             )
-        # Redis is not asked: what is announced there may be another's word.
-        self._published = max(await asyncio.to_thread(published.versions, self._settings.run.weights_root), default=0)
         last = max(self._checkpoints.glob("step-*"), default=None)
         metrics.CHECKPOINTED.set(last.stat().st_mtime if last else time.time())
-        newest = await self._run.newest_weights()
-        if self._trainer.step > 0 and not await asyncio.to_thread(self._is_served, newest):
-            await self.publish(asyncio.Event())
-        elif newest is not None:
-            self._announcer.adopt(newest)
 
-    async def remind(self) -> None:
-        """Announces the newest version again where it is not known; see Announcer."""
-        await self._announcer.remind()
+    async def end_step(self, stop: asyncio.Event, is_last: bool) -> None:
+        """Begins the checkpoint of a step, where it gets one; that of the last step is durable on return.
 
-    async def publish(self, stop: asyncio.Event) -> None:
-        """Writes the weights of this step and announces them."""
-        root, keep, protected = (
-            self._settings.run.weights_root,
-            self._settings.learner.checkpoints.keep_weights,
-            await self._protected(),
-        )
+        A step gets one every so many, if it may turn out to be the best, and if room is needed.
+        """
+        step, evaluate_every = self._trainer.step, self._settings.run.evaluate_every
+        is_evaluated = evaluate_every > 0 and step % evaluate_every == 0
+        if is_last or is_evaluated or step % self._settings.learner.checkpoints.every == 0:
+            await self.checkpoint(stop)
+        else:
+            await self.make_room(stop)
+        if is_last:
+            await self._settled()
 
-        def write() -> pb.WeightsManifest:
-            return published.publish(root, self._trainer.step, self._export, keep, protected)
-
-        with spans.span(PUBLISH):
-            manifest = await self._written("weights", root, write, stop)
-            await self._announcer.announce(manifest)
-        metrics.VERSION.set(manifest.version)
-
-    def _export(self, folder: Path) -> None:
-        """Fills a folder that transformers and vLLM load as they load the model that the run began with."""
-        self._trainer.export_weights(folder)
-        copy_descriptions(self._settings.run.model_folder(), folder)
+    async def drain(self, stop: asyncio.Event) -> None:
+        """All that was trained on is in a checkpoint, durable, and acknowledged."""
+        if self._is_behind:
+            await self.checkpoint(stop)
+        await self._settled()
 
     async def make_room(self, stop: asyncio.Event) -> bool:
-        """Writes a checkpoint ahead of time where a producer waits for room that trained groups take; tells whether.
+        """Writes a checkpoint ahead of time where a producer waits for room that trained groups take, and waits for it.
+
+        Tells whether there is more room since it was last asked.
 
         What was trained on stays in its stream until a checkpoint contains it, so that a stream which is smaller than
         the steps between two checkpoints would stop the run for ever.
         """
-        if not self.is_behind:
+        if self._has_made_room:  # a producer that still waits may not have seen it
+            self._has_made_room = False
+            return True
+        if not self._waiting:
             return False
         if await self._run.has_waiting_producer(Stream.SCORED):
             full, remedy = "stream scored", "raise streams.max_bytes"
@@ -171,42 +133,103 @@ class Durable:
             full, remedy = "the payload store", "give it more room"
         else:
             return False
-        metrics.EARLY_CHECKPOINTS.inc()
-        log.warning(
-            "step %d gets a checkpoint ahead of time: %s is full of groups that were trained on; %s, or lower "
-            "learner.checkpoints.every",
-            self._trainer.step, full, remedy,
-        )  # fmt: skip
-        await self.checkpoint(stop)
+        if self._is_behind:
+            metrics.EARLY_CHECKPOINTS.inc()
+            log.warning(
+                "step %d gets a checkpoint ahead of time: %s is full of groups that were trained on; %s, or lower "
+                "learner.checkpoints.every",
+                self._trainer.step, full, remedy,
+            )  # fmt: skip
+            await self.checkpoint(stop)
+        await self._settled()
         return True
 
     async def checkpoint(self, stop: asyncio.Event) -> None:
-        """Makes the state durable, then settles everything it contains."""
-        contained = dict(self._waiting)  # other entries of these groups may come meanwhile
-        groups = {entry.group: step for entry, step in contained.values()}
-        kept, protected = self._settings.learner.checkpoints, await self._protected()
-        meta = self._spent.as_meta()
-        carried = await saved.Saved.collect(self._run, self._trainer.step)
+        """Takes the state as it is now, when the checkpoint before is durable, and begins to write it.
 
-        def save() -> Path:
-            texts = {saved.FILE: carried.encode()}
-            return checkpoint.save(
-                self._checkpoints, self._trainer, groups, kept.keep, protected, kept.keep_seconds, meta, texts
-            )
+        What it contains is settled when it is durable: see `attend` and `drain`.
 
-        with spans.span(CHECKPOINT):
-            path = await self._written("checkpoint", self._checkpoints, save, stop)
-        metrics.CHECKPOINTED.set_to_current_time()
-        await self._written("trained_list", path, lambda: checkpoint.list_trained(path, groups), stop)
-        self._trained |= groups
-        for entry, step in contained.values():
-            await self._consumer.end(entry, End.trained(step))
-        for name in contained:
-            del self._waiting[name]
+        Raises:
+            UnavailableError: the disk takes no writes.
+        """
+        began = time.perf_counter()
+        await self._settled()
+        self._measured("wait", began)
+        step, contained = self._trainer.step, dict(self._waiting)
+        groups = {entry.group: of for entry, of in contained.values() if entry.group not in self._trained}
+        carried = await saved.Saved.collect(self._run, step)
         wanted, self._wanted = self._wanted, []
+        await self._disk.written(
+            "checkpoint", step, self._checkpoints, lambda: checkpoint.begin(self._checkpoints, step), stop
+        )
+        began = time.perf_counter()
+        meta = {**self._spent.as_meta(), "groups": groups}
+        snapshot = await asyncio.to_thread(self._trainer.snapshot, meta)
+        self._measured("copy", began)
+        self._covered = step
+        self._writing = asyncio.create_task(self._write(step, groups, snapshot, carried, wanted, stop))
+        if not self._settings.learner.checkpoints.background:
+            await self._settled()
+
+    async def attend(self) -> None:
+        """Waits while the disk refuses the checkpoint on its way.
+
+        Raises:
+            UnavailableError: the disk takes no writes.
+        """
+        if self._writing is not None and (self._writing.done() or self._disk.is_refused):
+            await self._settled()
+
+    async def close(self) -> None:
+        """Acknowledges nothing more."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait({self._writing})
+
+    async def _settled(self) -> None:
+        """The checkpoint on its way is durable, and what it contains is acknowledged.
+
+        Raises:
+            UnavailableError: the disk takes no writes.
+        """
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+            self._writing = None
+
+    async def _write(
+        self,
+        step: int,
+        groups: Mapping[str, int],
+        snapshot: Snapshot,
+        carried: saved.Saved,
+        wanted: Iterable[asyncio.Future[Path]],
+        stop: asyncio.Event,
+    ) -> None:
+        """Makes a snapshot durable, then settles every entry of its groups."""
+        root, kept, began = self._checkpoints, self._settings.learner.checkpoints, time.perf_counter()
+        texts = {saved.FILE: carried.encode()}
+        with spans.span(CHECKPOINT):
+            path = await self._disk.written(
+                "checkpoint", step, root, lambda: checkpoint.write(root, step, snapshot, texts), stop
+            )
+            await asyncio.to_thread(snapshot.close)
+        self._measured("write", began)
+        metrics.CHECKPOINTED.set_to_current_time()
+        protected = await protected_versions(self._settings, self._run, step)
+        await asyncio.to_thread(checkpoint.remove_old, root, kept.keep, protected, kept.keep_seconds)
+        await self._disk.written("trained_list", step, path, lambda: checkpoint.list_trained(path, groups), stop)
+        self._trained |= groups
+        for name, (entry, of) in list(self._waiting.items()):
+            if entry.group in groups:
+                await self._consumer.end(entry, End.trained(of))
+                del self._waiting[name]
+        self._has_made_room = bool(groups)
         for future in wanted:
             if not future.done():
                 future.set_result(path)
+
+    def _measured(self, part: str, began: float) -> None:
+        metrics.CHECKPOINT_SECONDS.labels(part).inc(time.perf_counter() - began)
 
     async def checkpoint_now(self) -> Path:
         """Asks for a checkpoint after the step in progress; returns its folder when it is durable.
@@ -234,62 +257,10 @@ class Durable:
         return next((step for entry, step in self._waiting.values() if entry.group == group), None)
 
     @property
+    def _is_behind(self) -> bool:
+        """Whether something was trained on that no checkpoint contains, on disk or on its way."""
+        return any(step > self._covered for _, step in self._waiting.values())
+
+    @property
     def _checkpoints(self) -> Path:
         return self._settings.run.checkpoints_root
-
-    def _is_served(self, newest: pb.WeightsManifest | None) -> bool:
-        """Whether the version of this step can be loaded, or a later one was announced before a crash."""
-        if newest is None or newest.version != self._trainer.step:
-            return newest is not None and newest.version > self._trainer.step
-        try:
-            published.verify(self._settings.run.weights_root, newest)
-        except (NotFoundError, CorruptDataError) as error:
-            log.warning("version %d is published again: %s", newest.version, error)
-            return False
-        return True
-
-    async def _protected(self) -> set[int]:
-        """Versions whose weights and checkpoints stay whatever their age."""
-        return published.protected_versions(
-            await self._run.progress(),
-            self._trainer.step,
-            self._settings.run.evaluate_every,
-            self._settings.learner.checkpoints.keep_best,
-        )
-
-    async def _written(self, name: str, place: Path, write: Callable[[], T], stop: asyncio.Event) -> T:
-        """Its result, when the disk has taken it; the last attempt is the first one after `stop`.
-
-        Raises:
-            PreconditionError: another process has become the learner of this run.
-            UnavailableError: not within `disk_seconds`. What was durable before still is.
-        """
-        deadline = time.monotonic() + self._settings.learner.checkpoints.disk_seconds
-        pause, attempts = _FIRST_PAUSE_SECONDS, 1
-        while True:
-            # No script can fence a file: a process that was replaced while it stood still must learn of it before.
-            await self._run.lease.confirm()
-            try:
-                result = await asyncio.to_thread(write)
-            except Exception as error:
-                refused = refusal(error)
-                if refused is None:
-                    raise
-                metrics.REFUSED_WRITES.labels(name).inc()
-                reason = (
-                    f"{name.replace('_', ' ')} of step {self._trainer.step} not written to "
-                    f"{refused.filename or place}: {refused.strerror or refused} (errno {refused.errno}); "
-                    "free space there, or point run.folder at a disk that takes writes"
-                )
-                if stop.is_set() or time.monotonic() + pause > deadline:
-                    raise UnavailableError(reason) from error
-                log.error("attempt %d, the next one in %g s: %s", attempts, pause, reason)
-            else:
-                if attempts > 1:
-                    log.warning("%s of step %d written by attempt %d", name, self._trainer.step, attempts)
-                return result
-            try:
-                await asyncio.wait_for(stop.wait(), pause)
-            except TimeoutError:
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            attempts += 1

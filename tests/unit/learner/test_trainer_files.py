@@ -12,7 +12,7 @@ from services.learner.data.batch import Group
 from shared.errors import InvalidInputError
 from tests.support.models import save_model
 from tests.support.rollouts import load, random_groups
-from tests.support.training import make, weights
+from tests.support.training import make, save, weights
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_moe_dense_first", "qwen3_dense", "qwen2_moe", "mixtral", "olmoe"])
@@ -54,7 +54,7 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(folder: Path, stale: list[Group],
     straight = make(folder, **settings)
     for _ in range(2):
         straight.train_step(stale)
-    straight.save(tmp_path, {"groups": ["a", "b"]})
+    save(straight, tmp_path, {"groups": ["a", "b"]})
     expected = [dict(straight.train_step(stale).diagnostics) for _ in range(2)]
 
     resumed = make(folder, **settings)
@@ -68,7 +68,7 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(folder: Path, stale: list[Group],
 
 def test_a_checkpoint_before_the_first_step_is_a_start(folder: Path, stale: list[Group], tmp_path: Path) -> None:
     fresh = make(folder, optimizer__learning_rate=1e-3)
-    fresh.save(tmp_path, {})
+    save(fresh, tmp_path, {})
     expected = dict(fresh.train_step(stale).diagnostics)
     used = make(folder, optimizer__learning_rate=1e-3)
     used.train_step(stale)
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) 
     other = make(save_model(tmp_path / "other", num_experts=4, num_experts_per_tok=2))
     saved = tmp_path / "saved"
     saved.mkdir()
-    other.save(saved, {})
+    save(other, saved, {})
     with pytest.raises(InvalidInputError, match="of another model"):
         make(folder).load(saved)
 
@@ -89,7 +89,7 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, tmp_path: Path) 
 def test_a_checkpoint_holds_no_pickle(folder: Path, stale: list[Group], tmp_path: Path) -> None:
     trainer = make(folder, optimizer__learning_rate=1e-3)
     trainer.train_step(stale)
-    trainer.save(tmp_path, {})
+    save(trainer, tmp_path, {})
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
 
 

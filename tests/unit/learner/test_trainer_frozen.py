@@ -13,6 +13,7 @@ from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError
 from shared.settings import RolloutSettings, RunSettings
 from tests.support.settings import learner_settings
+from tests.support.training import save
 
 # Updates small enough to compare gradients, and no clipping of their norm.
 PLAIN: dict[str, Any] = {"optimizer__learning_rate": 1e-12, "optimizer__max_grad_norm": 1e9}
@@ -53,7 +54,7 @@ def test_all_other_weights_have_the_gradient_that_they_have_beside_trained_route
 def test_a_checkpoint_from_before_a_setting_has_its_default(folder: Path, stale: list[Group], tmp_path: Path) -> None:
     trainer = make(folder)
     trainer.train_step(stale)
-    trainer.save(tmp_path, {})
+    save(trainer, tmp_path, {})
     state = json.loads((tmp_path / "state.json").read_text())
     assert state["identity"].pop("learner.freeze_router") is False
     (tmp_path / "state.json").write_text(json.dumps(state))

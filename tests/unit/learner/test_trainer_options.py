@@ -22,6 +22,7 @@ from shared.settings import RolloutSettings, RunSettings
 from tests.support.models import save_model
 from tests.support.rollouts import load, perturbed, random_groups
 from tests.support.settings import learner_settings
+from tests.support.training import save
 
 # Updates small enough to compare gradients, and no clipping of their norm.
 PLAIN: dict[str, Any] = {"optimizer__learning_rate": 1e-12, "optimizer__max_grad_norm": 1e9}
@@ -213,7 +214,7 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(
     first = make(folder, **settings)
     for _ in range(2):
         first.train_step(fresh)
-    first.save(tmp_path, {"groups": []})
+    save(first, tmp_path, {"groups": []})
     resumed = make(folder, **settings)
     resumed.load(tmp_path)
     for _ in range(2):
@@ -272,7 +273,7 @@ def test_lora_trains_adapters_and_publishes_whole_weights(folder: Path, fresh: l
     assert all("lora" in name for name in trainer._parameters)
     trainer.train_step(fresh)
     (tmp_path / "checkpoint").mkdir()
-    trainer.save(tmp_path / "checkpoint", {})
+    save(trainer, tmp_path / "checkpoint", {})
     resumed = make(folder, **settings)
     resumed.load(tmp_path / "checkpoint")
     for each in (trainer, resumed):
@@ -293,6 +294,6 @@ def test_lora_trains_adapters_and_publishes_whole_weights(folder: Path, fresh: l
 def test_a_checkpoint_of_other_adapters_is_refused(folder: Path, fresh: list[Group], tmp_path: Path) -> None:
     trainer = make(folder, lora={"rank": 4})
     trainer.train_step(fresh)
-    trainer.save(tmp_path, {})
+    save(trainer, tmp_path, {})
     with pytest.raises(InvalidInputError, match=r"learner\.lora is .*'alpha': 32"):
         make(folder, lora={"rank": 4, "alpha": 32}).load(tmp_path)

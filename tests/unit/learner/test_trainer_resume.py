@@ -15,7 +15,7 @@ from shared.settings import RolloutSettings, RunSettings
 from tests.support.models import save_model
 from tests.support.rollouts import load, random_groups
 from tests.support.settings import learner_settings
-from tests.support.training import weights
+from tests.support.training import save, weights
 
 README = Path("services/learner/README.md")
 BASE: dict[str, Any] = {"optimizer__learning_rate": 1e-3, "optimizer__max_grad_norm": 1e9, "minibatches": 2}
@@ -56,7 +56,7 @@ def saved(folder: Path, stale: list[Group], tmp_path_factory: pytest.TempPathFac
     made = trainer(folder)
     made.train_step(stale)
     place = tmp_path_factory.mktemp("checkpoint")
-    made.save(place, {})
+    save(made, place, {})
     return place
 
 
@@ -94,7 +94,7 @@ def test_router_shift_may_come_and_go(folder: Path, stale: list[Group], tmp_path
     made.train_step(random_groups(load(folder), groups=2, samples=3))
     for place, settings in zip(places, (subtracted, {}, subtracted), strict=True):
         place.mkdir()
-        made.save(place, {})
+        save(made, place, {})
         made = trainer(folder, algorithm="gmpo", **settings)
         made.load(place)
     medians = [load_file(place / next(place.glob("*.safetensors")).name) for place in places]

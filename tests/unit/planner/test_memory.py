@@ -17,6 +17,7 @@ from shared.settings import RolloutSettings, RunSettings
 from tests.bench.memory import peak_bytes
 from tests.bench.shapes import SHAPES, Shape, recorded, write_model
 from tests.support.models import VOCABULARY, save_model
+from tests.support.rollouts import load, random_groups
 
 CPU = torch.device("cpu")
 HELD = 12  # bytes of a parameter that a step finds: itself and two moments
@@ -46,9 +47,9 @@ def peak(shape: Shape, folder: Path, settings: LearnerSettings) -> int:
 
 
 def planned(folder: Path, settings: LearnerSettings) -> int:
-    """What the planner says of one rank; a step publishes nothing."""
+    """What the planner says of one rank; a step publishes nothing, and no checkpoint is written."""
     parts = memory.learner(read(folder), settings, 1, LENGTH)
-    return sum(part.bytes for part in parts if part.what != "weights to publish")
+    return sum(part.bytes for part in parts if part.what not in ("weights to publish", "copy for a checkpoint"))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,18 @@ def test_other_families_take_what_is_planned(kind: str, tmp_path: Path) -> None:
     shape = replace(SMALL, vocab_size=VOCABULARY)
     learner = LearnerSettings(micro_batch_tokens=TOKENS)
     assert planned(folder, learner) == pytest.approx(peak(shape, folder, learner), rel=0.1)
+
+
+def test_a_copy_for_a_checkpoint_takes_what_is_planned(tmp_path: Path) -> None:
+    folder, learner = save_model(tmp_path), LearnerSettings()
+    with closing(Trainer(learner, RunSettings(model=folder), RolloutSettings())) as trainer:
+        trainer.train_step(random_groups(load(folder), groups=2, samples=3))
+        with closing(trainer.snapshot({})) as snapshot:
+            files = snapshot.write(tmp_path)
+    planned = {part.what: part.bytes for part in memory.learner(read(folder), learner, 1, LENGTH)}
+    assert planned["copy for a checkpoint"] == pytest.approx(sum(int(each["size"]) for each in files.values()), rel=0.1)
+    waiting = LearnerSettings.model_validate({"checkpoints": {"background": False}})
+    assert "copy for a checkpoint" not in {part.what for part in memory.learner(read(folder), waiting, 1, LENGTH)}
 
 
 def test_what_a_rank_holds_is_divided_over_the_ranks(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints on disk: atomic, verified, and never more than asked for."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -8,17 +9,37 @@ from typing import Any
 
 import pytest
 
+from services.learner.checkpointing import checkpoint
 from services.learner.checkpointing.checkpoint import (
     MANIFEST,
     TRAINED,
+    Files,
     list_trained,
     load_latest,
-    save,
+    remove_old,
     step_of,
     trained_groups,
     verify,
 )
 from shared.errors import CorruptDataError, UnavailableError
+
+
+class Counted:
+    """A snapshot of a counter."""
+
+    def __init__(self, step: int, meta: dict[str, Any], disk: Path | None) -> None:
+        self._step = step
+        self._meta = meta
+        self._disk = disk
+
+    def write(self, folder: Path) -> Files:
+        data = bytes([self._step]) * 1000
+        (folder / "model.safetensors").write_bytes(data)
+        ((self._disk or folder) / "state.json").write_text(json.dumps({"step": self._step, "meta": self._meta}))
+        return {"model.safetensors": {"size": 1000, "sha256": hashlib.sha256(data).hexdigest()}}
+
+    def close(self) -> None:
+        pass
 
 
 class Counter:
@@ -28,15 +49,21 @@ class Counter:
         self.step = step
         self.disk = disk  # in place of the checkpoint's own
 
-    def save(self, folder: Path, meta: dict[str, Any]) -> None:
-        (folder / "model.safetensors").write_bytes(bytes([self.step]) * 1000)
-        ((self.disk or folder) / "state.json").write_text(json.dumps({"step": self.step, "meta": meta}))
+    def snapshot(self, meta: dict[str, Any]) -> Counted:
+        return Counted(self.step, meta, self.disk)
 
     def load(self, folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "state.json").read_text())
         self.step = state["step"]
         meta: dict[str, Any] = state["meta"]
         return meta
+
+
+def save(root: Path, counter: Counter, groups: dict[str, int], keep: int, **spared: Any) -> Path:
+    """A checkpoint without its list."""
+    folder = checkpoint.write(root, counter.step, counter.snapshot({"groups": groups}))
+    remove_old(root, keep, **spared)
+    return folder
 
 
 def write(root: Path, step: int, *groups: str, keep: int = 3) -> Path:
@@ -175,12 +202,12 @@ def test_a_disk_that_is_full_leaves_nothing_torn(tmp_path: Path) -> None:
 
 
 def test_a_failure_that_is_not_the_disks_leaves_nothing_either(tmp_path: Path) -> None:
-    class Alone(Counter):
-        def save(self, folder: Path, meta: dict[str, Any]) -> None:
+    class Alone(Counted):
+        def write(self, folder: Path) -> Files:
             raise UnavailableError("rank 1 is gone")
 
     with pytest.raises(UnavailableError, match="rank 1 is gone"):
-        save(tmp_path, Alone(1), {}, keep=1)
+        checkpoint.write(tmp_path, 1, Alone(1, {}, None))
     assert names(tmp_path) == []
 
 
@@ -203,7 +230,8 @@ def test_young_checkpoints_stay_whatever_their_number(tmp_path: Path) -> None:
 
 
 def test_meta_and_texts_go_through_a_checkpoint(tmp_path: Path) -> None:
-    folder = save(tmp_path, Counter(1), {"a": 1}, keep=1, meta={"spent": {"tokens": 3}}, texts={"more.json": "{}"})
+    snapshot = Counter(1).snapshot({"groups": {"a": 1}, "spent": {"tokens": 3}})
+    folder = checkpoint.write(tmp_path, 1, snapshot, {"more.json": "{}"})
     verify(folder)
     assert (folder / "more.json").read_text() == "{}"
     resumed = load_latest(tmp_path, Counter(0))

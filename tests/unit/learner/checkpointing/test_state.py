@@ -1,13 +1,16 @@
 """State on disk: every bit comes back, on any number of ranks, and nothing is pickled."""
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from services.learner.checkpointing import state
+from services.learner.checkpointing import snapshot, state
+from services.learner.checkpointing.snapshot import Snapshot
 from services.learner.distributed.fsdp import full_state_dict, shard
 from services.learner.distributed.ranks import Ranks
 from shared.errors import InvalidInputError
@@ -17,6 +20,15 @@ from tests.support.rollouts import load
 
 BASELINE = torch.tensor([0.1, -0.2, 3e-30])
 META = {"step": 7, "groups": ["a", "b"]}
+
+
+def save(folder: Path, ranks: Ranks, *held: Any) -> None:
+    made = Snapshot(ranks, *held)
+    if ranks.rank:
+        made.follow()
+        return
+    with closing(made):
+        made.write(folder)
 
 
 class Held:
@@ -39,7 +51,8 @@ class Held:
         if self.ranks.rank == 0:
             folder.mkdir(exist_ok=True)
         self.ranks.broadcast(b"made")
-        state.save(folder, self.ranks, self.parameters, self.optimizer, {"baseline": self.baseline}, META)
+        tensors = {"baseline": self.baseline}
+        save(folder, self.ranks, self.parameters, self.optimizer, tensors, META)
 
     def load(self, folder: Path) -> None:
         self.baseline.zero_()
@@ -99,8 +112,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_large_state_is_cut_into_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is composed in memory before it is written."""
-    monkeypatch.setattr(state, "_FILE_BYTES", 100_000)
+    monkeypatch.setattr(snapshot, "_FILE_BYTES", 100_000)
     held = Held(save_model(tmp_path / "model"), Ranks.open())
     expected = held.everything()
     held.save(tmp_path / "saved")
@@ -119,7 +131,7 @@ def test_large_state_is_cut_into_files(tmp_path: Path, monkeypatch: pytest.Monke
 def test_state_before_the_first_update_is_none(tmp_path: Path, fused: bool) -> None:
     parameters = {"weight": nn.Parameter(torch.randn(3))}
     optimizer = torch.optim.AdamW(parameters.values(), fused=fused)
-    state.save(tmp_path, Ranks.open(), parameters, optimizer, {}, {})
+    save(tmp_path, Ranks.open(), parameters, optimizer, {}, {})
     torch.autograd.backward(parameters["weight"].sum())
     optimizer.step()
     assert state.load(tmp_path, Ranks.open(), parameters, optimizer, {}) == {}
@@ -132,7 +144,7 @@ def test_state_of_another_model_or_of_other_settings_is_refused_and_nothing_chan
         parameters = {"weight": nn.Parameter(torch.ones(shape)), "bias": nn.Parameter(torch.ones(1))}
         return dict(parameters), torch.optim.AdamW(parameters.values()), tensors
 
-    state.save(tmp_path, Ranks.open(), *made(3, baseline=BASELINE), META)
+    save(tmp_path, Ranks.open(), *made(3, baseline=BASELINE), META)
     for other in (made(4, baseline=BASELINE), made(3), made(3, baseline=BASELINE, other=BASELINE)):
         other[0]["bias"].data.zero_()
         with pytest.raises(InvalidInputError, match=r"of another model or other settings: (parameters|tensors)/"):

@@ -1,0 +1,107 @@
+"""Versions of the weights: written to disk, then announced to generation."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from routershift.v1 import trajectory_pb2 as pb
+from services.learner import metrics
+from services.learner.checkpointing.announcer import Announcer
+from services.learner.checkpointing.retries import Retries
+from services.learner.settings import Settings
+from shared.errors import CorruptDataError, NotFoundError
+from shared.models.folder import copy_descriptions
+from shared.streams.run import Run
+from shared.tracing import spans
+from shared.tracing.kinds import PUBLISH
+from shared.weights import published
+
+log = logging.getLogger(__name__)
+
+
+class Publishable(Protocol):
+    """What is published: a trainer, as far as its weights go."""
+
+    step: int  # batches done
+
+    def export_weights(self, folder: Path) -> None:
+        """Writes safetensors with the tensor names and the dtype of the model folder."""
+        ...
+
+
+class Publisher:
+    def __init__(self, settings: Settings, trainer: Publishable, run: Run) -> None:
+        self._settings = settings
+        self._trainer = trainer
+        self._run = run
+        self._announcer = Announcer(settings, run)
+        self._disk = Retries(settings, run)
+        self._published = 0
+
+    @property
+    def newest(self) -> int:
+        """The highest version that was ever published in this run.
+
+        It is above the trainer's step while steps after the checkpoint of a restart are taken again.
+        """
+        return max(self._published, self._trainer.step)
+
+    async def start(self) -> None:
+        """Publishes a resumed run's weights, so that generation serves at least what the learner has.
+
+        Raises:
+            UnavailableError: the disk takes no writes.
+        """
+        # Redis is not asked: what is announced there may be another's word.
+        self._published = max(await asyncio.to_thread(published.versions, self._settings.run.weights_root), default=0)
+        newest = await self._run.newest_weights()
+        if self._trainer.step > 0 and not await asyncio.to_thread(self._is_served, newest):
+            await self.publish(asyncio.Event())
+        elif newest is not None:
+            self._announcer.adopt(newest)
+
+    async def remind(self) -> None:
+        """Announces the newest version again where it is not known; see Announcer."""
+        await self._announcer.remind()
+
+    async def publish(self, stop: asyncio.Event) -> None:
+        """Writes the weights of this step and announces them.
+
+        Raises:
+            UnavailableError: the disk takes no writes.
+        """
+        root, keep = self._settings.run.weights_root, self._settings.learner.checkpoints.keep_weights
+        step = self._trainer.step
+        protected = await protected_versions(self._settings, self._run, step)
+
+        def write() -> pb.WeightsManifest:
+            return published.publish(root, step, self._export, keep, protected)
+
+        with spans.span(PUBLISH):
+            manifest = await self._disk.written("weights", step, root, write, stop)
+            await self._announcer.announce(manifest)
+        metrics.VERSION.set(manifest.version)
+
+    def _export(self, folder: Path) -> None:
+        """Fills a folder that transformers and vLLM load as they load the model that the run began with."""
+        self._trainer.export_weights(folder)
+        copy_descriptions(self._settings.run.model_folder(), folder)
+
+    def _is_served(self, newest: pb.WeightsManifest | None) -> bool:
+        """Whether the version of this step can be loaded, or a later one was announced before a crash."""
+        if newest is None or newest.version != self._trainer.step:
+            return newest is not None and newest.version > self._trainer.step
+        try:
+            published.verify(self._settings.run.weights_root, newest)
+        except (NotFoundError, CorruptDataError) as error:
+            log.warning("version %d is published again: %s", newest.version, error)
+            return False
+        return True
+
+
+async def protected_versions(settings: Settings, run: Run, newest: int) -> set[int]:
+    """Versions up to the newest whose weights and checkpoints stay whatever their age."""
+    return published.protected_versions(
+        await run.progress(), newest, settings.run.evaluate_every, settings.learner.checkpoints.keep_best
+    )
