@@ -106,16 +106,15 @@ def _engine(recipe: Recipe) -> str:
 
 
 def _limits(recipe: Recipe) -> str:
-    """What the engine itself would refuse of this model when it starts, or at the first update."""
+    """What the engine itself would refuse of this model when it starts."""
     folder, chosen = recipe.run.require_model(), recipe.generation
     config = read_json(folder / "config.json")
     length, source = longest(recipe, text_config(config))
     if chosen.engine == "torch":
-        torch.refuse(text_config(config), length)
+        torch.refuse(text_config(config))
     if chosen.engine == "vllm":
         limits = chosen.max_model_len, chosen.max_num_seqs
         vllm.refuse(folder, config, chosen.vllm, limits, on_cpu=False)  # see `machine` for what it is here
-        vllm.refuse_training(config)
         if length is not None:
             memory.check_kv_cache(recipe, read(folder), length, source)
     return f"{chosen.engine} can serve the model" + (f", {length} tokens a sequence" if length else "")

@@ -47,8 +47,7 @@ class Family:
     lora_feed_forward: tuple[str, ...] = FEED_FORWARD
     vllm_names_scores: bool = True  # False: vLLM does not say how the routers score, the table does
     vllm_on_cpu: bool = True  # False: vLLM has what it needs for GPUs alone
-    vllm_updates: bool = True  # False: vLLM leaves some weights as they are in an update, without saying so
-    torch_engine: bool = True  # False: the torch engine's attention lacks what it needs
+    torch_engine: bool = True  # False: the torch engine cannot compute its attention
 
 
 _BUILT_IN: Mapping[str, Family] = {
@@ -65,8 +64,6 @@ _BUILT_IN: Mapping[str, Family] = {
         ScoreFunction.SOFTMAX_TOPK,
         packing=Packing.OWN_MASK,
         vllm_names_scores=False,
-        vllm_updates=False,
-        torch_engine=False,  # attention sinks
     ),
     "llama4_text": Family(
         "feed_forward.router",
@@ -74,7 +71,7 @@ _BUILT_IN: Mapping[str, Family] = {
         sparse=True,
         packing=Packing.ONE_CHUNK,
         vllm_names_scores=False,
-        torch_engine=False,  # attention in chunks
+        torch_engine=False,  # its temperatures count one position for all rows
     ),
     # vLLM's routing on CPU knows sigmoid scores only where experts come from groups.
     "minimax_m2": Family("mlp.gate", ScoreFunction.SIGMOID, normalised=True, vllm_on_cpu=False),

@@ -233,11 +233,10 @@ def _engine(folder: Path) -> tuple[str, str]:
     if importlib.util.find_spec("vllm"):
         try:
             vllm.refuse(folder, config, chosen.vllm, (None, chosen.max_num_seqs), on_cpu=vllm.built_for_cpu())
-            vllm.refuse_training(config)
             return "vllm", "vllm is installed"
         except PreconditionError as error:
             why = str(error).partition(";")[0]
-    torch_engine.refuse(text_config(config), None)
+    torch_engine.refuse(text_config(config))
     return "torch", why
 
 

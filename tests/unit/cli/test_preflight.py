@@ -77,8 +77,6 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
             "curriculum.evaluation.problems is 1000000: held-out count is 1000000; there are 1353 such problems",
         ),
         ({"quantization_config": {"quant_method": "fp8"}}, [], "has a quantization_config (quant_method 'fp8')"),
-        ({"sliding_window": 16}, [], "so set it to at most the model's sliding_window of 16"),
-        ({"sliding_window": 16}, ["generation.max_model_len=32"], "generation.max_model_len is 32"),
         ({"model_type": "qwen3_5_moe"}, ["learner.algorithm=gmpo"], "cannot be trained: its linear-attention layers"),
     ],
 )

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from routershift.routing.families import why_refused
 from services.cli.recipe import Recipe
 from services.generation.engines.torch import limits as torch
-from services.generation.engines.vllm import limits as vllm
 from shared.models.folder import read_json
 from shared.recipes import load
 from tests.support.explained import unexplained
@@ -32,15 +32,14 @@ def test_every_setting_is_explained_where_it_stands(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(DEPLOY)))
-def test_its_engine_takes_new_weights_of_its_model(recipe: Path) -> None:
+def test_its_model_is_one_that_its_engine_samples_and_a_run_trains(recipe: Path) -> None:
     """A dry run of a model that is not here cannot see it."""
     tables = load(Recipe, recipe, {})
     named = tomllib.loads(recipe.read_text())["run"]["model"]
     kind = MODEL_TYPES.get(named) or read_json(recipe.parent / named / "config.json")["model_type"]
     if tables.generation.engine == "torch":
-        torch.refuse({"model_type": kind}, tables.generation.max_model_len)
-    else:
-        vllm.refuse_training({"model_type": kind})
+        torch.refuse({"model_type": kind})
+    assert not why_refused(kind)
 
 
 def test_what_counts_as_an_explanation() -> None:

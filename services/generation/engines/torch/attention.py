@@ -1,6 +1,10 @@
-"""Attention of one new token over the cache: no copy for each query of a shared head, no reading of what is masked."""
+"""Attention of new tokens over the cache, and the masks for it.
 
-from collections.abc import Iterator, Sequence
+Masks follow what transformers asks of them, so that layers may have windows of their own. Of one new token, no key is
+copied for each query of a shared head, and what is masked is hardly read.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -8,13 +12,15 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function
 
 NAME = "routershift_grouped"
 
 _BLOCK_ROWS = 4
 _CALL_POSITIONS = 1024  # of the cache, which take as long to read as a call of the attention function takes
+_SCORES = 1 << 26  # kept at once where scores are written out, 256 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,27 @@ def attending(blocks: Sequence[Block]) -> Iterator[None]:
         _blocks.reset(token)
 
 
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    mask_function: Callable[..., torch.Tensor] = causal_mask_function,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> torch.Tensor:
+    """transformers' mask [N, 1, new, positions] bool, of rows that may be at different positions.
+
+    Args:
+        q_offset: the position of the first new token: of all rows, or [N] of each.
+        mask_function: which positions a position attends to, by (row, head, position, position attended to).
+    """
+    rows = torch.arange(batch_size, device=device)[:, None, None, None]
+    first = torch.as_tensor(q_offset, device=device).reshape(-1, 1, 1, 1)
+    at, keys = first + torch.arange(q_length, device=device)[:, None], torch.arange(kv_length, device=device)
+    return mask_function(rows, torch.zeros_like(rows), at, keys).expand(batch_size, 1, q_length, kv_length)
+
+
 def _grouped(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -63,24 +90,26 @@ def _grouped(
     scaling: float | None = None,
     indices: torch.Tensor | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """transformers' SDPA attention of query [N, heads, new, D] over key and value [N, shared heads, positions, D].
-
-    With one new token, the queries that share a head are as well that head's queries at several positions, all with
-    the same mask. transformers repeats keys and values for each of them, as a mask keeps it from SDPA's own sharing.
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention of query [N, heads, new, D] over key and value [N, shared heads, positions, D].
 
     Args:
+        attention_mask: [N, 1, new, positions] of `_mask`, which has the windows of layers as well.
         indices: [N, new, K] the positions that an indexer has picked for each token, in families with sparse attention.
 
     Returns:
         [N, new, heads, D] and None, as transformers' attention functions do.
+
+    Raises:
+        ValueError: the model asks for no mask, so that nothing says where its rows are.
     """
-    rows, _, new, _ = query.shape
-    if indices is not None and attention_mask is not None:
-        picked = attention_mask.new_zeros(rows, new, key.shape[2], dtype=torch.bool)
-        attention_mask = _only(attention_mask, picked.scatter(-1, indices.long(), True)[:, None])
+    if attention_mask is None:
+        raise ValueError("its attention has no mask of transformers' interface")
+    if indices is not None:
+        picked = torch.zeros(len(query), query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        attention_mask = attention_mask & picked.scatter(-1, indices.long(), True)[:, None]
     blocks = _blocks.get()
-    if not blocks or attention_mask is None:
+    if not blocks:
         return _attend(module, query, key, value, attention_mask, scaling, **kwargs), None
     parts = [
         _attend(
@@ -102,28 +131,58 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    mask: torch.Tensor,
     scaling: float | None,
+    s_aux: torch.Tensor | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """[N, new, heads, D], of tensors as `_grouped` has them."""
+    """[N, new, heads, D], of tensors as `_grouped` has them.
+
+    With one new token, the queries that share a head are as well that head's queries at several positions, all with
+    the same mask. transformers repeats keys and values for each of them, as a mask keeps it from SDPA's own sharing.
+
+    Args:
+        s_aux: [heads], attention sinks: the score of one more position, whose value is 0.
+        softcap: scores s become softcap * tanh(s / softcap).
+    """
     rows, heads, new, width = query.shape
     shared = key.shape[1]
+    if s_aux is not None or softcap is not None:
+        step = max(1, _SCORES // (rows * heads * key.shape[2]))
+        parts = zip(query.split(step, dim=2), mask.split(step, dim=2), strict=True)
+        return torch.cat([_by_scores(q, key, value, seen, scaling, s_aux, softcap) for q, seen in parts], dim=1)
     if new > 1 or shared == heads:
-        output: torch.Tensor = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )[0]
+        output: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]
         return output
     grouped = query.reshape(rows, shared, heads // shared, width)
-    attended = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    attended = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return attended.reshape(rows, 1, heads, value.shape[-1])
 
 
-def _only(mask: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
-    """A mask, of booleans or to be added, without what is not picked."""
-    if mask.dtype == torch.bool:
-        return mask & picked
-    return mask.masked_fill(~picked, torch.finfo(mask.dtype).min)
+def _by_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    s_aux: torch.Tensor | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """As `_attend`, with what SDPA lacks."""
+    rows, heads, new, width = query.shape
+    shared, positions = key.shape[1:3]
+    grouped = query.reshape(rows, shared, heads // shared * new, width)
+    scores = grouped @ key.transpose(-1, -2) * (width**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    scores = scores.view(rows, shared, -1, new, positions).masked_fill(~mask[:, :, None], -torch.inf)
+    if s_aux is not None:
+        sinks = s_aux.view(shared, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat((scores, sinks), dim=-1)
+    weights = scores.softmax(-1)[..., :positions].reshape(rows, shared, -1, positions)
+    return (weights @ value).view(rows, heads, new, value.shape[-1]).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, _grouped)
+AttentionMaskInterface.register(NAME, _mask)

@@ -91,12 +91,10 @@ class Batch:
         lengths = [len(s.prompt) + len(s.tokens) for s in self.running]
         at = torch.tensor(lengths, device=device) - 1
         tokens = torch.tensor([[s.tokens[-1]] for s in self.running], device=device)
-        positions = max(lengths)
-        self._cache.expect_tokens(torch.arange(count, device=device), at, positions)
-        # Keys beyond a sequence's own position belong to whoever had the slot before.
-        mask = torch.arange(positions, device=device) <= at[:, None]
+        # A mask hides the keys beyond a sequence's own position, which are of whoever had the slot before.
+        self._cache.expect_tokens(torch.arange(count, device=device), at, max(lengths))
         with attending(blocks_of(lengths)):
-            logits = self._forward(tokens, at[:, None], mask[:, None, None], torch.zeros_like(at))
+            logits = self._forward(tokens, at[:, None], torch.zeros_like(at))
         if self._sampler is None:
             self._sampler = Sampler([s.sampling for s in self.running], device)
         return self._draw(self.running, self._sampler, logits, torch.arange(count, device=device))
@@ -174,14 +172,11 @@ class Batch:
         rows = torch.tensor([row_of[context] for context in contexts], device=device)
         last = torch.tensor([len(context) - 1 for context in row_of], device=device)
         self._cache.expect_prompts(torch.tensor(slots, device=device), rows, width)
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         positions = torch.arange(width, device=device).expand(len(row_of), width)
-        logits = self._forward(padded, positions, causal[None, None], last)
+        logits = self._forward(padded, positions, last)
         return logits[rows], rows * width + last[rows]
 
-    def _forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, last: torch.Tensor
-    ) -> torch.Tensor:
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """Logits [rows, vocabulary] at token last[row] of tokens [rows, T]."""
         model, rows = self.policy.model, torch.arange(len(tokens), device=tokens.device)
         # Logits of a whole prompt would take T times the memory; transformers' logits_to_keep is the same for all rows.
@@ -190,7 +185,6 @@ class Batch:
             logits: torch.Tensor = model(
                 input_ids=tokens,
                 position_ids=positions,
-                attention_mask=mask,
                 past_key_values=self._cache,
                 use_cache=True,
             ).logits

@@ -17,8 +17,8 @@ from routershift.trajectory import RouterExport, RouterTrace
 class SlotCache:
     """Keys and values of all slots, per layer [slots, heads, positions, head_dim]; grows with the longest sequence.
 
-    Stands in for transformers' `Cache`: attention layers call `update` with the new keys and values. A decoding step
-    attends to a view of it: nothing is copied or gathered.
+    Stands in for transformers' `Cache`: masks are made by the positions that it names, and attention layers call
+    `update` with the new keys and values. A decoding step attends to a view of it: nothing is copied or gathered.
     """
 
     def __init__(self, slots: int) -> None:
@@ -35,6 +35,14 @@ class SlotCache:
     def expect_tokens(self, slots: torch.Tensor, at: torch.Tensor, positions: int) -> None:
         """The next pass decodes: the one token of slot slots[i] is at position at[i] < positions."""
         self._decoding, self._target, self._positions = True, (slots, at), positions
+
+    def get_query_offset(self, layer: int) -> int | torch.Tensor:
+        """The position of the first token of the pass: of all rows, or [rows] of each."""
+        return self._target[1] if self._decoding else 0
+
+    def get_mask_sizes(self, new: int, layer: int) -> tuple[int, int]:
+        """The positions that the pass attends to, and the first of them."""
+        return self._positions, 0
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args: Any, **kwargs: Any

@@ -30,7 +30,6 @@ from services.generation.engines.base import (
 from services.generation.engines.stopping import StopChecker
 from services.generation.engines.torch.batch import Batch, Sequence
 from services.generation.engines.torch.handover import Request, Update, deliver, fail, resolve
-from services.generation.engines.torch.limits import refuse
 from services.generation.engines.torch.model import Policy, load_folder, prepare
 from services.generation.engines.torch.probe import probe
 from shared.errors import PreconditionError, RouterShiftError, UnavailableError
@@ -101,7 +100,6 @@ class TorchEngine:
         config = policy.model.config
         stop_ids = end_ids(self._model)
         longest = self._options.max_model_len or config.max_position_embeddings
-        refuse({"sliding_window": getattr(config, "sliding_window", None)}, longest)
         self._info = EngineInfo(
             engine="torch",
             model=self._model.name,

@@ -24,10 +24,12 @@ from shared.models.loading import load_model, model_of
 from shared.models.tensors import model_tensors, require_float
 from shared.weights.broadcast import detached, receive
 
+OWN_ATTENTION = "eager"  # transformers' name for what a model's own code computes
+
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
-# SDPA, because the batch builds boolean masks; families that need more than it computes are refused by transformers.
-_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+# What every family has; `_policy` sets our own attention in its place.
+_OPTIONS: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": OWN_ATTENTION}
 # One small GEMM per expert. With 256 sequences on one core a step takes 11 ms, against 15 ms with transformers' loop
 # ("eager") and 158 ms with "batched_mm", which copies the weights of K experts for each token.
 _EXPERTS = "grouped_mm"
@@ -132,9 +134,14 @@ def _with_weights(like: Policy, tensors: dict[str, torch.Tensor]) -> Policy:
 
 
 def _policy(model: Any, device: str, export: RouterExport) -> Policy:
+    model_type, layout = model.config.model_type, layout_of(model)
+    if not model._can_set_attn_implementation():
+        raise PreconditionError(
+            f"model_type {model_type!r} does not run on the torch engine: its code in transformers takes no attention "
+            "but its own"
+        )
     model.to(device).eval()
     model.set_attn_implementation(attention.NAME)
-    model_type, layout = model.config.model_type, layout_of(model)
     family = family_of(model_type)
     if layout is not None and family is not None and not family.sparse:
         model.set_experts_implementation(_EXPERTS)

@@ -6,8 +6,9 @@ import torch
 from routershift.trajectory import Completion
 from services.generation.engines.base import EngineSampling
 from services.generation.engines.model_files import OVERFLOW
+from services.generation.engines.torch import attention
 from services.generation.engines.torch.batch import Batch, Sequence
-from services.generation.engines.torch.model import Policy
+from services.generation.engines.torch.model import OWN_ATTENTION, Policy
 from shared.errors import InvalidInputError, PreconditionError
 
 # Float32 in another order of summation, and one unit in the last place of a float16 score.
@@ -15,7 +16,7 @@ _TOLERANCE = 1e-2
 
 
 def probe(policy: Policy) -> None:
-    """Samples a little from two prompts, and holds log-probs and router rows against the model without a cache.
+    """Samples a little from two prompts, and holds log-probs and router rows against the model by itself.
 
     Raises:
         PreconditionError: they differ, or the model cannot run on this cache.
@@ -44,9 +45,13 @@ def probe(policy: Policy) -> None:
 
 
 def _deviation(policy: Policy, prompt: list[int], greedy: Completion) -> float:
-    """Largest error of a greedy sample's log-probs and router rows against one uncached forward pass."""
+    """Largest error of a greedy sample's log-probs and router rows against one pass of the model's own attention."""
     first, tokens = len(prompt), torch.tensor([*prompt, *greedy.token_ids.tolist()], device=policy.device)
-    logits = policy.model(input_ids=tokens[None, :-1], use_cache=False).logits[0, first - 1 :]
+    policy.model.set_attn_implementation(OWN_ATTENTION)
+    try:
+        logits = policy.model(input_ids=tokens[None, :-1], use_cache=False).logits[0, first - 1 :]
+    finally:
+        policy.model.set_attn_implementation(attention.NAME)
     expected = logits.float().log_softmax(-1).gather(-1, tokens[first:, None])[:, 0]
     errors = [np.abs(expected.cpu().numpy() - greedy.logprobs).max()]
     trace = greedy.router_trace

@@ -55,18 +55,6 @@ def refuse(
     _refuse_batches(settings, limits[0] or context_length(text), limits[1])
 
 
-def refuse_training(config: Mapping[str, Any]) -> None:
-    """Raises PreconditionError where vLLM serves the model, but cannot take the weights that training makes of it."""
-    kind = str(text_config(config).get("model_type"))
-    family = family_of(kind)
-    if family is not None and not family.vllm_updates:
-        instead = "set it to torch" if family.torch_engine else "no engine of ours can: choose another model"
-        raise PreconditionError(
-            f"generation.engine is 'vllm', which cannot take new weights for a {kind!r} while it serves: it would "
-            f"never sample from what is trained; {instead}"
-        )
-
-
 def attention_backend(backend: str, config: Mapping[str, Any], on_cpu: bool) -> str | None:
     """The kernels to ask vLLM for; None leaves it to vLLM, which chooses on CPU by the processor.
 

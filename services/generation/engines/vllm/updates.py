@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import psutil
 
-from routershift.routing.families import family_of
 from services.generation.engines.base import Arriving, Files, UpdatePolicy, Weights
 from services.generation.engines.model_files import OVERFLOW, check_specs, check_weights
 from services.generation.engines.vllm.stats import LoadStats
@@ -20,7 +19,6 @@ from shared.errors import (
     DeadlineError,
     InvalidInputError,
     NotFoundError,
-    PreconditionError,
     RouterShiftError,
     UnavailableError,
 )
@@ -99,15 +97,7 @@ class Updates:
         Raises:
             CorruptDataError: a file is cut off.
             InvalidInputError: names or shapes differ, or a file holds NaN or infinity.
-            PreconditionError: vLLM cannot update this family in place.
         """
-        model_type = self._child.llm.model_config.hf_text_config.model_type
-        family = family_of(model_type)
-        if family is not None and not family.vllm_updates:
-            raise PreconditionError(
-                f"model_type is {model_type!r}, which vLLM does not update in place; "
-                "restart the generation service with the new weights as its model"
-            )
         if isinstance(weights, Files):
             await asyncio.to_thread(check_weights, self._shapes, weights.paths)
         else:

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTJConfig,
+    GPTJForCausalLM,
+)
 
 from routershift.trajectory import Completion, RouterExport
 from services.generation.engines.base import EngineOptions, EngineSampling, Files
@@ -22,6 +30,7 @@ from services.generation.engines.torch.engine import TorchEngine
 from services.generation.engines.torch.model import load_folder
 from services.generation.engines.torch.sampling import Drawn, Sampler
 from shared.errors import PreconditionError, UnavailableError
+from tests.bench import parity
 from tests.support.models import EOS, MOE_KINDS, VOCABULARY, save_model
 from tests.support.rollouts import routing
 
@@ -45,8 +54,11 @@ def make(folder: Path, **options: Any) -> TorchEngine:
     return TorchEngine(folder, EngineOptions(**{"max_num_seqs": 4} | options))
 
 
-# Families with routers that the table knows, by what the refusal says.
-UNSUPPORTED = {"gpt_oss": "scaled_dot_product_attention", "llama4": "'llama4_text' does not run on the torch engine"}
+# Windows of all layers, and of all but the first. That of GPT-OSS is 8 tokens, in every other layer.
+WINDOWS: dict[str, dict[str, Any]] = {
+    "mixtral": {"sliding_window": 5},
+    "qwen2_moe": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3},
+}
 
 
 def busy(engine: TorchEngine) -> tuple[int, int]:
@@ -59,17 +71,21 @@ def sequence(prompt: list[int], max_tokens: int, seed: int = 0) -> Sequence:
 
 
 @pytest.mark.parametrize("in_blocks", [False, True])
-@pytest.mark.parametrize("kind", ["qwen3_dense", *(kind for kind in MOE_KINDS if kind not in UNSUPPORTED)])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("qwen3_dense", {}), *((kind, {}) for kind in MOE_KINDS if kind != "llama4"), *WINDOWS.items()],
+)
 @torch.inference_mode()
 def test_a_ragged_batch_whose_members_come_and_go_equals_one_forward_each(
-    tmp_path: Path, kind: str, in_blocks: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kind: str, changes: dict[str, Any], in_blocks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts of 1 to 70 tokens in 4 slots, prefilled in several passes, ending at different steps."""
     monkeypatch.setattr(torch_batch, "_PREFILL_TOKENS", 64)
+    monkeypatch.setattr(attention, "_SCORES", 1000)
     if in_blocks:
         monkeypatch.setattr(attention, "_BLOCK_ROWS", 3)
         monkeypatch.setattr(attention, "_CALL_POSITIONS", -1)
-    model = save_model(tmp_path, kind)
+    model = save_model(tmp_path, kind, **changes)
     policy = load_folder(model, "cpu", RouterExport.FULL)
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     rng = np.random.default_rng(0)
@@ -264,20 +280,43 @@ async def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path: Path) 
     await plain.close()
 
 
-@pytest.mark.parametrize("kind", UNSUPPORTED)
-async def test_a_family_whose_attention_needs_more_than_this_cache_is_refused(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(PreconditionError, match=UNSUPPORTED[kind]):
-        await make(save_model(tmp_path, kind)).start()
+async def test_a_family_whose_attention_needs_more_than_this_cache_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PreconditionError, match="'llama4_text' does not run on the torch engine"):
+        await make(save_model(tmp_path, "llama4")).start()
 
 
-async def test_a_sliding_window_below_the_model_length_is_refused(tmp_path: Path) -> None:
-    save_model(tmp_path, "mixtral", sliding_window=32)
-    with pytest.raises(PreconditionError, match="sliding_window of 32"):
+async def test_gpt_oss_follows_updates(tmp_path: Path) -> None:
+    first, other = (parity.Reference(tmp_path / name, "gpt_oss", seed) for seed, name in enumerate("AB"))
+    engine = make(first.folder, router_export=RouterExport.FULL)
+    await engine.start()
+    for version, model in enumerate((first, other, first)):
+        if version:
+            await engine.update_weights(version, Files(model.files))
+        for sample in await engine.generate(parity.PROMPT, parity.SAMPLING):
+            parity.check_exactness(model.compare(sample))
+    await engine.close()
+
+
+async def test_a_soft_cap_is_that_of_the_model(tmp_path: Path) -> None:
+    """The engine serves, so its probe has found no other log-probs than those of transformers' own attention."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, initializer_range=0.5, pad_token_id=0, attn_logit_softcapping=2.0,
+        query_pre_attn_scalar=9, sliding_window=2, eos_token_id=EOS,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    engine = make(tmp_path)
+    await engine.start()
+    await engine.close()
+
+
+async def test_a_model_that_takes_no_attention_but_its_own_is_refused(tmp_path: Path) -> None:
+    GPTJForCausalLM(
+        GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, eos_token_id=EOS)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(PreconditionError, match="'gptj' does not run on the torch engine: its code"):
         await make(tmp_path).start()
-    short = make(tmp_path, max_model_len=32)
-    await short.start()
-    assert short.info.max_model_len == 32
-    await short.close()
 
 
 async def test_a_model_without_an_end_is_refused(folder: Path, tmp_path: Path) -> None:

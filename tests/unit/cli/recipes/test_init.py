@@ -212,18 +212,13 @@ def test_a_model_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.
     assert "none; no such folder: expected a Hugging Face model folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"), [("nemotron_h", "cannot be trained: its Mamba layers"), ("gpt_oss", "choose another model")]
-)
-def test_a_model_that_no_run_can_train(
-    model: Path, kind: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_no_run_can_train(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(model, tmp_path / "model")
     config = tmp_path / "model/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": kind, "head_dim": 32}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "nemotron_h"}))
     file, made = lines(tmp_path / "rows.jsonl", sums(3)), tmp_path / "made.toml"
     assert main(["init", str(tmp_path / "model"), str(file), "--output", str(made)]) == 2
-    assert said in capsys.readouterr().err
+    assert "cannot be trained: its Mamba layers" in capsys.readouterr().err
     assert not made.exists()
 
 

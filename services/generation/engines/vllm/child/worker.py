@@ -16,17 +16,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
-from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
-from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
-from vllm.model_executor.model_loader.reload.layerwise import (
-    finalize_layerwise_reload,
-    get_layerwise_info,
-    initialize_layerwise_reload,
-)
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.platforms import current_platform
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -36,6 +27,7 @@ from routershift.routing.families import family_of
 from routershift.trajectory import RouterExport
 from services.generation.engines.vllm.child.arrival import Arrival
 from services.generation.engines.vllm.child.probe import is_finite
+from services.generation.engines.vllm.child.reload import reload
 from services.generation.engines.vllm.child.runners import RunnerAdapter, V1Adapter, V2Adapter
 from services.generation.engines.vllm.child.taps import BufferTaps, EagerTaps, RowPacker, Taps
 from shared.models.folder import weight_files
@@ -139,7 +131,7 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         """
         new = self._opened if self._arrival is None else self._arrival.tensors
         self._arrival, self._opened = None, []
-        self._load(self._tensors(new))
+        reload(self.model_runner.get_model(), self.model_config, self._tensors(new))
         finite = self.is_finite()
         if finite:
             self._serving = {name: t.cpu() for name, t in new.items()} if isinstance(new, dict) else new
@@ -151,7 +143,7 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
 
     def restore_policy(self) -> None:
         """Goes back to the weights before, which are loaded again. Raises RuntimeError where they are not finite."""
-        self._load(self._tensors(self._serving))
+        reload(self.model_runner.get_model(), self.model_config, self._tensors(self._serving))
         if not self.is_finite():
             raise RuntimeError("the weights before are no longer finite")
 
@@ -164,32 +156,6 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
             for name in tensors.keys():  # noqa: SIM118  # no mapping
                 if name not in self._ignored:
                     yield name, tensors.get_tensor(name)
-
-    def _load(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        model = self.model_runner.get_model()
-        for layer in model.modules():
-            if isinstance(layer, RoutedExperts):
-                # While it has a kernel, vLLM copies new expert weights into place without packing them for it.
-                layer.quant_method.moe_kernel = None
-        initialize_layerwise_reload(model)
-        model.load_weights(tensors)
-        stale = [name for name, layer in model.named_modules() if self._is_stale(layer)]
-        finalize_layerwise_reload(model, self.model_config)
-        if stale:
-            raise RuntimeError(f"these layers got no weights: {', '.join(stale)}")
-        for layer in model.modules():
-            if isinstance(layer, ParallelLMHead):
-                # A head tied to the embedding loads nothing itself, but samples from a packed copy of it.
-                layer.quant_method.process_weights_after_loading(layer)
-
-    def _is_stale(self, layer: torch.nn.Module) -> bool:
-        """Whether the update under way has passed by a layer that has weights of its own."""
-        if isinstance(layer, RotaryEmbeddingBase) or is_deferred_attention_layer(layer):
-            return False
-        if isinstance(layer, ParallelLMHead) and self.model_config.hf_text_config.tie_word_embeddings:
-            return False
-        info = get_layerwise_info(layer)
-        return bool(info.can_load() and info.load_numel <= 0 < info.load_numel_total)
 
 
 @contextmanager
