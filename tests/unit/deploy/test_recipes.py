@@ -18,6 +18,7 @@ MODEL_TYPES = {
     "allenai/OLMoE-1B-7B-0125-Instruct": "olmoe",
     "Qwen/Qwen3-30B-A3B": "qwen3_moe",
     "Qwen/Qwen3-4B": "qwen3",
+    "unsloth/gpt-oss-20b-BF16": "gpt_oss",
     "arithmetic/model": "mixtral",
     "/models/countdown": "qwen3_moe",
     "/models/olmoe-1b-7b": "olmoe",

@@ -20,9 +20,10 @@ def layout(layers: int, experts: int, top_k: int) -> RouterLayout:
     return RouterLayout(tuple(range(layers)), experts, top_k, ScoreFunction.SOFTMAX)
 
 
-OLMOE, QWEN3_30B, DEMO = layout(16, 64, 8), layout(48, 128, 8), layout(3, 16, 2)
+OLMOE, QWEN3_30B, GPT_OSS_20B, DEMO = layout(16, 64, 8), layout(48, 128, 8), layout(24, 32, 4), layout(3, 16, 2)
 RECIPES: dict[str, RouterLayout | None] = {
     "recipes/arithmetic.toml": layout(30, 4, 2),
+    "recipes/gpt-oss-20b-code.toml": GPT_OSS_20B,
     "recipes/gsm8k.toml": OLMOE,
     "recipes/olmoe-1b-7b-math.toml": OLMOE,
     "recipes/qwen3-30b-a3b-code.toml": QWEN3_30B,
