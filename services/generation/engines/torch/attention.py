@@ -150,7 +150,7 @@ def _attend(
     shared = key.shape[1]
     if s_aux is not None or softcap is not None:
         step = max(1, _SCORES // (rows * heads * key.shape[2]))
-        parts = zip(query.split(step, dim=2), mask.split(step, dim=2), strict=True)
+        parts = zip(torch.split(query, step, dim=2), torch.split(mask, step, dim=2), strict=True)
         return torch.cat([_by_scores(q, key, value, seen, scaling, s_aux, softcap) for q, seen in parts], dim=1)
     if new > 1 or shared == heads:
         output: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0]

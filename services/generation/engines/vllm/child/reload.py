@@ -26,7 +26,7 @@ _SINKS = "sinks"
 _ALL_EXPERTS = re.compile(r"(.*\.experts\.)((?:gate_up|down)_proj(?:_bias)?)")
 
 
-def reload(model: torch.nn.Module, model_config: Any, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+def reload(model: Any, model_config: Any, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
     """Replaces all weights; no step may run meanwhile.
 
     Args:
