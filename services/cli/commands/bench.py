@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import NotFoundError, PreconditionError
-from shared.process.exits import EXIT_OK
+from shared.process.exits import EXIT_FAILURE, EXIT_OK
 from shared.tracking import records
 
 REPOSITORY = Path(__file__).parents[3]
@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    bench(arguments.bench, arguments.options)
-    return EXIT_OK
+    """EXIT_FAILURE where the bench says that a part of it failed."""
+    return EXIT_FAILURE if bench(arguments.bench, arguments.options).get("failed") else EXIT_OK
 
 
-def bench(name: str | None, options: Sequence[str], repository: Path = REPOSITORY) -> None:
-    """Runs a bench and prints what it measured: a table, or with --json one object as the last line of stdout.
+def bench(name: str | None, options: Sequence[str], repository: Path = REPOSITORY) -> dict[str, Any]:
+    """Runs a bench, prints what it measured and gives it.
 
-    Without a name it prints what there is.
+    It prints a table, or with --json one object as the last line of stdout; without a name, what there is.
 
     Raises:
         PreconditionError: the benches are not here, as the package was installed without its repository.
@@ -47,7 +47,7 @@ def bench(name: str | None, options: Sequence[str], repository: Path = REPOSITOR
     if name is None:
         for bench_name, description in known.items():
             print(f"{bench_name:<16} {description}")
-        return
+        return {}
     name = name.replace("_", "-")
     if name not in known:
         raise NotFoundError(f"no bench is named {name!r}; there are: {', '.join(known)}")
@@ -69,6 +69,7 @@ def bench(name: str | None, options: Sequence[str], repository: Path = REPOSITOR
         width = max(len(key) for key, _ in rows)
         for key, value in rows:
             print(f"{key:<{width}}  {value}")
+    return result
 
 
 def benches(repository: Path) -> dict[str, str]:

@@ -14,11 +14,11 @@ from services.curriculum.tasks.countdown import Countdown
 from shared.files import sha256
 
 
-def make(repository: Path, out: Path, seed: int) -> dict[str, str]:
+def make(repository: Path, out: Path, seed: int, *options: str) -> dict[str, str]:
     """Runs the script for a moment; the SHA-256 of every file it wrote."""
     script = ["-m", "deploy.recipes.countdown.make_model"]
     short = ["--seed", str(seed), "--out", str(out), "--steps", "3", "--batch", "8"]
-    subprocess.run([sys.executable, *script, *short], check=True, capture_output=True, cwd=repository)
+    subprocess.run([sys.executable, *script, *short, *options], check=True, capture_output=True, cwd=repository)
     return {path.name: sha256(path) for path in out.iterdir()}
 
 
@@ -29,6 +29,14 @@ def test_the_same_seed_makes_the_same_bytes(repository: Path, tmp_path: Path) ->
     assert other.keys() == first.keys()
     assert other["model.safetensors"] != first["model.safetensors"]
     assert other["tokenizer.json"] == first["tokenizer.json"]
+
+
+def test_a_finer_shape_is_what_is_asked_for(repository: Path, tmp_path: Path) -> None:
+    shape = ("--layers", "4", "--experts", "16", "--experts-per-token", "4", "--expert-size", "32")
+    make(repository, tmp_path, 0, *shape)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert layout_of(model) == RouterLayout((0, 1, 2, 3), 16, 4, ScoreFunction.SOFTMAX)
+    assert model.config.moe_intermediate_size == 32
 
 
 @pytest.fixture(scope="module")

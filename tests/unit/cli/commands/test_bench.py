@@ -14,6 +14,8 @@ import torch
 from services.cli.commands.bench import REPOSITORY, bench, benches
 from services.cli.main import main
 from shared.errors import PreconditionError
+from shared.process.exits import EXIT_FAILURE
+from tests.bench import all as every
 from tests.bench.memory import peak_bytes
 from tests.bench.timing import Timings, cpu_seconds, interleaved
 
@@ -175,6 +177,7 @@ def test_without_a_name_the_benches_are_listed(capsys: pytest.CaptureFixture[str
         (["end-to-end", "--held-out", "513"], ["--held-out is 513", "512"]),
         (["end-to-end", "--rounds", "0"], ["--rounds is 0", "at least 1"]),
         (["end-to-end", "--engines", "torch,onnx"], ["--engines", "onnx", "vllm"]),
+        (["all", "--only", "wire,speed"], ["--only has speed", "learner"]),
         (["learner", "--shape", "tiny", "--experts", "8", "1"], ["--experts is 1", "at least 2"]),
     ],
 )
@@ -184,6 +187,23 @@ def test_unknown_names_are_refused_with_the_list(
     assert main(["bench", *arguments]) == 2
     message = capsys.readouterr().err
     assert all(name in message for name in named)
+
+
+def test_all_goes_on_where_one_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(vars(every)["_BRIEF"], "wire", ("--tokens", "many"))
+    assert main(["bench", "all", "--quick", "--json", "--only", "wire,traces"]) == EXIT_FAILURE
+    printed = capsys.readouterr()
+    found = json.loads(printed.out.splitlines()[-1])
+    assert found["failed"] == ["wire"]
+    assert found["benches"]["wire"]["error"] == "it ended with 2"
+    assert found["benches"]["traces"]["result"]["machine"] == found["machine"]
+    assert found["benches"]["traces"]["cpu_seconds"] > 0
+
+
+def test_all_ends_what_takes_too_long(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "all", "--json", "--only", "wire", "--timeout", "0.01"]) == EXIT_FAILURE
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["benches"]["wire"]["error"] == "not within 0.01 s"
 
 
 def test_an_installed_package_says_where_the_benches_are(tmp_path: Path) -> None:
