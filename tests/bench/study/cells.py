@@ -27,6 +27,7 @@ class Arm:
     placebo: Placebo | None = None
     variant: Variant | None = None
     sampler_bfloat16: bool = False  # else float32, as the learner is
+    replay_above: float | None = None  # of `replay_above`, where it is not None
 
 
 CORRECTIONS: Mapping[str, Arm] = {
@@ -38,6 +39,8 @@ CORRECTIONS: Mapping[str, Arm] = {
     "icepop": Arm(_MEASURED, {"correction": {"kind": "mask"}}),
     "r3": Arm(_MEASURED, {"routing_replay": "r3"}),
     "r3_shift": Arm(_SHIFTED, {"routing_replay": "r3"}),
+    "r3_threshold": Arm(_MEASURED, {"routing_replay": "r3"}, replay_above=0.5),
+    "expert_ratio": Arm(_MEASURED, {}, variant=Variant.EXPERT_RATIO),
     "frozen": Arm(_MEASURED, {"freeze_router": True}),
     "frozen_shift": Arm(_SHIFTED, {"freeze_router": True}),
     "product": Arm({**_SHIFTED, "layer_aggregation": "product"}, {}),
@@ -72,7 +75,10 @@ def parse_arm(name: str) -> tuple[str, str]:
             f"{name} is no arm: OBJECTIVE+CORRECTION, as in grpo+shift; of {', '.join(OBJECTIVES)} and "
             f"{', '.join(CORRECTIONS)}"
         )
-    if CORRECTIONS[correction].variant is Variant.GRADIENT and objective not in DIFFERENTIATE_RATIO:
+    if (
+        CORRECTIONS[correction].variant in (Variant.GRADIENT, Variant.EXPERT_RATIO)
+        and objective not in DIFFERENTIATE_RATIO
+    ):
         raise InvalidInputError(
             f"{name}: {objective} has no gradient through its ratio; use {correction} with one of "
             f"{', '.join(DIFFERENTIATE_RATIO)}"

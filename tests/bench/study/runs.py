@@ -26,6 +26,7 @@ from shared.models.tokenizer import backend, load_tokenizer
 from shared.settings import RolloutSettings, RunSettings
 from tests.bench.study.cells import Cell, arm_of
 from tests.bench.study.outcomes import Evaluation
+from tests.bench.study.replay import replay_above
 from tests.bench.study.sampling import Sampler
 from tests.bench.study.variants import VariedLoss
 from tests.bench.training.judging import Judge
@@ -89,6 +90,8 @@ class _Run:
         self._trainer = Trainer(settings, run, rollout, loss=varied or loss)
         if varied is not None:
             varied.watch(self._trainer._policy.model)
+        if arm.replay_above is not None:
+            replay_above(self._trainer._policy.model, arm.replay_above)
         self._sampler = Sampler(protocol.model, torch.bfloat16 if arm.sampler_bfloat16 else torch.float32)
         self._tokenizer: Tokenizer = backend(load_tokenizer(protocol.model))
         self._task = Countdown(seed)

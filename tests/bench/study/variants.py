@@ -1,6 +1,9 @@
-"""Other definitions of gamma, which the learner does not offer, for the question whether its own is the right one.
+"""Other weights of tokens by their routers, which the learner does not offer.
 
-Shapes: R response tokens of a micro-batch, L routed layers.
+Two are ablations of gamma, and ask whether its own definition is the right one.
+
+Shapes: B responses, T tokens of the longest, R response tokens of a micro-batch, L routed layers, K experts activated
+per token, E experts.
 """
 
 from dataclasses import replace
@@ -20,14 +23,15 @@ from services.learner.settings import LearnerSettings
 
 
 class Variant(StrEnum):
-    """How gamma~ differs from that of arXiv 2510.23027 v2, equations 5 to 9. Layers are aggregated by their mean."""
+    """What takes the place of gamma~ of arXiv 2510.23027 v2, equations 5 to 9, with the mean over layers."""
 
     GRADIENT = "gradient"  # no stop-gradient: gamma~ has the value of equation 9, and is differentiated like the ratio
     BY_LAYER = "by_layer"  # each layer's own gamma has the lower bound: no layer takes more than its share of the mean
+    EXPERT_RATIO = "expert_ratio"  # ratios of experts in place of those of tokens, see `expert_log_ratios`
 
 
 class VariedLoss(Loss):
-    """The loss of the settings, with another gamma~. It does nothing before `watch`."""
+    """The loss of the settings, with another weight of tokens. It does nothing before `watch`."""
 
     def __init__(self, settings: LearnerSettings, variant: Variant) -> None:
         super().__init__(settings)
@@ -55,6 +59,11 @@ class VariedLoss(Loss):
     def __call__(self, batch: Batch, forward: Forward, totals: Totals) -> LossParts:
         if batch.routes is None or forward.shift is None:
             raise ValueError("a micro-batch has no routes; the arm must enable router shift")
+        if self._variant is Variant.EXPERT_RATIO:
+            ratios = (forward.logprobs - batch.behaviour_logprobs)[batch.mask]
+            responses = batch.mask.nonzero()[:, 0]
+            grouped = batch.padded(expert_log_ratios(ratios, responses, batch.routes))
+            return super().__call__(batch, replace(forward, logprobs=batch.behaviour_logprobs + grouped), totals)
         shifts = self._shifts(batch.routes)
         if self._variant is Variant.BY_LAYER:
             log_gamma = clip_log_gamma(-shifts.detach(), self._gamma_min).mean(dim=1)
@@ -76,3 +85,32 @@ class VariedLoss(Loss):
             for layer, logits in enumerate(self._logits)
         ]
         return torch.stack(layers, dim=1).masked_fill(routes.missing[:, None], 0.0)
+
+
+def expert_log_ratios(log_ratios: Tensor, responses: Tensor, routes: Routes) -> Tensor:
+    """The ratios of the experts that a token used, in place of its own: their mean over experts and layers.
+
+    The ratio of an expert is the mean over the tokens of one response that the sampler routed to it, as GSPO's is over
+    the whole response (arXiv 2507.18071, equation 7); all in logarithms. This is our reading of the abstract of ERPO
+    (Expert Relative Policy Optimization, ACL 2026), which groups tokens by their routing assignments; its text was not
+    to be had, and its entropy reward is not here.
+
+    Args:
+        log_ratios: [R] float32; gradient flows through them.
+        responses: [R] int64, of which response a token is.
+
+    Returns:
+        [R] float32; a token whose route is missing keeps its own.
+    """
+    experts = int(routes.expert_ids.max()) + 1
+    groups = (responses[:, None, None] * experts + routes.expert_ids.long()).masked_fill(
+        routes.missing[:, None, None], (int(responses.max()) + 1) * experts
+    )
+    grouped = []
+    for layer in groups.unbind(dim=1):  # [R, K]
+        size = int(layer.max()) + 1
+        spread = log_ratios[:, None].expand(layer.shape).flatten()
+        sums = log_ratios.new_zeros(size).index_add(0, layer.flatten(), spread)
+        counts = torch.bincount(layer.flatten(), minlength=size)
+        grouped.append((sums / counts.clamp(min=1))[layer].mean(dim=1))
+    return torch.where(routes.missing, log_ratios, torch.stack(grouped, dim=1).mean(dim=1))

@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from routershift.routing.layout import ScoreFunction
+from routershift.routing.shift import Routes
 from services.cli.commands.bench import REPOSITORY, bench
 from services.learner.settings import LearnerSettings
 from shared.errors import CorruptDataError, InvalidInputError
 from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure, arm_of, parse_arm
 from tests.bench.study.outcomes import HEADLINE, compared, difference, outcomes
 from tests.bench.study.placebos import Placebo
+from tests.bench.study.replay import filtered
 from tests.bench.study.runs import Protocol, run
+from tests.bench.study.variants import expert_log_ratios
 from tests.support.browser import CHROMIUM, MISSING, browser
 
 MODEL = REPOSITORY / "deploy" / "recipes" / "countdown" / "model"
@@ -74,7 +79,7 @@ def test_every_arm_is_a_setting_that_the_learner_takes(objective: str, correctio
     LearnerSettings.model_validate(cell(f"{objective}+{correction}").learner)
 
 
-@pytest.mark.parametrize("correction", ["product@0.2", "after_clip", "bf16_baseline"])
+@pytest.mark.parametrize("correction", ["product@0.2", "after_clip", "bf16_baseline", "r3_threshold", "expert_ratio"])
 def test_ablations_are_trained_with(correction: str, shifted: dict[str, Any]) -> None:
     found = run(cell(f"grpo+{correction}"), 3, TINY)
     assert found["weights"] != shifted["weights"]
@@ -92,6 +97,40 @@ def test_without_a_bound_each_layers_own_gamma_is_gamma_and_its_gradient_matters
     )
     assert by_layer == pytest.approx(shift, rel=1e-2)
     assert gradient["grad_norm"] != pytest.approx(shift["grad_norm"], rel=1e-2)
+
+
+def test_the_ratio_of_an_expert_is_the_mean_of_its_tokens_in_a_response() -> None:
+    """Tokens 0 and 1 of response 0 share expert 5 in layer 0; token 2 is another response's; 3 has no route."""
+    ids = torch.tensor([[[5, 1], [0, 1]], [[5, 2], [2, 3]], [[5, 1], [0, 1]], [[5, 1], [0, 1]]], dtype=torch.uint8)
+    missing = torch.tensor([False, False, False, True])
+    routes = Routes(torch.arange(4), ids, torch.zeros(4, 2, 2), missing, torch.zeros(4, dtype=torch.bool))
+    ratios = torch.tensor([1.0, 3.0, 7.0, 9.0], requires_grad=True)
+    found = expert_log_ratios(ratios, torch.tensor([0, 0, 1, 1]), routes)
+    # Layer 0: expert 5 has (1 + 3) / 2, the other one is the token's own; layer 1: all are its own.
+    torch.testing.assert_close(found, torch.tensor([(1.5 + 1) / 2, (2.5 + 3) / 2, 7.0, 9.0]))
+    (gradient,) = torch.autograd.grad(found[0], ratios)
+    torch.testing.assert_close(gradient, torch.tensor([0.875, 0.125, 0.0, 0.0]))
+
+
+def test_a_replayed_expert_stays_where_the_live_score_is_near_its_own_choice() -> None:
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+
+    def kept(*replayed: int, ratio: float) -> list[int]:
+        (found,) = filtered(logits, torch.tensor([replayed]), ratio, ScoreFunction.SOFTMAX).tolist()
+        return list(found)
+
+    assert kept(2, 1, ratio=0.5) == [2, 1]  # 0.2 is above half of 0.3, the weaker one of its own two
+    assert kept(3, 1, ratio=0.5) == [1, 0]
+    assert kept(3, 2, ratio=0.5) == [2, 0]
+    assert kept(3, 2, ratio=0.9) == [0, 1]
+    assert kept(3, 2, ratio=1e-3) == [3, 2]
+
+
+def test_a_replay_without_a_threshold_is_that_of_r3(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(cell("grpo+r3"), 3, TINY)
+    monkeypatch.setitem(CORRECTIONS, "r3", replace(CORRECTIONS["r3"], replay_above=1e-30))
+    for batch, expected in zip(run(cell("grpo+r3"), 3, TINY)["batches"], plain["batches"], strict=True):
+        assert batch == pytest.approx(expected, rel=1e-2, abs=1e-4)
 
 
 def test_another_bound_is_another_cell_and_the_default_is_none() -> None:
