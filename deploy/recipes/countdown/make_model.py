@@ -4,8 +4,8 @@
 
 Its teacher is sloppy: one answer in three is a random expression over the numbers, which mostly misses the target.
 So the model is right about one time in four: often enough for reinforcement learning to find rewards, and with
-much to learn from them. The same seed gives the same bytes on the same machine. With `--experts`, `--experts-per-token`,
-`--layers` and `--expert-size` its routing is finer, as the stability study wants it.
+much to learn from them. The same seed gives the same bytes on the same machine. `--layers`,
+`--experts`, `--experts-per-token` and `--expert-size` make its routing finer, as the stability study wants it.
 """
 
 from itertools import count
