@@ -67,6 +67,7 @@ class Client(Redis):
 
     outage_seconds = 60.0
     heard = False  # from the server, ever
+    has_functions = True  # as far as is known; Redis 6.2 has none
     lost = 0  # commands whose answer did not come: what they did is known to the server alone
     _troubled: dict[_Trouble, float] | None = None  # since when; said once each
 
@@ -288,7 +289,11 @@ def _trouble(error: Exception) -> _Trouble | None:
 
 def _typed(error: Exception, command: str) -> Exception:
     """The error itself where the caller expects it, else one that a user can read."""
-    if isinstance(error, NoScriptError) or str(error).startswith(("BUSYGROUP", "NOGROUP")):
+    if isinstance(error, NoScriptError) or str(error).startswith(("BUSYGROUP", "NOGROUP", "Function not found")):
+        return error
+    if (command == "FUNCTION LOAD" and "already exists" in str(error)) or (
+        command.startswith("FCALL") and "unknown command" in str(error)
+    ):
         return error
     if "FENCED" in str(error):  # see fence.lua
         return PreconditionError(f"{str(error).partition('FENCED ')[2]}; this one ends")

@@ -1,17 +1,26 @@
-"""The Lua scripts beside this module: every state change of the data path is one of them."""
+"""Calls of the Lua scripts beside this module: every state change of the data path is one of them.
 
-import hashlib
-from collections.abc import Callable, Sequence
+They are Redis Functions. Redis 6.2 has none: there each process loads the scripts themselves.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
-from shared.streams.connection import together
+from shared.errors import PreconditionError
+from shared.streams.connection import Client, server_release, together
+from shared.streams.functions import digest, library, load, source
+
+log = logging.getLogger(__name__)
 
 _LOADS = 20  # of a script, in one call: a server that dies between load and call has forgotten it again
+_LOOK_SECONDS = 0.5  # between looks for functions that somebody else has to load
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +33,30 @@ class Fence:
 
 
 class Script:
-    """A script of a Redis server, loaded when it is first missed there."""
+    """A script of a Redis server, given to the server when it is first missed there."""
 
     def __init__(self, redis: Redis, name: str, fence: Callable[[], Fence] | None = None) -> None:
         """
         Args:
-            name: of its file, as in `settle`.
+            redis: a client of `connect`.
+            name: of the function, as in `settle`.
             fence: what this process holds, of a script that writes for a role: see fence.lua.
         """
+        if not isinstance(redis, Client):
+            raise TypeError(f"{type(redis).__name__} is no client of `connect`")
         self._redis = redis
+        self._name = name
         self._fence = fence
-        plain = source(name)
-        self._texts = {_sha(text): text for text in (plain, source("fence") + plain)}
-        self._plain, self._fenced = self._texts
+        self._calls = [library().call(name, fenced) for fenced in ((False, True) if fence else (False,))]
 
     async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """The answer of the script.
 
         Raises:
-            PreconditionError: another process holds the role for which this one writes; nothing was done.
+            PreconditionError: another process holds the role for which this one writes, so that nothing was done; or
+                the server does not have the functions, and this user may not load them.
         """
-        return await self._loaded(lambda: self._redis.execute_command(*self._command(keys, args)))  # type: ignore[no-untyped-call]  # it has no types
+        return await self._found(lambda: self._redis.execute_command(*self._command(keys, args)))
 
     async def after(
         self, command: Sequence[Any], keys: Sequence[str], args: Sequence[Any], wait_for_memory: bool = True
@@ -59,32 +71,63 @@ class Script:
             PreconditionError: as a plain call.
             OutOfMemoryError: Redis has no memory, and `wait_for_memory` is False.
         """
-        commands = (command, self._command(keys, args))
-        answers = await self._loaded(
-            lambda: together(self._redis, *commands, transaction=False, wait_for_memory=wait_for_memory)
-        )
-        return answers[-1]
+
+        async def both() -> Any:
+            commands = (command, self._command(keys, args))
+            return await together(self._redis, *commands, transaction=False, wait_for_memory=wait_for_memory)
+
+        return (await self._found(both))[-1]
 
     def _command(self, keys: Sequence[str], args: Sequence[Any]) -> tuple[Any, ...]:
         fence = self._fence() if self._fence else None
-        if fence is None or not fence.role:
-            return ("EVALSHA", self._plain, len(keys), *keys, *args)
-        return ("EVALSHA", self._fenced, len(keys) + 1, *keys, fence.key, *args, fence.role, fence.number)
+        fenced = fence is not None and fence.role != ""
+        call = self._calls[fenced] if self._redis.has_functions else ("EVALSHA", digest(self._name, fenced))
+        if fence is None or not fenced:
+            return (*call, len(keys), *keys, *args)
+        return (*call, len(keys) + 1, *keys, fence.key, *args, fence.role, fence.number)
 
-    async def _loaded(self, call: Any) -> Any:
-        for _ in range(_LOADS):
+    async def _found(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The answer, as soon as the server has the script."""
+        waiting_since: float | None = None
+        loads = 0
+        while True:
             try:
                 return await call()
-            except NoScriptError:
-                for text in self._texts.values():
-                    await self._redis.script_load(text)
-        return await call()
+            except ResponseError as error:
+                if loads == _LOADS:
+                    raise
+                if isinstance(error, NoScriptError):
+                    for fenced in (False, True):
+                        await self._redis.script_load(source(self._name, fenced))
+                    loads += 1
+                elif "unknown command" in str(error):
+                    await self._do_without()
+                elif "Function not found" not in str(error):
+                    raise
+                elif waiting_since is not None:
+                    await self._wait(waiting_since)
+                else:
+                    try:
+                        await load(self._redis)
+                        loads += 1
+                    except PreconditionError:
+                        log.warning("waiting for the functions %s, which this user may not load", library().name)
+                        waiting_since = time.monotonic()
 
+    async def _do_without(self) -> None:
+        if self._redis.has_functions:
+            self._redis.has_functions = False
+            log.warning(
+                "%s has no functions, and no selectors for its users, as Redis 7.0 and Valkey have: a user of a service "
+                "may load and run any script, also one that never ends, and write its keys by any command",
+                await server_release(self._redis),
+            )
 
-def _sha(text: str) -> str:
-    return hashlib.sha1(text.encode()).hexdigest()  # noqa: S324  # as Redis names it
-
-
-def source(name: str) -> str:
-    """The text of a script. Args: name: of its file, as in `settle`."""
-    return resources.files("shared.streams").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    async def _wait(self, since: float) -> None:
+        """Waits for somebody who may load the functions, as for a server that is away."""
+        if time.monotonic() > since + self._redis.outage_seconds:
+            raise PreconditionError(
+                f"this Redis does not have the functions {library().name} of this RouterShift, and its user may not "
+                "load them: run `routershift functions` as its user functions"
+            )
+        await asyncio.sleep(_LOOK_SECONDS)

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # Longer than any command is sent again (redis.outage_seconds).
 _REMEMBERED_SECONDS = 300
+# What a settlement may take more than its entry twice over, where Redis has no memory.
+_SLACK_BYTES = 4096
 # A producer that waits says so before each pause. So many pauses later it is taken for gone.
 _WAITING_PAUSES = 4
 _REMIND_SECONDS = 60.0
@@ -61,6 +63,7 @@ class Settling:
         self._settings = settings
         self._name = name
         self._settle = Script(redis, "settle", fence)
+        self._settle_shrinking = Script(redis, "settle_shrinking", fence)
         self._has_room = Script(redis, "room")
         self._payloads = Payloads(redis, keys, settings)
         self._bulk = bulk
@@ -212,8 +215,11 @@ class Settling:
         wait: bool,
     ) -> str:
         k = self._keys
+        # Redis without memory refuses what may grow. What makes room, or about as much as it takes, must not be refused:
+        # a full Redis must not stop those who empty it.
+        shrinks = placed.size <= 2 * entry.size + _SLACK_BYTES
         answer = await self._payloads.run(
-            self._settle,
+            self._settle_shrinking if shrinks else self._settle,
             keys=[
                 k(self._stream), k(destination or self._stream), k.tickets, k.in_flight, k.ledger, k.bytes, k.ended,
                 k.settlement(self._stream, entry.id),
@@ -226,7 +232,7 @@ class Settling:
                 destination or "", 0 if destination == "dead" else self._settings.max_bytes,
                 STAGES[Stream(destination)] if destination and not end else "", *placed.arguments,
                 end.field if end else "", "" if end is None or end.step is None else end.step, entry.traceparent,
-                entry.reference, reference,
+                entry.reference, reference, int(shrinks),
             ],
             placed=placed,
             wait=wait,

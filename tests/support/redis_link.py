@@ -6,6 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from shared.settings import StreamSettings
+from shared.streams.connection import Client
+from shared.streams.functions import FLAGS, source
+from shared.streams.run import Run
+
 
 class Link:
     """Passes bytes on, both ways."""
@@ -55,3 +60,13 @@ async def link(url: str, folder: Path) -> AsyncIterator[tuple[str, Link]]:
         yield f"unix://{path}?db=0", between
     finally:
         server.close()
+
+
+async def provide(client: Client) -> bytes:
+    """Gives the server all scripts, so that none is missed; which command calls them, as a link sees it."""
+    await Run(client, "provided", StreamSettings()).ledger()
+    if client.has_functions:
+        return b"FCALL"
+    for name in FLAGS:
+        await client.script_load(source(name, fenced=False))
+    return b"EVALSHA"

@@ -2,15 +2,17 @@
 -- `entry_blob` is the blob of the entry, `blob` that of the message; both are unused keys where there is none. They are
 -- the same where the payload goes on with more behind it: then the blob moves, and somebody else may have moved it before.
 -- `destination_name` is '' for none. `payload` is what of the message does not lie in the blob `blob_id`. `size` is that
--- of the whole message. `byte_limit` is 0 for none. `traceparent` is '' where the group's trace is not recorded. `entry_reference` and `reference` are the keys of
--- the payload store that entry and message refer to; '' for none. `field` of the ledger is '' where the group goes on; `step` is '' for none.
+-- of the whole message. `byte_limit` is 0 for none. `traceparent` is '' where the group's trace is not recorded.
+-- `entry_reference` and `reference` are the keys of the payload store that entry and message refer to; '' for none.
+-- `field` of the ledger is '' where the group goes on; `step` is '' for none. `shrinks` is 1 where a Redis without memory
+-- must not refuse it.
 -- Returns 'ok', 'gone' (somebody else settled it, or its group has ended), 'full' or 'expired' (the blob has to be
 -- written again). Nothing is done where it returns 'full' or 'expired'.
 local source, destination, tickets, in_flight, ledger, bytes, ended, settlement, entry_blob, blob,
   payloads = unpack(KEYS)
 local reader, entry, entry_size, source_name, group, trajectories, token, remembered_seconds,
   destination_name, byte_limit, stage, payload, size, blob_id, chunks, field, step,
-  traceparent, entry_reference, reference = unpack(ARGV)
+  traceparent, entry_reference, reference, shrinks = unpack(ARGV)
 local call = redis.call
 local beside = {}
 if traceparent ~= '' then beside = {'t', traceparent} end
@@ -60,9 +62,9 @@ if destination_name ~= '' then
     if found ~= tonumber(chunks) then return 'expired' end
   end
 end
--- Redis refuses a script for want of memory only at its first write, and only if that may grow. What makes room, or
--- about as much as it takes, begins with a command that shrinks: a full Redis must not stop those who empty it.
-if tonumber(size) <= 2 * entry_size + 4096 then acknowledge() end
+-- Without functions Redis refuses a script for want of memory at its first write, and only if that may grow. So one
+-- that shrinks what is held begins with a command that does.
+if shrinks == '1' then acknowledge() end
 call('SET', settlement, token, 'EX', remembered_seconds)
 remove(moves)
 if destination_name ~= '' then

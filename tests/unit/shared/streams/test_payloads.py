@@ -16,7 +16,7 @@ from shared.streams.connection import Client, connect, server_release
 from shared.streams.consumer import Consumer, End, Entry
 from shared.streams.keys import READERS, Stream
 from shared.streams.run import Run
-from tests.support.redis_link import Link, link
+from tests.support.redis_link import Link, link, provide
 from tests.support.runs import prompt, scored
 
 LARGE = 100_000
@@ -113,12 +113,13 @@ async def test_a_large_payload_whose_answer_was_lost_stays_for_ever_and_once(
     for i in range(2):
         assert await far.admit(i, prompt(i), 10) == "ok"
     first, second = await reader.read(2)
-    assert await reader.hand_over(first, Stream.ROLLOUTS, scored(0))  # so that it is not the answer NOSCRIPT
-    between.lose_answer_to(b"EVALSHA")
+    assert await reader.hand_over(first, Stream.ROLLOUTS, scored(0))
+    call = await provide(client)
+    between.lose_answer_to(call)
     assert await reader.hand_over(second, Stream.ROLLOUTS, scored(1, LARGE))
     asked = prompt(2)
     asked.text = "x" * LARGE
-    between.lose_answer_to(b"EVALSHA")
+    between.lose_answer_to(call)
     assert await far.admit(2, asked, 10) == "done"
     assert between.lost == 2
     assert len(await redis.keys(run.keys.blob("*"))) == len(await blobs(redis, run)) == 2
@@ -127,11 +128,11 @@ async def test_a_large_payload_whose_answer_was_lost_stays_for_ever_and_once(
     assert (await audit(redis, run, None)).problems == {}
 
 
-async def test_a_large_payload_for_a_server_that_has_forgotten_its_scripts(redis: Redis, run: Run) -> None:
+async def test_a_large_payload_for_a_server_that_has_forgotten_its_scripts(redis: Client, run: Run) -> None:
     await run.admit(0, prompt(0), 10)
     reader = run.consumer(Stream.PROMPTS)
     (entry,) = await reader.read(1)
-    await redis.script_flush()
+    await (redis.function_flush() if redis.has_functions else redis.script_flush())
     assert await reader.hand_over(entry, Stream.ROLLOUTS, scored(0, LARGE))
     assert (await audit(redis, run, None)).problems == {}
 
