@@ -7,7 +7,8 @@ set -eu
 folder=${1:-$(dirname "$0")/secrets}
 mkdir -p "$folder"
 chmod 0700 "$folder"
-for name in redis_curriculum redis_generation redis_environments redis_reward redis_learner redis_operator grafana_password; do
+for name in redis_functions redis_curriculum redis_generation redis_environments redis_reward redis_learner redis_operator \
+    grafana_password; do
     if [ ! -s "$folder/$name" ]; then
         head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$folder/$name"
         chmod 0644 "$folder/$name"

@@ -14,7 +14,7 @@ secret() { # NAME KEY < value
 }
 
 umask 077
-for user in generation environments reward learner curriculum operator; do
+for user in functions generation environments reward learner curriculum operator; do
   head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$folder/redis-$user"
   secret "$release-redis-$user" password < "$folder/redis-$user"
 done

@@ -29,7 +29,8 @@ def files() -> dict[str, list[Resource]]:
         if resource["kind"] == "ConfigMap":
             continue
         del resource["metadata"]["namespace"]
-        for container in resource["spec"].get("template", {}).get("spec", {}).get("containers", []):
+        pod = resource["spec"].get("template", {}).get("spec", {})
+        for container in (*pod.get("initContainers", []), *pod.get("containers", [])):
             container["image"] = re.sub(r"^routershift/([a-z]+)[^/]*$", r"routershift/\1", container["image"])
         name = resource["metadata"]["name"]
         found[f"{name if name in SERVICES else 'volumes'}.yaml"].append(resource)

@@ -37,6 +37,11 @@ class Release:
         return self.version >= line[0] if line else self.version > fixed[-1]
 
     @property
+    def has_functions(self) -> bool:
+        """Whether it has functions, and users with selectors."""
+        return self.name == "Valkey" or self.version >= (7, 0, 0)
+
+    @property
     def warning(self) -> str | None:
         """What is missing and which releases have it, in one sentence; None where nothing is."""
         if self.is_fixed:

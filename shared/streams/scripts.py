@@ -118,7 +118,7 @@ class Script:
         if self._redis.has_functions:
             self._redis.has_functions = False
             log.warning(
-                "%s has no functions, and no selectors for its users, as Redis 7.0 and Valkey have: a user of a service "
+                "%s has no functions, and no selectors for its users, as Redis 7 and Valkey have: a user of a service "
                 "may load and run any script, also one that never ends, and write its keys by any command",
                 await server_release(self._redis),
             )

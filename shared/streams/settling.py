@@ -215,7 +215,7 @@ class Settling:
         wait: bool,
     ) -> str:
         k = self._keys
-        # Redis without memory refuses what may grow. What makes room, or about as much as it takes, must not be refused:
+        # Redis without memory refuses what may grow. What makes room, or about as much as it takes, it must not refuse:
         # a full Redis must not stop those who empty it.
         shrinks = placed.size <= 2 * entry.size + _SLACK_BYTES
         answer = await self._payloads.run(

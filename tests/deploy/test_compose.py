@@ -19,7 +19,8 @@ from tests.support.dockerfile import stages
 COMPOSE = ROOT / "docker-compose.yml"
 PROXY = ROOT / "deploy/compose/haproxy.cfg"
 K8S_REDIS = ROOT / "deploy/k8s/base/redis.yaml"
-OURS = {"reward", "environments", "learner", "generation", "learner-gpu", "generation-gpu", "curriculum"}
+SERVING = {"reward", "environments", "learner", "generation", "learner-gpu", "generation-gpu", "curriculum"}
+OURS = SERVING | {"functions"}
 
 
 def services() -> dict[str, dict[str, Any]]:
@@ -112,9 +113,16 @@ def test_settings_exist_and_each_service_has_its_own_password(name: str) -> None
     assert sum(key.startswith(ENV_PREFIX) for key in environment) >= 5
 
 
+def test_whoever_calls_functions_begins_when_they_are_there() -> None:
+    """Users of services may not load them. Generation begins after the learner."""
+    for name in SERVING - {"generation", "generation-gpu"}:
+        assert services()[name]["depends_on"]["functions"] == {"condition": "service_completed_successfully"}, name
+    assert services()["functions"]["command"] == ["functions"]
+
+
 def test_a_drain_ends_before_it_is_killed() -> None:
     recipe = load(Recipe, ROOT / "deploy/recipes/countdown.toml", {})
-    for name in OURS:
+    for name in SERVING:
         grace = float(services()[name]["stop_grace_period"].removesuffix("s"))
         assert grace > recipe.server(name.removesuffix("-gpu")).drain_seconds
 

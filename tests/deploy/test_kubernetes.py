@@ -61,7 +61,7 @@ def test_pods_meet_the_restricted_standard_and_get_no_token(stack: Stack) -> Non
     of_the_cluster = ("Namespace", "PriorityClass")
     everywhere = {each["metadata"].get("namespace") for each in stack.resources if each["kind"] not in of_the_cluster}
     assert everywhere == {"routershift"}
-    for pods in stack.pods():
+    for pods in stack.containers():
         spec, pod, container = pods.spec, pods.spec["securityContext"], pods.container["securityContext"]
         assert spec["automountServiceAccountToken"] is False, pods.owner
         assert spec["enableServiceLinks"] is False, pods.owner  # else a Service would look like a setting of ours
@@ -77,7 +77,7 @@ def test_pods_meet_the_restricted_standard_and_get_no_token(stack: Stack) -> Non
 
 
 def test_pods_ask_for_what_they_need_and_not_for_more_than_their_limit(stack: Stack) -> None:
-    for pods in stack.pods():
+    for pods in stack.containers():
         requests, limits = (pods.container["resources"][side] for side in ("requests", "limits"))
         assert requests.keys() >= {"cpu", "memory"}, pods.owner
         for name, amount in requests.items():
@@ -160,7 +160,7 @@ def test_images_are_those_of_the_dockerfile(stack: Stack) -> None:
     dockerfile = (K8S.parent / "docker" / "Dockerfile").read_text()
     parents = {target: parent for parent, target in re.findall(r"^FROM (\S+) AS (\S+)$", dockerfile, re.M | re.I)}
     version = tomllib.loads((K8S.parents[1] / "pyproject.toml").read_text())["project"]["version"]
-    for pods in stack.pods():
+    for pods in stack.containers():
         image, tag = pods.container["image"].rsplit(":", 1)
         if pods.name == "redis":
             assert image == "redis"
@@ -192,7 +192,7 @@ def test_registry_digests_and_secret_are_named_in_one_place(folder: str, tmp_pat
     own = tmp_path / "own"
     own.mkdir()
     (own / "kustomization.yaml").write_text(yaml.safe_dump(choice))
-    found = list(Stack(render(own)).pods())
+    found = list(Stack(render(own)).containers())
     images = {pods.container["image"] for pods in found}
     ours = re.compile(r"registry\.example/routershift/[a-z-]+@sha256:0{64}")
     assert all(ours.fullmatch(image) or image.startswith("redis:") for image in images), images

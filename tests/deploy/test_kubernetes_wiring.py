@@ -11,6 +11,7 @@ from redis import Redis, RedisError
 
 from services.cli.local.redis import find_server
 from services.cli.recipe import Recipe
+from shared.recipes import redis_of
 from shared.streams.keys import STAGES
 from tests.support.kubernetes import (
     K8S,
@@ -90,8 +91,10 @@ def test_what_pods_refer_to_is_there_or_in_the_readme(stack: Stack) -> None:
             elif "secret" in volume:
                 name = volume["secret"]["secretName"]
                 assert name in issued or f"`{name}`" in readme, (pods.owner, name)
-        mounted = {each["mount"]["name"] for each in pods.mounts.values()}
+        before = pods.first.mounts.values() if pods.first else ()
+        mounted = {each["mount"]["name"] for each in (*pods.mounts.values(), *before)}
         assert mounted >= {volume["name"] for volume in pods.spec["volumes"]}, pods.owner
+    for pods in stack.containers():
         # Whole folders: a file that is mounted by its subPath is never renewed.
         assert not any("subPath" in each["mount"] for each in pods.mounts.values()), pods.owner
         for value in pods.environment.values():
@@ -121,6 +124,25 @@ def test_only_the_learner_and_the_curriculum_write_the_run(stack: Stack, setting
     modes = ["ReadWriteMany" if on_gpus else "ReadWriteOnce"]  # the overlay for CPUs is for one node
     claims = stack.of_kind("PersistentVolumeClaim").items()
     assert {name: claim["spec"]["accessModes"] for name, claim in claims} == {"runs": modes, "models": modes}
+
+
+def test_the_functions_of_redis_are_brought_before_a_run_by_their_own_user_alone(stack: Stack) -> None:
+    curriculum = stack.services_pods()["curriculum"]
+    first = curriculum.first
+    assert first is not None
+    assert first.container["args"] == ["functions"]
+    assert first.container["image"] == curriculum.container["image"]
+    settings = redis_of(first.environment)
+    assert settings.username == "functions"
+    tls = settings.url.get_secret_value().startswith("rediss")
+    assert tls == (settings.certificate is not None) == bool(stack.of_kind("Certificate"))
+    holders = {
+        pods.owner
+        for pods in stack.containers()
+        for each in pods.mounts.values()
+        if each.get("secret", {}).get("secretName") == "redis-functions"
+    }
+    assert holders == {first.owner}
 
 
 def test_with_tls_every_server_asks_for_certificates(stack: Stack, settings: dict[str, Recipe]) -> None:

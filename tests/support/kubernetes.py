@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -79,6 +79,13 @@ class Pods:
         return dict(only)
 
     @property
+    def first(self) -> "Pods | None":
+        """What runs before, as if it were alone; None where nothing does."""
+        if not (before := self.spec.get("initContainers")):
+            return None
+        return replace(self, owner=f"{self.owner}/init", spec={**self.spec, "containers": before})
+
+    @property
     def environment(self) -> dict[str, str]:
         """The environment at its start; only its own address is known here."""
         return {
@@ -123,6 +130,11 @@ class Stack:
                 yield _pods(owner, spec.get("replicas"), spec["template"])
             elif each["kind"] == "Pod":
                 yield _pods(owner, 1, each)
+
+    def containers(self) -> Iterator[Pods]:
+        """The pods, and what runs in some of them before, each with one container."""
+        for pods in self.pods():
+            yield from (each for each in (pods.first, pods) if each)
 
     def services_pods(self) -> dict[str, Pods]:
         """The pods that serve, of each of our services: of a learner over several nodes only those of rank 0."""

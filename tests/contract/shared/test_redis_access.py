@@ -13,12 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from routershift.v1 import trajectory_pb2 as pb
+from services.cli.commands.functions import functions
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.audit import audit
@@ -75,7 +77,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     authority.sign("client")
     certificate, key = authority.sign("server")
     (folder / "passwords").mkdir()
-    for user in USERS:
+    for user in (*USERS, "functions"):
         (folder / "passwords" / user).write_text(f"{user * 8}\n")
     redis = repository / "deploy/redis"
     with (redis / "users.acl").open() as template, (folder / "users.acl").open("w") as users:
@@ -89,7 +91,9 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         configuration = configuration.replace(f"/etc/redis-tls/{name}", str(file))
     (folder / "redis.conf").write_text(f"{configuration}\nbind 127.0.0.1\naclfile {folder}/users.acl\nsave ''\n")
     process = subprocess.Popen([binary, str(folder / "redis.conf"), "--dir", str(folder)], stdout=subprocess.DEVNULL)
-    yield Server(port, authority, folder / "passwords")
+    server = Server(port, authority, folder / "passwords")
+    assert asyncio.run(functions(server.settings("functions")))
+    yield server
     process.terminate()
     process.wait(10)
 
@@ -251,9 +255,6 @@ FORBIDDEN: dict[str, Attempt] = {
     "reward reads prompts": lambda by: by["reward"].run.consumer(Stream.PROMPTS).read(1),
     "curriculum reads rollouts as reward": lambda by: by["curriculum"].run.consumer(Stream.ROLLOUTS).read(1),
     "curriculum writes a reward": lambda by: by["curriculum"].redis.xadd("{no}:scored", {"p": b""}),
-    "curriculum writes a reward in a script": lambda by: by["curriculum"].redis.register_script(
-        "redis.call('XADD', KEYS[1], '*', 'p', '')"
-    )(keys=["{no}:scored"]),
     "curriculum announces weights": lambda by: by["curriculum"].run.announce(pb.WeightsManifest(version=9)),
     "curriculum takes a group away": lambda by: by["curriculum"].redis.xgroup_destroy("{no}:prompts", "generation"),
     "learner writes rollouts": lambda by: by["learner"].redis.xadd("{no}:rollouts", {"p": b""}),
@@ -270,6 +271,11 @@ async def test_what_is_another_users_is_refused(server: Server, what: str) -> No
         with pytest.raises(PreconditionError, match=r"(?i)permission|can't run|can't access|cannot access"):
             await FORBIDDEN[what](by)
 
+
+# A library that carries out any command; whoever calls it may do no more than before.
+OBEDIENT = (
+    "#!lua name=obedient\nredis.register_function('obey', function(_, command) return redis.call(unpack(command)) end)"
+)
 
 # What each user may write to, and by which of WRITES; reading groups apart, whose commands another user cannot give.
 WRITES = {
@@ -373,20 +379,78 @@ MAY: dict[str, dict[str, set[str]]] = {
 
 @pytest.mark.parametrize("user", MAY)
 async def test_each_key_is_written_by_its_own_commands_alone(server: Server, user: str) -> None:
-    """Key by key, as a service that was taken over would try: plainly, and from a script of its own."""
+    """Key by key, as a service that was taken over would try: plainly, and from a function that does as it is told."""
     found: dict[str, set[str]] = {}
     async with users(server, "keys") as by:
         redis = by[user].redis
+        await by["operator"].redis.function_load(OBEDIENT, replace=True)
         for key in KEYS:
             for command, arguments in WRITES.items():
                 words = (*command.split(), f"{{keys}}:{key}", *arguments)
                 if await _is_allowed(redis, *words):
                     found.setdefault(key, set()).add(command)
                 else:
-                    script = f"return redis.call({', '.join(repr(str(word)) for word in words)})"
-                    loaded = await redis.script_load(script)
-                    assert not await _is_allowed(redis, "evalsha", loaded, 0), (user, command, key)
+                    assert not await _is_allowed(redis, "fcall", "obey", 0, *words), (user, command, key)
+        await by["operator"].redis.function_delete("obedient")
     assert found == MAY[user]
+
+
+# All commands of the category @scripting that a service must not have.
+SCRIPTING: dict[str, tuple[object, ...]] = {
+    "eval": ("while true do end", 0),
+    "eval_ro": ("while true do end", 0),
+    "evalsha": ("0" * 40, 0),
+    "evalsha_ro": ("0" * 40, 0),
+    "script|load": ("while true do end",),
+    "script|exists": ("0" * 40,),
+    "script|flush": (),
+    "script|kill": (),
+    "script|debug": ("no",),
+    "script|help": (),
+    "function|load": ("#!lua name=x\nredis.register_function('x', function() while true do end end)",),
+    "function|delete": ("x",),
+    "function|restore": ("x",),
+    "function|dump": (),
+    "function|flush": (),
+    "function|kill": (),
+    "function|list": (),
+    "function|stats": (),
+    "function|help": (),
+}
+
+
+@pytest.mark.parametrize("user", [*MAY, "functions"])
+async def test_a_service_brings_no_script_so_none_that_never_ends(server: Server, user: str) -> None:
+    async with users(server, "scripts") as by:
+        listed: Any = await by["operator"].redis.execute_command("COMMAND LIST", "FILTERBY", "ACLCAT", "scripting")
+        known = {name.decode() for name in listed} - {"script", "function"}
+        assert known == SCRIPTING.keys() | {"fcall", "fcall_ro"}
+        redis = await connect(server.settings(user))
+        found = {
+            name for name, arguments in SCRIPTING.items() if await _is_allowed(redis, *name.split("|"), *arguments)
+        }
+        assert found == ({"function|load"} if user == "functions" else set())
+        assert await _is_allowed(redis, "fcall", "no_function", 0) == (user != "functions")
+        await redis.aclose()
+        if user == "functions":
+            await by["operator"].redis.function_delete("x")
+
+
+async def test_functions_that_a_service_may_not_load_are_waited_for(server: Server) -> None:
+    async with users(server, "waiting") as by:
+        await by["operator"].redis.function_flush()
+        redis = await connect(server.settings("generation", outage_seconds=0.1))
+        calling = Run(redis, "waiting", SETTINGS)
+        with pytest.raises(PreconditionError, match="run `routershift functions` as its user functions"):
+            await calling.return_tickets(["nobody/0"])
+        redis.outage_seconds = 60.0
+        waiting = asyncio.create_task(calling.return_tickets(["nobody/0"]))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        assert await functions(server.settings("functions"))
+        assert not await functions(server.settings("functions")), "they are there"
+        await asyncio.wait_for(waiting, 10)
+        await redis.aclose()
 
 
 async def _is_allowed(redis: Redis, *words: object) -> bool:

@@ -35,9 +35,6 @@
 {{- $_ := set $set (printf "ROUTERSHIFT_%s__HEALTH_PORT" $table) "8080" -}}
 {{- range $which, $file := dict "AUTHORITY" "ca.crt" "CERTIFICATE" "tls.crt" "KEY" "tls.key" -}}
 {{- $_ := set $set (printf "ROUTERSHIFT_ACCESS__%s" $which) (printf "/etc/routershift-tls/%s" $file) -}}
-{{- if $.Values.redis.enabled -}}
-{{- $_ := set $set (printf "ROUTERSHIFT_REDIS__%s" $which) (printf "/etc/routershift-tls/%s" $file) -}}
-{{- end -}}
 {{- end -}}
 {{- $_ := set $set "ROUTERSHIFT_ACCESS__MUTUAL" "true" -}}
 {{- if ne $service "curriculum" -}}
@@ -47,25 +44,42 @@
 {{- $_ := set $set "ROUTERSHIFT_ACCESS__TOKEN" "/etc/routershift-token/token" -}}
 {{- end -}}
 {{- end -}}
-{{- if $.Values.redis.authority.secret -}}
-{{- $_ := set $set "ROUTERSHIFT_REDIS__AUTHORITY" (printf "/etc/routershift-redis-authority/%s" $.Values.redis.authority.key) -}}
+{{- range $name, $value := include "routershift.redis-files" $ | fromYaml -}}
+{{- $_ := set $set (printf "ROUTERSHIFT_REDIS__%s" $name) $value -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $value := merge (dict) $own.env $set }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
 {{- end }}
 {{- if $serves }}
-- name: REDIS_URL
-  {{- if $.Values.redis.enabled }}
-  value: {{ ternary "rediss" "redis" $.Values.tls.enabled }}://{{ $.Release.Name }}-redis:6379/0
-  {{- else }}
-  valueFrom:
-    secretKeyRef: {name: {{ $.Values.redis.url.secret }}, key: {{ $.Values.redis.url.key }}}
-  {{- end }}
+{{ include "routershift.redis-url" $ }}
 {{- if and (eq $service "learner") (eq $.Values.weightsTransfer "broadcast") }}
 - name: ROUTERSHIFT_LEARNER__TRANSFER__HOST
   valueFrom:
     fieldRef: {fieldPath: status.podIP}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where the run's streams are. */}}
+{{- define "routershift.redis-url" -}}
+- name: REDIS_URL
+  {{- if .Values.redis.enabled }}
+  value: {{ ternary "rediss" "redis" .Values.tls.enabled }}://{{ .Release.Name }}-redis:6379/0
+  {{- else }}
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.redis.url.secret }}, key: {{ .Values.redis.url.key }}}
+  {{- end }}
+{{- end }}
+
+{{/* Files for TLS to Redis, by their settings. */}}
+{{- define "routershift.redis-files" -}}
+{{- if and .Values.tls.enabled .Values.redis.enabled }}
+AUTHORITY: /etc/routershift-tls/ca.crt
+CERTIFICATE: /etc/routershift-tls/tls.crt
+KEY: /etc/routershift-tls/tls.key
+{{- end }}
+{{- if .Values.redis.authority.secret }}
+AUTHORITY: /etc/routershift-redis-authority/{{ .Values.redis.authority.key }}
 {{- end }}
 {{- end }}

@@ -1,0 +1,46 @@
+"""Give a Redis the functions that services call: needed where their users may not."""
+
+import argparse
+import asyncio
+import os
+
+from shared.errors import PreconditionError
+from shared.process.exits import EXIT_OK
+from shared.recipes import redis_of
+from shared.settings import RedisSettings
+from shared.streams.connection import connect, server_release
+from shared.streams.functions import library, load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--print", action="store_true", help="only print them, as `redis-cli -x FUNCTION LOAD` takes them"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.print:
+        print(library().text, end="")
+        return EXIT_OK
+    loaded = asyncio.run(functions(redis_of(os.environ)))
+    print(f"{library().name}: {'loaded' if loaded else 'was there'}")
+    return EXIT_OK
+
+
+async def functions(settings: RedisSettings) -> bool:
+    """Loads the library of this version, beside those of others; False where it was there.
+
+    Raises:
+        UnavailableError: no Redis answers.
+        PreconditionError: it is older than 7.0 and has no functions, or its user may not load any.
+    """
+    redis = await connect(settings)
+    try:
+        release = await server_release(redis)
+        if not release.has_functions:
+            raise PreconditionError(
+                f"{release} has no functions: services load scripts themselves; take Redis 7 or Valkey"
+            )
+        return await load(redis)
+    finally:
+        await redis.aclose()
