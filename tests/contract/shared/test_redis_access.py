@@ -422,7 +422,7 @@ SCRIPTING: dict[str, tuple[object, ...]] = {
 @pytest.mark.parametrize("user", [*MAY, "functions"])
 async def test_a_service_brings_no_script_so_none_that_never_ends(server: Server, user: str) -> None:
     async with users(server, "scripts") as by:
-        listed: Any = await by["operator"].redis.execute_command("COMMAND LIST", "FILTERBY", "ACLCAT", "scripting")
+        listed: Any = await by["operator"].redis.command_list(category="scripting")
         known = {name.decode() for name in listed} - {"script", "function"}
         assert known == SCRIPTING.keys() | {"fcall", "fcall_ro"}
         redis = await connect(server.settings(user))
