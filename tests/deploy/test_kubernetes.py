@@ -87,7 +87,7 @@ def test_pods_ask_for_what_they_need_and_not_for_more_than_their_limit(stack: St
             assert [toleration["key"] for toleration in pods.spec["tolerations"]] == [GPU], pods.owner
         in_memory = [
             quantity(volume["emptyDir"]["sizeLimit"])
-            for volume in pods.spec["volumes"]
+            for volume in pods.mounts.values()
             if volume.get("emptyDir", {}).get("medium") == "Memory"
         ]
         assert sum(in_memory) < quantity(limits["memory"]), pods.owner  # they count
