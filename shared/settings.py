@@ -136,6 +136,12 @@ class RunSettings(Table):
     weights_transfer: Literal["files", "broadcast"] = Field(
         "files", description="how new weights reach generation: from a folder that both see, or over the network too"
     )
+    weights_full_every: int = Field(
+        0,
+        ge=0,
+        description="versions from one that replicas read whole to the next; beside those between, what changed since "
+        "the version before is published, and replicas that have that one read this alone; 0: all are read whole",
+    )
     stop: StopSettings = StopSettings()
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
     trackers: Texts = Field(
@@ -155,6 +161,15 @@ class RunSettings(Table):
             raise ValueError(
                 f"stop.accuracy is {self.stop.accuracy:g}, and evaluate_every is 0: no version is evaluated before the "
                 "end; set evaluate_every to the versions between evaluations"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _changes_are_files(self) -> Self:
+        if self.weights_full_every and self.weights_transfer != "files":
+            raise ValueError(
+                f"weights_full_every is {self.weights_full_every}, and weights_transfer is {self.weights_transfer!r}: "
+                "changes are read from files, not sent; set weights_transfer files, or weights_full_every 0"
             )
         return self
 

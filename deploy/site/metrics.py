@@ -75,6 +75,9 @@ VALUES = {
     },
     "environments_own_ends_total": {"end": "rewarded, closed (by the agent), timed_out, given_up (with the service)"},
     "environments_records_removed_total": {"reason": "age, number, bytes (to make room)"},
+    "generation_weights_deltas_refused_total": {
+        "reason": "base (another version is here), notfound, corruptdata (it, or what was made with it)"
+    },
     "reward_scores_total": {"outcome": "scored, failed, timed_out, refused"},
     "reward_trajectories_dropped_total": {"reason": "verifier_failed, verifier_timed_out, verifier_refused"},
     "reward_samples_total": {"outcome": "kept, refused (by the disk), no_room (`reward.unscored.max_bytes`)"},

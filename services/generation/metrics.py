@@ -48,6 +48,16 @@ PAUSE_SECONDS = Histogram(
 UPDATES_REFUSED = Counter("routershift_generation_weights_refused_total", "Published weights not taken", ["reason"])
 for _reason in ("notfound", "corruptdata", "invalidinput", "precondition"):
     UPDATES_REFUSED.labels(_reason)  # from 0 on: Prometheus sees no increase from nothing to 1
+WEIGHTS_BYTES = Counter(
+    "routershift_generation_weights_bytes_total", "Bytes of new weights that were read or received", ["kind"]
+)
+for _kind in ("full", "delta", "broadcast"):
+    WEIGHTS_BYTES.labels(_kind)
+DELTAS_REFUSED = Counter(
+    "routershift_generation_weights_deltas_refused_total", "Versions read whole though a delta was there", ["reason"]
+)
+for _reason in ("base", "notfound", "corruptdata"):
+    DELTAS_REFUSED.labels(_reason)
 ROUTER_BYTES = Counter("routershift_generation_router_bytes_total", "Bytes of router traces exported")
 
 

@@ -17,6 +17,7 @@ from services.generation.settings import Settings
 from services.generation.watch import EngineWatch
 from services.generation.weights import presence
 from services.generation.weights.loader import WeightsLoader
+from services.generation.weights.source import check_memory
 from services.generation.worker import GenerationWorker
 from shared.process.service import Service, background
 from shared.rpc.server import Server
@@ -48,6 +49,8 @@ class GenerationService(Service):
 
     async def start(self, run: Run) -> None:
         engine, settings = self._engine, self._settings
+        if settings.run.weights_full_every:
+            check_memory(settings.run.model_folder())
         await engine.start()
         chosen = settings.generation
         longest = partial(

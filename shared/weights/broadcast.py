@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,11 +168,11 @@ def receive(rendezvous: Rendezvous, rank: int, specs: Sequence[TensorSpec], devi
             device = torch.device("cpu")
         group = _join(store, rank, rendezvous, device)
         for bucket in _buckets(specs, int(bucket_bytes)):
-            packed = torch.empty(sum(map(_nbytes, bucket)), dtype=torch.uint8, device=device)
+            packed = torch.empty(sum(spec.nbytes for spec in bucket), dtype=torch.uint8, device=device)
             _broadcast(group, packed, rendezvous)
             arrived, begin = packed.cpu(), 0
             for spec in bucket:
-                part = arrived[begin : begin + _nbytes(spec)]
+                part = arrived[begin : begin + spec.nbytes]
                 # A copy is aligned for its dtype, and lets the bucket go.
                 tensors[spec.name] = part.clone().view(DTYPES[spec.dtype]).view(spec.shape)
                 begin += part.numel()
@@ -241,20 +240,16 @@ def _part(group: Any, rendezvous: Rendezvous) -> None:
     group.barrier(options).wait(options.timeout)
 
 
-def _nbytes(spec: TensorSpec) -> int:
-    return prod(spec.shape) * DTYPES[spec.dtype].itemsize
-
-
 def _buckets(specs: Sequence[TensorSpec], most_bytes: int) -> Iterator[list[TensorSpec]]:
     """Neighbours that together take so many bytes at most, or one that alone takes more."""
     bucket: list[TensorSpec] = []
     taken = 0
     for spec in specs:
-        if bucket and taken + _nbytes(spec) > most_bytes:
+        if bucket and taken + spec.nbytes > most_bytes:
             yield bucket
             bucket, taken = [], 0
         bucket.append(spec)
-        taken += _nbytes(spec)
+        taken += spec.nbytes
     if bucket:
         yield bucket
 

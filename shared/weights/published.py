@@ -2,12 +2,13 @@
 
 A version is one folder of safetensors files under the weights root, with `manifest.json` beside them. It appears
 by an atomic rename, so a reader sees all of it or nothing. With LoRA, a folder `adapter` in it holds the adapters
-alone, with a manifest of its own; generation reads the merged weights.
+alone, with a manifest of its own; generation reads the merged weights. A folder `delta` holds what changed since the
+version before, for replicas that have that one; the files of the version are there all the same.
 """
 
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from google.protobuf import json_format
@@ -16,6 +17,7 @@ from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError, NotFoundError
 from shared.files import sha256, sync
 from shared.streams.progress import Progress
+from shared.weights import delta
 
 MANIFEST = "manifest.json"
 ADAPTER = "adapter"
@@ -50,12 +52,20 @@ def protected_versions(progress: Progress, version: int, evaluate_every: int, ke
 
 
 def publish(
-    root: Path, version: int, write: Callable[[Path], None], keep: int, protected: Collection[int] = ()
+    root: Path,
+    version: int,
+    write: Callable[[Path], None],
+    keep: int,
+    protected: Collection[int] = (),
+    base: int | None = None,
 ) -> pb.WeightsManifest:
     """Calls `write(folder)` on an empty folder, then makes its safetensors files version `version`.
 
     Of the versions up to this one, the `keep` newest and the `protected` ones stay on disk. Publishing a version again
     replaces it.
+
+    Args:
+        base: version from which what changed is published as well, where it is here and that takes less than half.
 
     Raises:
         OSError, SafetensorError: the disk is full, read-only or gone; the versions before are as they were.
@@ -70,7 +80,8 @@ def publish(
         write(beside)
         if (adapter := beside / ADAPTER).is_dir():
             _describe(adapter, ADAPTER, version)
-        manifest = _describe(beside, name, version)
+        changes = None if base is None else _changes(root / folder_name(base), beside, base)
+        manifest = _describe(beside, name, version, changes)
         if final.exists():
             final.rename(root / f".{name}.before")
         beside.rename(final)
@@ -110,18 +121,41 @@ def versions(root: Path) -> list[int]:
     return sorted(int(path.name[1:]) for path in root.glob("v*") if path.name[1:].isdecimal())
 
 
-def _describe(folder: Path, name: str, version: int) -> pb.WeightsManifest:
+def _changes(base: Path, folder: Path, version: int) -> pb.WeightsDelta | None:
+    """Writes what changed from the files of a version to those of this folder; None where they are not worth it."""
+    files, changes = _weights(folder), folder / delta.FOLDER
+    if [path.name for path in _weights(base)] != [path.name for path in files]:
+        return None
+    changes.mkdir()
+    if not all(delta.write(base / path.name, path, changes / path.name) for path in files):
+        shutil.rmtree(changes)
+        return None
+    return pb.WeightsDelta(base=version, files=_durable(changes))
+
+
+def _describe(folder: Path, name: str, version: int, changes: pb.WeightsDelta | None = None) -> pb.WeightsManifest:
     """Adds the manifest and makes everything durable."""
-    manifest = pb.WeightsManifest(version=version, folder=name)
+    manifest = pb.WeightsManifest(version=version, folder=name, files=_durable(folder), delta=changes)
     manifest.created_at.GetCurrentTime()
-    for path in sorted(folder.glob("*.safetensors")):
-        manifest.files.add(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path))
-        path.chmod(_READABLE)
-        sync(path)
     (folder / MANIFEST).write_text(json_format.MessageToJson(manifest))
     sync(folder / MANIFEST)
     sync(folder)
     return manifest
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _durable(folder: Path) -> list[pb.WeightsFile]:
+    """The safetensors files of a folder, which are durable on return."""
+    files = []
+    for path in _weights(folder):
+        files.append(pb.WeightsFile(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path)))
+        path.chmod(_READABLE)
+        sync(path)
+    sync(folder)
+    return files
 
 
 def verify(root: Path, manifest: pb.WeightsManifest) -> list[Path]:
@@ -131,22 +165,41 @@ def verify(root: Path, manifest: pb.WeightsManifest) -> list[Path]:
         NotFoundError: the folder or a file is not there.
         CorruptDataError: a name that would leave the root, a wrong size or a wrong SHA-256.
     """
+    if not manifest.files:
+        raise CorruptDataError(f"manifest.files of version {manifest.version} is empty; expected safetensors files")
+    return _verified(folder_of(root, manifest), manifest.files, manifest.version)
+
+
+def verify_delta(root: Path, manifest: pb.WeightsManifest) -> list[Path]:
+    """The files of what changed since `manifest.delta.base`, checked as those of `verify`; its errors are those."""
+    return _verified(folder_of(root, manifest) / delta.FOLDER, manifest.delta.files, manifest.version)
+
+
+def folder_of(root: Path, manifest: pb.WeightsManifest) -> Path:
+    """The folder of a version. Raises CorruptDataError for a name that would leave the root."""
     if not _PLAIN_NAME.fullmatch(manifest.folder):
         raise CorruptDataError(
             f"manifest.folder is {manifest.folder!r}; expected a plain folder name below the weights root"
         )
-    if not manifest.files:
-        raise CorruptDataError(f"manifest.files of version {manifest.version} is empty; expected safetensors files")
+    return root / manifest.folder
+
+
+def _verified(folder: Path, files: Iterable[pb.WeightsFile], version: int) -> list[Path]:
     paths = []
-    for file in manifest.files:
+    for file in files:
         if not _PLAIN_NAME.fullmatch(file.name) or not file.name.endswith(".safetensors"):
             raise CorruptDataError(f"manifest.files.name is {file.name!r}; expected a plain *.safetensors file name")
-        path = root / manifest.folder / file.name
+        path = folder / file.name
         if not path.is_file():
-            raise NotFoundError(f"weights file {path} of version {manifest.version} is missing")
-        if (size := path.stat().st_size) != file.size_bytes:
-            raise CorruptDataError(f"{path} has {size} bytes; the manifest says {file.size_bytes}")
-        if (digest := sha256(path)) != file.sha256:
-            raise CorruptDataError(f"{path} has SHA-256 {digest}; the manifest says {file.sha256}")
+            raise NotFoundError(f"weights file {path} of version {version} is missing")
+        check(path, path, file)
         paths.append(path)
     return paths
+
+
+def check(path: Path, name: Path, file: pb.WeightsFile) -> None:
+    """Raises CorruptDataError where a file is not what the manifest says. Args: name: that it has in the message."""
+    if (size := path.stat().st_size) != file.size_bytes:
+        raise CorruptDataError(f"{name} has {size} bytes; the manifest says {file.size_bytes}")
+    if (digest := sha256(path)) != file.sha256:
+        raise CorruptDataError(f"{name} has SHA-256 {digest}; the manifest says {file.sha256}")

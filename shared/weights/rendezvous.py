@@ -1,7 +1,9 @@
 """Where and when a version of the weights is broadcast: the types of `shared.weights.broadcast`, without torch."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from routershift.v1 import trajectory_pb2 as pb
 
@@ -13,6 +15,12 @@ class TensorSpec:
     name: str
     dtype: str  # by the names of the safetensors format; `shared.weights.broadcast.DTYPES` has those that travel
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor. The names of dtypes have their bits in them: BF16, F8_E4M3."""
+        bits = re.search(r"\d+", self.dtype)
+        return prod(self.shape) * int(bits[0] if bits else 0) // 8
 
 
 @dataclass(frozen=True, slots=True)

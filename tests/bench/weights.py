@@ -21,7 +21,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +38,7 @@ from services.generation.settings import GenerationSettings, Settings
 from services.generation.weights.loader import WeightsLoader
 from shared.settings import RunSettings
 from shared.weights import published, rendezvous
-from shared.weights.broadcast import DTYPES, Sender, detached, specs_of
+from shared.weights.broadcast import Sender, detached, specs_of
 from tests.bench.shapes import SHAPES, Shape, write_model
 from tests.bench.timing import Spread, Timings, interleaved
 
@@ -164,8 +163,7 @@ class _Replica:
         sender = await detached(lambda: Sender("127.0.0.1", workers, 60.0, torch.device("cpu")))
         manifest.broadcast.CopyFrom(rendezvous.encode(sender.rendezvous, {_NAME: 1}, specs))
         await asyncio.gather(detached(lambda: sender.send(files)), self._loader.load(manifest))
-        each = sum(prod(spec.shape) * DTYPES[spec.dtype].itemsize for spec in specs)
-        self.costs.moved.append(each * workers)
+        self.costs.moved.append(workers * sum(spec.nbytes for spec in specs))
 
 
 def _measure(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str, Any]:

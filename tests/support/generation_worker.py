@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from prometheus_client import REGISTRY
+from safetensors.torch import load_file, save_file
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
@@ -70,6 +72,21 @@ def manifest(root: Path, version: int, model: Path) -> pb.WeightsManifest:
     """Publishes a model's weights as a version."""
     data = (model / "model.safetensors").read_bytes()
     return publish(root, version, lambda folder: void((folder / "model.safetensors").write_bytes(data)), keep=9)
+
+
+def publish_mixture(
+    root: Path, version: int, model: Path, other: Path, share: float, base: int | None
+) -> pb.WeightsManifest:
+    """Publishes a model's weights with a share of their entries from another; a larger share has those of a smaller."""
+    tensors, others = (load_file(folder / "model.safetensors") for folder in (model, other))
+    random = torch.Generator().manual_seed(0)
+    for name, tensor in tensors.items():
+        torch.where(torch.rand(tensor.shape, generator=random) < share, others[name], tensor, out=tensor)
+
+    def write(folder: Path) -> None:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return publish(root, version, write, keep=9, base=base)
 
 
 def void(_: object) -> None: ...

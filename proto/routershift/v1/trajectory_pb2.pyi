@@ -1034,6 +1034,36 @@ class WeightsBroadcast(_message.Message):
 Global___WeightsBroadcast: _TypeAlias = WeightsBroadcast  # noqa: Y015
 
 @_typing.final
+class WeightsDelta(_message.Message):
+    """What changed from one version of the weights to a later one. Its files make those of the later version, byte for byte,
+    of those of the earlier.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    base: _builtins.int
+    """The earlier version."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightsFile]:
+        """One for each file of the version, of the same name, in a folder `delta` beside them."""
+
+    def __init__(
+        self,
+        *,
+        base: _builtins.int = ...,
+        files: _abc.Iterable[Global___WeightsFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeightsDelta: _TypeAlias = WeightsDelta  # noqa: Y015
+
+@_typing.final
 class WeightsManifest(_message.Message):
     """A published version of the policy: an entry of the weights stream, and manifest.json beside the files."""
 
@@ -1044,6 +1074,7 @@ class WeightsManifest(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     BROADCAST_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     folder: _builtins.str
     """Folder of the files, relative to the weights root that learner and generation share."""
@@ -1055,6 +1086,10 @@ class WeightsManifest(_message.Message):
     def broadcast(self) -> Global___WeightsBroadcast:
         """Absent where generation reads the files."""
 
+    @_builtins.property
+    def delta(self) -> Global___WeightsDelta:
+        """Absent where all files have to be read."""
+
     def __init__(
         self,
         *,
@@ -1063,10 +1098,11 @@ class WeightsManifest(_message.Message):
         files: _abc.Iterable[Global___WeightsFile] | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         broadcast: Global___WeightsBroadcast | None = ...,
+        delta: Global___WeightsDelta | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["broadcast", b"broadcast", "created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["broadcast", b"broadcast", "created_at", b"created_at", "delta", b"delta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broadcast", b"broadcast", "created_at", b"created_at", "files", b"files", "folder", b"folder", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broadcast", b"broadcast", "created_at", b"created_at", "delta", b"delta", "files", b"files", "folder", b"folder", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

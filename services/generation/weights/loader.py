@@ -12,6 +12,7 @@ from pathlib import Path
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
 from services.generation.engines.base import Arriving, Engine, Files
+from services.generation.weights.source import WeightsSource
 from shared.errors import (
     CorruptDataError,
     InvalidInputError,
@@ -20,7 +21,7 @@ from shared.errors import (
     RouterShiftError,
     UnavailableError,
 )
-from shared.weights import published, rendezvous
+from shared.weights import rendezvous
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class WeightsLoader:
             announced: gives the versions that the learner has announced; None where there is no learner to ask about.
         """
         self._engine = engine
-        self._root = root
+        self._source = WeightsSource(root)
         self._replica = replica
         self._announced = announced
         self._tried: pb.WeightsManifest | None = None
@@ -126,15 +127,24 @@ class WeightsLoader:
             place, specs = rendezvous.decode(manifest.broadcast)
             arriving = Arriving(place, manifest.broadcast.first_ranks[self._replica], specs)
             try:
-                return await engine.update_weights(version, arriving)
+                pause = await engine.update_weights(version, arriving)
+                self._source.serve(None)
+                metrics.WEIGHTS_BYTES.labels("broadcast").inc(engine.info.workers * sum(spec.nbytes for spec in specs))
+                return pause
             except UnavailableError as error:
                 if not await engine.healthy():
                     raise
                 log.warning("version %d did not come over the network; looking for its files: %s", version, error)
         try:
-            return await engine.update_weights(
-                version, Files(await asyncio.to_thread(published.verify, self._root, manifest))
-            )
+            files = await asyncio.to_thread(self._source.open, manifest)
+            try:
+                pause = await engine.update_weights(version, Files(files.paths))
+            except BaseException:
+                files.close()
+                raise
+            self._source.serve(files)
+            metrics.WEIGHTS_BYTES.labels(files.kind).inc(files.moved)
+            return pause
         except RouterShiftError:
             raise  # some of these are OSErrors too
         except OSError as error:

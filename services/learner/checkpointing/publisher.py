@@ -72,11 +72,12 @@ class Publisher:
             UnavailableError: the disk takes no writes.
         """
         root, keep = self._settings.run.weights_root, self._settings.learner.checkpoints.keep_weights
-        step = self._trainer.step
+        step, full_every = self._trainer.step, self._settings.run.weights_full_every
+        base = step - 1 if full_every and step % full_every else None
         protected = await protected_versions(self._settings, self._run, step)
 
         def write() -> pb.WeightsManifest:
-            return published.publish(root, step, self._export, keep, protected)
+            return published.publish(root, step, self._export, keep, protected, base)
 
         with spans.span(PUBLISH):
             manifest = await self._disk.written("weights", step, root, write, stop)

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from routershift.trajectory import FinishReason, RouterExport
 from services.generation.engines.base import Engine, Files, UpdatePolicy
+from services.generation.weights.loader import WeightsLoader
 from shared.errors import InvalidInputError
 from tests.support.engines import PROMPT, PROMPTS, SLOTS, MakeEngine, busy, joined, params, publish, restored, started
+from tests.support.generation_worker import metric, publish_mixture
 from tests.support.models import save_model
 from tests.support.reference import Reference, check
 
@@ -28,6 +30,28 @@ async def test_updates_there_and_back(
                 for sample in await engine.generate(PROMPT, sampling):
                     assert [span.version for span in sample.versions] == [version]
                     check(sample, PROMPT, sampling, {version: references[name]})
+
+
+async def test_weights_made_by_a_delta_are_those_of_the_files_bit_by_bit(
+    engine: Engine, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """The same versions, read whole and as what changed: with one seed there is no other bit in what is sampled."""
+    root, loader = tmp_path / "weights", WeightsLoader(engine, tmp_path / "weights")
+    first, sampled = engine.version + 1, []
+    async with restored(engine, folders["A"]):
+        for version, base in ((first, None), (first + 1, first), (first + 2, first + 1), (first + 3, None)):
+            share = min(0.1 * (version - first), 0.2)  # the last two are the same weights
+            manifest = publish_mixture(root, version, folders["A"], folders["B"], share, base)
+            assert manifest.HasField("delta") == (base is not None)
+            before = metric("weights_bytes_total", kind="delta")
+            await loader.load(manifest)
+            moved = metric("weights_bytes_total", kind="delta") - before
+            assert moved == sum(file.size_bytes for file in manifest.delta.files)
+            (sample,) = await engine.generate(PROMPT, params())
+            assert [span.version for span in sample.versions] == [version]
+            sampled.append((sample.token_ids.tolist(), sample.logprobs.tolist()))
+    assert sampled[2] == sampled[3]
+    assert sampled[0] != sampled[1] != sampled[2]
 
 
 async def test_each_token_of_a_running_request_is_from_the_version_it_names(

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from routershift.v1 import trajectory_pb2 as pb
 from shared.errors import CorruptDataError, NotFoundError
 from shared.streams.progress import MOST_ACCURACIES, Progress
-from shared.weights import published
+from shared.weights import delta, published
 
 
 def write(value: float) -> Callable[[Path], None]:
@@ -54,6 +54,45 @@ def test_publishing_again_replaces(tmp_path: Path) -> None:
     published.publish(tmp_path, 1, write(1.0), keep=2)
     manifest = published.publish(tmp_path, 1, write(2.0), keep=2)
     assert load_file(published.verify(tmp_path, manifest)[0])["a"][0] == 2.0
+
+
+def test_what_changed_since_a_version_is_published_beside_the_next(tmp_path: Path) -> None:
+    """The new files are those that a copy of the old ones becomes, and the changes go with their version."""
+
+    def change(value: float) -> Callable[[Path], None]:
+        def into(folder: Path) -> None:
+            for name in ("a", "b"):
+                save_file({name: np.array([value, *range(1000)], np.float32)}, folder / f"{name}.safetensors")
+
+        return into
+
+    before = published.publish(tmp_path, 1, change(0.5), keep=1)
+    old = {path.name: path.read_bytes() for path in published.verify(tmp_path, before)}
+    manifest = published.publish(tmp_path, 2, change(0.25), keep=1, base=1)
+    assert not before.HasField("delta")
+    assert manifest.delta.base == 1
+    assert published.read_manifest(tmp_path / manifest.folder) == manifest
+    for new, changes in zip(
+        published.verify(tmp_path, manifest), published.verify_delta(tmp_path, manifest), strict=True
+    ):
+        assert changes.stat().st_size < new.stat().st_size / 10
+        copy = tmp_path / "copy"
+        copy.write_bytes(old[new.name])
+        delta.apply(changes, copy)
+        assert copy.read_bytes() == new.read_bytes()
+    published.publish(tmp_path, 3, change(0.25), keep=1)
+    assert [path for path in tmp_path.rglob("*") if "v00000002" in str(path)] == []
+
+
+def test_nothing_is_published_beside_a_version_that_changed_altogether_or_has_none_before(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        save_file({"a": np.random.default_rng().random(1000)}, folder / "a.safetensors")
+
+    published.publish(tmp_path, 1, write, keep=2)
+    for version, base in ((2, 1), (4, 3)):
+        manifest = published.publish(tmp_path, version, write, keep=2, base=base)
+        assert not manifest.HasField("delta")
+        assert not (tmp_path / manifest.folder / delta.FOLDER).exists()
 
 
 def test_a_failure_while_writing_publishes_nothing(tmp_path: Path) -> None:
