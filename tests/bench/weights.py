@@ -1,10 +1,11 @@
 """What a version of the weights costs on its way from the learner to a replica of generation, by each transfer.
 
 A random model in the shape of a Qwen3-MoE is published in bfloat16, and of each version to the next the last bit of a
-share of its entries changes. Every transfer has a replica, an engine with its loader, and all take turns in one
-process. The learner's part is `publish` (files are written, hashed and made durable by every transfer), that of
-generation is `take`: verify or receive, and serve. `cpu` is that of both. Files are read from the page cache, and the
-network is that of one machine: `bytes` are what tells of others.
+share of its entries changes. `delta` are files with what changed beside them (`run.weights_full_every`). Every transfer
+has a replica, an engine with its loader, and all take turns in one process. The learner's part is `publish` (files are
+written, hashed and made durable by every transfer), that of generation is `take`: verify or receive, and serve. `cpu`
+is that of both. Files are read from the page cache, and the network is that of one machine: `bytes` are what tells of
+others.
 
 `pause` is what the engine says of itself, the time of an update in which it samples nothing; `longest_gap` is what a
 caller sees: the longest time between two pieces of streamed samples while new weights are taken, with the usual one
@@ -43,8 +44,8 @@ from tests.bench.shapes import SHAPES, Shape, write_model
 from tests.bench.timing import Spread, Timings, interleaved
 
 QUICK = {"sizes": "tiny", "rounds": 1}
-FILES, BROADCAST = "files", "broadcast"
-TRANSFERS = (FILES, BROADCAST)
+FILES, DELTA, BROADCAST = "files", "delta", "broadcast"
+TRANSFERS = (FILES, DELTA, BROADCAST)
 _LARGE = SHAPES["qwen3-moe-115m"]
 SIZES = {
     "tiny": SHAPES["tiny"],
@@ -53,6 +54,7 @@ SIZES = {
     "115m": _LARGE,
 }
 _PAUSE = "routershift_generation_weights_pause_seconds_sum"
+_BYTES = "routershift_generation_weights_bytes_total"
 _NAME = "bench"
 _STREAMS = 4
 _PIECES_BEFORE = 40  # of samples, from which the usual gap is known
@@ -61,6 +63,13 @@ _PIECES_BEFORE = 40  # of samples, from which the usual gap is known
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", default="22m,62m,115m", help=f"of {', '.join(SIZES)}, separated by commas")
     parser.add_argument("--changed", type=float, default=0.01, help="share of entries that differ between versions")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        action="append",
+        default=[],
+        help="weights/ of a run: tell what share of entries changed from each of its versions to the next",
+    )
     parser.add_argument("--engine", default="torch", help="generation.engine")
     parser.add_argument("--rounds", type=int, default=7, help="of each transfer, in turns")
 
@@ -72,6 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "engine": arguments.engine,
         "changed": arguments.changed,
         "models": {name: _measure(name, shape, arguments) for name, shape in sizes.items()},
+        "changed_in": {str(root): changed(root) for root in arguments.weights},
     }
 
 
@@ -112,7 +122,7 @@ class _Replica:
         self._transfer = transfer
         self._engine = engine
         self._root = root
-        self._learner = learner
+        self.learner = learner
         self._loader = WeightsLoader(engine, root, _NAME)
 
     async def turn(self) -> None:
@@ -151,12 +161,14 @@ class _Replica:
 
     async def _publish(self) -> pb.WeightsManifest:
         version = self._engine.version + 1
-        return await asyncio.to_thread(published.publish, self._root, version, self._learner.write, keep=2)
+        base = version - 1 if self._transfer == DELTA else None
+        return await asyncio.to_thread(published.publish, self._root, version, self.learner.write, keep=2, base=base)
 
     async def _take(self, manifest: pb.WeightsManifest) -> None:
-        if self._transfer == FILES:
-            self.costs.moved.append(sum(file.size_bytes for file in manifest.files))
+        if self._transfer != BROADCAST:
+            before = _moved()
             await self._loader.load(manifest)
+            self.costs.moved.append(int(_moved() - before))
             return
         files = [self._root / manifest.folder / file.name for file in manifest.files]
         specs, workers = specs_of(files), self._engine.info.workers
@@ -166,16 +178,34 @@ class _Replica:
         self.costs.moved.append(workers * sum(spec.nbytes for spec in specs))
 
 
+def changed(root: Path) -> dict[str, list[float]]:
+    """Shares of entries that differ from each version on disk to the next: as they are stored, and in bfloat16."""
+    versions = [published.folder_name(version) for version in published.versions(root)]
+    found: dict[str, list[float]] = {"stored": [], "bfloat16": []}
+    for before, after in pairwise(versions):
+        count, stored, narrow = 0, 0, 0
+        for path in sorted((root / after).glob("*.safetensors")):
+            old, new = load_file(root / before / path.name), load_file(path)
+            for name, tensor in new.items():
+                count += tensor.numel()
+                stored += int((tensor != old[name]).sum())
+                narrow += int((tensor.bfloat16() != old[name].bfloat16()).sum())
+        found["stored"].append(stored / count)
+        found["bfloat16"].append(narrow / count)
+    return found
+
+
 def _measure(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="routershift-")))
         parameters = _write(shape, folder / "model")
-        learner = _Learner(folder / "model", arguments.changed)
         runner = stack.enter_context(asyncio.Runner())
         replicas = {}
         for transfer in TRANSFERS:
             engine = stack.enter_context(_serving(arguments.engine, folder / "model", runner))
-            replicas[transfer] = _Replica(transfer, engine, folder / transfer, learner)
+            replicas[transfer] = _Replica(
+                transfer, engine, folder / transfer, _Learner(folder / "model", arguments.changed)
+            )
 
         def turn(replica: _Replica) -> None:
             runner.run(replica.turn())
@@ -183,11 +213,11 @@ def _measure(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str
         timings = interleaved(
             {transfer: partial(turn, replica) for transfer, replica in replicas.items()},
             arguments.rounds,
-            prepare=lambda _: learner.step(),
+            prepare=lambda transfer: replicas[transfer].learner.step(),
         )
         for i in range(arguments.rounds):
             for transfer, replica in list(replicas.items())[:: 1 if i % 2 == 0 else -1]:
-                learner.step()
+                replica.learner.step()
                 runner.run(replica.turn_while_sampling())
                 gap = replica.costs.longest_gap[-1]
                 sys.stderr.write(f"{name}, round {i + 1}/{arguments.rounds}: {transfer}, longest gap {gap:.3g} s\n")
@@ -197,6 +227,11 @@ def _measure(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str
         "transfers": _figures(costs, timings, arguments.rounds),
         "cpu": timings.cpu(FILES, "version", 1),
     }
+
+
+def _moved() -> float:
+    """Bytes that loaders have read in this process."""
+    return sum(REGISTRY.get_sample_value(_BYTES, {"kind": kind}) or 0.0 for kind in ("full", "delta"))
 
 
 def _figures(costs: dict[str, _Costs], timings: Timings, rounds: int) -> dict[str, Any]:
