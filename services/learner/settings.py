@@ -171,7 +171,9 @@ class LearnerSettings(ServerSettings):
     correction: CorrectionSettings = CorrectionSettings()
     router_shift: RouterShiftSettings = RouterShiftSettings()
     routing_replay: Replay = Field(
-        "none", description="experts in the training forward: live, r2 (as before the update) or r3 (as the sampler's)"
+        "none",
+        description="experts in the training forward: live, r2 (as before the update), r3 (as the sampler's) or "
+        "r3_weights (with the sampler's combine weights too: routers have no gradient through replayed tokens)",
     )
     freeze_router: bool = Field(False, description="train all weights but those of the routers, which stay as they are")
     kl_coefficient: float = Field(0.0, ge=0, description="weight of the KL divergence from the initial model")
@@ -234,7 +236,7 @@ class LearnerSettings(ServerSettings):
     @property
     def uses_traces(self) -> bool:
         """Whether rollouts must bring what their routers did."""
-        return self.uses_router_shift or self.routing_replay == "r3"
+        return self.uses_router_shift or self.routing_replay in ("r3", "r3_weights")
 
     @property
     def clip_range(self) -> tuple[float, float]:

@@ -3,5 +3,5 @@
 from typing import Literal
 
 LayerAggregation = Literal["mean", "product"]
-Replay = Literal["none", "r2", "r3"]
+Replay = Literal["none", "r2", "r3", "r3_weights"]
 MismatchBaseline = Literal["none", "subtract"]

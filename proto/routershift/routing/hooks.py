@@ -2,7 +2,8 @@
 
 Routing replay: R3 (arXiv 2510.11370) takes the experts that the behaviour policy used, R2 (arXiv 2507.18071)
 those of the learner before its first update. Only the choice is replayed. The combine weights follow from the
-live logits of the replayed experts, so the router has its gradient.
+live logits of the replayed experts, so the router has its gradient; but with r3_weights they are those of the behaviour
+policy too, and the router has none through the tokens that are replayed.
 
 Shapes: N rows of W tokens, R response tokens, L routed layers, K experts activated per token.
 """
@@ -21,7 +22,7 @@ from routershift.routing.choices import LayerAggregation, MismatchBaseline, Repl
 from routershift.routing.expert_load import ExpertUse, UseMeter
 from routershift.routing.families import Family, families
 from routershift.routing.layout import RouterLayout
-from routershift.routing.routers import read, require_layout, reroute, routers_of
+from routershift.routing.routers import log_scores, read, require_layout, reroute, routers_of
 from routershift.routing.shift import Baseline, Routes, Shift, ShiftMeter
 
 if TYPE_CHECKING:
@@ -91,8 +92,10 @@ class Observation:
         use: UseMeter | None,
         recorded: Routes | None,
         own: Tensor | None,
+        replays_weights: bool,
     ) -> None:
         self._family = family
+        self._replays_weights = replays_weights
         self._meter = meter
         self._use = use
         self._recorded = recorded
@@ -117,7 +120,11 @@ class Observation:
         if self._own is not None:
             return reroute(self._family, router, output, self._own[:, layer].long())
         if self._recorded is not None:
-            return reroute(self._family, router, output, _replaced(expert_ids, self._recorded, layer))
+            ids = _replaced(expert_ids, self._recorded, layer)
+            scores = (
+                _replaced_scores(self._family, logits, ids, self._recorded, layer) if self._replays_weights else None
+            )
+            return reroute(self._family, router, output, ids, scores)
         return output
 
 
@@ -175,8 +182,8 @@ class Routing:
         With activation checkpointing the layers run again in the backward pass, and must replay there too.
 
         Args:
-            routes: of the behaviour policy. Measured wherever they are given; replayed with r3, except where
-                `missing`. Prompt tokens have none and route live.
+            routes: of the behaviour policy. Measured wherever they are given; replayed with r3 and r3_weights,
+                except where `missing`. Prompt tokens have none and route live.
             own: what `recording` gave for the same micro-batch, [N * W, L, K]; for r2, and only for it.
 
         Raises:
@@ -185,9 +192,10 @@ class Routing:
         if (own is not None) != (self._replay == "r2"):
             given = "absent" if own is None else "given"
             raise InvalidInputError(f"own routes are {given}; routing_replay = r2, and nothing else, needs them")
-        if self._replay == "r3" and routes is None:
+        replays_recorded = self._replay in ("r3", "r3_weights")
+        if replays_recorded and routes is None:
             raise InvalidInputError(
-                "router_trace is absent; routing_replay = r3 needs it: generation must record routes"
+                f"router_trace is absent; routing_replay = {self._replay} needs it: generation must record routes"
             )
         meter = use = None
         if routes is not None:
@@ -196,7 +204,8 @@ class Routing:
                 routes, len(self.layout.layer_ids), self.layout.score_function, self._aggregation, baseline
             )
             use = UseMeter(routes, self.layout)
-        observation = Observation(self._hooks.family, meter, use, routes if self._replay == "r3" else None, own)
+        recorded = routes if replays_recorded else None
+        observation = Observation(self._hooks.family, meter, use, recorded, own, self._replay == "r3_weights")
         with self._hooks.watched_by(observation):
             yield observation
         if meter is not None and self._subtracts:
@@ -215,3 +224,11 @@ def _replaced(expert_ids: Tensor, routes: Routes, layer: int) -> Tensor:
     live = expert_ids.index_select(0, routes.rows)
     known = torch.where(routes.missing[:, None], live, routes.expert_ids[:, layer].long())
     return expert_ids.index_copy(0, routes.rows, known)
+
+
+def _replaced_scores(family: Family, logits: Tensor, expert_ids: Tensor, routes: Routes, layer: int) -> Tensor:
+    """The live log-scores [N * W, K] of `expert_ids`, with those of the behaviour policy where they are known."""
+    scores = log_scores(family.score_function, logits, expert_ids)
+    live = scores.index_select(0, routes.rows)
+    known = torch.where(routes.missing[:, None], live, routes.log_scores[:, layer].float())
+    return scores.index_copy(0, routes.rows, known)

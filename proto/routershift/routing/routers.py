@@ -32,18 +32,26 @@ def read(family: Family, router: Any, output: Any) -> tuple[Tensor, Tensor]:
     return logits, expert_ids
 
 
-def combine_weights(family: Family, router: Any, logits: Tensor, expert_ids: Tensor) -> Tensor:
-    """Weights [N, K] float32 of given experts [N, K] int64. Gradient flows to the logits."""
-    weights = log_scores(family.score_function, logits, expert_ids).exp()
+def combine_weights(family: Family, router: Any, scores: Tensor) -> Tensor:
+    """Weights [N, K] float32 of experts whose log-scores are `scores` [N, K]. Gradient flows to these."""
+    weights = scores.exp()
     if getattr(router, "norm_topk_prob", family.normalised):
         weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
     return weights * getattr(router, "routed_scaling_factor", 1.0)
 
 
-def reroute(family: Family, router: Any, output: Any, expert_ids: Tensor) -> tuple[Tensor, ...]:
-    """The output of a router's forward had it chosen `expert_ids` [N, K] int64, all different for a token."""
+def reroute(
+    family: Family, router: Any, output: Any, expert_ids: Tensor, scores: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The output of a router's forward had it chosen `expert_ids` [N, K] int64, all different for a token.
+
+    Args:
+        scores: [N, K] float32, log-scores that the combine weights follow from; None: the live ones.
+    """
     logits, _ = read(family, router, output)
-    weights = combine_weights(family, router, logits, expert_ids)
+    if scores is None:
+        scores = log_scores(family.score_function, logits, expert_ids)
+    weights = combine_weights(family, router, scores)
     if family.sparse:
         return weights.new_zeros(logits.shape).scatter(1, expert_ids, weights).to(output[0].dtype), logits
     return logits, weights.to(output[1].dtype), expert_ids

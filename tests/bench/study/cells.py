@@ -39,6 +39,7 @@ CORRECTIONS: Mapping[str, Arm] = {
     "icepop": Arm(_MEASURED, {"correction": {"kind": "mask"}}),
     "r3": Arm(_MEASURED, {"routing_replay": "r3"}),
     "r3_shift": Arm(_SHIFTED, {"routing_replay": "r3"}),
+    "r3_weights": Arm(_MEASURED, {"routing_replay": "r3_weights"}),
     "r3_threshold": Arm(_MEASURED, {"routing_replay": "r3"}, replay_above=0.5),
     "expert_ratio": Arm(_MEASURED, {}, variant=Variant.EXPERT_RATIO),
     "frozen": Arm(_MEASURED, {"freeze_router": True}),

@@ -99,6 +99,7 @@ def test_on_the_weights_that_sampled_a_correction_changes_nothing(
         {"correction__kind": "mask", "correction__low": 0.9, "correction__high": 1.1},
         {"correction__kind": "sequence_mask", "correction__low": 0.99, "correction__high": 1.01},
         {"routing_replay": "r3"},
+        {"routing_replay": "r3_weights"},
         {"advantage": "mean"},
         {"aggregation": "token_mean"},
         {"entropy_coefficient": 0.1},

@@ -10,8 +10,9 @@ from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
 from routershift.routing.choices import Replay
+from routershift.routing.families import families
 from routershift.routing.hooks import Routing
-from routershift.routing.routers import routers_of
+from routershift.routing.routers import combine_weights, routers_of
 from services.learner.data.collate import Batch
 from shared.errors import InvalidInputError, PreconditionError
 from tests.support.models import EXPERTS, MOE_KINDS, TOP_K, save_model
@@ -195,3 +196,25 @@ def test_a_replay_without_its_routes_is_refused(tmp_path: Path) -> None:
 def test_a_model_without_routers_has_no_routing(tmp_path: Path) -> None:
     with pytest.raises(PreconditionError, match=r"'qwen3' is dense or unknown"):
         Routing(load(save_model(tmp_path, "qwen3_dense")))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "llama4"])
+def test_replayed_weights_are_the_recorded_ones_and_have_no_gradient(tmp_path: Path, kind: str) -> None:
+    model, batch = made(tmp_path, kind)
+    routes = batch.routes
+    assert routes is not None
+    replaying, family = Routing(model, replay="r3_weights"), families()[kind if kind == "qwen3_moe" else "llama4_text"]
+    seen: list[tuple[Any, Any]] = []
+    for router in routers_of(model).values():
+        router.register_forward_hook(lambda router, inputs, output: seen.append((router, output)))
+    with replaying.observing(routes):
+        forward(model, batch)
+    for layer, (router, output) in enumerate(seen):
+        weights = output[0] if family.sparse else output[1].new_zeros(output[0].shape).scatter(1, output[2], output[1])
+        replayed = weights[routes.rows].gather(1, routes.expert_ids[:, layer].long())
+        recorded = combine_weights(family, router, routes.log_scores[:, layer].float())
+        torch.testing.assert_close(replayed, recorded, rtol=1e-6, atol=1e-7)
+        others = torch.ones(len(weights), dtype=torch.bool).index_fill(0, routes.rows, False)
+        for part, moves in ((replayed, False), (weights[others], True)):
+            (gradient,) = torch.autograd.grad(part.square().sum(), router.weight, retain_graph=True)
+            assert bool(gradient.abs().max() > 1e-6) == moves
