@@ -161,9 +161,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             ),
         },
         "prompt": (
-            "{{ prompt }}\n\n{% for choice in "
-            + _CHOICES
-            + " %}{{ loop.index0 | letter }}) {{ choice }}\n{% endfor %}\n"
+            "{{ prompt }}\n\n{% for choice in " + _CHOICES + " %}{{ loop.index0 | letter }}) {{ choice }}\n{% endfor %}"
             '\nThink, then end with the letter of the right choice, as "Answer: A".'
         ),
         "verifier": "choice",

@@ -104,6 +104,13 @@ def test_a_question_with_other_choices_is_another_problem_and_with_the_same_in_a
     assert [item.row.number for item in made.train[0]] == [2]
 
 
+def test_choices_stand_in_lines_of_their_own(model: Path, tmp_path: Path) -> None:
+    row = {"question": "Capital?", "choices": ["Rome", "Paris"], "answer": 1}
+    made = loaded(model, [{"source": str(write_jsonl(tmp_path / "rows.jsonl", [row])), "preset": "multiple_choice"}])
+    ((item,),) = made.train
+    assert item.prompt.startswith("Capital?\n\nA) Rome\nB) Paris\n\nThink, then end with the letter")
+
+
 def test_what_the_table_says_wins_over_the_preset(model: Path, tmp_path: Path) -> None:
     rows = [{"q": f"{i}?", "gold": f"<<{i}>>", "level": i} for i in range(3)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
