@@ -42,7 +42,7 @@ from services.learner.monitoring.report import NON_FINITE, StepReport
 from services.learner.settings import LearnerSettings
 from shared.errors import PreconditionError
 from shared.payloads.bulk import Bulk
-from shared.process.allocator import return_freed_memory
+from shared.process.allocator import FreedMemory
 from shared.settings import RolloutSettings, RunSettings
 from shared.tracing import spans
 from shared.tracing.kinds import COLLATE
@@ -89,6 +89,7 @@ class Trainer:
         """
         self._bulk = bulk
         torch.set_num_threads(settings.threads)
+        self._freed = FreedMemory()
         self.step = 0
         self._settings = settings
         self._run = run
@@ -241,7 +242,7 @@ class Trainer:
         self.step += taken > 0
         if self._routing:
             self._routing.baseline.close_batch(self._ranks.sum)
-        return_freed_memory()  # else a process holds twice what its tensors take, more with every step
+        self._freed.after_step()  # else a process may hold more with every step
         found = encode_tensors(diagnostics.tensors() | keeps.tensors())
         return [decode_tensors(part) for part in self._ranks.gather(found)], taken > 0
 

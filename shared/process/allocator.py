@@ -1,6 +1,11 @@
 """Memory that glibc's malloc keeps after a process has freed it."""
 
 import ctypes
+import resource
+from pathlib import Path
+
+# Of the memory that steps of the usual size take: more is what they have left behind.
+_GROWTH = 1.25
 
 
 def return_freed_memory() -> None:
@@ -17,3 +22,39 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+class FreedMemory:
+    """What a process keeps from one step of its work to the next: enough for a step, and not what steps leave behind.
+
+    A step that follows `return_freed_memory` takes every page from the system anew, which clears it: a quarter of the
+    processor time of small steps. So it is called after the first step, which has what the start has freed as well, and
+    after that only where the process has grown by a quarter.
+    """
+
+    def __init__(self) -> None:
+        self._is_started = False
+        self._usual: int | None = None  # bytes, after the step that followed the last return
+
+    def after_step(self) -> None:
+        """Looks at the memory of this process, and returns what it need not keep."""
+        if self.has_grown(resident_bytes()):
+            return_freed_memory()
+
+    def has_grown(self, resident: int) -> bool:
+        """Whether so many bytes, after a step, are more than it should keep; then it is taken to return them."""
+        if not self._is_started:
+            self._is_started = True
+            return True
+        if self._usual is None:
+            self._usual = resident
+        if resident <= _GROWTH * self._usual:
+            return False
+        self._usual = None
+        return True
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize()
