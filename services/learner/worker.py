@@ -6,13 +6,10 @@ the same order, to the step before.
 """
 
 import asyncio
-import contextvars
 import logging
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from services.learner import metrics
@@ -26,6 +23,7 @@ from services.learner.monitoring.traced import record_batch, step_span
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from shared.errors import PreconditionError
+from shared.process.own_thread import OwnThread
 from shared.streams.consumer import Consumer
 from shared.streams.progress import Progress
 from shared.streams.run import FINISHED, PAUSED, TRAINING, Run
@@ -78,8 +76,7 @@ class LearnerWorker:
         self._activity = "waiting"  # or "training", from the start of a step to its end
         self._skipped = 0  # batches in a row
         self._diagnostics: Mapping[str, float] = {}
-        # One thread takes all steps: what malloc and OpenMP keep for a thread is of no use to another.
-        self._training = ThreadPoolExecutor(1, "training")
+        self._training = OwnThread("training")
         self._recorder = Recorder(settings, run)
         self._samples = SampleKeeper(settings, run.bulk)
         self._collector = Collector(settings, trainer, run, consumer, self._durable, self._publisher, self._samples)
@@ -131,7 +128,7 @@ class LearnerWorker:
 
     async def close(self) -> None:
         """Gives trackers and the writer of samples the time for what they hold."""
-        self._training.shutdown()
+        self._training.close()
         await asyncio.to_thread(self._recorder.close)
         await asyncio.to_thread(self._samples.close)
 
@@ -236,9 +233,7 @@ class LearnerWorker:
         groups = batch.groups
         staleness = [self._trainer.step - scored.oldest_version for scored in groups]
         kept = self._samples.choose(step, len(groups))
-        context = contextvars.copy_context()  # with the span of the step, as asyncio.to_thread does
-        train = partial(context.run, self._trainer.train_step, [scored.group for scored in groups], kept)
-        report = await asyncio.get_running_loop().run_in_executor(self._training, train)
+        report = await self._training.run(self._trainer.train_step, [scored.group for scored in groups], kept)
         record_batch(groups, staleness, step, began, span.traceparent, report.skipped or "")
         await asyncio.to_thread(self._samples.add, groups, report)
         self._recorder.lap("train")
