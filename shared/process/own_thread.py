@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class OwnThread:
-    """As `asyncio.to_thread`, with the same thread each time: what malloc and OpenMP keep for one is lost to another."""
+    """As `asyncio.to_thread`, with the same thread each time: another cannot use what malloc and OpenMP keep for it."""
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(1, name)
