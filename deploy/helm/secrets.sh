@@ -14,9 +14,9 @@ secret() { # NAME KEY < value
 }
 
 umask 077
-for user in functions generation environments reward learner curriculum operator; do
+for user in functions generation environments reward learner curriculum operator backup; do
   head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$folder/redis-$user"
   secret "$release-redis-$user" password < "$folder/redis-$user"
 done
-sh "$here/../redis/acl.sh" "$folder/redis-" < "$here/../redis/users.acl" > "$folder/users.acl"
+cat "$here/../redis/users.acl" "$here/../redis/backup.acl" | sh "$here/../redis/acl.sh" "$folder/redis-" > "$folder/users.acl"
 secret "$release-redis-acl" users.acl < "$folder/users.acl"

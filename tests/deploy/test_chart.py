@@ -95,6 +95,7 @@ def test_schemas_accept_other_values(overlay: str, values: dict[str, Any]) -> No
         ({"learner": {"gpus": 0}}, 'learner.gpus is 0 and learner.device of the recipe "cuda"'),
         ({"redis": {"enabled": False}}, "redis.url.secret: it is empty while redis.enabled=false"),
         ({"redis": {"url": {"secret": "a"}}}, 'redis.url.secret is "a" while redis.enabled'),
+        ({"backup": {"enabled": True}} | EXTERNAL, "backup.enabled: it is of the release's own Redis"),
         ({"model": {"download": {"enabled": True}}}, "model.download.repository: it is empty"),
         ({"tls": {"enabled": True}, "routes": {"gateway": {"enabled": True}}}, "routes: with tls.enabled"),
     ],

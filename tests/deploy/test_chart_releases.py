@@ -13,7 +13,7 @@ import yaml
 from deploy.helm.release import CHART, RELEASE, alone
 from tests.support import chart
 from tests.support.chart import EXTERNAL, GRAFANA, VALUES, by_name
-from tests.support.kubernetes import K8S, NAME, OVERLAYS, SERVICES, Resource, Stack, fault, selects
+from tests.support.kubernetes import K8S, NAME, OVERLAYS, SERVICES, Peer, Resource, Stack, fault, may_connect, selects
 
 INSTANCE = "app.kubernetes.io/instance"
 
@@ -59,6 +59,25 @@ def test_two_releases_in_a_namespace_share_nothing() -> None:
         assert mine.environment["ROUTERSHIFT_RUN__ID"] == "alice"
         assert mine.environment["REDIS_URL"] == "rediss://alice-redis:6379/0"
         assert mine.mounts["/etc/routershift-redis"]["secret"]["secretName"] == f"alice-redis-{name}"
+
+
+def test_a_backup_reaches_redis_alone_and_reads_the_run() -> None:
+    stack = Stack(alone(chart.rendered("dev", {"backup": {"enabled": True}, "tls": {"enabled": True}})))
+    policies, ours = list(stack.of_kind("NetworkPolicy").values()), {"kubernetes.io/metadata.name": "routershift"}
+    pods = {each.name: each for each in stack.pods()}
+    peers = {name: Peer(each.labels, ours, each.ports) for name, each in pods.items()}
+    reached = {
+        (name, port)
+        for name, peer in peers.items()
+        for port, number in peer.ports.items()
+        if may_connect(policies, ours, peers["backup"], peer, number)
+    }
+    assert reached == {("redis", "redis")}
+    assert {path for path, each in pods["backup"].mounts.items() if not each["mount"].get("readOnly")} == {"/backups"}
+    assert stack.of_kind("Certificate")["backup"]["spec"]["secretName"] == "tls-backup"
+    (script,) = [each for name, each in stack.of_kind("ConfigMap").items() if name.startswith("backup")]
+    assert script["data"]["backup.sh"] == (K8S.parent / "backup/backup.sh").read_text()
+    assert pods["backup"].environment["RUN"] == RELEASE
 
 
 def test_peers_of_a_policy_are_of_its_release() -> None:

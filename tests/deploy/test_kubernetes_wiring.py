@@ -117,13 +117,15 @@ def test_only_the_learner_and_the_curriculum_write_the_run(stack: Stack, setting
                 assert volume["mount"]["readOnly"], pods.owner
     assert writers == {"learner", "curriculum"}
     broadcast = settings["generation"].run.weights_transfer == "broadcast"
-    assert readers == (set() if broadcast else {"generation"})
+    backups = {"backup"} if stack.of_kind("CronJob") else set()
+    assert readers == backups | (set() if broadcast else {"generation"})
     assert {each.run.weights_transfer == "broadcast" for each in settings.values()} == {broadcast}
     assert (settings["learner"].learner.transfer.host != "127.0.0.1") == broadcast
     on_gpus = any(GPU in pods.container["resources"]["limits"] for pods in stack.pods())
     modes = ["ReadWriteMany" if on_gpus else "ReadWriteOnce"]  # the overlay for CPUs is for one node
     claims = stack.of_kind("PersistentVolumeClaim").items()
-    assert {name: claim["spec"]["accessModes"] for name, claim in claims} == {"runs": modes, "models": modes}
+    named = {"runs", "models"} | {f"{each}s" for each in backups}
+    assert {name: claim["spec"]["accessModes"] for name, claim in claims} == dict.fromkeys(named, modes)
 
 
 def test_the_functions_of_redis_are_brought_before_a_run_by_their_own_user_alone(stack: Stack) -> None:

@@ -35,6 +35,7 @@ CASES: dict[tuple[str, ...], tuple[str, dict[str, Any]]] = {
             "pullSecrets": ["registry"],
         },
     ),
+    ("chart", "backup"): ("dev", {"backup": {"enabled": True}}),
     ("chart", "routes"): (
         "dev",
         {

@@ -124,8 +124,8 @@ class Stack:
                 for job in spec["replicatedJobs"]:
                     template = job["template"]["spec"]["template"]
                     yield _pods(f"{owner}/{job['name']}", job["template"]["spec"]["completions"], template)
-            elif each["kind"] == "Job":
-                yield _pods(owner, 1, spec["template"])
+            elif each["kind"] in ("Job", "CronJob"):
+                yield _pods(owner, 1, spec.get("jobTemplate", each)["spec"]["template"])
             elif each["kind"] in ("Deployment", "StatefulSet"):
                 yield _pods(owner, spec.get("replicas"), spec["template"])
             elif each["kind"] == "Pod":
