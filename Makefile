@@ -20,7 +20,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 # What a test starts finds the bytecode of our modules, whatever the shell says: there are hundreds of such processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test tests test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards rules manifests reference baseline locks image-locks tracker-locks clean
+.PHONY: help demo test tests test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards rules manifests reference baseline locks image-locks tracker-locks sbom licences audit clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -119,6 +119,15 @@ image-locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins by hash what the images install
 
 tracker-locks: $(VENV)/.vllm $(VENV)/.dev  ## Pins what the tests of experiment trackers install; asks the package index.
 	$(BIN)/python -m deploy.locks.trackers
+
+sbom: $(VENV)/.vllm $(VENV)/.dev  ## Writes what each image installs to build/sbom, as CycloneDX.
+	$(BIN)/python -m deploy.locks.supply sbom
+
+licences: $(VENV)/.vllm $(VENV)/.dev  ## Lists the licence of each package of the images.
+	$(BIN)/python -m deploy.locks.supply licences
+
+audit: $(VENV)/.dev  ## Asks osv.dev for known vulnerabilities of the images' packages.
+	$(BIN)/python -m deploy.locks.supply audit
 
 clean:  ## Removes the virtual environment and what building left.
 	rm -rf $(VENV) build *.egg-info

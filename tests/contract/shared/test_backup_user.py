@@ -29,7 +29,7 @@ def secrets() -> dict[str, str]:
 
 @pytest.fixture
 def socket(tmp_path: Path, secrets: dict[str, str]) -> Iterator[Path]:
-    """Of a server with these users, whose key `a` is 1."""
+    """The socket of a server with these users, whose key `a` is 1."""
     if SERVER is None or CLIENT is None:
         pytest.skip("needs redis-server and redis-cli of Redis 7: apt-get install redis-server")
     path = tmp_path / "redis.sock"
