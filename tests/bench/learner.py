@@ -54,7 +54,7 @@ VARIANTS: dict[str, dict[str, str]] = {
 # For each parameter, float32: itself and two moments of AdamW. A step finds and keeps them.
 _HELD = 3 * 4
 _GRADIENT = 4
-QUICK = {"pairs": 2, "tokens": 768, "experts": [64], "head_tokens": 64, "attention_tokens": 1024}
+QUICK = {"shape": "tiny", "pairs": 2, "tokens": 768, "head_tokens": 64, "attention_tokens": 1024}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
