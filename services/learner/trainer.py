@@ -22,7 +22,7 @@ from routershift.algorithms.aggregation import Totals
 from routershift.routing.hooks import Observation, Routing
 from routershift.routing.layout import RouterLayout
 from services.learner.checkpointing import state
-from services.learner.checkpointing.identity import check_identity, identity
+from services.learner.checkpointing.identity import check_identity, check_same_model, identity
 from services.learner.checkpointing.snapshot import Following, Snapshot
 from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
@@ -85,7 +85,7 @@ class Trainer:
 
         Raises:
             PreconditionError: router shift or replay on a model without known routers.
-            InvalidInputError: `learner.mesh` is of another number of ranks.
+            InvalidInputError: `learner.mesh` is of another number of ranks, or ranks have different models.
         """
         self._bulk = bulk
         torch.set_num_threads(settings.threads)
@@ -97,6 +97,7 @@ class Trainer:
         self._ranks.arrange(settings.mesh.over(self._ranks.size))
         self._identity = identity(settings, run, rollout) if self._ranks.rank == 0 else {}
         self._policy = Policy(settings, run, rollout, self._ranks)
+        check_same_model(self._ranks, run.require_model())
         self.layout, self.attention = self._policy.layout, self._policy.attention.name
         self._uses_traces = settings.uses_traces
         self._routing: Routing | None = None

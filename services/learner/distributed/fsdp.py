@@ -5,11 +5,10 @@ of one parameter, so a rank holds whole experts of every layer.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -19,10 +18,12 @@ from transformers import PreTrainedModel
 from routershift.routing.routers import decoder_layers, routers_of
 from services.learner.distributed import expert_parallel
 from services.learner.distributed.ranks import Ranks
+from shared.errors import CorruptDataError
 from shared.process.allocator import return_freed_memory
 
-Source = Callable[[int | None], AbstractContextManager[Mapping[str, Tensor]]]
-"""The tensors of a decoder layer by its index, or for None those that are in none, by their names in the model."""
+Source = Callable[[int | None, Mapping[str, Tensor]], AbstractContextManager[Mapping[str, Tensor]]]
+"""Called with the index of a decoder layer, or None for what is in none, and the tensors of the model by name: gives
+what this rank is to hold of that layer's tensors, by name, on any device. Names of others may be among them."""
 
 
 def shard(
@@ -34,9 +35,9 @@ def shard(
 ) -> None:
     """Divides the model over the ranks, in place, on their devices, one decoder layer at a time.
 
-    Rank 0 gives the values of all parameters and buffers. Those of any rank may be on the meta device: then nobody
-    ever has more of the model in memory than its part, and one layer. Names, and the order of `named_parameters`, stay;
-    parameters become DTensors, so an optimizer is to be made afterwards.
+    Parameters and buffers have the same values on all ranks, or are on the meta device: then nobody ever has more of
+    the model in memory than its part, and one layer. Names, and the order of `named_parameters`, stay; parameters
+    become DTensors, so an optimizer is to be made afterwards.
 
     Gradients are summed over the ranks, in float32: the loss of a rank is to be its share of the whole loss.
     Each rank has to run the same number of forward and backward passes.
@@ -48,7 +49,10 @@ def shard(
         dtype: of forward and backward, bfloat16 or float32.
         router_dtype: of the routers, float32 or float64; None: the same. They compute with the master weights, not with
             rounded ones, and give what follows them `dtype`. Hooks of before see what they computed.
-        source: of the values of tensors on the meta device, on rank 0.
+        source: of the values of tensors on the meta device.
+
+    Raises:
+        CorruptDataError: the source has no values for some of them.
     """
     if ranks.size == 1 and dtype == torch.float32 and router_dtype is None:
         model.to(ranks.device)
@@ -60,7 +64,7 @@ def shard(
     inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = ranks.mesh
     for index, layer in enumerate(decoder_layers(model)):
-        _receive(model, layer, index, ranks, source)
+        _move(layer, ranks.device)
         if index in routers:  # inner modules have to come first
             _shard(routers[index], mesh.dense, own)
         if mesh.expert is not None:
@@ -68,8 +72,10 @@ def shard(
                 _shard(experts, mesh.experts, inner)
         _shard(layer, mesh.dense, policy)
         return_freed_memory()  # else the whole layers that were freed stay with the process, and so the whole model
-    _receive(model, model, None, ranks, source)
+    _move(model, ranks.device)
     _shard(model, mesh.dense, policy)
+    if source is not None:
+        _fill(model, ranks.device, source)
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
@@ -121,24 +127,26 @@ def full_state_dict(model: nn.Module, ranks: Ranks, dtype: torch.dtype | None = 
     return state
 
 
+def _move(module: nn.Module, device: torch.device) -> None:
+    """What has values and is not yet divided, to the device."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not isinstance(tensor, DTensor) and not tensor.is_meta:
+            tensor.data = tensor.data.to(device)
+
+
 @torch.no_grad()
-def _receive(model: nn.Module, module: nn.Module, layer: int | None, ranks: Ranks, source: Source | None) -> None:
-    """Fills what is not yet divided in a module of the model with rank 0's values, on this rank's device."""
-    inside = {*map(id, (*module.parameters(), *module.buffers()))}
-    empty: Mapping[str, Tensor] = {}
-    with source(layer) if source else nullcontext(empty) as values:
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if isinstance(tensor, DTensor) or id(tensor) not in inside:
-                continue
-            if tensor.is_meta:
-                own = torch.empty_like(tensor, device=ranks.device)
-                if source:
-                    own.copy_(values[name])
-                is_parameter = isinstance(tensor, nn.Parameter)
-                # In place of the tensor itself, so that tied weights stay tied.
-                replacement = nn.Parameter(own, tensor.requires_grad) if is_parameter else own
-                torch.utils.swap_tensors(tensor, replacement)  # type: ignore[no-untyped-call]  # torch gives it no types
-            else:
-                tensor.data = tensor.data.to(ranks.device)
-            if ranks.size > 1:
-                dist.broadcast(tensor.detach(), 0)
+def _fill(model: PreTrainedModel, device: torch.device, source: Source) -> None:
+    """Gives values to what is on the meta device."""
+    names = {name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta}
+    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    held = {name: t.to_local() if isinstance(t := tensors[name], DTensor) else t for name in names}
+    left = {name for name, tensor in held.items() if tensor.numel()}
+    for layer in (*range(len(decoder_layers(model))), None):
+        with source(layer, tensors) as values:
+            for name in names & values.keys():
+                held[name].copy_(values[name])
+                left.discard(name)
+        return_freed_memory()
+    if left:
+        raise CorruptDataError(f"no values for {', '.join(sorted(left)[:4])}; copy the whole model folder")

@@ -96,9 +96,7 @@ class Policy:
             PreconditionError: packed sequences see each other, among several ranks or with the flash attention of this
                 machine.
         """
-        source = None
-        if self._ranks.size > 1 and self._ranks.rank == 0:
-            source = Source(self.model, self._folder, self._lora, self._seed)
+        source = Source(self._folder, self._lora, self._seed) if self._ranks.size > 1 else None
         routers = getattr(torch, settings.router_precision) if settings.router_precision else None
         fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision), routers, source)
         if self.attention.is_flash:

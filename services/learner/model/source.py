@@ -1,4 +1,4 @@
-"""Where the ranks of a learner get the weights that it begins with, when none of them is to hold the whole model."""
+"""Where the ranks of a learner get the weights that it begins with: each reads what it holds."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,34 +6,34 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.distributed.tensor import DTensor
 
 from services.learner.model import lora
 from services.learner.settings import LoraSettings
 from shared.models.loading import empty_model, load_config
-from shared.models.streaming import Parts
+from shared.models.streaming import Parts, local_part
 
 
 class Source:
     """The tensors of a model by decoder layer: those of its folder, read when they are asked for, and new adapters."""
 
-    def __init__(self, model: PreTrainedModel, folder: Path, settings: LoraSettings, seed: int) -> None:
-        """
-        Args:
-            model: on the meta device, with adapters where the settings have them.
-            seed: of the adapters, as `lora.add_lora` draws them for a model that is there.
-        """
-        self._names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    def __init__(self, folder: Path, settings: LoraSettings, seed: int) -> None:
+        """Args: seed: of the adapters, as `lora.add_lora` draws them for a model that is there."""
         self._parts = Parts(load_config(folder), folder)
         self._adapters = _adapters(folder, settings, seed) if settings.rank else {}
 
     @contextmanager
-    def __call__(self, layer: int | None) -> Iterator[Mapping[str, Tensor]]:
-        """Tensors on the CPU by their names in the model; see `distributed.fsdp.Source`."""
-        with self._parts.read(layer) as plain:
-            read = dict((*plain.named_parameters(), *plain.named_buffers()))
-            named = {name: read[lora.plain_name(name)] for name in self._names if lora.plain_name(name) in read}
-            yield {**self._adapters, **{name: tensor for name, tensor in named.items() if not tensor.is_meta}}
+    def __call__(self, layer: int | None, like: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+        """What this rank holds of each; see `distributed.fsdp.Source`."""
+        plain = {name: lora.plain_name(name) for name in like if name not in self._adapters}
+        new: dict[str, Tensor] = {}
+        if layer is None:
+            new = {
+                name: local_part(whole, held) if isinstance(held := like[name], DTensor) else whole
+                for name, whole in self._adapters.items()
+            }
+        with self._parts.read(layer, {plain[name]: like[name] for name in plain}) as read:
+            yield {**new, **{name: read[plain[name]] for name in plain if plain[name] in read}}
 
 
 def _adapters(folder: Path, settings: LoraSettings, seed: int) -> dict[str, Tensor]:

@@ -8,11 +8,13 @@ import pytest
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from services.learner.checkpointing.identity import check_same_model
 from services.learner.distributed.fsdp import shard
 from services.learner.distributed.ranks import Ranks
 from services.learner.model.policy import Policy
 from services.learner.model.source import Source
 from services.learner.settings import LoraSettings
+from shared.errors import InvalidInputError
 from shared.process.allocator import return_freed_memory
 from shared.settings import RolloutSettings, RunSettings
 from tests.support import torchrun
@@ -32,13 +34,18 @@ def part(ranks: Ranks, folder: str) -> None:
     model = place(ranks, Path(folder, "model"))
     held = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
     Path(folder, f"{ranks.rank}.json").write_text(json.dumps([peak() - before, held]))
+    check_same_model(ranks, Path(folder, "model"))
+    if ranks.rank:
+        check_same_model(ranks, Path(folder, "model"))
+        return
+    with pytest.raises(InvalidInputError, match="not the same model for ranks 1 as for rank 0"):
+        check_same_model(ranks, Path(folder, "small"))
 
 
 def place(ranks: Ranks, folder: Path) -> PreTrainedModel:
     """Without the passes that try a model out, which gather its layers again."""
     policy = Policy(learner_settings(algorithm="gmpo"), RunSettings(model=folder), RolloutSettings(), ranks)
-    source = Source(policy.model, folder, LoraSettings(), 0) if ranks.rank == 0 else None
-    shard(policy.model, ranks, source=source)
+    shard(policy.model, ranks, source=Source(folder, LoraSettings(), 0))
     return policy.model
 
 
