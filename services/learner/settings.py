@@ -207,7 +207,9 @@ class LearnerSettings(ServerSettings):
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="forward and backward pass; master weights, gradients and AdamW stay float32"
+        "float32",
+        description="forward and backward pass; master weights, gradients and AdamW stay float32; frozen weights are "
+        "held as the model folder has them where the pass is in bfloat16",
     )
     router_precision: RouterPrecision | None = Field(
         None,

@@ -113,14 +113,18 @@ def learner(
     shape = settings.mesh.over(ranks)
     count, device = model.parameters, settings.device
     learned, frozen = (count, 0) if trained is None else (trained, count)
+    # A pass in bfloat16 rounds what it gathers, so frozen weights stay as the folder has them.
+    narrow = min(FLOAT32, model.width) if settings.precision == "bfloat16" else FLOAT32
     spread = "learner.parallel.processes" if shape.replicate == 1 else "learner.mesh.replicate = 1"
     fewer = f"{spread} or learner.lora.rank"
-    yield Part("learner", "weights in float32", FLOAT32 * (learned + frozen) // shape.holders, device, spread)
+    yield Part("learner", "trained weights", FLOAT32 * learned // shape.holders, device, spread)
+    if frozen:
+        yield Part("learner", "frozen weights", narrow * frozen // shape.holders, device, spread)
     if learned:  # unknown for adapters of weights that are not here
         yield Part("learner", "gradients", FLOAT32 * learned // shape.holders, device, fewer)
         yield Part("learner", "moments of AdamW", 2 * FLOAT32 * learned // shape.holders, device, fewer)
     if settings.kl_coefficient and trained is None:
-        yield Part("learner", "reference model", FLOAT32 * count // shape.holders, device, "learner.kl_coefficient = 0")
+        yield Part("learner", "reference model", narrow * count // shape.holders, device, "learner.kl_coefficient = 0")
     tokens = max(settings.micro_batch_tokens, longest)
     smaller = "learner.micro_batch_tokens, or learner.activation_checkpointing = true"
     moment, change = logits_bytes(model, tokens, settings), "learner.head_chunk_bytes"

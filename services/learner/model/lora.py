@@ -152,7 +152,7 @@ def _config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
 def merge(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The state_dict that the model would have without LoRA: W + (alpha / rank) B A where there is an adapter.
 
-    Tensors without one are those of `state`, others are new; neither `state` nor the model is changed.
+    Tensors without one are those of `state`, others are new and float32; neither `state` nor the model is changed.
 
     Args:
         state: full state_dict of the adapted model, on any device; the model itself may be sharded.
@@ -166,7 +166,7 @@ def merge(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if ".lora_" not in name:
             plain = plain_name(name)
-            merged[plain] = _adapted(tensor, state, *adapters[plain]) if plain in adapters else tensor
+            merged[plain] = _adapted(tensor.float(), state, *adapters[plain]) if plain in adapters else tensor
     return merged
 
 

@@ -96,6 +96,8 @@ class Policy:
             PreconditionError: packed sequences see each other, among several ranks or with the flash attention of this
                 machine.
         """
+        if settings.precision == "bfloat16":
+            _narrow(self.model, self._export_dtype)
         source = Source(self._folder, self._lora, self._seed) if self._ranks.size > 1 else None
         routers = getattr(torch, settings.router_precision) if settings.router_precision else None
         fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision), routers, source)
@@ -133,6 +135,16 @@ class Policy:
                 for name, t in lora.merge(state, self.model).items()
             }
         self.model.save_pretrained(folder, state_dict=state)
+
+
+def _narrow(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Holds frozen weights in the dtype of the model folder, which has no more of them.
+
+    A pass in bfloat16 computes the same bits: it rounds them where it gathers them, as it rounds float32.
+    """
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
 
 
 class Reference:

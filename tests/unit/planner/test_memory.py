@@ -98,12 +98,24 @@ def test_what_a_rank_holds_is_divided_over_the_ranks(tmp_path: Path) -> None:
     one, four = (
         {part.what: part.bytes for part in memory.learner(model, LearnerSettings(), ranks, LENGTH)} for ranks in (1, 4)
     )
-    assert one["weights in float32"] == 4 * model.parameters
+    assert one["trained weights"] == 4 * model.parameters
     assert one["moments of AdamW"] == 8 * model.parameters
-    for what in ("weights in float32", "gradients", "moments of AdamW"):
+    for what in ("trained weights", "gradients", "moments of AdamW"):
         assert four[what] == one[what] // 4
     assert four["activations of a pass"] == one["activations of a pass"]
     assert "gathered layers" in four.keys() - one.keys()
+
+
+def test_frozen_weights_are_as_narrow_as_those_of_the_folder_in_a_pass_in_bfloat16(tmp_path: Path) -> None:
+    model = replace(read(save_model(tmp_path)), width=2)
+    for precision, width in (("float32", 4), ("bfloat16", 2)):
+        settings = LearnerSettings.model_validate({"precision": precision, "kl_coefficient": 0.1})
+        adapted, whole = (
+            {part.what: part.bytes for part in memory.learner(model, settings, 1, LENGTH, trained)}
+            for trained in (10, None)
+        )
+        assert adapted["frozen weights"] == whole["reference model"] == width * model.parameters
+        assert (adapted["trained weights"], whole["trained weights"]) == (40, 4 * model.parameters)
 
 
 def test_copies_of_the_weights_are_divided_over_fewer_ranks(tmp_path: Path) -> None:
@@ -127,7 +139,7 @@ def test_divided_experts_are_not_gathered(tmp_path: Path) -> None:
     assert layer > routed == model.routed_parameters // len(model.layers) > 0
     # Two layers of weights, and one of gradients in the width of weights and in float32.
     assert gathered["gathered layers"] - divided["gathered layers"] == 4 * (2 + 2) * routed * 3 // 4
-    assert divided["weights in float32"] == gathered["weights in float32"]
+    assert divided["trained weights"] == gathered["trained weights"]
 
 
 def test_an_engine_takes_its_weights_and_its_cache(tmp_path: Path) -> None:
