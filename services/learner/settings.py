@@ -8,11 +8,11 @@ from routershift.algorithms.choices import AdvantageKind, Aggregation, Applicati
 from routershift.algorithms.presets import Preset, preset_of, refusals
 from routershift.routing.choices import LayerAggregation, MismatchBaseline, Replay
 from services.learner.distributed.settings import MeshSettings, ParallelSettings
+from services.learner.model.settings import OptimizerSettings
 from shared.settings import BaseSettings, ServerSettings
 from shared.streams.progress import MOST_ACCURACIES
 from shared.table import Table
 
-Schedule = Literal["constant", "linear", "cosine"]
 Overlong = Literal["train", "mask", "drop"]
 RouterPrecision = Literal["float32", "float64"]
 AttnImplementation = Literal["auto", "segments", "flash_attention_2", "flash_attention_3", "masked"]
@@ -41,22 +41,6 @@ class CorrectionSettings(Table):
     low: float = Field(0.5, gt=0, lt=1, description="ratio below which mask and sequence_mask drop")
     high: float | None = Field(
         None, gt=1, description="ratio above which it is truncated or dropped; default: 2 for truncate, 5 for masks"
-    )
-
-
-class OptimizerSettings(Table):
-    """AdamW, its learning-rate schedule and what protects it from bad gradients."""
-
-    learning_rate: float = Field(1e-6, gt=0, description="learning rate after warm-up")
-    warmup_steps: int = Field(0, ge=0, description="batches over which the learning rate rises linearly")
-    schedule: Schedule = Field("constant", description="how the learning rate falls to 0 by the end of the run")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay rate of AdamW's first moment")
-    beta2: float = Field(0.95, ge=0, lt=1, description="decay rate of AdamW's second moment")
-    fused: bool = Field(False, description="use the fused AdamW kernel")
-    max_grad_norm: float = Field(1.0, gt=0, description="L2 norm to which the gradient is clipped")
-    max_skipped: int = Field(
-        3, ge=1, description="batches in a row with a loss or gradient that is not finite before the learner gives up"
     )
 
 

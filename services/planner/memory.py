@@ -115,6 +115,7 @@ def learner(
     learned, frozen = (count, 0) if trained is None else (trained, count)
     # A pass in bfloat16 rounds what it gathers, so frozen weights stay as the folder has them.
     narrow = min(FLOAT32, model.width) if settings.precision == "bfloat16" else FLOAT32
+    of_moments = WIDTH[settings.optimizer.moments]
     spread = "learner.parallel.processes" if shape.replicate == 1 else "learner.mesh.replicate = 1"
     fewer = f"{spread} or learner.lora.rank"
     yield Part("learner", "trained weights", FLOAT32 * learned // shape.holders, device, spread)
@@ -122,7 +123,8 @@ def learner(
         yield Part("learner", "frozen weights", narrow * frozen // shape.holders, device, spread)
     if learned:  # unknown for adapters of weights that are not here
         yield Part("learner", "gradients", FLOAT32 * learned // shape.holders, device, fewer)
-        yield Part("learner", "moments of AdamW", 2 * FLOAT32 * learned // shape.holders, device, fewer)
+        less = "learner.optimizer.moments = 'bfloat16'" if of_moments == FLOAT32 else fewer
+        yield Part("learner", "moments of AdamW", 2 * of_moments * learned // shape.holders, device, less)
     if settings.kl_coefficient and trained is None:
         yield Part("learner", "reference model", narrow * count // shape.holders, device, "learner.kl_coefficient = 0")
     tokens = max(settings.micro_batch_tokens, longest)
@@ -140,7 +142,9 @@ def learner(
     yield Part("learner", "logits or a layer's backward", moment, device, change, is_estimate=True)
     if settings.checkpoints.background and learned:
         change = "learner.checkpoints.background = false"
-        yield Part("learner", "copy for a checkpoint", 3 * FLOAT32 * learned // shape.holders, "cpu", change)
+        yield Part(
+            "learner", "copy for a checkpoint", (FLOAT32 + 2 * of_moments) * learned // shape.holders, "cpu", change
+        )
     yield Part("learner", "weights to publish", model.width * count, "cpu", "a smaller model")
 
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from services.learner.checkpointing.checkpoint import STATE
 from services.learner.distributed.ranks import Ranks
+from services.learner.model.optimizer import moments_dtype, restore
 from shared.errors import InvalidInputError
 
 # In front of the name of each tensor in a checkpoint.
@@ -30,6 +31,8 @@ def load(
     tensors: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Restores what a snapshot wrote, in place and bit for bit, on any number of ranks; returns its `meta`. Collective.
+
+    Moments of another dtype are converted to that of the optimizer.
 
     Raises:
         InvalidInputError: names or shapes are those of another model or other settings; nothing was changed.
@@ -48,19 +51,13 @@ def load(
             "use those it was made with, or another run id"
         )
     moments: dict[str, dict[str, Tensor]] = {}
+    dtype = moments_dtype(optimizer)
     for name, held in saved.items():
         if name.startswith(OPTIMIZER):
             owner, _, field = name.removeprefix(OPTIMIZER).rpartition("/")
-            moments.setdefault(owner, {})[field] = state[name] = _like(parameters[owner], held)
+            moments.setdefault(owner, {})[field] = state[name] = _like(parameters[owner], held, dtype)
     _read(state, reader, metadata)
-    names = {parameter: name for name, parameter in parameters.items()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    optimizer.load_state_dict(
-        {
-            "state": {i: moments[name] for i, name in enumerate(order) if name in moments},
-            "param_groups": optimizer.state_dict()["param_groups"],
-        }
-    )
+    restore(optimizer, {parameters[name]: fields for name, fields in moments.items()})
     ranks.gather(b"")  # rank 0 goes on when all have loaded
     return about(folder)
 
@@ -80,8 +77,8 @@ def _read(state: dict[str, Tensor], reader: HuggingFaceStorageReader, metadata: 
     reader.read_data(planner.finish_plan(plan), planner).wait()
 
 
-def _like(parameter: Tensor, held: Any) -> Tensor:
+def _like(parameter: Tensor, held: Any, dtype: torch.dtype) -> Tensor:
     """An empty tensor for optimizer state: divided like its parameter where it has that shape, or on the CPU."""
     if held.size == parameter.shape:
-        return torch.empty_like(parameter, dtype=held.properties.dtype, requires_grad=False)
+        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
     return torch.empty(held.size, dtype=held.properties.dtype)

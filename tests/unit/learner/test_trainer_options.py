@@ -15,7 +15,7 @@ from routershift.algorithms.advantages import ZERO_VARIANCE
 from routershift.trajectory import Trajectory
 from services.learner.data.batch import Group
 from services.learner.model.optimizer import factor
-from services.learner.settings import OptimizerSettings
+from services.learner.model.settings import OptimizerSettings
 from services.learner.trainer import Trainer
 from shared.errors import InvalidInputError, PreconditionError
 from shared.settings import RolloutSettings, RunSettings

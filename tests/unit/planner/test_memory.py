@@ -60,8 +60,9 @@ def planned(folder: Path, settings: LearnerSettings) -> int:
         ({"num_hidden_layers": 8}, {"activation_checkpointing": True}),
         ({"vocab_size": 16384}, {"head_chunk_bytes": 4 << 20}),
         ({}, {"precision": "bfloat16"}),
+        ({}, {"optimizer": {"moments": "bfloat16"}}),
     ],
-    ids=["experts", "wide", "checkpointing", "vocabulary", "bfloat16"],
+    ids=["experts", "wide", "checkpointing", "vocabulary", "bfloat16", "narrow moments"],
 )
 def test_the_learner_takes_what_is_planned(
     changes: dict[str, int], settings: dict[str, object], tmp_path: Path
@@ -70,6 +71,19 @@ def test_the_learner_takes_what_is_planned(
     write_model(shape, tmp_path, CPU)
     learner = LearnerSettings.model_validate({"micro_batch_tokens": TOKENS, **settings})
     assert planned(tmp_path, learner) == pytest.approx(peak(shape, tmp_path, learner), rel=0.1)
+
+
+def test_narrow_moments_take_half(tmp_path: Path) -> None:
+    model, narrow = read(save_model(tmp_path)), LearnerSettings.model_validate({"optimizer": {"moments": "bfloat16"}})
+    wide, half = (
+        {part.what: part.bytes for part in memory.learner(model, each, 1, LENGTH)}
+        for each in (LearnerSettings(), narrow)
+    )
+    assert (wide["moments of AdamW"], half["moments of AdamW"]) == (8 * model.parameters, 4 * model.parameters)
+    assert (wide["copy for a checkpoint"], half["copy for a checkpoint"]) == (
+        12 * model.parameters,
+        8 * model.parameters,
+    )
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
