@@ -22,7 +22,7 @@ def test_a_learner_starts_again_with_all_its_ranks_when_one_dies_and_an_interrup
         run__steps=1000, learner__parallel__processes=2, learner__checkpoints__every=1, payloads__store="folder"
     )
     invocation = start("run", str(RECIPE), *flags)
-    until(lambda: done() > 0, timeout=120)
+    until(lambda: any((folder / "checkpoints").glob("step-*")), timeout=120)
     invocation.signal("learner-1", signal.SIGKILL)
     until(lambda: "going on from step" in (folder / "logs/learner.jsonl").read_text(), timeout=120)
     resumed = done()

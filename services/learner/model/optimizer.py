@@ -86,7 +86,7 @@ def restore(optimizer: torch.optim.Optimizer, states: Mapping[Tensor, dict[str, 
 
 
 def moments_dtype(optimizer: torch.optim.Optimizer) -> torch.dtype:
-    """Of what an optimizer holds for each weight."""
+    """What an optimizer holds its moments in."""
     return optimizer.moments_dtype if isinstance(optimizer, NarrowAdamW) else torch.float32
 
 
