@@ -64,6 +64,7 @@ def check(folder: Path, size: int, cases: Sequence[Case]) -> None:
         trainer = _make(folder, case)
         _learn(trainer, folder, case, folder / case.name / "one")
         _save_gradients(trainer, folder / case.name / "one")
+        trainer.close()
     torchrun.run(size, part, folder, json.dumps([asdict(case) for case in cases]))
     for case in cases:
         one, several, resumed = (folder / case.name / name for name in ("one", "several", "resumed"))
@@ -77,6 +78,7 @@ def check(folder: Path, size: int, cases: Sequence[Case]) -> None:
         fewer = _make(folder, case)
         assert fewer.load(several / "saved") == {"groups": ["a"]}
         _learn(fewer, folder, case, resumed)
+        fewer.close()
         _assert_same(resumed / "model.safetensors", several / "model.safetensors", 1e-5)
 
 
