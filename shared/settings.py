@@ -266,10 +266,18 @@ class RedisSettings(Table):
 
     url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="REDIS_URL in the environment wins over a recipe; rediss:// speaks TLS",
+        description="REDIS_URL in the environment wins over a recipe; rediss:// speaks TLS; "
+        "redis+sentinel://HOST,HOST/NAME asks Sentinels for the primary",
     )
     username: str | None = Field(None, description="ACL user; default: that in the URL, or Redis' own")
     password_file: Path | None = Field(None, description="the user's password, read for every new connection")
+    sentinel_username: str | None = Field(None, description="ACL user of the Sentinels; default: none, or their own")
+    sentinel_password_file: Path | None = Field(None, description="its password, or that of Sentinels without users")
+    durability: Literal["none", "fsync", "replicas"] = Field(
+        "none",
+        description="where a write lies before it is acknowledged: see explanation/promises.md",
+    )
+    durable_replicas: int = Field(1, ge=1, description="replicas that have a write, where durability is replicas")
     authority: Path | None = Field(None, description="certificates to trust for rediss://; default: the system's")
     certificate: Path | None = Field(None, description="to show to Redis, where it asks for one")
     key: Path | None = Field(None, description="of the certificate")
@@ -284,12 +292,18 @@ class RedisSettings(Table):
         if wrong := redis_url.problem(self.url.get_secret_value()):
             raise ValueError(f"url, which REDIS_URL sets, {wrong}")
         url = urlsplit(self.url.get_secret_value())
-        if (self.authority or self.certificate) and url.scheme != "rediss":
+        if (self.authority or self.certificate) and url.scheme not in redis_url.TLS:
             raise ValueError("authority and certificate are for a URL that begins with rediss://")
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key go together; set both or none")
         if self.username and not self.password_file:
             raise ValueError("username needs password_file")
+        if self.sentinel_username and not self.sentinel_password_file:
+            raise ValueError("sentinel_username needs sentinel_password_file")
+        if self.sentinel_password_file and url.scheme not in redis_url.SENTINEL:
+            raise ValueError(
+                "sentinel_password_file is for a URL that begins with redis+sentinel:// or rediss+sentinel://"
+            )
         if self.password_file and (url.username or url.password):
             raise ValueError("the URL and password_file both name a user or a password; take them out of the URL")
         return self

@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import (
@@ -30,8 +31,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError, UnavailableError
+from shared.redis_url import Sentinels, sentinels
 from shared.settings import RedisSettings
 from shared.streams import metrics
+from shared.streams.durability import Durable, LaggingError
 from shared.streams.releases import Release, of_info
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class _Trouble(StrEnum):
     LOST = "lost"
     FAILOVER = "failover"
     FULL = "full"
+    LAGGING = "lagging"
 
 
 class Client(Redis):
@@ -68,6 +72,8 @@ class Client(Redis):
     outage_seconds = 60.0
     heard = False  # from the server, ever
     has_functions = True  # as far as is known; Redis 6.2 has none
+    durable: Durable | None = None  # what is asked of a write before it is acknowledged
+    sentinels: Sentinel | None = None  # whom it asks for the primary
     lost = 0  # commands whose answer did not come: what they did is known to the server alone
     _troubled: dict[_Trouble, float] | None = None  # since when; said once each
 
@@ -88,7 +94,35 @@ class Client(Redis):
             UnavailableError, PreconditionError: as for one command.
             OutOfMemoryError: the server is full, and `wait_for_memory` is False.
         """
+        attempt = self._attempt_of(commands, transaction)
+        answers: list[Any] = await self._persist(str(commands[-1][0]), attempt, wait_for_memory)
+        return answers
 
+    async def execute_durably(
+        self, commands: Sequence[Sequence[Any]], mark: Sequence[Any], wait_for_memory: bool = True
+    ) -> list[Any]:
+        """As `execute_together` without MULTI, once what they wrote is where `redis.durability` says.
+
+        All are sent again where it is not: another connection may have come to another primary, which lacks the write.
+
+        Args:
+            mark: a command that writes whatever is there already: see mark.lua.
+        """
+        asked = self.durable
+        if asked is None:
+            return await self.execute_together(commands, transaction=False, wait_for_memory=wait_for_memory)
+        awaited = (*commands, mark, *asked.commands)
+        attempt = self._attempt_of(awaited, transaction=False)
+
+        async def confirmed() -> Any:
+            answers = await attempt()
+            asked.check(answers[len(commands) + 1 :])
+            return answers[: len(commands)]
+
+        answers: list[Any] = await self._persist(str(commands[-1][0]), confirmed, wait_for_memory)
+        return answers
+
+    def _attempt_of(self, commands: Sequence[Sequence[Any]], transaction: bool) -> Callable[[], Awaitable[Any]]:
         async def attempt() -> Any:
             async with self.pipeline(transaction=transaction) as pipe:
                 for command in commands:
@@ -99,8 +133,13 @@ class Client(Redis):
                     raise answer
             return answers
 
-        answers: list[Any] = await self._persist(str(commands[-1][0]), attempt, wait_for_memory)
-        return answers
+        return attempt
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Closes the connections, those to Sentinels too."""
+        await super().aclose(close_connection_pool)
+        if self.sentinels is not None:
+            await self.sentinels.aclose()
 
     async def _persist(self, name: str, attempt: Callable[[], Awaitable[Any]], wait_for_memory: bool = True) -> Any:
         """What `attempt` gives, as soon as the server serves."""
@@ -139,6 +178,10 @@ class Client(Redis):
             self.lost += 1
             # The other idle connections are as dead, and would cost a try each.
             await self.connection_pool.disconnect(inuse_connections=False)
+        if trouble is _Trouble.LAGGING and seconds > self.outage_seconds:
+            raise UnavailableError(
+                f"{error} for {seconds:.0f} s; check the server, its disk and its replicas"
+            ) from None
         if trouble is not _Trouble.FULL and seconds > self.outage_seconds:
             raise UnavailableError(
                 f"redis.url: no answer for {seconds:.0f} s ({type(error).__name__}); check the server, or raise "
@@ -149,8 +192,11 @@ class Client(Redis):
             self._troubled[trouble] = time.monotonic()
             if trouble is _Trouble.FULL:
                 log.warning("Redis is full; waiting for room: %s", error)
+            elif trouble is _Trouble.LAGGING:
+                log.warning("%s; trying for %.0f s", error, self.outage_seconds)
             else:
-                log.warning("Redis does not serve; trying for %.0f s: %s", self.outage_seconds, error)
+                said = str(error).partition(" : ")[0]  # of a Sentinel redis-py goes on with all of its options
+                log.warning("Redis does not serve; trying for %.0f s: %s", self.outage_seconds, said)
         if trouble is _Trouble.FULL:
             await asyncio.sleep(_FULL_WAIT_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  # jitter
         else:
@@ -159,7 +205,7 @@ class Client(Redis):
 
     def _well(self) -> None:
         for trouble, since in (self._troubled or {}).items():
-            what = "takes writes" if trouble is _Trouble.FULL else "serves"
+            what = {_Trouble.FULL: "takes writes", _Trouble.LAGGING: "confirms writes"}.get(trouble, "serves")
             log.warning("Redis %s again after %.1f s", what, time.monotonic() - since)
         self._troubled = None
 
@@ -181,7 +227,13 @@ class _PasswordFile(CredentialProvider):
 
 def _secrets(settings: RedisSettings) -> dict[str, Any]:
     """User, password and certificates of a connection, beside its URL. Raises NotFoundError where a file is missing."""
-    named = (settings.password_file, settings.authority, settings.certificate, settings.key)
+    named = (
+        settings.password_file,
+        settings.sentinel_password_file,
+        settings.authority,
+        settings.certificate,
+        settings.key,
+    )
     for file in named:
         if file is not None and not os.access(file, os.R_OK):
             raise NotFoundError(f"{file} cannot be read; check the table [redis]")
@@ -197,19 +249,35 @@ def _secrets(settings: RedisSettings) -> dict[str, Any]:
 
 def _client(settings: RedisSettings) -> Client:
     """Raises InvalidInputError for a URL that redis-py refuses: its own message might repeat a secret."""
-    secrets = _secrets(settings)
+    url = settings.url.get_secret_value()
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "socket_timeout": settings.timeout_seconds,
+        "socket_connect_timeout": settings.connect_seconds,
+        "max_connections": _MOST_CONNECTIONS,
+        "retry": Retry(NoBackoff(), 0),
+        **_secrets(settings),
+    }
+    if asked := sentinels(url):
+        return _of_sentinels(asked, settings, options)
     try:
-        client: Client = Client.from_url(  # type: ignore[assignment]  # it is typed as the base class
-            settings.url.get_secret_value(),
-            protocol=2,
-            socket_timeout=settings.timeout_seconds,
-            socket_connect_timeout=settings.connect_seconds,
-            max_connections=_MOST_CONNECTIONS,
-            retry=Retry(NoBackoff(), 0),
-            **secrets,
-        )
+        client: Client = Client.from_url(url, **options)  # type: ignore[assignment]  # it is typed as the base class
     except (ValueError, TypeError):
         raise InvalidInputError("redis.url, or REDIS_URL, has an option after its ? with a wrong value") from None
+    return client
+
+
+def _of_sentinels(asked: Sentinels, settings: RedisSettings, options: dict[str, Any]) -> Client:
+    """A client of the primary that Sentinels name, whenever a connection is opened."""
+    tls = {"ssl": True} if asked.tls else {}
+    own = {name: value for name, value in options.items() if name.startswith(("socket_", "ssl_"))}
+    if settings.sentinel_password_file:
+        own["credential_provider"] = _PasswordFile(settings.sentinel_username, settings.sentinel_password_file)
+    if asked.password and "credential_provider" not in options:
+        options |= {"username": asked.username, "password": asked.password}
+    manager = Sentinel(asked.addresses, sentinel_kwargs=own | tls, db=asked.database, **options, **tls)
+    client: Client = manager.master_for(asked.name, redis_class=Client)
+    client.sentinels = manager
     return client
 
 
@@ -248,9 +316,30 @@ async def connect(settings: RedisSettings) -> Client:
         raise UnavailableError(f"redis.url: no Redis answers there ({type(error).__name__}); {hint}") from None
     except TypeError:  # redis-py hands what it does not know on to its connections
         raise InvalidInputError("redis.url, or REDIS_URL, has an option after its ? that redis-py has not") from None
+    if settings.durability != "none":
+        try:
+            client.durable = await _durable(client, settings)
+        except RouterShiftError:
+            await client.aclose()
+            raise
     client.outage_seconds = settings.outage_seconds
     client.heard = True
     return client
+
+
+async def _durable(client: Client, settings: RedisSettings) -> Durable:
+    """What is asked of this server. Raises PreconditionError where it cannot keep what is asked."""
+    release = await server_release(client)
+    durable = Durable.of(settings, release)
+    try:
+        for command in durable.commands:  # without a write before it: answered at once
+            await client.execute_command(*command)
+    except PreconditionError as error:
+        raise PreconditionError(
+            f"redis.durability is {settings.durability}, which {release} refuses: {error}; set `appendonly yes`, and "
+            "let the user WAIT and WAITAOF"
+        ) from None
+    return durable
 
 
 async def together(
@@ -274,6 +363,8 @@ def losses(redis: Redis) -> int:
 
 def _trouble(error: Exception) -> _Trouble | None:
     """What to wait for; None where waiting does not help."""
+    if isinstance(error, LaggingError):
+        return _Trouble.LAGGING
     if isinstance(error, (AuthenticationError, AuthorizationError)) or _NO_DATABASE in str(error):
         return None
     if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and _FULL.search(str(error))):

@@ -22,6 +22,7 @@ FLAGS = {
     "backlog": "no-writes",
     "hold": "allow-oom",
     "lease": "allow-oom",
+    "mark": "allow-oom",
     "newest": "no-writes",
     "purge": "allow-oom",
     "release": "allow-oom",
@@ -36,6 +37,8 @@ FLAGS = {
 }
 _FILES = {"settle_shrinking": "settle"}  # a function whose script has another name
 _FENCED = frozenset({"admit", "announce", "release", "report", "settle", "settle_shrinking"})
+# Those whose answer is relied on: see redis.durability.
+ACKNOWLEDGED = frozenset({"admit", "announce", "lease", "release", "report", "settle", "settle_shrinking"})
 _DIGEST_CHARACTERS = 12
 
 

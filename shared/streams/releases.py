@@ -42,6 +42,11 @@ class Release:
         return self.name == "Valkey" or self.version >= (7, 0, 0)
 
     @property
+    def has_waitaof(self) -> bool:
+        """Whether it can be asked if a write is on disk."""
+        return self.name == "Valkey" or self.version >= (7, 2, 0)
+
+    @property
     def warning(self) -> str | None:
         """What is missing and which releases have it, in one sentence; None where nothing is."""
         if self.is_fixed:

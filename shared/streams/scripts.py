@@ -5,6 +5,7 @@ They are Redis Functions. Redis 6.2 has none: there each process loads the scrip
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from shared.errors import PreconditionError
-from shared.streams.connection import Client, server_release, together
-from shared.streams.functions import digest, library, load, source
+from shared.streams.connection import Client, server_release
+from shared.streams.functions import ACKNOWLEDGED, digest, library, load, source
 
 log = logging.getLogger(__name__)
 
 _LOADS = 20  # of a script, in one call: a server that dies between load and call has forgotten it again
+_NO_FUNCTIONS = re.compile("unknown command .FCALL")
 _LOOK_SECONDS = 0.5  # between looks for functions that somebody else has to load
 
 
@@ -56,7 +58,14 @@ class Script:
             PreconditionError: another process holds the role for which this one writes, so that nothing was done; or
                 the server does not have the functions, and this user may not load them.
         """
-        return await self._found(lambda: self._redis.execute_command(*self._command(keys, args)))
+
+        async def call() -> Any:
+            command = self._command(keys, args)
+            if not self._is_durable:
+                return await self._redis.execute_command(*command)
+            return (await self._redis.execute_durably([command], self._mark(keys)))[-1]
+
+        return await self._found(call)
 
     async def after(
         self, command: Sequence[Any], keys: Sequence[str], args: Sequence[Any], wait_for_memory: bool = True
@@ -74,9 +83,13 @@ class Script:
 
         async def both() -> Any:
             commands = (command, self._command(keys, args))
-            return await together(self._redis, *commands, transaction=False, wait_for_memory=wait_for_memory)
+            return await self._redis.execute_durably(commands, self._mark(keys), wait_for_memory)
 
         return (await self._found(both))[-1]
+
+    @property
+    def _is_durable(self) -> bool:
+        return self._redis.durable is not None and self._name in ACKNOWLEDGED
 
     def _command(self, keys: Sequence[str], args: Sequence[Any]) -> tuple[Any, ...]:
         fence = self._fence() if self._fence else None
@@ -85,6 +98,10 @@ class Script:
         if fence is None or not fenced:
             return (*call, len(keys), *keys, *args)
         return (*call, len(keys) + 1, *keys, fence.key, *args, fence.role, fence.number)
+
+    @staticmethod
+    def _mark(keys: Sequence[str]) -> tuple[Any, ...]:
+        return (*library().call("mark", fenced=False), 1, f"{keys[0].partition('}')[0]}}}:bytes")
 
     async def _found(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """The answer, as soon as the server has the script."""
@@ -100,7 +117,7 @@ class Script:
                     for fenced in (False, True):
                         await self._redis.script_load(source(self._name, fenced))
                     loads += 1
-                elif "unknown command" in str(error):
+                elif _NO_FUNCTIONS.search(str(error)):
                     await self._do_without()
                 elif "Function not found" not in str(error):
                     raise

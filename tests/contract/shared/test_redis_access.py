@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.cli.commands.functions import functions
+from services.cli.local.redis import release_of
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.audit import audit
@@ -80,9 +81,12 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for user in (*USERS, "functions"):
         (folder / "passwords" / user).write_text(f"{user * 8}\n")
     redis = repository / "deploy/redis"
-    with (redis / "users.acl").open() as template, (folder / "users.acl").open("w") as users:
+    template = (redis / "users.acl").read_text()
+    if not release_of(binary).has_waitaof:
+        template = template.replace(" +waitaof", "")
+    with (folder / "users.acl").open("w") as users:
         script = [str(redis / "acl.sh"), f"{folder}/passwords/"]
-        subprocess.run(script, stdin=template, stdout=users, check=True)
+        subprocess.run(script, input=template, stdout=users, check=True, text=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

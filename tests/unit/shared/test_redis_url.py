@@ -22,7 +22,11 @@ WRONG = {
     "redis://h:1/-1": "database",
     "redis://h:1/0/secret": "database",
     "redis://h:1?db=secret": "database",
-    "redis+sentinel://secret@h:1/0": "Sentinel",
+    "redis+sentinel://secret@h:1": "NAME",
+    "redis+sentinel://:secret@h:x,i/runs": "NAME",
+    "redis+sentinel://:secret@h,/runs": "NAME",
+    "redis+sentinel://h:1/runs/secret": "NAME",
+    "redis+sentinel://h:1/runs?secret=1": "NAME",
     "sentinel://secret@h:1/mymaster": "Sentinel",
     "redis+cluster://:secret@h:1": "Cluster",
     "http://:secret@h": "redis://",
@@ -41,6 +45,8 @@ RIGHT = [
     "redis://h",
     "redis://h?db=2",
     "unix:///run/redis.sock?db=0",
+    "redis+sentinel://h:26379,i,[::1]:7/runs",
+    "rediss+sentinel://u:p%23w@h/runs/2",
     "unix://user:pw@/run/redis.sock",
 ]
 
@@ -84,3 +90,9 @@ def test_every_command_says_it_in_one_line(
     assert len(said) == 1
     assert "secret" not in out + err
     assert "Traceback" not in err
+
+
+def test_a_url_of_sentinel_names_all_of_them() -> None:
+    found = redis_url.sentinels("rediss+sentinel://u:p%23w@h:1,i/runs/2")
+    assert found == redis_url.Sentinels((("h", 1), ("i", 26379)), "runs", 2, "u", "p#w", tls=True)
+    assert redis_url.sentinels("redis://h/0") is None
