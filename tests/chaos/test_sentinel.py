@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -89,7 +90,8 @@ async def _link(client: Redis) -> str:
 
 async def _known_replicas(client: Redis) -> int:
     try:
-        (state,) = (await client.sentinel_masters()).values()
+        masters: Any = await client.sentinel_masters()
+        (state,) = masters.values()
     except (RedisError, ValueError):
         return 0
     return int(state["num-slaves"])
