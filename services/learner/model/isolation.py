@@ -4,13 +4,15 @@ transformers reads the borders of packed sequences from position ids that start 
 it to. A sequence that sees its neighbours trains in silence on something that nobody sampled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from routershift.routing.families import Packing, family_of, why_refused
 from services.learner.model.attention import Attention
@@ -42,6 +44,48 @@ def check_isolation(model: PreTrainedModel, attention: Attention) -> None:
             why, fix = "its attention does not get their borders", 'set learner.attn_implementation = "masked"'
         why = why or "transformers does not make it the mask for packed sequences"
         raise PreconditionError(f"model_type {kind!r} lets packed sequences see each other: {why}; {fix}")
+
+
+@torch.no_grad()
+def check_windows(model: PreTrainedModel, attention: Attention) -> None:
+    """Raises PreconditionError where layers have windows that their attention would not be told of.
+
+    Without a mask an attention function knows of a window only by its argument `sliding_window`, which some models'
+    code leaves to the mask: their layers would attend to all of a sequence.
+    """
+    if not attention.is_flat:
+        return
+    with _windows(attention.name) as given:
+        _second(model, attention, _LAYOUTS[0], _FIRST)
+    if lost := [module.layer_idx for module, window in given if not window and _has_window(module)]:
+        raise PreconditionError(
+            f"model_type {model.config.model_type!r} has layers with windows, such as {lost[0]}, and gives them to its "
+            'attention by the mask alone; set learner.attn_implementation = "masked"'
+        )
+
+
+@contextmanager
+def _windows(name: str) -> Iterator[list[tuple[Any, int | None]]]:
+    """The attention modules that call the attention function of this name, and the window that each gives."""
+    given: list[tuple[Any, int | None]] = []
+    function = ALL_ATTENTION_FUNCTIONS[name]
+
+    def recorded(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        given.append((module, kwargs.get("sliding_window")))
+        return function(module, *args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS[name] = recorded
+    try:
+        yield given
+    finally:
+        ALL_ATTENTION_FUNCTIONS[name] = function
+
+
+def _has_window(module: Any) -> bool:
+    """Whether the model's config says so of an attention module."""
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    return kinds[module.layer_idx] == "sliding_attention" if kinds else bool(getattr(config, "sliding_window", None))
 
 
 def _second(model: PreTrainedModel, attention: Attention, layout: Sequence[str], neighbour: list[int]) -> Tensor:

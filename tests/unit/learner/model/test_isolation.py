@@ -7,11 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, PreTrainedModel
 
-from services.learner.model.attention import Attention
-from services.learner.model.isolation import check_isolation, isolate
+from services.learner.model.attention import Attention, choose
+from services.learner.model.isolation import check_isolation, check_windows, isolate
 from shared.errors import PreconditionError
 from tests.support.models import MOE_KINDS, VOCABULARY, save_model
 from tests.support.rollouts import load
+from tests.support.settings import learner_settings
+from tests.support.training import make
 
 LENGTHS = (11, 7, 5, 12)
 
@@ -61,3 +63,17 @@ def test_llama4_takes_no_packed_row_that_is_longer_than_an_attention_chunk(tmp_p
     with pytest.raises(PreconditionError, match="rows of 12 tokens"):
         model(row, position_ids=torch.arange(12)[None] % 6, use_cache=False)
     model(row[:, :8], position_ids=torch.arange(8)[None] % 4, use_cache=False)
+
+
+def test_windows_that_attention_is_not_told_of_are_refused(tmp_path: Path) -> None:
+    """Qwen2-MoE leaves them to the mask."""
+    windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    model = load(save_model(tmp_path, "qwen2_moe", **windows))
+    chosen = choose(model, learner_settings())
+    chosen.set_on(model)
+    with pytest.raises(PreconditionError, match=r'layers with windows, such as 0, .*attn_implementation = "masked"'):
+        check_windows(model, chosen)
+    with pytest.raises(PreconditionError, match="layers with windows"):
+        make(tmp_path)
+    make(tmp_path, attn_implementation="masked").close()
+    make(save_model(tmp_path / "told", "qwen3_moe", **windows)).close()
