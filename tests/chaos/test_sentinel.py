@@ -26,6 +26,7 @@ from tests.support.runs import prompt
 from tests.support.torchrun import free_port
 
 GROUPS = 60
+REDIS, SENTINEL = "password-of-redis", "password-of-sentinel"
 SETTINGS = StreamSettings(block_seconds=0.05, idle_seconds=2.0, consumer="one")
 
 
@@ -34,11 +35,13 @@ class Watched:
     """A primary, its replicas and a Sentinel, each a process."""
 
     sentinel: int  # its port
+    secrets: Path  # a folder with the password of Redis, and the Sentinel's
     processes: dict[str, "subprocess.Popen[bytes]"]
 
     def settings(self, **changes: object) -> RedisSettings:
         url = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{self.sentinel}/runs/0"  # the first is not there
         values: dict[str, object] = {"url": url, "durability": "replicas", "outage_seconds": 60.0}
+        values |= {"password_file": self.secrets / REDIS, "sentinel_password_file": self.secrets / SENTINEL}
         return RedisSettings.model_validate(values | changes)
 
 
@@ -47,6 +50,8 @@ async def watched(replicas: int) -> AsyncIterator[Watched]:
     primary, sentinel = free_port(), free_port()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         processes = {}
+        for password in (REDIS, SENTINEL):
+            (Path(name) / password).write_text(f"{password}\n")
 
         def start(role: str, port: int, *options: str) -> None:
             folder = Path(name) / role
@@ -61,24 +66,26 @@ async def watched(replicas: int) -> AsyncIterator[Watched]:
             processes[role] = process
 
         durable = ("appendonly yes", "appendfsync always", 'save ""', "repl-diskless-sync-delay 0")
-        start("primary", primary, *durable)
+        locked = (f"requirepass {REDIS}", f"masterauth {REDIS}")
+        start("primary", primary, *durable, *locked)
         for i in range(replicas):
             port = free_port()
-            start(f"replica-{i}", port, *durable, f"replicaof 127.0.0.1 {primary}")
-            async with Redis(port=port) as client, asyncio.timeout(20):
+            start(f"replica-{i}", port, *durable, *locked, f"replicaof 127.0.0.1 {primary}")
+            async with Redis(port=port, password=REDIS) as client, asyncio.timeout(20):
                 while (await _link(client)) != "up":  # noqa: ASYNC110  # Redis has no event
                     await asyncio.sleep(0.05)
-        times = ("down-after-milliseconds runs 500", "failover-timeout runs 5000")
+        options = ("down-after-milliseconds runs 500", "failover-timeout runs 5000", f"auth-pass runs {REDIS}")
         start(
             "sentinel",
             sentinel,
             f"sentinel monitor runs 127.0.0.1 {primary} 1",
-            *(f"sentinel {each}" for each in times),
+            *(f"sentinel {each}" for each in options),
+            f"requirepass {SENTINEL}",
         )
-        async with Redis(port=sentinel) as client, asyncio.timeout(20):
+        async with Redis(port=sentinel, password=SENTINEL) as client, asyncio.timeout(20):
             while await _known_replicas(client) < replicas:  # noqa: ASYNC110  # Redis has no event
                 await asyncio.sleep(0.05)
-        yield Watched(sentinel, processes)
+        yield Watched(sentinel, Path(name), processes)
 
 
 async def _link(client: Redis) -> str:

