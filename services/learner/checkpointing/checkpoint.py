@@ -84,10 +84,9 @@ def begin(root: Path, step: int) -> Path:
 
 
 def write(root: Path, step: int, snapshot: Snapshot, texts: Mapping[str, str] | None = None) -> Path:
-    """Writes a checkpoint, durable on return, and gives its folder. The manifest comes last, then its name.
+    """Writes a checkpoint beside its place, and gives the folder; `complete` has to follow. The manifest comes last.
 
     A second checkpoint of the same step stands beside the first, so that nothing durable is ever replaced in place.
-    `list_trained` has to follow.
 
     Args:
         step: that the snapshot is of.
@@ -102,10 +101,19 @@ def write(root: Path, step: int, snapshot: Snapshot, texts: Mapping[str, str] | 
         for file, text in (texts or {}).items():
             (beside / file).write_text(text, encoding="utf-8")
         describe(beside, files)
-        final = beside.rename(beside.with_name(beside.name.removeprefix(".")))
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+    return beside
+
+
+def complete(beside: Path) -> Path:
+    """Gives a checkpoint its name, durable on return; `list_trained` has to follow.
+
+    Raises:
+        OSError: the disk is full, read-only or gone; the checkpoints before are as they were.
+    """
+    final = beside.rename(beside.with_name(beside.name.removeprefix(".")))
     sync(final.parent)
     return final
 

@@ -209,9 +209,11 @@ class Durable:
         root, kept, began = self._checkpoints, self._settings.learner.checkpoints, time.perf_counter()
         texts = {saved.FILE: carried.encode()}
         with spans.span(CHECKPOINT):
-            path = await self._disk.written(
+            beside = await self._disk.written(
                 "checkpoint", step, root, lambda: checkpoint.write(root, step, snapshot, texts), stop
             )
+            # Another learner may have begun while this one wrote: `written` asks again.
+            path = await self._disk.written("checkpoint", step, root, lambda: checkpoint.complete(beside), stop)
             await asyncio.to_thread(snapshot.close)
         self._measured("write", began)
         metrics.CHECKPOINTED.set_to_current_time()

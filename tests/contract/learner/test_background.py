@@ -17,6 +17,7 @@ from services.learner.checkpointing import checkpoint
 from services.learner.checkpointing.snapshot import Snapshot
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
+from shared.errors import PreconditionError
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from tests.support.entries import SAMPLES, message, put, until
@@ -81,6 +82,28 @@ async def test_training_goes_on_beside_a_checkpoint_and_nothing_is_acknowledged_
         published = load_file(settings.run.weights_root / f"v{trainer.step:08d}/model.safetensors")
         found = weights(trainer, tmp_path / path.name)
         assert all(found[name].equal(tensor) for name, tensor in published.items()), path
+
+
+async def test_a_learner_that_was_replaced_in_the_middle_of_a_write_leaves_no_checkpoint(
+    redis: Redis,
+    run: Run,
+    tmp_path: Path,
+    model: Path,
+    groups: list[Group],
+    held: tuple[threading.Event, threading.Event],
+) -> None:
+    settings, (began, go_on) = tables(tmp_path, model, steps=2), held
+    await put(run, Stream.SCORED, *(message(g, i) for i, g in enumerate(groups[:GROUPS])))
+    await run.lease.acquire("learner")
+    learning = Learning(settings, run)
+    working = asyncio.create_task(learning.worker.run(learning.stop))
+    assert await asyncio.to_thread(began.wait, 60)
+    await redis.hincrby(run.keys.fences, "learner", 1)
+    go_on.set()
+    with pytest.raises(PreconditionError, match="another process has become the learner"):
+        await asyncio.wait_for(working, 60)
+    assert checkpoint_steps(settings) == []
+    assert (await run.ledger()).trained == 0
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ class Counter:
 
 def save(root: Path, counter: Counter, groups: dict[str, int], keep: int, **spared: Any) -> Path:
     """A checkpoint without its list."""
-    folder = checkpoint.write(root, counter.step, counter.snapshot({"groups": groups}))
+    folder = checkpoint.complete(checkpoint.write(root, counter.step, counter.snapshot({"groups": groups})))
     remove_old(root, keep, **spared)
     return folder
 
@@ -231,7 +231,7 @@ def test_young_checkpoints_stay_whatever_their_number(tmp_path: Path) -> None:
 
 def test_meta_and_texts_go_through_a_checkpoint(tmp_path: Path) -> None:
     snapshot = Counter(1).snapshot({"groups": {"a": 1}, "spent": {"tokens": 3}})
-    folder = checkpoint.write(tmp_path, 1, snapshot, {"more.json": "{}"})
+    folder = checkpoint.complete(checkpoint.write(tmp_path, 1, snapshot, {"more.json": "{}"}))
     verify(folder)
     assert (folder / "more.json").read_text() == "{}"
     resumed = load_latest(tmp_path, Counter(0))
