@@ -1,8 +1,11 @@
 #!/bin/sh
 # Prints the template users.acl as Redis reads it: one line for each user, with the SHA-256 of its password.
-# usage: acl.sh PREFIX < users.acl, where the password of user NAME stands in the file PREFIXNAME
+# usage: acl.sh PREFIX [SERVER] < users.acl, where the password of user NAME stands in the file PREFIXNAME, and SERVER is
+# the redis-server that will read this: Redis 7.0 is not given +waitaof, which it does not know.
 set -euf
 prefix=$1
+unknown=none
+case ${2:+$("$2" --version)} in 'Redis server v=7.0.'*) unknown=' +waitaof' ;; esac
 while read line; do # without -r: a backslash at its end joins a line with the next
   case $line in
     'user '*) ;;
@@ -21,6 +24,7 @@ while read line; do # without -r: a backslash at its end joins a line with the n
       line="${line%% PASSWORD *} #${hash%% *} ${line#* PASSWORD }"
       ;;
   esac
+  case $line in *"$unknown"*) line=${line%%"$unknown"*}${line#*"$unknown"} ;; esac
   set -- $line # runs of blanks become one
   printf '%s\n' "$*"
 done

