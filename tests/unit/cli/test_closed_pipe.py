@@ -14,6 +14,7 @@ import pytest
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
 from services.cli.commands.run import OFFLINE
+from services.cli.endpoints import Addresses, Endpoints
 from services.cli.main import main
 from services.cli.registry import known
 from shared.process.exits import EXIT_CLOSED_PIPE
@@ -77,8 +78,9 @@ def led(here: Path) -> Iterator[str]:
     lrn_grpc.add_LearnerServiceServicer_to_server(Learner(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    written = {"run": "led", "redis": "none", "services": {"learner": {"grpc": f"127.0.0.1:{port}"}}}
-    write_run(here / "runs/led", endpoints=written)
+    write_run(here / "runs/led")
+    services = {"learner": Addresses(grpc=f"127.0.0.1:{port}", metrics="")}
+    Endpoints(run="led", redis="none", services=services).write(here / "runs/led")
     yield "led"
     server.stop(0).wait()
 
@@ -104,6 +106,7 @@ IN_A_FOLDER: dict[str, Arguments] = {
     "doctor": lambda _: ["--set", "generation.engine=torch"],
     "export": lambda here: [str(exportable(here)), "exported"],
     "fork": lambda here: [str(forkable(Path("model"))), "second", "--step", "4"],
+    "functions": lambda _: ["--print"],
     "init": lambda here: [str(RECIPE.parent / "countdown/model"), _rows(here)],
     "plan": lambda _: ["--model", "olmoe-1b-7b-0924", "--gpus", "8", "--gpu", "h100", "--steps", "1"],
     "report": lambda here: [_trained(here)],
