@@ -22,7 +22,7 @@ from routershift.algorithms.aggregation import Totals
 from routershift.routing.hooks import Observation, Routing
 from routershift.routing.layout import RouterLayout
 from services.learner.checkpointing import state
-from services.learner.checkpointing.identity import check_identity, check_same_model, identity
+from services.learner.checkpointing.identity import check_identity, identity
 from services.learner.checkpointing.snapshot import Following, Snapshot
 from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
@@ -32,6 +32,7 @@ from services.learner.data.shares import Share
 from services.learner.data.shares import decode as decode_shares
 from services.learner.data.shares import encode as encode_shares
 from services.learner.distributed import fsdp
+from services.learner.distributed.agreement import check_same_model
 from services.learner.distributed.ranks import Ranks
 from services.learner.loss import Forward, Loss
 from services.learner.model.optimizer import make_optimizer, set_learning_rate

@@ -1,4 +1,7 @@
-"""What a run must have in common with the checkpoint that it goes on from."""
+"""What a run must have in common with the checkpoint that it goes on from.
+
+Every command of a run asks for it, so nothing here imports torch.
+"""
 
 import hashlib
 import json
@@ -8,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from services.learner.distributed.ranks import Ranks
 from services.learner.settings import LearnerSettings
 from shared.errors import InvalidInputError
 from shared.resuming import settings_of
@@ -76,22 +78,6 @@ def fingerprint(folder: Path) -> str:
                 file.seek(block * (size - _BLOCK_BYTES) // (_BLOCKS - 1))
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
-
-
-def check_same_model(ranks: Ranks, folder: Path) -> None:
-    """Whether all ranks read the same model: each reads its part of the folder, on its machine. Collective.
-
-    Raises:
-        InvalidInputError: on rank 0, where some rank has another.
-    """
-    if ranks.size == 1:
-        return
-    found = ranks.gather(fingerprint(folder).encode())
-    if others := [rank for rank, each in enumerate(found) if each != found[0]]:
-        raise InvalidInputError(
-            f"run.model {folder} is not the same model for ranks {', '.join(map(str, others))} as for rank 0; copy it "
-            "to their machines again"
-        )
 
 
 def same_shape(folder: Path, other: Path) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from services.learner.checkpointing.identity import check_same_model
+from services.learner.distributed.agreement import check_same_model
 from services.learner.distributed.fsdp import shard
 from services.learner.distributed.ranks import Ranks
 from services.learner.model.policy import Policy
