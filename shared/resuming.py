@@ -59,7 +59,10 @@ _KNOBS: Mapping[str, str] = {
     "rollout": "max_tokens stop top_p top_k min_p min_tokens",
     # A start finds out by itself whether entries refer to what another store has.
     "payloads": "store folder url fsync outage_seconds sweep_seconds orphan_seconds",
-    "redis": "url username password_file authority certificate key timeout_seconds connect_seconds outage_seconds",
+    "redis": (
+        "url username password_file sentinel_username sentinel_password_file authority certificate key durability "
+        "durable_replicas timeout_seconds connect_seconds outage_seconds"
+    ),
     "streams": (
         "max_bytes inline_bytes max_entry_bytes block_seconds idle_seconds max_deliveries consumer lease_seconds"
     ),

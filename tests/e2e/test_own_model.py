@@ -51,4 +51,5 @@ def test_vllm_gives_the_same_answer(reader: Reader, answer: str) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }  # one import of vLLM less
-    assert use("use_vllm.py", folder, environment) == answer
+    # Where the last tokens begin a character and do not end it, vLLM's text ends before it.
+    assert use("use_vllm.py", folder, environment).strip("'\ufffd") == answer.strip("'\ufffd")
