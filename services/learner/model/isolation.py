@@ -31,6 +31,12 @@ def isolate(model: PreTrainedModel) -> None:
         model.get_submodule("model").register_forward_pre_hook(_HOOKS[family.packing], with_kwargs=True)
 
 
+def check(model: PreTrainedModel, attention: Attention) -> None:
+    """Raises PreconditionError where a sequence of a forward pass is not read as it would be alone."""
+    check_isolation(model, attention)
+    check_windows(model, attention)
+
+
 @torch.no_grad()
 def check_isolation(model: PreTrainedModel, attention: Attention) -> None:
     """Raises PreconditionError where a sequence depends on another one of a forward pass, in its row or in another."""

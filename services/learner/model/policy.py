@@ -106,8 +106,7 @@ class Policy:
         if self._ranks.size > 1:
             self._head.find_scale()
         if self._ranks.size > 1 or self.attention.is_flash:
-            isolation.check_isolation(self.model, self.attention)
-            isolation.check_windows(self.model, self.attention)
+            isolation.check(self.model, self.attention)
 
     def logprobs(self, batch: Batch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """log pi_theta of the response tokens, [B, T] float32, and the entropy of their distributions, [B, T] nats.
@@ -200,6 +199,5 @@ def load(
     attention.set_on(model)
     isolation.isolate(model)
     if not is_empty:
-        isolation.check_isolation(model, attention)
-        isolation.check_windows(model, attention)
+        isolation.check(model, attention)
     return model, attention, dtype

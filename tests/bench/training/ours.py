@@ -1,7 +1,6 @@
 """A recipe trained by `routershift run`, watched from outside."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.cli.endpoints import Endpoints
 from services.cli.recipe import Recipe
 from shared.errors import UnavailableError
 from shared.recipes import load
@@ -203,10 +203,9 @@ def _moment(pid: int, folder: Path, at: datetime) -> _Moment:
 
 def _metrics(folder: Path) -> dict[str, float]:
     """All series of all services; of a service that does not answer, as it ends, none."""
-    endpoints = json.loads((folder / records.ENDPOINTS).read_text(encoding="utf-8"))
     found = {}
-    for service in endpoints["services"].values():
-        with contextlib.suppress(OSError), urllib.request.urlopen(service["metrics"], timeout=5) as answer:  # noqa: S310
+    for service in Endpoints.read(folder).services.values():
+        with contextlib.suppress(OSError), urllib.request.urlopen(service.metrics, timeout=5) as answer:  # noqa: S310
             for family in text_string_to_metric_families(answer.read().decode()):
                 for sample in family.samples:
                     labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
