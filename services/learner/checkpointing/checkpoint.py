@@ -113,7 +113,9 @@ def complete(beside: Path) -> Path:
     Raises:
         OSError: the disk is full, read-only or gone; the checkpoints before are as they were.
     """
-    final = beside.rename(beside.with_name(beside.name.removeprefix(".")))
+    final = beside.with_name(beside.name.removeprefix("."))
+    if not final.exists():  # or this is tried again, as the disk has refused to sync the name
+        beside.rename(final)
     sync(final.parent)
     return final
 

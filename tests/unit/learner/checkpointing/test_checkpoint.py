@@ -1,5 +1,6 @@
 """Checkpoints on disk: atomic, verified, and never more than asked for."""
 
+import errno
 import hashlib
 import json
 import os
@@ -198,6 +199,19 @@ def test_a_disk_that_is_full_leaves_nothing_torn(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left on device"):
         save(tmp_path, Counter(2, disk=full), {"b": 2}, keep=1)
     assert names(tmp_path) == [first.name]
+    assert load_latest(tmp_path, Counter()).trained == {"a": 1}
+
+
+def test_a_name_that_could_not_be_synced_is_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    beside = checkpoint.write(tmp_path, 1, Counter(1).snapshot({"groups": {"a": 1}}))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "sync", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            checkpoint.complete(beside)
+    assert checkpoint.complete(beside).name == "step-00000001-0000"
     assert load_latest(tmp_path, Counter()).trained == {"a": 1}
 
 
