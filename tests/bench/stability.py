@@ -1,7 +1,8 @@
 """Whether router shift and its rivals keep a small MoE learning: arms, lags, pressures and seeds, paired by seed.
 
-Every run is a cell and a seed: see tests/bench/study. docs/explanation/stability.md is the protocol. Runs are kept in
-a JSON Lines file as they end, so that a study can be stopped and goes on where it was.
+Every run is a cell and a seed, in one process or through all services: see tests/bench/study, and for the protocol
+docs/explanation/stability.md. Runs are kept in a JSON Lines file as they end, so that a study can be stopped and goes
+on where it was.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,11 +20,14 @@ from typing import Any
 from services.cli.commands.bench import REPOSITORY, machine
 from services.learner.checkpointing.identity import fingerprint
 from shared.errors import CorruptDataError, InvalidInputError
+from tests.bench.study import services
 from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure, factorial, parse_arm
 from tests.bench.study.outcomes import compared, difference, outcomes
 from tests.bench.study.page import results_page
 from tests.bench.study.runs import Protocol
-from tests.bench.study.runs import run as run_one
+from tests.bench.study.runs import run as run_in_process
+
+RunOne = Callable[[Cell, int, Protocol], dict[str, Any]]
 
 _ARMS = "grpo+none,grpo+shift,grpo+permuted,gmpo+none,gmpo+shift"
 # A batch is 32 groups of 8 as in the demo; 8 updates are 4 minibatches in each of 2 epochs.
@@ -55,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder that runs start from; default: that of the demo",
     )
     parser.add_argument(
+        "--services",
+        action="store_true",
+        help="through all services with the torch engine, one run after the other: a lag is then the most that is "
+        "allowed, and no run repeats another",
+    )
+    parser.add_argument(
         "--processes", type=int, default=len(os.sched_getaffinity(0)), help="runs at once, a thread each"
     )
     parser.add_argument(
@@ -84,10 +94,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     # All arms of a seed first: what is stopped early has whole pairs.
     wanted = [(cell, seed) for seed in seeds for cell in cells]
     common = {"protocol": protocol.as_json(), "model": fingerprint(protocol.model)}
+    if arguments.services:
+        services.require_services(cells)
+        common["through"] = "services"
     known = _read(arguments.runs) if arguments.runs else {}
     missing = [(cell, seed) for cell, seed in wanted if _key(cell.as_json(), seed, common) not in known]
     sys.stderr.write(f"{len(wanted)} runs, {len(wanted) - len(missing)} of them there already\n")
-    for record in _done(missing, protocol, common, arguments.processes):
+    run_one, processes = (services.run, 1) if arguments.services else (run_in_process, arguments.processes)
+    for record in _done(missing, protocol, common, run_one, processes):
         known[_key(record["cell"], record["seed"], record)] = record
         if arguments.runs:
             with arguments.runs.open("a", encoding="utf-8") as file:
@@ -142,11 +156,11 @@ def _by_seed(runs: Mapping[int, Mapping[str, Any]], name: str) -> dict[int, floa
 
 
 def _done(
-    wanted: Sequence[tuple[Cell, int]], protocol: Protocol, common: Mapping[str, Any], processes: int
+    wanted: Sequence[tuple[Cell, int]], protocol: Protocol, common: Mapping[str, Any], run_one: RunOne, processes: int
 ) -> Iterator[dict[str, Any]]:
     """Runs as they end."""
     began, around = time.monotonic(), machine(REPOSITORY)
-    results = _in_processes(wanted, protocol, processes) if processes > 1 else _in_turn(wanted, protocol)
+    results = (_in_processes if processes > 1 else _in_turn)(wanted, protocol, run_one, processes)
     for done, (cell, seed, result) in enumerate(results, start=1):
         left = (time.monotonic() - began) / done * (len(wanted) - done)
         last = result["evaluations"][-1]
@@ -158,16 +172,18 @@ def _done(
         yield {"cell": cell.as_json(), "seed": seed, **common, "machine": around, **result}
 
 
-def _in_turn(wanted: Sequence[tuple[Cell, int]], protocol: Protocol) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+def _in_turn(
+    wanted: Sequence[tuple[Cell, int]], protocol: Protocol, run_one: RunOne, processes: int
+) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
     for cell, seed in wanted:
-        yield cell, seed, _timed(cell, seed, protocol)
+        yield cell, seed, _timed(run_one, cell, seed, protocol)
 
 
 def _in_processes(
-    wanted: Sequence[tuple[Cell, int]], protocol: Protocol, processes: int
+    wanted: Sequence[tuple[Cell, int]], protocol: Protocol, run_one: RunOne, processes: int
 ) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_timed, cell, seed, protocol): (cell, seed) for cell, seed in wanted}
+        futures = {pool.submit(_timed, run_one, cell, seed, protocol): (cell, seed) for cell, seed in wanted}
         try:
             for future in as_completed(futures):
                 yield *futures[future], future.result()
@@ -175,10 +191,15 @@ def _in_processes(
             pool.shutdown(cancel_futures=True)
 
 
-def _timed(cell: Cell, seed: int, protocol: Protocol) -> dict[str, Any]:
-    began = time.process_time()
+def _timed(run_one: RunOne, cell: Cell, seed: int, protocol: Protocol) -> dict[str, Any]:
+    began = _cpu_seconds()
     record = run_one(cell, seed, protocol)
-    return record | {"cpu_seconds": round(time.process_time() - began, 1)}
+    return record | {"cpu_seconds": round(_cpu_seconds() - began, 1)}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of all below it that have ended."""
+    return sum(os.times()[:4])
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
@@ -201,7 +222,7 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
 
 def _key(cell: Mapping[str, Any], seed: int, common: Mapping[str, Any]) -> str:
     """What makes a run another one: nothing of the machine or the commit."""
-    return json.dumps([cell, seed, common["protocol"], common["model"]], sort_keys=True)
+    return json.dumps([cell, seed, common["protocol"], common["model"], common.get("through")], sort_keys=True)
 
 
 def _arms(value: str) -> list[tuple[str, str]]:

@@ -1,10 +1,12 @@
-"""The bench of whole runs trains by all sides, that of weights moves versions, and both show what is documented."""
+"""Benches of whole runs: all sides are compared, versions are moved, a cell of the study goes through all services."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from shared.errors import UnavailableError
+from shared.tracking import records
 from tests.support import trl
 from tests.support.command import Start
 
@@ -49,4 +51,23 @@ def test_every_transfer_brings_versions_and_is_measured(start: Start) -> None:
         assert figures["publish_seconds"]["median"] + figures["take_seconds"]["median"] > 0
         assert figures["longest_gap_seconds"]["median"] >= figures["pause_seconds"]["median"] > 0
     assert shown["cpu"]["seconds_per_version"].keys() == transfers.keys()
+    assert running.nothing_left()
+
+
+def test_a_cell_of_the_study_goes_through_all_services(start: Start, tmp_path: Path) -> None:
+    runs = tmp_path / "runs.jsonl"
+    running = start(
+        *("bench", "stability", "--services", "--json", "--runs", str(runs), "--arms", "gmpo+shift", "--seeds", "1"),
+        *("--steps", "2", "--every", "1", "--groups", "2", "--held-out", "4", "--staleness", "1"),
+    )
+    code, out, err = running.finish(110)
+    assert code == 0, err
+    shown = json.loads(out.splitlines()[-1])
+    assert (shown["runs"], shown["through"]) == (1, "services")
+    assert shown["cpu_seconds"] > 1  # of all services
+    (record,) = records.read(runs)
+    steps = [evaluation["step"] for evaluation in record["evaluations"]]
+    assert (steps[0], steps[-1]) == (0, 2)
+    assert all(0 < batch["gamma_mean"] <= 1 and batch["token_lag_mean"] <= 1 for batch in record["batches"])
+    assert len(record["batches"]) == 2
     assert running.nothing_left()

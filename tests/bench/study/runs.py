@@ -111,7 +111,7 @@ class _Run:
             starved = 0 if groups else starved + 1
             if groups:
                 report = self._trainer.train_step(groups)
-                batch |= _kept(report.diagnostics) | {"skipped": float(report.skipped is not None)}
+                batch |= kept(report.diagnostics) | {"skipped": float(report.skipped is not None)}
             batches.append(batch)
             policies = [*policies, self._exported()][-self._cell.staleness - 1 :]
             if (step + 1) % protocol.every == 0 or step + 1 == protocol.steps or starved == _STARVED:
@@ -201,7 +201,8 @@ class _Run:
         return digest.hexdigest()
 
 
-def _kept(diagnostics: Mapping[str, float]) -> dict[str, float]:
+def kept(diagnostics: Mapping[str, float]) -> dict[str, float]:
+    """What is kept of a batch, to five digits."""
     found = {name: diagnostics[name] for name in KEPT if name in diagnostics}
     for name in BY_LAYER:
         layers = [value for key, value in diagnostics.items() if key.startswith(f"{name}_layer_")]

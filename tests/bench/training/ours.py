@@ -68,17 +68,15 @@ def train(
         UnavailableError: the run failed; its last lines are on stderr.
     """
     run = {
-        "run.folder": folder.parent,
-        "run.id": folder.name,
         "run.evaluate_every": 0,
         # Evaluating the start lasts until the learner serves as well: no prompt is admitted before.
         "curriculum.evaluation.sampling.n": 2,
         "curriculum.evaluation.sampling.greedy": "false",
-        **FREE_PORTS,
+        **place(folder),
         **settings,
     }
     last = load(Recipe, recipe, {}, [f"{name}={value}" for name, value in run.items()]).run.steps
-    with _running(recipe, run, folder) as process:
+    with running(recipe, run, folder) as process:
         _wait(process, folder, lambda: _ALL_SERVE in _log(folder).read_text(errors="replace"))
         served = datetime.now(UTC)
         evaluations, steps = records.Tail(folder / records.EVALUATIONS), records.Tail(folder / records.LEARNER)
@@ -105,8 +103,13 @@ def train(
         _wait(process, folder, is_done)
         end = _moment(process.pid, folder, datetime.fromisoformat(taken[-1]["time"]))
         if process.wait():
-            raise _failed(process, folder)
+            raise failed(process, folder)
     return _training(taken, saved, begin, end)
+
+
+def place(folder: Path) -> dict[str, object]:
+    """Settings of a run that has this folder, and ports that nobody else has."""
+    return {"run.folder": folder.parent, "run.id": folder.name, **FREE_PORTS}
 
 
 def _save(folder: Path, record: Mapping[str, Any], began: datetime) -> Saved:
@@ -160,7 +163,8 @@ def _quarters(taken: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 @contextlib.contextmanager
-def _running(recipe: Path, settings: Mapping[str, object], folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def running(recipe: Path, settings: Mapping[str, object], folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """`routershift run` with these settings, whose output goes to a file beside the folder; stopped at the end."""
     flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -183,11 +187,12 @@ def _wait(process: "subprocess.Popen[bytes]", folder: Path, is_done: Any) -> Non
     """The run has deadlines of its own for all that may stand still."""
     while not is_done():
         if process.poll() is not None:
-            raise _failed(process, folder)
+            raise failed(process, folder)
         time.sleep(_LOOK_SECONDS)
 
 
-def _failed(process: "subprocess.Popen[bytes]", folder: Path) -> UnavailableError:
+def failed(process: "subprocess.Popen[bytes]", folder: Path) -> UnavailableError:
+    """The error of a run that has failed; its last lines are written to stderr."""
     said = _log(folder).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
     sys.stderr.write("".join(f"    {line}\n" for line in said[-20:]))
     return UnavailableError(f"routershift run ended with code {process.returncode}: {said[-1]}")

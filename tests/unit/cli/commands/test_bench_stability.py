@@ -12,8 +12,11 @@ import torch
 from routershift.routing.layout import ScoreFunction
 from routershift.routing.shift import Routes
 from services.cli.commands.bench import REPOSITORY, bench
+from services.cli.recipe import Recipe
 from services.learner.settings import LearnerSettings
 from shared.errors import CorruptDataError, InvalidInputError
+from shared.recipes import load
+from tests.bench.study import services
 from tests.bench.study.cells import CORRECTIONS, OBJECTIVES, Cell, Pressure, arm_of, parse_arm
 from tests.bench.study.outcomes import HEADLINE, compared, difference, outcomes
 from tests.bench.study.placebos import Placebo
@@ -252,6 +255,23 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     runs.write_text(f"nonsense\n{kept[0]}\n")
     with pytest.raises(CorruptDataError, match="line 1 is no run"):
         bench("stability", [*options, "1"])
+
+
+def test_through_all_services_a_cell_is_settings_of_the_run() -> None:
+    """Its learner is the one of the run in one process, but for what the recipe keeps on disk."""
+    made = cell("gmpo+shift@0.5", staleness=3)
+    flags = [f"{name}={value}" for name, value in services.settings(made, 5, TINY).items()]
+    found = load(Recipe, services.RECIPE, {}, flags)
+    alone = LearnerSettings.model_validate(made.learner)
+    assert found.learner.model_copy(update={"checkpoints": alone.checkpoints}) == alone
+    assert (found.run.seed, found.run.steps, found.run.groups_per_step, found.run.max_staleness) == (5, 3, 2, 3)
+    assert (found.rollout.n, found.curriculum.evaluation.problems, found.run.evaluate_every) == (8, 8, 2)
+
+
+@pytest.mark.parametrize("arm", ["grpo+permuted", "grpo+expert_ratio", "grpo+r3_threshold", "gmpo+bf16_shift"])
+def test_an_arm_that_no_service_has_is_refused_before_any_run(arm: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"is no arm of the services.*take a correction of none, shift, tis"):
+        bench("stability", ["--services", "--arms", f"grpo+none,{arm}"])
 
 
 def test_numbers_that_make_no_run_are_refused() -> None:
