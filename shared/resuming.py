@@ -54,7 +54,10 @@ _IDENTITY: Mapping[str, str] = {
     ),
 }
 _KNOBS: Mapping[str, str] = {
-    "run": "id folder model_revision steps max_staleness weights_transfer weights_full_every evaluate_every trackers",
+    "run": (
+        "id folder model_revision steps max_staleness groups_in_flight weights_transfer weights_full_every evaluate_every "
+        "trackers"
+    ),
     "run.stop": "accuracy seconds tokens",
     "rollout": "max_tokens stop top_p top_k min_p min_tokens",
     # A start finds out by itself whether entries refer to what another store has.

@@ -133,6 +133,12 @@ class RunSettings(Table):
     steps: int = Field(100, ge=1, description="optimizer batches, each of which publishes a version")
     groups_per_step: int = Field(32, ge=1, description="prompts in an optimizer batch")
     max_staleness: int = Field(2, ge=0, description="versions that a trajectory may be behind when it is trained on")
+    groups_in_flight: int | None = Field(
+        None,
+        ge=1,
+        description="groups that are under way at once, from prompt to trained or dropped; fewer leave max_staleness "
+        "to those that others overtake; default: (max_staleness + 1) x groups_per_step",
+    )
     weights_transfer: Literal["files", "broadcast"] = Field(
         "files", description="how new weights reach generation: from a folder that both see, or over the network too"
     )
@@ -161,6 +167,17 @@ class RunSettings(Table):
             raise ValueError(
                 f"stop.accuracy is {self.stop.accuracy:g}, and evaluate_every is 0: no version is evaluated before the "
                 "end; set evaluate_every to the versions between evaluations"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_in_flight_fill_steps(self) -> Self:
+        least, most = self.groups_per_step, (self.max_staleness + 1) * self.groups_per_step
+        if self.groups_in_flight is not None and not least <= self.groups_in_flight <= most:
+            raise ValueError(
+                f"groups_in_flight is {self.groups_in_flight}; it must be at least groups_per_step = {least}, or no step "
+                f"would fill, and at most (max_staleness + 1) x groups_per_step = {most}, or some would always be too "
+                "stale; leave it out for the most"
             )
         return self
 
@@ -222,8 +239,8 @@ class RunSettings(Table):
 
     @property
     def tickets(self) -> int:
-        """Groups in flight that keep every trajectory within `max_staleness`, if groups finish in order."""
-        return (self.max_staleness + 1) * self.groups_per_step
+        """Groups in flight; no more than keep every trajectory within `max_staleness`, if groups finish in order."""
+        return self.groups_in_flight or (self.max_staleness + 1) * self.groups_per_step
 
 
 class RolloutSettings(Table):

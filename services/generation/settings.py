@@ -1,8 +1,8 @@
 """Settings of the generation service: the table [generation]."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from routershift.trajectory import RouterExport, ScoreDtype
 from services.generation.engines.base import UpdatePolicy
@@ -25,7 +25,9 @@ class GenerationSettings(ServerSettings):
     vllm: VllmSettings = VllmSettings()
     router_export: RouterExport = Field(RouterExport.TOPK, description="what is exported of the routers of each token")
     router_scores: ScoreDtype = Field(ScoreDtype.FLOAT16, description="how exported scores travel")
-    update_policy: UpdatePolicy = Field(UpdatePolicy.KEEP, description="running requests when new weights come")
+    update_policy: UpdatePolicy = Field(
+        UpdatePolicy.KEEP, description="running requests when new weights come; keep_cache: of the torch engine alone"
+    )
     max_tokens: int = Field(256, ge=1, description="response length where a request names none")
     kv_cache_high_water: float = Field(
         0.9, gt=0, le=1, description="share of the KV cache in use above which no more prompts are taken"
@@ -41,6 +43,15 @@ class GenerationSettings(ServerSettings):
     stall_seconds: float = Field(
         30.0, gt=0, description="how long an engine that has sequences may sample nothing before the service ends"
     )
+
+    @model_validator(mode="after")
+    def _caches_can_be_kept(self) -> Self:
+        if self.update_policy is UpdatePolicy.KEEP_CACHE and self.engine == "vllm":
+            raise ValueError(
+                "update_policy is 'keep_cache', and engine is 'vllm', which would serve what it has cached of old weights "
+                "to new prompts as well; set update_policy to 'keep', or engine to 'torch'"
+            )
+        return self
 
 
 class Settings(BaseSettings):

@@ -1,8 +1,7 @@
 """A run as a discrete-event simulation: tickets, replicas with responses of very different lengths, learner, weights.
 
 It knows times and sizes and no model: `throughput` computes them for GPUs, and a real run measures them. The rules are
-those of RouterShift: a ticket for each group in flight, (max_staleness + 1) steps of them; a prompt waits until its
-replica has the newest weights; new weights come between two decoding steps; the learner takes the oldest groups, drops
+those of RouterShift: a ticket for each group in flight; a prompt waits until its replica has the newest weights; new weights come between two decoding steps; the learner takes the oldest groups, drops
 those that are too stale, and hands their tickets back.
 """
 
@@ -26,6 +25,7 @@ class System:
     groups: int  # in a step
     n: int  # responses of a group
     max_staleness: int
+    tickets: int  # groups in flight
     replicas: int
     slots: int  # responses that a replica samples at once
     decode_seconds: Callable[[int], float]  # of a step of a replica with this many responses
@@ -191,7 +191,7 @@ def simulate(system: System, steps: int = 20, warm_up: int = 5, seed: int = 0) -
     for index in range(system.replicas):
         run.env.process(run.replica(index))
     run.env.process(run.learner())
-    run.admit((system.max_staleness + 1) * system.groups)
+    run.admit(system.tickets)
     run.env.run(until=run.done)
     begin = run.ended[warm_up - 1] if warm_up else 0.0
     seconds = run.ended[-1] - begin

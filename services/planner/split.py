@@ -29,6 +29,7 @@ class Cluster:
     gpus: int
     work: Workload
     max_staleness: int
+    tickets: int  # groups in flight
     learner: LearnerSettings
     trained: int | None  # parameters of adapters; None trains all weights
     stream_bandwidth: float  # bytes a second
@@ -138,6 +139,7 @@ def system(cluster: Cluster, split: Split, spread: float) -> System:
         groups=work.groups,
         n=work.n,
         max_staleness=cluster.max_staleness,
+        tickets=cluster.tickets,
         replicas=split.replicas,
         slots=split.slots,
         decode_seconds=lambda sequences: throughput.decode_seconds(
@@ -159,8 +161,7 @@ def system(cluster: Cluster, split: Split, spread: float) -> System:
 
 def _split(cluster: Cluster, learner_gpus: int, size: int, replicas: int, fitting: int) -> Split:
     model, gpu, work, assumed = cluster.model, cluster.gpu, cluster.work, cluster.assumed
-    in_flight = (cluster.max_staleness + 1) * work.responses
-    slots = min(fitting, ceil(in_flight / replicas))
+    slots = min(fitting, ceil(cluster.tickets * work.n / replicas))
     context = work.prompt_tokens + work.mean_tokens / 2
     step = throughput.decode_seconds(model, gpu, size, slots, context, assumed)
     prefill = throughput.prefill_seconds(model, gpu, size, work.prompt_tokens, assumed)

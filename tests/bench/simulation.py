@@ -124,6 +124,7 @@ def _foretold(workload: Workload, measured: _Measured, trained: Training) -> flo
         groups=recipe.run.groups_per_step,
         n=recipe.rollout.n,
         max_staleness=recipe.run.max_staleness,
+        tickets=recipe.run.tickets,
         replicas=1,
         slots=recipe.generation.max_num_seqs,
         decode_seconds=measured.decode_seconds,

@@ -86,6 +86,7 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
         gpus=arguments.gpus,
         work=work,
         max_staleness=recipe.run.max_staleness,
+        tickets=recipe.run.tickets,
         learner=recipe.learner,
         trained=lora_parameters(recipe, model) if recipe.learner.lora.rank else None,
         stream_bandwidth=arguments.stream_bandwidth,
@@ -138,8 +139,8 @@ def _record(cluster: Cluster, chosen: Split, parts: Sequence[Part], outcome: Out
 
 def _in_flight(cluster: Cluster) -> int:
     """Bytes of all tickets, were every response of average length."""
-    tickets = (cluster.max_staleness + 1) * cluster.work.responses
-    return int(tickets * trajectory_bytes(cluster.model, cluster.work.mean_tokens))
+    responses = cluster.tickets * cluster.work.n
+    return int(responses * trajectory_bytes(cluster.model, cluster.work.mean_tokens))
 
 
 def _text(cluster: Cluster, chosen: Split, parts: Sequence[Part], outcome: Outcome) -> Iterator[str]:

@@ -18,6 +18,7 @@ class UpdatePolicy(StrEnum):
     """What becomes of running requests when new weights come."""
 
     KEEP = "keep"  # they go on with the new weights, and their KV cache is computed again
+    KEEP_CACHE = "keep_cache"  # they go on with the new weights, over keys and values that the old ones computed
     WAIT = "wait"  # they finish first; requests that have not begun wait for the new weights
     ABORT = "abort"  # they end with what they have, as FinishReason.ABORTED
 
@@ -134,8 +135,8 @@ class Engine(Protocol):
     async def update_weights(self, version: int, weights: Weights) -> float:
         """Takes these weights and serves them as `version`. The old ones sample until all of the new ones are there.
 
-        What becomes of running requests is the engine's `UpdatePolicy`. Under KEEP their remaining tokens come from
-        the new version. Gives the seconds for which nothing was sampled.
+        What becomes of running requests is the engine's `UpdatePolicy`. Under KEEP and KEEP_CACHE their remaining
+        tokens come from the new version. Gives the seconds for which nothing was sampled.
 
         Raises:
             InvalidInputError: names or shapes differ from the model's, a tensor holds NaN or infinity, or a probe

@@ -11,6 +11,7 @@ BASE = System(
     groups=4,
     n=4,
     max_staleness=2,
+    tickets=12,
     replicas=2,
     slots=64,
     decode_seconds=lambda sequences: 0.01,
@@ -43,7 +44,7 @@ def test_slow_replicas_set_the_pace() -> None:
 
 
 def test_synchronous_steps_are_the_sum_of_their_parts() -> None:
-    parts = replace(BASE, max_staleness=0, reward_seconds=0.5, publish_seconds=0.25, load_seconds=0.75)
+    parts = replace(BASE, max_staleness=0, tickets=4, reward_seconds=0.5, publish_seconds=0.25, load_seconds=0.75)
     outcome = simulate(parts)
     assert outcome.step_seconds == pytest.approx([1.0 + 0.5 + 5.0 + 0.25 + 0.75] * 20)
     assert outcome.staleness == {0: 80}
@@ -68,7 +69,9 @@ def test_equal_rewards_cost_sampling() -> None:
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 4])
 def test_nothing_staler_than_allowed_is_trained_on(max_staleness: int) -> None:
-    tails = replace(BASE, max_staleness=max_staleness, slots=4, length=log_normal(200, 2000, 1.2))
+    tails = replace(
+        BASE, max_staleness=max_staleness, tickets=4 * (max_staleness + 1), slots=4, length=log_normal(200, 2000, 1.2)
+    )
     outcome = simulate(replace(tails, train_seconds=lambda tokens: 1.0))
     assert max(outcome.staleness) <= max_staleness
     assert sum(outcome.staleness.values()) == 20 * 4
@@ -76,7 +79,7 @@ def test_nothing_staler_than_allowed_is_trained_on(max_staleness: int) -> None:
 
 def test_a_long_tail_delays_groups() -> None:
     """A synchronous step waits for the longest of its 16 responses."""
-    same = replace(BASE, max_staleness=0, train_seconds=lambda tokens: 0.1)
+    same = replace(BASE, max_staleness=0, tickets=4, train_seconds=lambda tokens: 0.1)
     outcome = simulate(replace(same, length=log_normal(100, 2000, 1.0)))
     assert outcome.seconds > 2 * simulate(same).seconds
 

@@ -28,6 +28,7 @@ def cluster(model: Model, gpus: int, gpu: str = "h100", **changes: object) -> sp
         gpus=gpus,
         work=WORK,
         max_staleness=2,
+        tickets=3 * WORK.groups,
         learner=LearnerSettings.model_validate(settings),
         trained=None,
         stream_bandwidth=1e9,

@@ -122,9 +122,16 @@ class Batch:
             else None,
         )
 
-    def replace(self, policy: Policy, version: int) -> None:
-        """Goes on with other weights: what the running sequences have cached is computed again from these."""
+    def replace(self, policy: Policy, version: int, *, keep_cache: bool = False) -> None:
+        """Goes on with other weights.
+
+        Args:
+            keep_cache: what the running sequences have cached stays as the old weights computed it, which is not what
+                the new ones would attend to. Otherwise it is computed again.
+        """
         self.policy, self.version = policy, version
+        if keep_cache:
+            return
         for slots in self._chunks(0):
             self._prefill(slots)
 

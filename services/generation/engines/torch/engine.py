@@ -236,7 +236,7 @@ class TorchEngine:
             if policy is UpdatePolicy.ABORT:
                 self._abort()
             update = self._updates[0]
-            self._batch.replace(update.policy, update.version)
+            self._batch.replace(update.policy, update.version, keep_cache=policy is UpdatePolicy.KEEP_CACHE)
             self._version = update.version
             self._updates.popleft()
             self._loop.call_soon_threadsafe(resolve, update.done, time.perf_counter() - began)
