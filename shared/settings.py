@@ -175,9 +175,9 @@ class RunSettings(Table):
         least, most = self.groups_per_step, (self.max_staleness + 1) * self.groups_per_step
         if self.groups_in_flight is not None and not least <= self.groups_in_flight <= most:
             raise ValueError(
-                f"groups_in_flight is {self.groups_in_flight}; it must be at least groups_per_step = {least}, or no step "
-                f"would fill, and at most (max_staleness + 1) x groups_per_step = {most}, or some would always be too "
-                "stale; leave it out for the most"
+                f"groups_in_flight is {self.groups_in_flight}; it must be at least groups_per_step = {least}, or no "
+                f"step would fill, and at most (max_staleness + 1) x groups_per_step = {most}, or some would always be "
+                "too stale; leave it out for the most"
             )
         return self
 

@@ -48,8 +48,8 @@ class GenerationSettings(ServerSettings):
     def _caches_can_be_kept(self) -> Self:
         if self.update_policy is UpdatePolicy.KEEP_CACHE and self.engine == "vllm":
             raise ValueError(
-                "update_policy is 'keep_cache', and engine is 'vllm', which would serve what it has cached of old weights "
-                "to new prompts as well; set update_policy to 'keep', or engine to 'torch'"
+                "update_policy is 'keep_cache', and engine is 'vllm', which would serve what it has cached of old "
+                "weights to new prompts as well; set update_policy to 'keep', or engine to 'torch'"
             )
         return self
 

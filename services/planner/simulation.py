@@ -1,8 +1,9 @@
 """A run as a discrete-event simulation: tickets, replicas with responses of very different lengths, learner, weights.
 
 It knows times and sizes and no model: `throughput` computes them for GPUs, and a real run measures them. The rules are
-those of RouterShift: a ticket for each group in flight; a prompt waits until its replica has the newest weights; new weights come between two decoding steps; the learner takes the oldest groups, drops
-those that are too stale, and hands their tickets back.
+those of RouterShift: a ticket for each group in flight; a prompt waits until its replica has the newest weights; new
+weights come between two decoding steps; the learner takes the oldest groups, drops those that are too stale, and hands
+their tickets back.
 """
 
 import heapq

@@ -63,7 +63,11 @@ def _run(recipe: Recipe) -> Iterator[Line]:
         "",
         "tickets",
         f"{run.tickets} prompts in flight, {run.tickets * rollout.n} responses: "
-        + ("run.groups_in_flight" if run.groups_in_flight else f"(run.max_staleness {run.max_staleness} + 1) x run.groups_per_step"),
+        + (
+            "run.groups_in_flight"
+            if run.groups_in_flight
+            else f"(run.max_staleness {run.max_staleness} + 1) x run.groups_per_step"
+        ),
     )
 
 

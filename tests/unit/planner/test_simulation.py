@@ -77,6 +77,16 @@ def test_nothing_staler_than_allowed_is_trained_on(max_staleness: int) -> None:
     assert sum(outcome.staleness.values()) == 20 * 4
 
 
+def test_staleness_beyond_the_tickets_is_for_those_that_others_overtake() -> None:
+    """With the same groups in flight, the longest are dropped or trained on."""
+    tails = replace(BASE, slots=48, train_seconds=lambda tokens: 0.1, length=log_normal(100, 2000, 1.2))
+    dropping, patient = simulate(tails, steps=60), simulate(replace(tails, max_staleness=30), steps=60)
+    assert dropping.stale > 20
+    assert patient.stale == 0
+    assert patient.trained_tokens / patient.sampled_tokens > 1.3 * dropping.trained_tokens / dropping.sampled_tokens
+    assert patient.staleness_mean < 4
+
+
 def test_a_long_tail_delays_groups() -> None:
     """A synchronous step waits for the longest of its 16 responses."""
     same = replace(BASE, max_staleness=0, tickets=4, train_seconds=lambda tokens: 0.1)

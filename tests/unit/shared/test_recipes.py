@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from services.cli.recipe import Recipe
 from services.curriculum.settings import Settings as CurriculumTables
+from services.generation.settings import GenerationSettings
 from services.generation.settings import Settings as GenerationTables
 from services.learner.settings import Settings as LearnerTables
 from services.reward.settings import Settings as RewardTables
 from shared.errors import InvalidInputError, NotFoundError, RouterShiftError
 from shared.recipes import load
+from shared.settings import RunSettings
 
 
 @pytest.fixture
@@ -26,6 +28,23 @@ def test_flags_beat_environment_beats_recipe_beats_default(recipe: Path) -> None
     settings = load(GenerationTables, recipe, environment, ["run.seed=2"])
     assert (settings.run.steps, settings.run.seed, settings.generation.max_num_seqs) == (6, 2, 7)
     assert settings.run.groups_per_step == 32
+
+
+def test_groups_in_flight_fill_a_step_and_are_not_too_stale_from_the_start() -> None:
+    def tickets(**settings: int) -> int:
+        return RunSettings.model_validate({"model": "m", "groups_per_step": 8, **settings}).tickets
+
+    assert tickets(max_staleness=2) == 24
+    assert tickets(max_staleness=9, groups_in_flight=20) == 20
+    for wrong in (7, 25):
+        with pytest.raises(ValidationError, match=rf"groups_in_flight is {wrong}; .* = 8, .* = 24, "):
+            tickets(max_staleness=2, groups_in_flight=wrong)
+
+
+def test_a_cache_is_not_kept_where_new_prompts_would_get_it() -> None:
+    with pytest.raises(ValidationError, match="update_policy is 'keep_cache', and engine is 'vllm'"):
+        GenerationSettings.model_validate({"update_policy": "keep_cache"})
+    assert GenerationSettings.model_validate({"update_policy": "keep_cache", "engine": "torch"})
 
 
 def test_tables_in_tables_are_reached_from_everywhere(recipe: Path) -> None:
