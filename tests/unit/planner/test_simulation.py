@@ -61,7 +61,7 @@ def test_narrow_streams_set_the_pace() -> None:
 
 def test_equal_rewards_cost_sampling() -> None:
     """Half of the groups are not trained on, so a step samples twice as many."""
-    half = replace(BASE, groups=64, slots=16, train_seconds=lambda tokens: 0.1, unused=0.5)
+    half = replace(BASE, groups=64, tickets=192, slots=16, train_seconds=lambda tokens: 0.1, unused=0.5)
     outcome = simulate(half, steps=40)
     assert outcome.unused / (outcome.unused + 40 * 64) == pytest.approx(0.5, abs=0.05)
     assert outcome.sampled_tokens / outcome.trained_tokens == pytest.approx(2.0, rel=0.1)

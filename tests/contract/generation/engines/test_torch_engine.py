@@ -214,8 +214,7 @@ async def test_more_samples_than_slots_wait_their_turn(engine: TorchEngine) -> N
 
 async def test_a_kept_cache_is_of_the_weights_that_computed_it(folder: Path, tmp_path: Path) -> None:
     """After an update, log-probs are those of the new weights over the old ones' keys and values."""
-    torch.manual_seed(1)
-    other = save_model(tmp_path / "other")
+    other = save_model(tmp_path / "other", seed=1)
     old, new = (AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).eval() for each in (folder, other))
     engine = make(folder, update_policy=UpdatePolicy.KEEP_CACHE)
     await engine.start()
