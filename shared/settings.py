@@ -140,13 +140,16 @@ class RunSettings(Table):
         "to those that others overtake; default: (max_staleness + 1) x groups_per_step",
     )
     weights_transfer: Literal["files", "broadcast"] = Field(
-        "files", description="how new weights reach generation: from a folder that both see, or over the network too"
+        "files",
+        description="how new weights reach generation: from a folder that both see, or over the network, from each "
+        "rank of the learner to each worker; then only versions that are evaluated, have a checkpoint or are the last "
+        "have files",
     )
     weights_full_every: int = Field(
         0,
         ge=0,
-        description="versions from one that replicas read whole to the next; beside those between, what changed since "
-        "the version before is published, and replicas that have that one read this alone; 0: all are read whole",
+        description="versions from one that replicas get whole to the next; of those between, what changed since the "
+        "version before is published beside the files, or sent, to replicas that have that one; 0: all are whole",
     )
     stop: StopSettings = StopSettings()
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
@@ -178,15 +181,6 @@ class RunSettings(Table):
                 f"groups_in_flight is {self.groups_in_flight}; it must be at least groups_per_step = {least}, or no "
                 f"step would fill, and at most (max_staleness + 1) x groups_per_step = {most}, or some would always be "
                 "too stale; leave it out for the most"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _changes_are_files(self) -> Self:
-        if self.weights_full_every and self.weights_transfer != "files":
-            raise ValueError(
-                f"weights_full_every is {self.weights_full_every}, and weights_transfer is {self.weights_transfer!r}: "
-                "changes are read from files, not sent; set weights_transfer files, or weights_full_every 0"
             )
         return self
 

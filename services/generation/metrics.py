@@ -51,7 +51,7 @@ for _reason in ("notfound", "corruptdata", "invalidinput", "precondition"):
 WEIGHTS_BYTES = Counter(
     "routershift_generation_weights_bytes_total", "Bytes of new weights that were read or received", ["kind"]
 )
-for _kind in ("full", "delta", "broadcast"):
+for _kind in ("full", "delta", "broadcast", "broadcast_delta"):
     WEIGHTS_BYTES.labels(_kind)
 DELTAS_REFUSED = Counter(
     "routershift_generation_weights_deltas_refused_total", "Versions read whole though a delta was there", ["reason"]

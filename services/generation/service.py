@@ -49,7 +49,7 @@ class GenerationService(Service):
 
     async def start(self, run: Run) -> None:
         engine, settings = self._engine, self._settings
-        if settings.run.weights_full_every:
+        if settings.run.weights_full_every and not self._over_network:
             check_memory(settings.run.model_folder())
         await engine.start()
         chosen = settings.generation

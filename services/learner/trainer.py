@@ -22,7 +22,9 @@ from routershift.algorithms.aggregation import Totals
 from routershift.routing.hooks import Observation, Routing
 from routershift.routing.layout import RouterLayout
 from services.learner.checkpointing import state
+from services.learner.checkpointing.held import Sizes
 from services.learner.checkpointing.identity import check_identity, identity
+from services.learner.checkpointing.sending import Sending
 from services.learner.checkpointing.snapshot import Following, Snapshot
 from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
@@ -68,6 +70,7 @@ class Trainer:
     step: int  # batches done; the version of the weights is the same number
     layout: RouterLayout | None
     attention: str  # the implementation that `learner.attn_implementation` came to
+    sending: Sending | None  # where weights go over the network
 
     def __init__(
         self,
@@ -120,6 +123,11 @@ class Trainer:
         self._flops_per_token = self._policy.flops_per_token
         self._optimizer = make_optimizer(self._parameters.values(), settings.optimizer)
         self._loss = loss or Loss(settings)
+        self.sending = (
+            Sending(self._policy.parts(), self._ranks, settings, keeps_changes=run.weights_full_every > 0)
+            if run.weights_transfer == "broadcast"
+            else None
+        )
         self._planner = Planner(
             settings, rollout.max_tokens, self._ranks.size, self._uses_traces, self._policy.attention.is_flat
         )
@@ -166,6 +174,11 @@ class Trainer:
         self._tell("export", str(folder))
         self._policy.export(folder)
 
+    def take_version(self) -> Sizes:
+        """Makes the weights as they are now the version that `sending` sends; the bytes of it."""
+        self._tell("take")
+        return self._take()
+
     def snapshot(self, meta: Mapping[str, Any]) -> Snapshot:
         """All that `load` needs to go on bit for bit, as it is now; one at a time. `meta` is given back by `load`.
 
@@ -186,6 +199,8 @@ class Trainer:
 
     def close(self) -> None:
         """Lets the other ranks end."""
+        if self.sending is not None:
+            self.sending.close()
         self._tell("stop")
         self._ranks.close()
 
@@ -196,17 +211,21 @@ class Trainer:
             CorruptDataError, UnavailableError: its rows are not to be had from the payload store.
             UnavailableError: rank 0 is gone.
         """
-        writing = Following()
+        writing, sending = Following(), Following()
+        if self.sending is not None:
+            sending.begin(self.sending)
         parts: dict[str, Callable[..., object]] = {
             "train": lambda: self._train(decode(self._ranks.scatter())),
             "fetch": lambda step: self._train(self._fetched(self._ranks.scatter(), int(step))),
             "export": lambda folder: self._policy.export(Path(folder)),
+            "take": self._take,
             "snapshot": lambda: writing.begin(self._snapshot({})),
             "load": lambda folder: self._load(Path(folder)),
         }
         while (command := json.loads(self._ranks.command()))[0] != "stop":
             parts[command[0]](*command[1:])
         writing.end()
+        sending.end()
         self._ranks.close()
 
     @property
@@ -317,6 +336,11 @@ class Trainer:
         if routes is not None and (batch.filler or not is_unmoved):
             routes = replace(routes, lag_zero=torch.zeros_like(routes.lag_zero))
         return self._routing.observing(routes, before.routes if before else None)
+
+    def _take(self) -> Sizes:
+        if self.sending is None:
+            raise PreconditionError("weights are sent where run.weights_transfer is broadcast; set it for all ranks")
+        return self.sending.take()
 
     def _snapshot(self, meta: Mapping[str, Any]) -> Snapshot:
         about = {"step": self.step, "identity": self._identity, "meta": dict(meta)}

@@ -188,6 +188,7 @@ class LearnerWorker:
         self._end = self._ending.reason(self._trainer.step, await self._run.progress())
         if self._end:
             log.info("finished after step %d: %s", self._trainer.step, self._end)
+            await self._publisher.keep(asyncio.Event())
         return self._end is not None
 
     async def _end_between_steps(self, stop: asyncio.Event) -> None:

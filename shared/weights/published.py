@@ -2,7 +2,8 @@
 
 A version is one folder of safetensors files under the weights root, with `manifest.json` beside them. It appears
 by an atomic rename, so a reader sees all of it or nothing. With LoRA, a folder `adapter` in it holds the adapters
-alone, with a manifest of its own; generation reads the merged weights. A folder `delta` holds what changed since the
+alone, with a manifest of its own; generation reads the merged weights. Of a version that was sent to generation and
+is not kept there is the manifest alone. A folder `delta` holds what changed since the
 version before, for replicas that have that one; the files of the version are there all the same.
 """
 
@@ -121,6 +122,11 @@ def versions(root: Path) -> list[int]:
     return sorted(int(path.name[1:]) for path in root.glob("v*") if path.name[1:].isdecimal())
 
 
+def has_files(folder: Path) -> bool:
+    """Whether the folder of a version has weights: a version that was sent alone has none."""
+    return bool(_weights(folder))
+
+
 def _changes(base: Path, folder: Path, version: int) -> pb.WeightsDelta | None:
     """Writes what changed from the files of a version to those of this folder; None where they are not worth it."""
     files, changes = _weights(folder), folder / delta.FOLDER
@@ -162,12 +168,12 @@ def verify(root: Path, manifest: pb.WeightsManifest) -> list[Path]:
     """The files of a version, after their names, sizes and checksums were checked.
 
     Raises:
-        NotFoundError: the folder or a file is not there.
+        NotFoundError: the folder or a file is not there, or the version has none.
         CorruptDataError: a name that would leave the root, a wrong size or a wrong SHA-256.
     """
     folder = folder_of(root, manifest)
     if not manifest.files:
-        raise CorruptDataError(f"manifest.files of version {manifest.version} is empty; expected safetensors files")
+        raise NotFoundError(f"version {manifest.version} has no files: it was sent to the replicas of its time alone")
     return _verified(folder, manifest.files, manifest.version)
 
 

@@ -24,28 +24,51 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """Neighbouring rows of a tensor: indices of its first dimension. A scalar is one row."""
+
+    name: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where the group of one version meets. The learner is rank 0."""
+    """Where the group of one version meets: the ranks of the learner that send, the first of which opens it, and all
+    workers.
+    """
 
     host: str
     port: int
-    size: int  # the learner and all workers
+    senders: int  # their ranks come first
+    size: int  # senders and all workers
     seconds: float  # for all to come, and for each bucket
+    base: int | None = None  # version from which changes are sent; None: all is
 
 
-def encode(rendezvous: Rendezvous, first_ranks: Mapping[str, int], specs: Sequence[TensorSpec]) -> pb.WeightsBroadcast:
-    """Args: first_ranks: by the name of a replica of generation, the rank of its first worker."""
+def encode(
+    rendezvous: Rendezvous, first_ranks: Mapping[str, int], specs: Sequence[TensorSpec], size_bytes: int
+) -> pb.WeightsBroadcast:
+    """
+    Args:
+        first_ranks: by the name of a replica of generation, the rank of its first worker.
+        size_bytes: sent to each worker.
+    """
     return pb.WeightsBroadcast(
         host=rendezvous.host,
         port=rendezvous.port,
+        senders=rendezvous.senders,
         size=rendezvous.size,
         seconds=rendezvous.seconds,
+        base=rendezvous.base,
         first_ranks=first_ranks,
         tensors=[pb.WeightsTensor(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in specs],
+        size_bytes=size_bytes,
     )
 
 
 def decode(broadcast: pb.WeightsBroadcast) -> tuple[Rendezvous, list[TensorSpec]]:
-    """What `encode` was given, the ranks left out."""
-    rendezvous = Rendezvous(broadcast.host, broadcast.port, broadcast.size, broadcast.seconds)
+    """What `encode` was given, ranks and bytes left out."""
+    base = broadcast.base if broadcast.HasField("base") else None
+    rendezvous = Rendezvous(broadcast.host, broadcast.port, broadcast.senders, broadcast.size, broadcast.seconds, base)
     return rendezvous, [TensorSpec(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in broadcast.tensors]

@@ -1,11 +1,12 @@
 """What a version of the weights costs on its way from the learner to a replica of generation, by each transfer.
 
 A random model in the shape of a Qwen3-MoE is published in bfloat16, and of each version to the next the last bit of a
-share of its entries changes. `delta` are files with what changed beside them (`run.weights_full_every`). Every transfer
-has a replica, an engine with its loader, and all take turns in one process. The learner's part is `publish` (files are
-written, hashed and made durable by every transfer), that of generation is `take`: verify or receive, and serve. `cpu`
-is that of both. Files are read from the page cache, and the network is that of one machine: `bytes` are what tells of
-others.
+share of its entries changes. `delta` are files with what changed beside them (`run.weights_full_every`),
+`broadcast_delta` is that over the network. Every transfer has a replica, an engine with its loader, and all take turns
+in one process. The learner's part, for which training waits, is `publish`: files are written, hashed and made durable;
+what is sent is copied, and compared with the version before. That of generation is `take`: verify or receive, and
+serve. `cpu` is that of both. Files are read from the page cache, and the network is that of one machine: `bytes` are
+what tells of others.
 
 `pause` is what the engine says of itself, the time of an update in which it samples nothing; `longest_gap` is what a
 caller sees: the longest time between two pieces of streamed samples while new weights are taken, with the usual one
@@ -37,15 +38,20 @@ from services.generation.engines.base import Engine, EngineSampling
 from services.generation.engines.registry import make_engine
 from services.generation.settings import GenerationSettings, Settings
 from services.generation.weights.loader import WeightsLoader
+from services.learner.checkpointing.sending import Sending
+from services.learner.distributed.ranks import Ranks
+from services.learner.settings import LearnerSettings
 from shared.settings import RunSettings
 from shared.weights import published, rendezvous
-from shared.weights.broadcast import Sender, detached, specs_of
+from shared.weights.broadcast import detached
 from tests.bench.shapes import SHAPES, Shape, write_model
 from tests.bench.timing import Spread, Timings, interleaved
+from tests.support.transfers import Holding
 
 QUICK = {"sizes": "tiny", "rounds": 1}
-FILES, DELTA, BROADCAST = "files", "delta", "broadcast"
-TRANSFERS = (FILES, DELTA, BROADCAST)
+FILES, DELTA, BROADCAST, BROADCAST_DELTA = "files", "delta", "broadcast", "broadcast_delta"
+TRANSFERS = (FILES, DELTA, BROADCAST, BROADCAST_DELTA)
+_SENT = (BROADCAST, BROADCAST_DELTA)
 _LARGE = SHAPES["qwen3-moe-115m"]
 SIZES = {
     "tiny": SHAPES["tiny"],
@@ -101,17 +107,17 @@ class _Learner:
     """Holds the weights of a model, and changes them."""
 
     def __init__(self, model: Path, changed: float) -> None:
-        self._tensors: dict[str, Tensor] = load_file(model / "model.safetensors")
+        self.tensors: dict[str, Tensor] = load_file(model / "model.safetensors")
         self._changed = changed
         self._random = torch.Generator().manual_seed(0)
 
     def step(self) -> None:
-        for tensor in self._tensors.values():
+        for tensor in self.tensors.values():
             changes = torch.rand(tensor.shape, generator=self._random) < self._changed
             tensor.view(torch.int16).bitwise_xor_(changes.to(torch.int16))
 
     def write(self, folder: Path) -> None:
-        save_file(self._tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(self.tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 class _Replica:
@@ -124,6 +130,9 @@ class _Replica:
         self._root = root
         self.learner = learner
         self._loader = WeightsLoader(engine, root, _NAME)
+        keeps_changes = transfer == BROADCAST_DELTA
+        self._sending = Sending(Holding(learner.tensors), Ranks.open(), LearnerSettings(), keeps_changes=keeps_changes)
+        self._sizes = self._sending.take() if transfer in _SENT else None
 
     async def turn(self) -> None:
         """One version from the learner's memory to the engine, with nothing else going on."""
@@ -161,21 +170,24 @@ class _Replica:
 
     async def _publish(self) -> pb.WeightsManifest:
         version = self._engine.version + 1
+        if self._transfer in _SENT:
+            self._sizes = await asyncio.to_thread(self._sending.take)
+            return pb.WeightsManifest(version=version, folder=published.folder_name(version))
         base = version - 1 if self._transfer == DELTA else None
         return await asyncio.to_thread(published.publish, self._root, version, self.learner.write, keep=2, base=base)
 
     async def _take(self, manifest: pb.WeightsManifest) -> None:
-        if self._transfer != BROADCAST:
-            before = _moved()
+        before = _moved()
+        if self._sizes is None:
             await self._loader.load(manifest)
-            self.costs.moved.append(int(_moved() - before))
-            return
-        files = [self._root / manifest.folder / file.name for file in manifest.files]
-        specs, workers = specs_of(files), self._engine.info.workers
-        sender = await detached(lambda: Sender("127.0.0.1", workers, 60.0, torch.device("cpu")))
-        manifest.broadcast.CopyFrom(rendezvous.encode(sender.rendezvous, {_NAME: 1}, specs))
-        await asyncio.gather(detached(lambda: sender.send(files)), self._loader.load(manifest))
-        self.costs.moved.append(workers * sum(spec.nbytes for spec in specs))
+        else:
+            base = manifest.version - 1 if self._transfer == BROADCAST_DELTA else None
+            size = self._sizes.whole if base is None else self._sizes.changes or 0
+            sender = await detached(lambda: self._sending.open(self._engine.info.workers, base))
+            place = rendezvous.encode(sender.rendezvous, {_NAME: 1}, self._sending.specs, size)
+            manifest.broadcast.CopyFrom(place)
+            await asyncio.gather(detached(lambda: self._sending.send(sender)), self._loader.load(manifest))
+        self.costs.moved.append(int(_moved() - before))
 
 
 def changed(root: Path) -> dict[str, list[float]]:
@@ -230,8 +242,8 @@ def _measure(name: str, shape: Shape, arguments: argparse.Namespace) -> dict[str
 
 
 def _moved() -> float:
-    """Bytes that loaders have read in this process."""
-    return sum(REGISTRY.get_sample_value(_BYTES, {"kind": kind}) or 0.0 for kind in ("full", "delta"))
+    """Bytes that loaders have read or received in this process."""
+    return sum(REGISTRY.get_sample_value(_BYTES, {"kind": kind}) or 0.0 for kind in ("full", "delta", *_SENT))
 
 
 def _figures(costs: dict[str, _Costs], timings: Timings, rounds: int) -> dict[str, Any]:

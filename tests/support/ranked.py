@@ -72,6 +72,7 @@ def check(folder: Path, size: int, cases: Sequence[Case]) -> None:
         _assert_same(several / "tokens.safetensors", one / "tokens.safetensors", 2e-4)
         _assert_same(several / "gradients.safetensors", one / "gradients.safetensors", 1e-5)
         _assert_same(several / "model.safetensors", one / "model.safetensors", 1e-5)
+        _assert_rows_make(several / "model.safetensors", [several / f"rows-{rank}" for rank in range(size)])
         for by in (one, several):
             _assert_same(folder / case.name / f"other of {by.name}/model.safetensors", by / "then/model.safetensors", 0)
 
@@ -94,6 +95,8 @@ def part(ranks: Ranks, folder: str, cases: str) -> None:
         else:
             trainer.follow()
         _save_gradients(trainer, root / "several", ranks.rank == 0)
+        sent = {f"{rows.first} {rows.name}": tensor for rows, tensor in trainer._policy.parts().rows()}
+        save_file(sent, root / "several" / f"rows-{ranks.rank}")
         other = _make(Path(folder), case, ranks, case.other)
         if ranks.rank:
             other.follow()
@@ -164,6 +167,22 @@ def _compare_diagnostics(several: Path, one: Path) -> None:
     for step, values in expected.items():
         assert found[step] == pytest.approx(values, rel=1e-4, abs=1e-5), (several, step)
         assert found[step]["loss"] == pytest.approx(values["loss"], abs=1e-5), (several, step)
+
+
+def _assert_rows_make(whole: Path, parts: Sequence[Path]) -> None:
+    """What the ranks send is what is exported: each row once. Merged by rows, LoRA rounds as it likes."""
+    found: dict[str, dict[int, torch.Tensor]] = {}
+    for part in parts:
+        for place, tensor in load_file(part).items():
+            first, _, name = place.partition(" ")
+            assert int(first) not in found.setdefault(name, {}), f"{part}: {name} again"
+            found[name][int(first)] = tensor
+    expected = load_file(whole)
+    assert found.keys() == expected.keys()
+    for name, rows in found.items():
+        tensors = [tensor for _, tensor in sorted(rows.items())]
+        made = torch.cat(tensors) if expected[name].ndim else tensors[0]
+        torch.testing.assert_close(made, expected[name], rtol=0, atol=1e-6, msg=f"{whole}: {name}")
 
 
 def _assert_same(found: Path, expected: Path, atol: float) -> None:

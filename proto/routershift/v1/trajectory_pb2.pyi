@@ -971,7 +971,9 @@ Global___WeightsTensor: _TypeAlias = WeightsTensor  # noqa: Y015
 
 @_typing.final
 class WeightsBroadcast(_message.Message):
-    """Where the workers of generation meet the learner to take a version over the network. The learner is rank 0."""
+    """Where the workers of generation meet the ranks of the learner to take a version over the network. Ranks of the group:
+    those of the learner that send, then all workers.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1001,19 +1003,28 @@ class WeightsBroadcast(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     FIRST_RANKS_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
+    SENDERS_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     port: _builtins.int
     size: _builtins.int
-    """Of the group: the learner and all workers."""
+    """Of the group: the ranks that send and all workers."""
     seconds: _builtins.float
     """For all to come, and for each part of the transfer."""
+    senders: _builtins.int
+    """Ranks of the learner, each of which sends its part."""
+    base: _builtins.int
+    """What changed since this version is sent, to workers that have it. Absent where all is sent."""
+    size_bytes: _builtins.int
+    """Sent to each worker."""
     @_builtins.property
     def first_ranks(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """By the name of a replica of generation, the rank of its first worker; its others follow."""
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightsTensor]:
-        """What is sent, in this order."""
+        """What the version has. Which rank sends which rows of them is said at the rendezvous."""
 
     def __init__(
         self,
@@ -1024,12 +1035,17 @@ class WeightsBroadcast(_message.Message):
         seconds: _builtins.float = ...,
         first_ranks: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         tensors: _abc.Iterable[Global___WeightsTensor] | None = ...,
+        senders: _builtins.int = ...,
+        base: _builtins.int | None = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base", b"_base", "base", b"base"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_ranks", b"first_ranks", "host", b"host", "port", b"port", "seconds", b"seconds", "size", b"size", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base", b"_base", "base", b"base", "first_ranks", b"first_ranks", "host", b"host", "port", b"port", "seconds", b"seconds", "senders", b"senders", "size", b"size", "size_bytes", b"size_bytes", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__base: _TypeAlias = _typing.Literal["base"]  # noqa: Y015
+    _WhichOneofArgType__base: _TypeAlias = _typing.Literal["_base", b"_base"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base) -> _WhichOneofReturnType__base | None: ...
 
 Global___WeightsBroadcast: _TypeAlias = WeightsBroadcast  # noqa: Y015
 

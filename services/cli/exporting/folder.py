@@ -104,7 +104,7 @@ def _number(run: Path, version: str) -> int:
 def _source(run: Path, version: int, adapter: bool) -> Path:
     """The published folder of a version, or of its adapters."""
     source = run / records.WEIGHTS / published.folder_name(version)
-    if not source.is_dir():
+    if not published.has_files(source):
         if version == 0:
             model = recorded.read(run).get("run", {}).get("model")
             raise PreconditionError(
@@ -124,7 +124,8 @@ def _source(run: Path, version: int, adapter: bool) -> Path:
 
 
 def _kept_in_words(run: Path) -> str:
-    kept = published.versions(run / records.WEIGHTS)
+    weights = run / records.WEIGHTS
+    kept = [each for each in published.versions(weights) if published.has_files(weights / published.folder_name(each))]
     if not kept:
         raise PreconditionError(f"run {run.name} has published no weights; there is nothing to export")
     return f"kept: {', '.join(map(str, kept))}"

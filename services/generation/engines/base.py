@@ -87,7 +87,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """Weights that the learner broadcasts: see `shared.weights.broadcast`."""
+    """Weights that the learner sends, all or what changed since the version that serves: `shared.weights.broadcast`."""
 
     rendezvous: Rendezvous
     first_rank: int  # of the engine's first worker; its others follow
@@ -141,6 +141,7 @@ class Engine(Protocol):
         Raises:
             InvalidInputError: names or shapes differ from the model's, a tensor holds NaN or infinity, or a probe
                 of the new weights does; the old weights serve on, whole.
+            CorruptDataError: what arrived is not what was sent, or changes of other weights; the old ones serve on.
             UnavailableError: weights did not arrive, and the old ones serve on; or the engine is no longer `healthy`.
         """
         ...

@@ -124,14 +124,9 @@ class WeightsLoader:
     async def _take(self, manifest: pb.WeightsManifest) -> float:
         engine, version = self._engine, manifest.version
         if self._replica in manifest.broadcast.first_ranks:
-            place, specs = rendezvous.decode(manifest.broadcast)
-            arriving = Arriving(place, manifest.broadcast.first_ranks[self._replica], specs)
             try:
-                pause = await engine.update_weights(version, arriving)
-                self._source.serve(None)
-                metrics.WEIGHTS_BYTES.labels("broadcast").inc(engine.info.workers * sum(spec.nbytes for spec in specs))
-                return pause
-            except UnavailableError as error:
+                return await self._receive(manifest)
+            except (CorruptDataError, UnavailableError) as error:
                 if not await engine.healthy():
                     raise
                 log.warning("version %d did not come over the network; looking for its files: %s", version, error)
@@ -150,6 +145,33 @@ class WeightsLoader:
         except OSError as error:
             # The learner keeps a few versions, and may have published that many while this one was read.
             raise NotFoundError(f"files of version {version} can no longer be read: {error}") from error
+
+    async def _receive(self, manifest: pb.WeightsManifest) -> float:
+        """Takes what the learner sends; gives the seconds without sampling.
+
+        Raises:
+            UnavailableError: it does not come, or is what changed since a version that does not serve here.
+            CorruptDataError, InvalidInputError: of `Engine.update_weights`.
+        """
+        from shared.weights.broadcast import decline, detached  # they import torch, which an engine does first
+
+        engine, sent = self._engine, manifest.broadcast
+        place, specs = rendezvous.decode(sent)
+        first = sent.first_ranks[self._replica]
+        if place.base is not None and place.base != engine.version:
+            metrics.DELTAS_REFUSED.labels("base").inc()
+            await detached(lambda: decline(place, range(first, first + engine.info.workers)))
+            raise UnavailableError(f"its changes begin with version {place.base}, and {engine.version} serves here")
+        try:
+            pause = await engine.update_weights(manifest.version, Arriving(place, first, specs))
+        except CorruptDataError:
+            if place.base is not None:
+                metrics.DELTAS_REFUSED.labels("corruptdata").inc()
+            raise
+        self._source.serve(None)
+        kind = "broadcast" if place.base is None else "broadcast_delta"
+        metrics.WEIGHTS_BYTES.labels(kind).inc(engine.info.workers * sent.size_bytes)
+        return pause
 
     async def _try(self, manifest: pb.WeightsManifest) -> RouterShiftError | None:
         """Counts and gives the error where this version cannot be taken."""

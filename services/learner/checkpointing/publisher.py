@@ -1,4 +1,9 @@
-"""Versions of the weights: written to disk, then announced to generation."""
+"""Versions of the weights: announced to generation, which reads their files or is sent them.
+
+Where versions are sent, only those have files that somebody reads later: the versions that are evaluated, that have a
+checkpoint by their number, and the last. Of the others there is a manifest on disk, so that it is known what was
+published.
+"""
 
 import asyncio
 import logging
@@ -8,7 +13,9 @@ from typing import Protocol
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner import metrics
 from services.learner.checkpointing.announcer import Announcer
+from services.learner.checkpointing.held import Sizes
 from services.learner.checkpointing.retries import Retries
+from services.learner.checkpointing.sending import Sending
 from services.learner.settings import Settings
 from shared.errors import CorruptDataError, NotFoundError
 from shared.models.folder import copy_descriptions
@@ -25,8 +32,14 @@ class Publishable(Protocol):
 
     step: int  # batches done
 
+    sending: Sending | None  # where weights go over the network
+
     def export_weights(self, folder: Path) -> None:
         """Writes safetensors with the tensor names and the dtype of the model folder."""
+        ...
+
+    def take_version(self) -> Sizes:
+        """Makes the weights as they are now the version that `sending` sends."""
         ...
 
 
@@ -35,7 +48,7 @@ class Publisher:
         self._settings = settings
         self._trainer = trainer
         self._run = run
-        self._announcer = Announcer(settings, run)
+        self._announcer = Announcer(settings, run, trainer.sending)
         self._disk = Retries(settings, run)
         self._published = 0
 
@@ -55,6 +68,14 @@ class Publisher:
         """
         # Redis is not asked: what is announced there may be another's word.
         self._published = max(await asyncio.to_thread(published.versions, self._settings.run.weights_root), default=0)
+        if self._trainer.sending is not None:
+            # Nobody else has what this learner has, so that it is announced even where a later one was before a crash.
+            if self._trainer.step > 0:
+                await self.publish(asyncio.Event())
+            else:
+                await asyncio.to_thread(self._trainer.take_version)
+                self._announcer.begin(0)
+            return
         newest = await self._run.newest_weights()
         if self._trainer.step > 0 and not await asyncio.to_thread(self._is_served, newest):
             await self.publish(asyncio.Event())
@@ -66,23 +87,49 @@ class Publisher:
         await self._announcer.remind()
 
     async def publish(self, stop: asyncio.Event) -> None:
-        """Writes the weights of this step and announces them.
+        """Announces the weights of this step, and writes their files where they are read or kept.
 
         Raises:
             UnavailableError: the disk takes no writes.
         """
+        with spans.span(PUBLISH):
+            sizes = None
+            if self._trainer.sending is not None:
+                await self._announcer.settled()
+                sizes = await asyncio.to_thread(self._trainer.take_version)
+            has_files = sizes is None or self._is_kept(self._trainer.step)
+            manifest = await self._write(stop, has_files=has_files)
+            await self._announcer.announce(manifest, sizes)
+        metrics.VERSION.set(manifest.version)
+
+    async def keep(self, stop: asyncio.Event) -> None:
+        """Sees to it that the newest version has files: it is the last.
+
+        Raises:
+            UnavailableError: the disk takes no writes.
+        """
+        step = self._trainer.step
+        folder = self._settings.run.weights_root / published.folder_name(step)
+        if self._trainer.sending is not None and step > 0 and not published.has_files(folder):
+            await self._write(stop, has_files=True)
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether a version that is sent gets files too."""
+        run, every = self._settings.run, self._settings.learner.checkpoints.every
+        is_evaluated = run.evaluate_every > 0 and step % run.evaluate_every == 0
+        return is_evaluated or step % every == 0 or step == run.steps
+
+    async def _write(self, stop: asyncio.Event, *, has_files: bool) -> pb.WeightsManifest:
         root, keep = self._settings.run.weights_root, self._settings.learner.checkpoints.keep_weights
         step, full_every = self._trainer.step, self._settings.run.weights_full_every
-        base = step - 1 if full_every and step % full_every else None
+        has_changes = self._trainer.sending is None and full_every and step % full_every
+        base = step - 1 if has_changes else None
         protected = await protected_versions(self._settings, self._run, step)
 
         def write() -> pb.WeightsManifest:
-            return published.publish(root, step, self._export, keep, protected, base)
+            return published.publish(root, step, self._export if has_files else _nothing, keep, protected, base)
 
-        with spans.span(PUBLISH):
-            manifest = await self._disk.written("weights", step, root, write, stop)
-            await self._announcer.announce(manifest)
-        metrics.VERSION.set(manifest.version)
+        return await self._disk.written("weights", step, root, write, stop)
 
     def _export(self, folder: Path) -> None:
         """Fills a folder that transformers and vLLM load as they load the model that the run began with."""
@@ -106,3 +153,7 @@ async def protected_versions(settings: Settings, run: Run, newest: int) -> set[i
     return published.protected_versions(
         await run.progress(), newest, settings.run.evaluate_every, settings.learner.checkpoints.keep_best
     )
+
+
+def _nothing(_: Path) -> None:
+    """Leaves the folder of a version empty."""

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from services.learner.checkpointing import tensor_file
 from services.learner.checkpointing.checkpoint import STATE, Files
 from services.learner.checkpointing.state import OPTIMIZER, PARAMETERS, TENSORS
 from services.learner.checkpointing.tensor_file import Shard
+from services.learner.distributed.fsdp import is_first_holder
 from services.learner.distributed.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -116,18 +117,26 @@ class Snapshot:
         return {f"{name}.safetensors": shards for name, shards in zip(names, files, strict=True) if shards}
 
 
+class Follows(Protocol):
+    """What rank 0 has a part of on every rank, beside the training."""
+
+    def follow(self) -> None:
+        """Does the part of a rank other than 0, until rank 0 has closed."""
+        ...
+
+
 class Following:
-    """The threads in which a rank other than 0 writes what rank 0 tells it to, one snapshot after the other."""
+    """A thread in which a rank other than 0 does what rank 0 tells it to, one thing after the other."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def begin(self, snapshot: Snapshot) -> None:
+    def begin(self, part: Follows) -> None:
         """Raises what ended the thread before, if it failed."""
         self.end()
         # A daemon: where this rank fails, it is to end at once, and with it the learner.
-        self._thread = threading.Thread(target=self._run, args=(snapshot.follow,), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(part.follow,), name="following", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
@@ -147,11 +156,7 @@ class Following:
 
 def _is_ours(tensor: Tensor, ranks: Ranks) -> bool:
     """A rank writes its shards; what several ranks hold alike, the first of them writes."""
-    if not isinstance(tensor, DTensor):
-        return ranks.rank == 0
-    place = tensor.device_mesh.get_coordinate() or ()
-    is_first = all(at == 0 for at, held in zip(place, tensor.placements, strict=True) if held.is_replicate())
-    return is_first and tensor.to_local().numel() > 0
+    return is_first_holder(tensor, ranks) and (not isinstance(tensor, DTensor) or tensor.to_local().numel() > 0)
 
 
 def _shard(tensor: Tensor, copies: bool) -> Shard:

@@ -106,6 +106,14 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return total
 
 
+def is_first_holder(tensor: Tensor, ranks: Ranks) -> bool:
+    """Whether of the ranks that hold the same of a tensor, this is the first."""
+    if not isinstance(tensor, DTensor):
+        return ranks.rank == 0
+    place = tensor.device_mesh.get_coordinate() or ()
+    return all(at == 0 for at, held in zip(place, tensor.placements, strict=True) if held.is_replicate())
+
+
 def full_state_dict(model: nn.Module, ranks: Ranks, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The unsharded state_dict on rank 0, on the CPU; {} on the others. Collective: one tensor is gathered at a time.
 

@@ -27,11 +27,13 @@ class Ranks(Channel):
 
     device: torch.device  # of the model on this rank
     beside: Channel  # of the thread that writes a checkpoint meanwhile
+    sending: Channel  # of the thread that sends weights meanwhile
 
     def __init__(self, rank: int, size: int, device: torch.device) -> None:
         super().__init__(rank, size)
         self.device = device
         self.beside = Channel(rank, size)
+        self.sending = Channel(rank, size)
         self._shape = MeshShape(1, size)
         self._mesh: Mesh | None = None
 
@@ -67,6 +69,7 @@ class Ranks(Channel):
             dist.init_process_group(_BACKENDS.get(own.type, "gloo"), timeout=deadline)
             ranks._idle = dist.new_group(backend="gloo", timeout=IDLE)
             ranks.beside = Channel.open_beside(rank, size, deadline)
+            ranks.sending = Channel.open_beside(rank, size, deadline)
         return ranks
 
     def arrange(self, shape: MeshShape) -> None:

@@ -21,6 +21,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import grouped_mm
 from transformers import PreTrainedModel
 
@@ -29,6 +30,7 @@ from services.learner.settings import LoraSettings
 from shared.errors import PreconditionError
 
 _ADAPTER = "default"
+_FACTORS = ("lora_A", "lora_B")
 _STACKED = ("gate_up_proj", "down_proj")  # of all experts of a layer: [E, out, in], or [E, in, out] where transposed
 
 
@@ -157,17 +159,51 @@ def merge(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     Args:
         state: full state_dict of the adapted model, on any device; the model itself may be sharded.
     """
-    adapters = {
-        f"{plain_name(path)}.{getattr(module, 'parameter_name', 'weight')}": (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
+    found = _adapters(model)
     merged: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if ".lora_" not in name:
             plain = plain_name(name)
-            merged[plain] = _adapted(tensor.float(), state, *adapters[plain]) if plain in adapters else tensor
+            merged[plain] = tensor
+            if plain in found:
+                path, module = found[plain]
+                a, b = (state[f"{path}.{factor}.{_ADAPTER}.weight"] for factor in _FACTORS)
+                merged[plain] = _adapted(tensor.float(), a, b, module)
     return merged
+
+
+def adapters(model: nn.Module) -> dict[str, LoraLayer]:
+    """The adapter of each tensor that has one, by the name that it has without."""
+    return {name: module for name, (_, module) in _adapters(model).items()}
+
+
+@torch.no_grad()
+def factors(model: nn.Module, *, is_kept: bool) -> dict[str, Tensor]:
+    """The factors of all adapters, whole, by their names in the state_dict. Collective.
+
+    Args:
+        is_kept: False on ranks that want none: they get {}.
+    """
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if ".lora_" in name:
+            whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+            if is_kept:
+                found[name] = whole.cpu()
+    return found
+
+
+@torch.no_grad()
+def merged_rows(rows: Tensor, first: int, adapter: LoraLayer) -> Tensor:
+    """W + (alpha / rank) B A of some rows of a sharded weight, float32. Collective: the factors are gathered.
+
+    Args:
+        rows: those that this rank holds of W, [n, ...]; there may be none.
+        first: of them.
+    """
+    factors = [getattr(adapter, factor)[_ADAPTER].weight for factor in _FACTORS]
+    a, b = (factor.full_tensor() if isinstance(factor, DTensor) else factor for factor in factors)
+    return _adapted(rows, a, b, adapter, first) if rows.numel() else rows
 
 
 @contextmanager
@@ -187,15 +223,33 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
             adapter.enable_adapters(True)
 
 
-def _adapted(weight: Tensor, state: Mapping[str, Tensor], path: str, adapter: LoraLayer) -> Tensor:
-    """`weight` [E, out, in], [E, in, out] where transposed, or [out, in]; a linear layer is one expert."""
+def _adapters(model: nn.Module) -> dict[str, tuple[str, LoraLayer]]:
+    """Path and module of each adapter, by the name that its tensor has without."""
+    return {
+        f"{plain_name(path)}.{getattr(module, 'parameter_name', 'weight')}": (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def _adapted(weight: Tensor, a: Tensor, b: Tensor, adapter: LoraLayer, first: int = 0) -> Tensor:
+    """`weight` [E, out, in], [E, in, out] where transposed, or [out, in]; a linear layer is one expert.
+
+    Args:
+        weight: all of it, or its rows from `first` on.
+        a, b: the factors, whole.
+    """
     experts = getattr(adapter, "num_experts", 1)
-    a, b = (state[f"{path}.{factor}.{_ADAPTER}.weight"].to(weight.dtype) for factor in ("lora_A", "lora_B"))
-    a = a.reshape(experts, -1, a.shape[1])  # [E, rank, in]
-    b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)  # [E, out, rank]
+    a = a.to(weight.dtype).reshape(experts, -1, a.shape[1])  # [E, rank, in]
+    b = b.to(weight.dtype).reshape(b.shape[0], -1, experts).permute(2, 0, 1)  # [E, out, rank]
     if getattr(adapter.get_base_layer(), "is_transposed", False):
         a, b = b.mT, a.mT
-    stack = weight.reshape(experts, *weight.shape[-2:])
+    here = slice(first, first + len(weight))
+    if weight.ndim == 2:
+        b = b[:, here]
+    else:
+        a, b = a[here], b[here]
+    stack = weight.reshape(-1, *weight.shape[-2:])
     return torch.baddbmm(stack, b, a, alpha=adapter.scaling[_ADAPTER]).view_as(weight)
 
 

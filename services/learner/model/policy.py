@@ -11,9 +11,10 @@ from routershift.routing.routers import layout_of, require_layout, routers_of
 from services.learner.data.collate import Batch
 from services.learner.distributed import expert_parallel, fsdp
 from services.learner.distributed.ranks import Ranks
-from services.learner.model import isolation, lora
+from services.learner.model import export, isolation, lora
 from services.learner.model.attention import Attention, choose
 from services.learner.model.head import Head, Wanted
+from services.learner.model.parts import Parts
 from services.learner.model.source import Source
 from services.learner.settings import LearnerSettings
 from shared.models.loading import empty_model, load_config, load_model
@@ -117,24 +118,28 @@ class Policy:
         logprobs, entropy = self._head.logprobs(batch.input_ids, batch.position_ids, wanted)
         return batch.padded(logprobs), batch.padded(entropy)
 
+    def parts(self) -> Parts:
+        """What this rank holds, as the model folder has it. The model has been placed."""
+        return Parts(self.model, self._ranks, self._export_dtype)
+
     def export(self, folder: Path) -> None:
         """Writes model.safetensors, or shards of it, with the tensor names and the dtype of the model folder.
 
         Every rank takes part, rank 0 writes. LoRA adapters are merged, and stand alone in the folder `ADAPTER` too.
         """
-        # Adapters are merged in float32, so their cast comes last.
-        state = fsdp.full_state_dict(self.model, self._ranks, None if self._uses_lora else self._export_dtype)
+        tensors = self.parts().whole()
+        adapters = lora.factors(self.model, is_kept=self._ranks.rank == 0) if self._uses_lora else {}
+        try:
+            if self._ranks.rank == 0:
+                export.write(folder, tensors)
+        finally:
+            for _ in tensors:  # each rank takes part in all, also where the disk has refused
+                pass
         if self._ranks.rank != 0:
             return
+        self.model.config.save_pretrained(folder)
         if self._uses_lora:
-            lora.save_adapters(folder / ADAPTER, state, self.model, self._lora, self._base)
-            buffers = dict(self.model.named_buffers())
-            cast: dict[int, Tensor] = {}  # one copy for tied weights: transformers knows them by their shared memory
-            state = {
-                name: t if name in buffers else cast.setdefault(t.data_ptr(), t.to(self._export_dtype))
-                for name, t in lora.merge(state, self.model).items()
-            }
-        self.model.save_pretrained(folder, state_dict=state)
+            lora.save_adapters(folder / ADAPTER, adapters, self.model, self._lora, self._base)
 
 
 def _narrow(model: PreTrainedModel, dtype: torch.dtype) -> None:

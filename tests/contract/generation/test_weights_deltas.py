@@ -234,10 +234,3 @@ def test_a_machine_without_room_for_two_copies_is_refused_with_both_numbers(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
     with pytest.raises(PreconditionError, match=r"keeps two copies of the weights in memory, 0\.0 GB, and 0\.0 GB are"):
         source.check_memory(models[0])
-
-
-def test_changes_that_would_have_to_be_sent_are_refused(models: tuple[Path, Path]) -> None:
-    with pytest.raises(
-        ValueError, match=r"weights_full_every is 4, and weights_transfer is 'broadcast'.*set weights_t"
-    ):
-        RunSettings(model=models[0], weights_full_every=4, weights_transfer="broadcast")

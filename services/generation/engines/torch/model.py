@@ -11,12 +11,13 @@ import transformers
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers.core_model_loading import revert_weight_conversion
 
 from routershift.routing.families import Family, families, family_of
 from routershift.routing.layout import RouterLayout
 from routershift.routing.routers import layout_of, log_scores, read, routers_of
 from routershift.trajectory import RouterExport
-from services.generation.engines.base import Files, Weights
+from services.generation.engines.base import Arriving, Files, Weights
 from services.generation.engines.model_files import check_finite, check_specs, check_weights
 from services.generation.engines.torch import attention
 from shared.errors import PreconditionError
@@ -118,9 +119,20 @@ async def prepare(like: Policy, shapes: dict[str, tuple[int, ...]], weights: Wei
         tensors = await asyncio.to_thread(_checked, shapes, weights.paths)
     else:
         check_specs(shapes, weights.specs)
-        tensors = await detached(lambda: receive(weights.rendezvous, weights.first_rank, weights.specs, like.device))
+        tensors = await detached(lambda: _received(like, weights))
         await asyncio.to_thread(check_finite, tensors.items())
     return await asyncio.to_thread(_with_weights, like, tensors)
+
+
+def _received(like: Policy, weights: Arriving) -> dict[str, torch.Tensor]:
+    """See `receive`."""
+    base = None if weights.rendezvous.base is None else _tensors_of(like)
+    return receive(weights.rendezvous, weights.first_rank, weights.specs, like.device, base)
+
+
+def _tensors_of(policy: Policy) -> dict[str, torch.Tensor]:
+    """Its weights by the names of the model folder, on its device; they share its memory where they can."""
+    return dict(revert_weight_conversion(policy.model, policy.model.state_dict()))
 
 
 def _checked(shapes: dict[str, tuple[int, ...]], files: Sequence[Path]) -> dict[str, torch.Tensor]:

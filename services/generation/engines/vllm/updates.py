@@ -16,6 +16,7 @@ from services.generation.engines.base import Arriving, Files, UpdatePolicy, Weig
 from services.generation.engines.model_files import OVERFLOW, check_specs, check_weights
 from services.generation.engines.vllm.stats import LoadStats
 from shared.errors import (
+    CorruptDataError,
     DeadlineError,
     InvalidInputError,
     NotFoundError,
@@ -28,6 +29,8 @@ T = TypeVar("T")
 DEAD = "the process of vLLM has died; restart the generation service"
 
 _ARRIVAL_POLL_SECONDS = 0.02
+# By the name that a worker gives of why weights did not arrive.
+_REFUSALS = {error.__name__: error for error in (CorruptDataError, InvalidInputError, UnavailableError)}
 
 
 class Child:
@@ -130,7 +133,7 @@ class Updates:
             await asyncio.sleep(_ARRIVAL_POLL_SECONDS)
         for kind, message in answers:
             if kind:
-                return InvalidInputError(message) if kind == InvalidInputError.__name__ else UnavailableError(message)
+                return _REFUSALS[kind](message)
         return None
 
     async def replace(self, version: int, serve: Callable[[int], None]) -> tuple[float, InvalidInputError | None]:

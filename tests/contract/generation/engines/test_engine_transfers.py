@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from routershift.trajectory import Completion
 from services.generation.engines.base import Arriving, Engine, EngineSampling
-from shared.errors import InvalidInputError, UnavailableError
-from shared.weights.broadcast import specs_of
+from shared.errors import CorruptDataError, InvalidInputError, UnavailableError
 from shared.weights.rendezvous import Rendezvous
 from tests.support.engines import publish
 from tests.support.models import MAX_MODEL_LEN
 from tests.support.reference import Reference, check
+from tests.support.transfers import changed, specs_of, tensors_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,35 +29,41 @@ PROMPT = [2, 9, 4, 21, 17, 6, 8]
 SAMPLING = EngineSampling(4, 1.0, 1.0, 0, 24, 1)
 LONG = EngineSampling(6, 1.0, 0.95, 0, MAX_MODEL_LEN - len(PROMPT), 3)
 SECONDS = 20.0
-# Sends the weights of a folder in small buckets, slowly; midway, it may stand still.
+# Sends the weights of a folder, or what changed in them since those of another, in small buckets, slowly; midway, it
+# may stand still.
 SENDER = """
-import sys, time, torch
+import sys, time
 from pathlib import Path
-from shared.weights import broadcast as transfer
-_, folder, stands_still, seconds = sys.argv
-transfer._BUCKET_BYTES = 1 << 12
-sender = transfer.Sender("127.0.0.1", 1, float(seconds), torch.device("cpu"))
+from shared.weights import broadcast, buckets
+from tests.support.transfers import CPU, outgoing, tensors_of
+_, folder, since, base, stands_still, seconds = sys.argv
+broadcast._BUCKET_BYTES = 1 << 12
+sender = broadcast.Sender("127.0.0.1", 1, float(seconds), CPU, base=int(base) if since else None)
 print(sender.rendezvous.port, flush=True)
-broadcast, sent = transfer._broadcast, []
+one, sent = buckets.Group.broadcast, []
 def one_at_a_time(*arguments):
-    sent.append(broadcast(*arguments))
+    sent.append(one(*arguments))
     if len(sent) == 3 and stands_still == "yes":
         print("midway", flush=True)
         time.sleep(1000)
     time.sleep(0.005)  # samples are drawn meanwhile
-transfer._broadcast = one_at_a_time
-sender.send([Path(folder) / "model.safetensors"])
+buckets.Group.broadcast = one_at_a_time
+refused = sender.send(outgoing(tensors_of(Path(folder)), since=tensors_of(Path(since)) if since else None))
+sys.exit(len(refused))
 """
 
 
 @contextmanager
-def sending(folder: Path, *, stands_still: bool = False) -> Iterator[tuple[subprocess.Popen[str], Arriving]]:
-    command = [sys.executable, "-c", SENDER, str(folder), "yes" if stands_still else "no", str(SECONDS)]
-    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
+def sending(
+    folder: Path, *, since: Path | None = None, base: int | None = None, stands_still: bool = False
+) -> Iterator[tuple[subprocess.Popen[str], Arriving]]:
+    """Args: since, base: folder and number of the version that what changed begins with."""
+    arguments = [str(folder), str(since or ""), str(base), "yes" if stands_still else "no", str(SECONDS)]
+    process = subprocess.Popen([sys.executable, "-c", SENDER, *arguments], text=True, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
-        rendezvous = Rendezvous("127.0.0.1", int(process.stdout.readline()), 2, SECONDS)
-        yield process, Arriving(rendezvous, 1, specs_of([folder / "model.safetensors"]))
+        place = Rendezvous("127.0.0.1", int(process.stdout.readline()), 1, 2, SECONDS, base)
+        yield process, Arriving(place, 1, specs_of(tensors_of(folder)))
     finally:
         process.kill()
         process.wait()
@@ -80,6 +86,29 @@ async def test_versions_come_and_are_served_exactly(
         for sample in await engine.generate(PROMPT, SAMPLING):
             assert [span.version for span in sample.versions] == [version]
             check(sample, PROMPT, SAMPLING, {version: references[name]})
+
+
+async def test_what_changed_is_served_exactly_and_of_other_weights_it_is_refused(
+    engine: Engine, folders: dict[str, Path], references: dict[str, Reference], tmp_path: Path
+) -> None:
+    base, here = await publish(engine, folders["A"]), tensors_of(folders["A"])
+    near, nearer = tmp_path / "near", tmp_path / "nearer"
+    for folder, tensors in ((near, changed(here, 0.02)), (nearer, changed(here, 0.02, seed=1))):
+        folder.mkdir()
+        save_file(tensors, folder / "model.safetensors")
+    with sending(nearer, since=near, base=base) as (process, weights):  # begins with what does not serve
+        with pytest.raises(CorruptDataError, match=f"made of version {base} and what changed since, has another SHA"):
+            await engine.update_weights(base + 1, weights)
+        assert await asyncio.to_thread(process.wait, SECONDS) == 1
+    for sample in await engine.generate(PROMPT, SAMPLING):
+        check(sample, PROMPT, SAMPLING, {base: references["A"]})
+    for folder, since in ((near, folders["A"]), (nearer, near), (folders["A"], nearer)):
+        version = engine.version + 1
+        with sending(folder, since=since, base=engine.version) as (process, weights):
+            await engine.update_weights(version, weights)
+            assert await asyncio.to_thread(process.wait, SECONDS) == 0
+    for sample in await engine.generate(PROMPT, SAMPLING):
+        check(sample, PROMPT, SAMPLING, {version: references["A"]})
 
 
 async def test_requests_go_on_while_weights_arrive(
@@ -138,10 +167,10 @@ async def test_a_learner_that_dies_midway_leaves_the_old_weights_whole(
 async def test_what_does_not_fit_is_refused_by_name_before_any_connection(
     engine: Engine, folders: dict[str, Path], change: dict[str, Any], named: str
 ) -> None:
-    specs = specs_of([folders["B"] / "model.safetensors"])
+    specs = specs_of(tensors_of(folders["B"]))
     at = next(i for i, spec in enumerate(specs) if spec.name == "model.norm.weight")
     specs[at] = replace(specs[at], **change)
-    nobody = Arriving(Rendezvous("127.0.0.1", 1, 2, SECONDS), 1, specs)
+    nobody = Arriving(Rendezvous("127.0.0.1", 1, 1, 2, SECONDS), 1, specs)
     with pytest.raises(InvalidInputError, match=re.escape(named)):
         await engine.update_weights(engine.version + 1, nobody)
 

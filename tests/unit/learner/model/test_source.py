@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from services.learner.distributed.agreement import check_same_model
 from services.learner.distributed.fsdp import shard
@@ -26,12 +25,12 @@ LAYERS = 12
 
 def part(ranks: Ranks, folder: str) -> None:
     """Leaves the most memory that this rank had on top of what it began with, and its part of the weights, in bytes."""
-    place(ranks, Path(folder, "small"))  # imports take memory, once
+    place_policy(ranks, Path(folder, "small"))  # imports take memory, once
     return_freed_memory()
     ranks.broadcast(b"begun")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = peak()
-    model = place(ranks, Path(folder, "model"))
+    model = place_policy(ranks, Path(folder, "model")).model
     held = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
     Path(folder, f"{ranks.rank}.json").write_text(json.dumps([peak() - before, held]))
     check_same_model(ranks, Path(folder, "model"))
@@ -42,11 +41,11 @@ def part(ranks: Ranks, folder: str) -> None:
         check_same_model(ranks, Path(folder, "small"))
 
 
-def place(ranks: Ranks, folder: Path) -> PreTrainedModel:
+def place_policy(ranks: Ranks, folder: Path) -> Policy:
     """Without the passes that try a model out, which gather its layers again."""
     policy = Policy(learner_settings(algorithm="gmpo"), RunSettings(model=folder), RolloutSettings(), ranks)
     shard(policy.model, ranks, source=Source(folder, LoraSettings(), 0))
-    return policy.model
+    return policy
 
 
 def peak() -> int:

@@ -94,6 +94,6 @@ def test_what_is_no_delta_of_this_file_is_refused(base: Path) -> None:
         with pytest.raises(CorruptDataError, match="uint16 gaps and words of one length"):
             delta.apply(changes, base)
     save_file({"gaps": np.full(9, 65535, np.uint16), "words": np.zeros(9, np.uint16)}, changes)
-    with pytest.raises(CorruptDataError, match=f"changes word 589815 of a file that has {WORDS}"):
+    with pytest.raises(CorruptDataError, match=f"word 589815 is to change, and there are {WORDS}"):
         delta.apply(changes, base)
     assert base.read_bytes() == before

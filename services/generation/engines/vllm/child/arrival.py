@@ -1,12 +1,13 @@
 """Weights on their way into a worker of vLLM, beside its steps. Nothing here imports vLLM."""
 
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from services.generation.engines.model_files import check_finite
-from shared.errors import InvalidInputError, UnavailableError
+from shared.errors import CorruptDataError, InvalidInputError, UnavailableError
 from shared.weights.broadcast import receive
 from shared.weights.rendezvous import Rendezvous, TensorSpec
 
@@ -14,8 +15,22 @@ from shared.weights.rendezvous import Rendezvous, TensorSpec
 class Arrival:
     """Receives in a thread of its own, which does not keep the worker alive."""
 
-    def __init__(self, rendezvous: list[Any], rank: int, specs: list[list[Any]], device: torch.device) -> None:
-        """Begins. Args: rendezvous, specs: the fields of the dataclasses, for they travelled; rank: of this worker."""
+    def __init__(
+        self,
+        rendezvous: list[Any],
+        rank: int,
+        specs: list[list[Any]],
+        device: torch.device,
+        serving: Callable[[], Iterator[tuple[str, torch.Tensor]]],
+    ) -> None:
+        """Begins.
+
+        Args:
+            rendezvous, specs: the fields of the dataclasses, for they travelled.
+            rank: of this worker.
+            serving: gives the tensors that serve, of the host's memory, for what changed in them.
+        """
+        self._serving = serving
         self.tensors: dict[str, torch.Tensor] = {}
         self._answer: tuple[str, str] | None = None
         arguments = (Rendezvous(*rendezvous), rank, [TensorSpec(n, d, tuple(shape)) for n, d, shape in specs], device)
@@ -28,9 +43,10 @@ class Arrival:
 
     def _receive(self, rendezvous: Rendezvous, rank: int, specs: list[TensorSpec], device: torch.device) -> None:
         try:
-            tensors = receive(rendezvous, rank, specs, device)
+            base = None if rendezvous.base is None else dict(self._serving())
+            tensors = receive(rendezvous, rank, specs, device, base)
             check_finite(tensors.items())
-        except (InvalidInputError, UnavailableError) as error:
+        except (CorruptDataError, InvalidInputError, UnavailableError) as error:
             self._answer = type(error).__name__, str(error)
         except Exception as error:
             self._answer = UnavailableError.__name__, f"weights did not arrive: {error!r}"

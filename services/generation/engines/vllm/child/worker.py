@@ -11,6 +11,7 @@ vLLM's own processes import this module: it imports vLLM.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,9 @@ class RouterWorker(_PlatformWorker):  # type: ignore[misc]  # vLLM has no types 
         return output if self._adapter is None else self._adapter.attach(output)
 
     def begin_arrival(self, rendezvous: list[Any], first_rank: int, specs: list[list[Any]]) -> None:
-        """Begins to take weights over the network into this process's memory; see `vllm_arrival.Arrival`."""
-        self._arrival = Arrival(rendezvous, first_rank + self.rank, specs, torch.device(self.device))
+        """Begins to take weights over the network into this process's memory; see `Arrival`."""
+        serving = partial(self._tensors, self._serving)
+        self._arrival = Arrival(rendezvous, first_rank + self.rank, specs, torch.device(self.device), serving)
 
     def arrival(self) -> tuple[str, str] | None:
         """How that went; None while it goes on."""
