@@ -9,17 +9,14 @@ receiver hands over all or nothing, and compares the SHA-256 of each sender's pa
 The way over NCCL was written from torch's interface and has never been run: it takes two GPUs.
 """
 
-import asyncio
 import contextlib
-import hashlib
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +26,8 @@ from torch import Tensor
 from shared.errors import CorruptDataError, UnavailableError
 from shared.weights import delta
 from shared.weights.buckets import Group, Inflow, Outflow, bytes_of
-from shared.weights.rendezvous import Rendezvous, Rows, TensorSpec
-
-T = TypeVar("T")
+from shared.weights.outgoing import DTYPES, Outgoing, digest
+from shared.weights.rendezvous import Rendezvous, TensorSpec
 
 _BUCKET_BYTES = 64 << 20
 _LOOK_SECONDS = 0.02
@@ -42,39 +38,8 @@ _GLOO, _NCCL, _OFF = "gloo", "nccl", "off"
 _COME, _LACKS = "", "lacks"
 _WHOLE, _DIFFERS = "whole", "differs"
 
-# By the names of the safetensors format.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
 # In the plan of a sender: name, first and count of rows, bytes that are sent, and whether they are what changed.
 _Piece = tuple[str, int, int, int, bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """What one rank sends of a version, in order."""
-
-    rows: Mapping[Rows, Tensor]  # all that it has of the version, contiguous
-    changes: Mapping[Rows, Tensor]  # uint8 [4 N]: gaps, then words of a delta, in place of rows that take more
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self.changes.get(rows, tensor).nbytes for rows, tensor in self.rows.items())
-
-    def pieces(self) -> Iterator[tuple[Rows, Tensor, bool]]:
-        """What is sent of each rows, uint8 [n], and whether that is what changed in them."""
-        for rows, tensor in self.rows.items():
-            changes = self.changes.get(rows)
-            yield rows, bytes_of(tensor) if changes is None else changes, changes is not None
 
 
 class LackingError(UnavailableError):
@@ -215,7 +180,7 @@ def receive(
             parts.append([_fill(stream, tensors, *piece) for piece in plan])
         digests = [store.get(_DIGEST.format(root)).decode() for root in range(rendezvous.senders)]
         group.part()
-        differing = [root for root, part in enumerate(parts) if _digest(part) != digests[root]]
+        differing = [root for root, part in enumerate(parts) if digest(part) != digests[root]]
         lacking = sum(spec.nbytes for spec in specs) - sum(rows.nbytes for part in parts for rows in part)
         store.set(_VERDICT.format(rank), _DIFFERS if differing or lacking else _WHOLE)
     except RuntimeError as error:
@@ -243,35 +208,13 @@ def decline(rendezvous: Rendezvous, ranks: Iterable[int]) -> None:
         raise UnavailableError(f"the rendezvous at {rendezvous.host}:{rendezvous.port} is over: {error}") from error
 
 
-async def detached(work: Callable[[], T]) -> T:
-    """Awaits `work` in a thread that does not keep the process alive: nothing wakes gloo before its deadline."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(settled: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(lambda: None if done.done() else settled())
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            failure = error
-            settle(lambda: done.set_exception(failure))
-        else:
-            settle(lambda: done.set_result(result))
-
-    threading.Thread(target=run, name="transfer", daemon=True).start()
-    return await done
-
-
 def _send(store: Any, group: Group, rank: int, rendezvous: Rendezvous, outgoing: Outgoing) -> None:
     """What this rank of the learner has, between what the others have. Returns when everybody has everything."""
     plan: list[_Piece] = [
         (rows.name, rows.first, rows.count, piece.nbytes, is_delta) for rows, piece, is_delta in outgoing.pieces()
     ]
     store.set(_PLAN.format(rank), json.dumps(plan))
-    store.set(_DIGEST.format(rank), _digest(outgoing.rows.values()))  # of all ranks at once, before the first sends
+    store.set(_DIGEST.format(rank), digest(outgoing.rows.values()))  # of all ranks at once, before the first sends
     for root in range(rendezvous.senders):
         if root != rank:
             Inflow(group, root, _total(_plan(store, root))).pass_by()
@@ -305,15 +248,6 @@ def _fill(
     with contextlib.suppress(CorruptDataError):  # the digest tells
         delta.change(bytes_of(rows).numpy().view(delta.WORD), gaps, words)
     return rows
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of all bytes in order."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        for chunk in bytes_of(tensor).split(_BUCKET_BYTES):
-            digest.update(chunk.cpu().numpy().data)
-    return digest.hexdigest()
 
 
 def _come(rendezvous: Rendezvous, rank: int, device: torch.device) -> tuple[Any, Group]:

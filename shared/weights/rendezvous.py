@@ -13,7 +13,7 @@ class TensorSpec:
     """What a receiver must know of a tensor before it comes."""
 
     name: str
-    dtype: str  # by the names of the safetensors format; `shared.weights.broadcast.DTYPES` has those that travel
+    dtype: str  # by the names of the safetensors format; `shared.weights.outgoing.DTYPES` has those that travel
     shape: tuple[int, ...]
 
     @property

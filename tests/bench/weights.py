@@ -41,9 +41,9 @@ from services.generation.weights.loader import WeightsLoader
 from services.learner.checkpointing.sending import Sending
 from services.learner.distributed.ranks import Ranks
 from services.learner.settings import LearnerSettings
+from shared.process.detached import detached
 from shared.settings import RunSettings
 from shared.weights import published, rendezvous
-from shared.weights.broadcast import detached
 from tests.bench.shapes import SHAPES, Shape, write_model
 from tests.bench.timing import Spread, Timings, interleaved
 from tests.support.transfers import Holding

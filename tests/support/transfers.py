@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from services.learner.checkpointing.held import Held
-from shared.weights.broadcast import NAMES, Outgoing
+from shared.weights.outgoing import NAMES, Outgoing
 from shared.weights.rendezvous import Rows, TensorSpec
 
 CPU = torch.device("cpu")

@@ -50,7 +50,7 @@ def check_specs(expected: dict[str, tuple[int, ...]], specs: Sequence[TensorSpec
     Raises:
         InvalidInputError: names or shapes differ, or a dtype does not travel.
     """
-    from shared.weights.broadcast import DTYPES
+    from shared.weights.outgoing import DTYPES
 
     check_shapes(expected, {spec.name: spec.shape for spec in specs})
     for spec in specs:

@@ -21,6 +21,7 @@ from shared.errors import (
     RouterShiftError,
     UnavailableError,
 )
+from shared.process.detached import detached
 from shared.weights import rendezvous
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class WeightsLoader:
             UnavailableError: it does not come, or is what changed since a version that does not serve here.
             CorruptDataError, InvalidInputError: of `Engine.update_weights`.
         """
-        from shared.weights.broadcast import decline, detached  # they import torch, which an engine does first
+        from shared.weights.broadcast import decline  # it imports torch, which an engine does first
 
         engine, sent = self._engine, manifest.broadcast
         place, specs = rendezvous.decode(sent)

@@ -18,9 +18,10 @@ from services.learner.checkpointing.held import Sizes
 from services.learner.checkpointing.sending import Sending
 from services.learner.settings import Settings
 from shared.errors import UnavailableError
+from shared.process.detached import detached
 from shared.streams.run import Replica, Run
 from shared.weights import rendezvous
-from shared.weights.broadcast import LackingError, Sender, detached
+from shared.weights.broadcast import LackingError, Sender
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shared.weights import delta
-from shared.weights.broadcast import Outgoing
+from shared.weights.outgoing import Outgoing
 from shared.weights.rendezvous import Rows
 
 

@@ -114,27 +114,6 @@ def is_first_holder(tensor: Tensor, ranks: Ranks) -> bool:
     return all(at == 0 for at, held in zip(place, tensor.placements, strict=True) if held.is_replicate())
 
 
-def full_state_dict(model: nn.Module, ranks: Ranks, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The unsharded state_dict on rank 0, on the CPU; {} on the others. Collective: one tensor is gathered at a time.
-
-    What needs neither a gathering nor a cast shares its memory with the model.
-
-    Args:
-        dtype: to cast parameters to, before the gathering; None keeps theirs. Buffers always keep theirs: a correction
-            bias selects experts, and rounding it would change routes. Tied weights share one tensor.
-    """
-    state: dict[str, Tensor] = {}
-    gathered: dict[Tensor, Tensor] = {}  # tied weights are one parameter with two names
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor not in gathered:
-            cast = tensor.detach().to(dtype if isinstance(tensor, nn.Parameter) else None)
-            whole = cast.full_tensor() if isinstance(cast, DTensor) else cast
-            gathered[tensor] = whole.cpu() if ranks.rank == 0 else torch.empty(0)
-        if ranks.rank == 0:
-            state[name] = gathered[tensor]
-    return state
-
-
 def _move(module: nn.Module, device: torch.device) -> None:
     """What has values and is not yet divided, to the device."""
     for tensor in (*module.parameters(), *module.buffers()):

@@ -150,31 +150,13 @@ def _config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
     )
 
 
-@torch.no_grad()
-def merge(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The state_dict that the model would have without LoRA: W + (alpha / rank) B A where there is an adapter.
-
-    Tensors without one are those of `state`, others are new and float32; neither `state` nor the model is changed.
-
-    Args:
-        state: full state_dict of the adapted model, on any device; the model itself may be sharded.
-    """
-    found = _adapters(model)
-    merged: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if ".lora_" not in name:
-            plain = plain_name(name)
-            merged[plain] = tensor
-            if plain in found:
-                path, module = found[plain]
-                a, b = (state[f"{path}.{factor}.{_ADAPTER}.weight"] for factor in _FACTORS)
-                merged[plain] = _adapted(tensor.float(), a, b, module)
-    return merged
-
-
 def adapters(model: nn.Module) -> dict[str, LoraLayer]:
     """The adapter of each tensor that has one, by the name that it has without."""
-    return {name: module for name, (_, module) in _adapters(model).items()}
+    return {
+        f"{plain_name(path)}.{getattr(module, 'parameter_name', 'weight')}": module
+        for path, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
 
 
 @torch.no_grad()
@@ -221,15 +203,6 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
     finally:
         for adapter in adapters:
             adapter.enable_adapters(True)
-
-
-def _adapters(model: nn.Module) -> dict[str, tuple[str, LoraLayer]]:
-    """Path and module of each adapter, by the name that its tensor has without."""
-    return {
-        f"{plain_name(path)}.{getattr(module, 'parameter_name', 'weight')}": (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
 
 
 def _adapted(weight: Tensor, a: Tensor, b: Tensor, adapter: LoraLayer, first: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ from services.learner.distributed.fsdp import is_first_holder
 from services.learner.distributed.ranks import Ranks
 from services.learner.model import lora
 from shared.errors import PreconditionError
-from shared.weights.broadcast import NAMES
+from shared.weights.outgoing import NAMES
 from shared.weights.rendezvous import Rows, TensorSpec
 
 _EXPERT = re.compile(r"(?<=\.experts\.)\d+(?=\.)")

@@ -1,103 +1,31 @@
 """From the learner's announcements to replicas of generation that see none of its files, on a real Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from prometheus_client import REGISTRY
 
 from routershift.v1 import trajectory_pb2 as pb
-from services.generation.engines.base import EngineOptions
-from services.generation.engines.torch.engine import TorchEngine
-from services.generation.engines.torch.model import _tensors_of
 from services.generation.service import GenerationService
 from services.generation.settings import GenerationSettings
 from services.generation.settings import Settings as GenerationTables
-from services.generation.weights import presence
-from services.generation.weights.loader import WeightsLoader
-from services.learner.checkpointing.announcer import Announcer
-from services.learner.checkpointing.sending import Sending
-from services.learner.distributed.ranks import Ranks
-from services.learner.settings import Settings as LearnerTables
 from shared.errors import NotFoundError
 from shared.process.service import background
-from shared.settings import RunSettings
 from shared.streams import run as run_module
 from shared.streams.run import Replica, Run
 from shared.weights.buckets import Outflow
 from tests.support.entries import until
-from tests.support.generation_worker import manifest, metric, refused
+from tests.support.generation_worker import manifest, refused
 from tests.support.models import MAX_MODEL_LEN, save_model
-from tests.support.settings import learner_settings
-from tests.support.transfers import Holding, changed, tensors_of
+from tests.support.replicas import Learner, replica, run_settings, serves
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("model"))
-
-
-def run_settings(folder: Path, model: Path, **run: Any) -> RunSettings:
-    return RunSettings(id="sent", folder=folder, model=model, weights_transfer="broadcast", **run)
-
-
-class Learner:
-    """Takes versions in memory and announces them; there is no file of any."""
-
-    def __init__(self, run: Run, folder: Path, model: Path, *, full_every: int = 0, **settings: Any) -> None:
-        table = run_settings(folder, model, weights_full_every=full_every)
-        self.tables = LearnerTables(run=table, learner=learner_settings(**settings))
-        self.weights = Holding(tensors_of(model))
-        sending = Sending(self.weights, Ranks.open(), self.tables.learner, keeps_changes=full_every > 0)
-        self.announcer, self._sending = Announcer(self.tables, run, sending), sending
-        sending.take()
-        self.announcer.begin(0)
-
-    async def publish(self, version: int) -> None:
-        """The model that all begin with, with a few entries changed for each version."""
-        self.weights.tensors = changed(self.weights.tensors, 0.01, seed=version)
-        await self.announcer.settled()
-        sizes = await asyncio.to_thread(self._sending.take)
-        await self.announcer.announce(pb.WeightsManifest(version=version, folder=f"v{version:08d}"), sizes)
-
-    def is_served_by(self, engine: TorchEngine) -> bool:
-        """Whether it has all of these weights bit for bit."""
-        found = _tensors_of(engine._batch.policy)
-        return all(torch.equal(found[name].to(t.dtype), t) for name, t in self.weights.tensors.items())
-
-
-@asynccontextmanager
-async def replica(run: Run, name: str, model: Path, empty: Path) -> AsyncIterator[TorchEngine]:
-    """A replica of generation that has registered and follows the announcements, and sees no weights on disk."""
-    engine = TorchEngine(model, EngineOptions(MAX_MODEL_LEN))
-    await engine.start()
-    loader = WeightsLoader(engine, empty, name)
-    try:
-        async with background(loader.follow(run.newest_weights, 0.005), presence.beat(run, name, engine)):
-
-            async def is_known() -> bool:
-                return name in await run.replicas()
-
-            await until(is_known)
-            yield engine
-    finally:
-        await engine.close()
-
-
-async def serves(engine: TorchEngine, version: int) -> None:
-    async def it_does() -> bool:
-        return engine.version == version
-
-    await until(it_does)
-
-
-def sent_bytes(kind: str) -> float:
-    return metric("weights_bytes_total", kind=kind)
 
 
 def transfers(outcome: str) -> float:
@@ -178,68 +106,6 @@ async def test_a_transfer_that_failed_is_made_up_for_while_nothing_else_is_to_do
             return alive.version == 1
 
         await until(is_reached)
-
-
-async def test_changes_go_to_replicas_that_have_the_version_before_and_all_to_everybody_every_so_often(
-    run: Run, tmp_path: Path, model: Path
-) -> None:
-    learner = Learner(run, tmp_path, model, full_every=4)
-    async with replica(run, "one", model, tmp_path) as one, replica(run, "two", model, tmp_path) as two:
-        whole = sum(tensor.nbytes for tensor in learner.weights.tensors.values())
-        for version in range(1, 6):
-            full, changes = sent_bytes("broadcast"), sent_bytes("broadcast_delta")
-            await learner.publish(version)
-            await serves(one, version)
-            await serves(two, version)
-            assert learner.is_served_by(one)
-            assert learner.is_served_by(two)
-            if version == 4:
-                assert sent_bytes("broadcast") - full == 2 * whole
-            else:
-                assert sent_bytes("broadcast") == full
-                assert 0 < sent_bytes("broadcast_delta") - changes < 0.2 * whole
-
-
-async def test_a_replica_that_missed_a_version_gets_all_of_the_next_and_then_changes_again(
-    run: Run, tmp_path: Path, model: Path
-) -> None:
-    learner = Learner(run, tmp_path, model, full_every=100)
-    async with replica(run, "one", model, tmp_path) as one:
-        await learner.publish(1)
-        await serves(one, 1)
-        async with replica(run, "late", model, tmp_path) as late:
-            for version, kind in ((2, "broadcast"), (3, "broadcast_delta")):
-                before = sent_bytes(kind)
-                await learner.publish(version)
-                await serves(one, version)
-                await serves(late, version)
-                assert sent_bytes(kind) > before
-                assert learner.is_served_by(one)
-                assert learner.is_served_by(late)
-
-
-@pytest.mark.parametrize("damage", ["weights of another learner", "a version that the learner takes for another"])
-async def test_a_replica_with_another_base_says_so_and_gets_all_of_the_version(
-    run: Run, tmp_path: Path, model: Path, damage: str
-) -> None:
-    learner = Learner(run, tmp_path, model, full_every=100)
-    async with replica(run, "one", model, tmp_path) as one, replica(run, "two", model, tmp_path) as two:
-        await learner.publish(1)
-        await serves(one, 1)
-        await serves(two, 1)
-        await learner.announcer.settled()
-        reason = "corruptdata" if damage == "weights of another learner" else "base"
-        before = metric("weights_deltas_refused_total", reason=reason)
-        if reason == "corruptdata":
-            two._batch.policy.model.get_input_embeddings().weight.data[3] += 1
-        else:
-            two._version = 0
-        await learner.publish(2)
-        await serves(one, 2)
-        await serves(two, 2)
-        assert metric("weights_deltas_refused_total", reason=reason) == before + 1
-        assert learner.is_served_by(one)
-        assert learner.is_served_by(two)
 
 
 async def test_a_learner_that_is_replaced_midway_is_followed_by_the_next(

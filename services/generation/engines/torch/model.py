@@ -23,7 +23,8 @@ from services.generation.engines.torch import attention
 from shared.errors import PreconditionError
 from shared.models.loading import load_model, model_of
 from shared.models.tensors import model_tensors, require_float
-from shared.weights.broadcast import detached, receive
+from shared.process.detached import detached
+from shared.weights.broadcast import receive
 
 OWN_ATTENTION = "eager"  # transformers' name for what a model's own code computes
 

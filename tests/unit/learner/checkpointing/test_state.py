@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from services.learner.checkpointing import snapshot, state
 from services.learner.checkpointing.snapshot import Snapshot
-from services.learner.distributed.fsdp import full_state_dict, shard
+from services.learner.distributed.fsdp import shard
 from services.learner.distributed.ranks import Ranks
 from shared.errors import InvalidInputError
 from tests.support import torchrun
 from tests.support.models import save_model
 from tests.support.rollouts import load
+from tests.support.sharded import full_state_dict
 
 BASELINE = torch.tensor([0.1, -0.2, 3e-30])
 META = {"step": 7, "groups": ["a", "b"]}

@@ -7,11 +7,12 @@ import torch
 
 from routershift.routing.families import families
 from routershift.routing.routers import read, routers_of
-from services.learner.distributed.fsdp import full_state_dict, shard
+from services.learner.distributed.fsdp import shard
 from services.learner.distributed.ranks import Ranks
 from tests.support.models import save_model
 from tests.support.ranked import Case, check
 from tests.support.rollouts import load
+from tests.support.sharded import full_state_dict
 
 MOE = Case("experts, recomputed", "qwen3_moe", {"algorithm": "rspo", "activation_checkpointing": True})
 CASES = [

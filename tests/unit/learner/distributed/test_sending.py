@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from safetensors.torch import load_file
 from services.learner.checkpointing.sending import Sending
 from services.learner.distributed.ranks import Ranks
 from services.learner.model import export
-from shared.process.allocator import return_freed_memory
 from shared.weights import broadcast
 from tests.support import torchrun
+from tests.support.memory import growth, place_policy
 from tests.support.models import save_model
 from tests.support.settings import learner_settings
-from tests.unit.learner.model.test_source import peak, place_policy
 
 _MB = 1 << 20
 BUCKET, FILE = 4 * _MB, 16 * _MB
@@ -31,22 +29,13 @@ from safetensors.torch import save_file
 from shared.weights.broadcast import receive
 from shared.weights.rendezvous import Rendezvous, TensorSpec
 from tests.support.transfers import CPU
-from tests.unit.learner.distributed.test_sending import growth
+from tests.support.memory import growth
 order, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 specs = [TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in order["specs"]]
 tensors, most = growth(lambda: receive(Rendezvous(**order["rendezvous"]), 2, specs, CPU))
 save_file(tensors, folder / "received.safetensors")
 (folder / "worker.json").write_text(json.dumps(most))
 """
-
-
-def growth(work: Callable[[], Any]) -> tuple[Any, int]:
-    """What it gives, and the most bytes of resident memory on top of those before."""
-    return_freed_memory()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = peak()
-    made = work()
-    return made, peak() - before
 
 
 def part(ranks: Ranks, folder: str) -> None:

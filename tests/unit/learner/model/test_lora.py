@@ -10,7 +10,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from routershift.routing.routers import routers_of
-from services.learner.model.lora import GroupedExperts, add_lora, merge, save_adapters, without_adapters
+from services.learner.model.lora import (
+    GroupedExperts,
+    adapters,
+    add_lora,
+    merged_rows,
+    plain_name,
+    save_adapters,
+    without_adapters,
+)
 from services.learner.settings import LoraSettings
 from shared.errors import PreconditionError
 from tests.support.models import LAYERS, VOCABULARY, save_model
@@ -60,13 +68,25 @@ def test_starts_as_the_base_and_comes_back_to_it(kind: str, tmp_path: Path) -> N
     assert {p.requires_grad for n, p in model.named_parameters() if ".lora_" in n} == {True}
 
 
+def merge(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state_dict that it would have without LoRA, merged by halves, as two ranks do."""
+    found, merged = adapters(model), {}
+    for name, tensor in model.state_dict().items():
+        if ".lora_" not in name:
+            merged[plain_name(name)] = tensor
+            if adapter := found.get(plain_name(name)):
+                first, second = tensor.tensor_split(2)
+                parts = merged_rows(first, 0, adapter), merged_rows(second, len(first), adapter)
+                merged[plain_name(name)] = torch.cat(parts)
+    return merged
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_weights_are_the_adapted_model(kind: str, tmp_path: Path) -> None:
     base = load(save_model(tmp_path / "base", kind)).state_dict()
     model = adapted(tmp_path / "base", alpha=8.0)
-    state = model.state_dict()
-    before = {name: tensor.clone() for name, tensor in state.items()}
-    merged = merge(state, model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    merged = merge(model)
     assert {n: (t.shape, t.dtype) for n, t in merged.items()} == {n: (t.shape, t.dtype) for n, t in base.items()}
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -101,7 +121,7 @@ def test_saved_adapters_are_loaded_by_peft(kind: str, tmp_path: Path) -> None:
 def test_targets(targets: str, changed: set[str], count: int, tmp_path: Path) -> None:
     base = load(save_model(tmp_path, "qwen2_moe")).state_dict()
     model = adapted(tmp_path, targets=targets)
-    merged = merge(model.state_dict(), model)
+    merged = merge(model)
     moved = {name for name in base if not torch.equal(merged[name], base[name])}
     assert {name.split(".")[-2] for name in moved} == changed  # neither the router nor the gate of the shared expert
     assert len(moved) == count * LAYERS
@@ -185,7 +205,7 @@ def test_training_moves_the_merged_weights_and_nothing_else(tmp_path: Path) -> N
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
-    merged = merge(model.state_dict(), model)
+    merged = merge(model)
     moved = {name.split(".", 3)[3] for name in base if not torch.equal(merged[name], base[name])}
     projections = {f"self_attn.{letter}_proj.weight" for letter in "qkvo"}
     assert moved == projections | {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}

@@ -37,7 +37,7 @@ save_file(transfer.receive(rendezvous, int(rank), specs_of(tensors_of(Path(folde
 
 @pytest.fixture
 def tensors(monkeypatch: pytest.MonkeyPatch) -> Tensors:
-    """Of many shapes and dtypes: more than one bucket, one tensor larger than a bucket, and a scalar."""
+    """Tensors of many shapes and dtypes: more than one bucket, one larger than a bucket, and a scalar."""
     monkeypatch.setattr(transfer, "_BUCKET_BYTES", 1 << 12)
     torch.manual_seed(0)
     return {
