@@ -168,8 +168,9 @@ def receive(
         CorruptDataError: what came is not what was sent, or its changes begin with other weights.
     """
     tensors = {spec.name: torch.empty(spec.shape, dtype=DTYPES[spec.dtype]) for spec in specs}
-    for name, tensor in tensors.items() if base is not None else ():
-        tensor.copy_(base[name])
+    if base is not None:
+        for name, tensor in tensors.items():
+            tensor.copy_(base[name])
     _knock(rendezvous)
     try:
         store, group = _come(rendezvous, rank, device)

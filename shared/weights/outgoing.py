@@ -48,6 +48,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """SHA-256 of all bytes in order."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        for chunk in bytes_of(tensor).split(_CHUNK_BYTES):
-            digest.update(chunk.cpu().numpy().data)
+        part = bytes_of(tensor)
+        for begin in range(0, part.numel(), _CHUNK_BYTES):
+            digest.update(part[begin : begin + _CHUNK_BYTES].cpu().numpy().data)
     return digest.hexdigest()

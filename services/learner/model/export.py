@@ -37,7 +37,7 @@ def write(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     if len(shards) == 1:
         (folder / _place(0)).rename(folder / _WHOLE)
         return
-    places = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(shards):
         final = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / _place(number)).rename(folder / final)

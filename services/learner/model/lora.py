@@ -169,9 +169,9 @@ def factors(model: nn.Module, *, is_kept: bool) -> dict[str, Tensor]:
     found = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if ".lora_" in name:
-            whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if is_kept:
-                found[name] = whole.cpu()
+                found[name] = whole.detach().cpu()
     return found
 
 

@@ -91,7 +91,7 @@ def _local(name: str, tensor: Tensor) -> tuple[Tensor, int]:
     """What this rank has of a tensor, and its first row."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), 0
-    local = tensor.detach().to_local()
+    local = tensor.to_local().detach()
     if not local.numel():
         return local, 0
     (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]  # torch gives it no types

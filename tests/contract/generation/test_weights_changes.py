@@ -1,4 +1,4 @@
-"""What changed goes to replicas that have the version before, over the network; all of it to others, on a real Redis."""
+"""What changed goes to replicas that have the version before, and all of it to others, over the network and Redis."""
 
 from pathlib import Path
 
