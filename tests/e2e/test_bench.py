@@ -44,8 +44,9 @@ def test_every_transfer_brings_versions_and_is_measured(start: Start) -> None:
     shown = json.loads(out.splitlines()[-1])["models"]["tiny"]
     whole = 2 * shown["parameters"]  # in bfloat16
     transfers = shown["transfers"]
-    assert transfers.keys() == {"files", "delta", "broadcast"}
-    assert 0.02 * whole < transfers["delta"]["bytes"] < 0.04 * whole  # four bytes for each change, and two headers
+    assert transfers.keys() == {"files", "delta", "broadcast", "broadcast_delta"}
+    for delta in ("delta", "broadcast_delta"):
+        assert 0.02 * whole < transfers[delta]["bytes"] < 0.04 * whole  # four bytes for each change, and headers
     assert transfers["broadcast"]["bytes"] == whole < transfers["files"]["bytes"] < 1.1 * whole
     for figures in transfers.values():
         assert figures["publish_seconds"]["median"] + figures["take_seconds"]["median"] > 0
