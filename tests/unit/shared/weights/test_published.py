@@ -151,7 +151,7 @@ def test_a_folder_cannot_leave_the_root(tmp_path: Path, folder: str) -> None:
 
 
 def test_a_manifest_without_files_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorruptDataError, match="is empty"):
+    with pytest.raises(NotFoundError, match="has no files"):
         published.verify(tmp_path, pb.WeightsManifest(version=1, folder="v1"))
 
 
