@@ -1,14 +1,19 @@
 """Clients that services have of each other: those of the library, and what only operators may ask."""
 
+from collections.abc import Sequence
+
+from routershift import wire
 from routershift.client.asynchronous import (
     AsyncClient,
     AsyncEnvironmentClient,
     AsyncGenerationClient,
     AsyncRewardClient,
 )
+from routershift.trajectory import Completion
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import learner_pb2 as lrn
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
+from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
 from shared.settings import AccessSettings
 from shared.tracing import spans
@@ -40,6 +45,21 @@ class GenerationClient(_ByTable, AsyncGenerationClient):
 
 class RewardClient(_ByTable, AsyncRewardClient):
     """Scores responses with a named verifier."""
+
+    async def score_early(self, prompt: pb.Prompt, samples: Sequence[Completion]) -> list[pb.Score]:
+        """Scores samples whose group is not complete. Reward keeps the scores until that comes to it."""
+        items = [
+            rew.ScoreItem(
+                prompt=prompt.text,
+                response=sample.text,
+                reference=prompt.reference,
+                special_tokens=wire.encode_special_tokens(sample.special_tokens),
+            )
+            for sample in samples
+        ]
+        request = rew.ScoreRequest(verifier=prompt.verifier, items=items, early=True)
+        response: rew.ScoreResponse = await self._call(self._stub.Score, request)
+        return list(response.scores)
 
 
 class EnvironmentClient(_ByTable, AsyncEnvironmentClient):

@@ -37,6 +37,13 @@ TOKEN_SECONDS = Histogram(
 SAMPLED_AGAIN = Counter(
     "routershift_generation_samples_repeated_total", "Samples of groups that the engine aborted, begun again"
 )
+EARLY_SCORES = Counter(
+    "routershift_generation_early_scores_total",
+    "Samples that reward was asked to score before their group",
+    ["outcome"],
+)
+for _outcome in ("answered", "failed"):
+    EARLY_SCORES.labels(_outcome)
 DROPPED = Counter("routershift_generation_trajectories_dropped_total", "Trajectories given up", ["reason"])
 VERSION = Gauge("routershift_generation_weights_version", "Policy version that samples now")
 UPDATE_SECONDS = Histogram(

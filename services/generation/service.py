@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from services.generation.weights import presence
 from services.generation.weights.loader import WeightsLoader
 from services.generation.weights.source import check_memory
 from services.generation.worker import GenerationWorker
+from shared.clients import RewardClient
 from shared.process.service import Service, background
 from shared.rpc.server import Server
 from shared.streams.capacity import check_step_fits, check_store_fits, trajectory_bytes
@@ -42,6 +44,7 @@ class GenerationService(Service):
         self._engine = make_engine(settings)
         self._name = presence.replica_name(settings.streams.consumer or socket.gethostname())
         self._first = 0  # version below which no prompts are taken
+        self._opened = AsyncExitStack()
 
     def register(self, server: Server) -> list[str]:
         gen_grpc.add_GenerationServiceServicer_to_server(self._servicer, server.grpc)
@@ -71,7 +74,11 @@ class GenerationService(Service):
         await self._restore(await run.announced_weights())
         self._servicer.open(engine, requests, loader)
         self._consumer = run.consumer(Stream.PROMPTS)
-        self._worker = GenerationWorker(self._consumer, engine, requests, settings.generation, settings.rollout.n)
+        reward = None
+        if chosen.early_scores:
+            client = RewardClient(chosen.reward_address, chosen.early_seconds, settings.access)
+            reward = await self._opened.enter_async_context(client)
+        self._worker = GenerationWorker(self._consumer, engine, requests, chosen, settings.rollout.n, reward)
         self._freshness = Freshness(
             self._version,
             run.newest_weights,
@@ -93,6 +100,7 @@ class GenerationService(Service):
             await self._consumer.each(self._handle, self._room, stop)
 
     async def close(self) -> None:
+        await self._opened.aclose()
         await self._engine.close()
 
     async def _handle(self, entry: Entry) -> None:

@@ -33,6 +33,13 @@ class GenerationSettings(ServerSettings):
         0.9, gt=0, le=1, description="share of the KV cache in use above which no more prompts are taken"
     )
     attempts: int = Field(3, ge=1, description="times that a sample which the engine aborts is begun")
+    early_scores: bool = Field(
+        False, description="whether each response is scored when it ends, and not with its group when all have ended"
+    )
+    early_seconds: float = Field(
+        10.0, gt=0, description="how long reward may take for an early score; later, it comes with those of the group"
+    )
+    reward_address: str = Field("127.0.0.1:50052", description="gRPC address of reward, for early scores")
     weights_wait_seconds: float = Field(
         120.0,
         ge=0,

@@ -52,4 +52,11 @@ UNSCORED = Counter(
 )
 for _outcome in ("kept", "refused", "no_room"):
     UNSCORED.labels(_outcome)
+EARLY = Counter(
+    "routershift_reward_early_scores_total",
+    "Samples scored before their group came: used when it did, without a verdict, or forgotten for others",
+    ["outcome"],
+)
+for _outcome in ("used", "failed", "forgotten"):
+    EARLY.labels(_outcome)
 DROPPED = Counter("routershift_reward_trajectories_dropped_total", "Trajectories without a reward", ["reason"])

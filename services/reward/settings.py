@@ -31,6 +31,9 @@ class RewardSettings(ServerSettings):
     attempts: int = Field(2, ge=1, description="verifications of a group before it is dropped")
     groups_in_flight: int = Field(16, ge=1, description="groups of the stream that are scored at once")
     max_queued: int = Field(8192, ge=1, description="items being scored or waiting for it; more are refused")
+    max_early: int = Field(
+        65536, ge=1, description="early scores kept until their groups come; of more, the oldest are forgotten"
+    )
     unscored: UnscoredSettings = UnscoredSettings()
     verifiers: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="a table [reward.verifiers.NAME] each: `kind`, and the settings of that kind"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from routershift import wire
 from routershift.v1 import trajectory_pb2 as pb
 from services.reward import metrics
+from services.reward.early import EarlyScores
 from services.reward.messages import decode_items, encode_score
 from services.reward.outcomes import Outcome, Scored
 from services.reward.scoring import Scorer
@@ -39,14 +40,20 @@ class RewardWorker:
         self,
         consumer: Consumer,
         scorer: Scorer,
+        early: EarlyScores,
         attempts: int,
         solve_rates: SolveRates,
         unscored: UnscoredSamples | None = None,
     ) -> None:
-        """Args: unscored: where groups without a verdict are kept for people; None: nowhere."""
+        """
+        Args:
+            early: what samples were scored to before their group came.
+            unscored: where groups without a verdict are kept for people; None: nowhere.
+        """
         self._consumer = consumer
         self._unscored = unscored
         self._scorer = scorer
+        self._early = early
         self._attempts = attempts
         self._solve_rates = solve_rates
 
@@ -73,11 +80,13 @@ class RewardWorker:
 
     async def _score(self, verifier: str, items: Sequence[Item], span: spans.Span[Scoring]) -> list[Scored]:
         """The result of each item. A refusal is final: the same item would be refused again."""
-        span.set({"verifier": verifier, "samples": len(items)})
-        results: dict[int, Scored] = {}
+        results = await self._early.take(verifier, items)
+        span.set({"verifier": verifier, "samples": len(items), "early_samples": len(results)})
         seconds: list[float] = []
         for attempt in range(1, self._attempts + 1):
             missing = [i for i in range(len(items)) if i not in results or results[i].verdict is None]
+            if not missing:
+                break
             scored = await self._ask(verifier, [items[i] for i in missing])
             results |= dict(zip(missing, scored, strict=True))
             seconds += [result.seconds for result in scored]

@@ -76,6 +76,7 @@ class Playing(TypedDict, total=False):
 class Scoring(TypedDict, total=False):
     verifier: str
     samples: int
+    early_samples: int
     attempts: int
     seconds: float
     slowest_seconds: float

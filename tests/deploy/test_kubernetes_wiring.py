@@ -203,6 +203,7 @@ def test_who_may_connect_to_whom(stack: Stack) -> None:
     expected |= {("prometheus", service, "metrics") for service in SERVICES}
     expected |= {("curriculum", server, "grpc") for server in ("generation", "environments", "reward")}
     expected |= {(client, "generation", "grpc") for client in ("caller", "environments")}
+    expected.add(("generation", "reward", "grpc"))  # for early scores
     if stack.of_kind("JobSet"):
         expected |= {("learner", "learner", name) for name in peers["learner"].ports}  # ranks, on any port
     if any(name.startswith("weights-transfer") for name in stack.of_kind("NetworkPolicy")):

@@ -17,6 +17,7 @@ from services.generation.engines.torch.engine import TorchEngine
 from services.generation.requests.validation import Requests
 from services.generation.settings import GenerationSettings
 from services.generation.worker import GenerationWorker
+from shared.clients import RewardClient
 from shared.streams.consumer import Consumer
 from shared.streams.keys import Stream
 from shared.streams.run import Run
@@ -38,17 +39,20 @@ async def torch_engine(folder: Path, policy: UpdatePolicy = UpdatePolicy.KEEP) -
         await engine.close()
 
 
-def worker(run: Run, engine: Any, model: Path, **settings: Any) -> tuple[Consumer, GenerationWorker]:
+def worker(
+    run: Run, engine: Any, model: Path, reward: RewardClient | None = None, **settings: Any
+) -> tuple[Consumer, GenerationWorker]:
     consumer = run.consumer(Stream.PROMPTS)
     table = GenerationSettings(max_num_seqs=SLOTS, **settings)
     requests = Requests(model, engine.info, default_max_tokens=8)
-    return consumer, GenerationWorker(consumer, engine, requests, table, SAMPLES)
+    return consumer, GenerationWorker(consumer, engine, requests, table, SAMPLES, reward)
 
 
-async def admit(run: Run, prompts: int, **sampling: Any) -> None:
+async def admit(run: Run, prompts: int, verifier: str = "", **sampling: Any) -> None:
     for _ in range(prompts):
         index = await run.next_prompt()
-        prompt = pb.Prompt(prompt_id=f"{index:08d}", text=PROMPT, sampling=pb.SamplingParams(n=SAMPLES, **sampling))
+        prompt = pb.Prompt(prompt_id=f"{index:08d}", text=PROMPT, verifier=verifier)
+        prompt.sampling.MergeFrom(pb.SamplingParams(n=SAMPLES, **sampling))
         assert await run.admit(index, prompt, tickets=1000) == "ok"
 
 

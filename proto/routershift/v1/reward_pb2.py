@@ -27,7 +27,7 @@ from routershift.v1 import generation_pb2 as routershift_dot_v1_dot_generation__
 from routershift.v1 import trajectory_pb2 as routershift_dot_v1_dot_trajectory__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1broutershift/v1/reward.proto\x12\x0eroutershift.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1froutershift/v1/generation.proto\x1a\x1froutershift/v1/trajectory.proto\"\xbe\x01\n\tScoreItem\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\x12*\n\treference\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x0especial_tokens\x18\x04 \x03(\x0b\x32\x1c.routershift.v1.SpecialToken\x12-\n\x08messages\x18\x05 \x03(\x0b\x32\x1b.routershift.v1.ChatMessage\"J\n\x0cScoreRequest\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12(\n\x05items\x18\x02 \x03(\x0b\x32\x19.routershift.v1.ScoreItem\"6\n\rScoreResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.routershift.v1.Score\"\x16\n\x14ListVerifiersRequest\"D\n\x15ListVerifiersResponse\x12+\n\tverifiers\x18\x01 \x03(\x0b\x32\x18.routershift.v1.Verifier\"\xa0\x01\n\x08Verifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x31\n\x10reference_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12-\n\x0cparts_schema\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct2\xb3\x01\n\rRewardService\x12\x44\n\x05Score\x12\x1c.routershift.v1.ScoreRequest\x1a\x1d.routershift.v1.ScoreResponse\x12\\\n\rListVerifiers\x12$.routershift.v1.ListVerifiersRequest\x1a%.routershift.v1.ListVerifiersResponseBHZFgithub.com/routershift/routershift/gen/go/routershift/v1;routershiftv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1broutershift/v1/reward.proto\x12\x0eroutershift.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1froutershift/v1/generation.proto\x1a\x1froutershift/v1/trajectory.proto\"\xbe\x01\n\tScoreItem\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x10\n\x08response\x18\x02 \x01(\t\x12*\n\treference\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x0especial_tokens\x18\x04 \x03(\x0b\x32\x1c.routershift.v1.SpecialToken\x12-\n\x08messages\x18\x05 \x03(\x0b\x32\x1b.routershift.v1.ChatMessage\"Y\n\x0cScoreRequest\x12\x10\n\x08verifier\x18\x01 \x01(\t\x12(\n\x05items\x18\x02 \x03(\x0b\x32\x19.routershift.v1.ScoreItem\x12\r\n\x05\x65\x61rly\x18\x03 \x01(\x08\"6\n\rScoreResponse\x12%\n\x06scores\x18\x01 \x03(\x0b\x32\x15.routershift.v1.Score\"\x16\n\x14ListVerifiersRequest\"D\n\x15ListVerifiersResponse\x12+\n\tverifiers\x18\x01 \x03(\x0b\x32\x18.routershift.v1.Verifier\"\xa0\x01\n\x08Verifier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x31\n\x10reference_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12-\n\x0cparts_schema\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct2\xb3\x01\n\rRewardService\x12\x44\n\x05Score\x12\x1c.routershift.v1.ScoreRequest\x1a\x1d.routershift.v1.ScoreResponse\x12\\\n\rListVerifiers\x12$.routershift.v1.ListVerifiersRequest\x1a%.routershift.v1.ListVerifiersResponseBHZFgithub.com/routershift/routershift/gen/go/routershift/v1;routershiftv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREITEM']._serialized_start=144
   _globals['_SCOREITEM']._serialized_end=334
   _globals['_SCOREREQUEST']._serialized_start=336
-  _globals['_SCOREREQUEST']._serialized_end=410
-  _globals['_SCORERESPONSE']._serialized_start=412
-  _globals['_SCORERESPONSE']._serialized_end=466
-  _globals['_LISTVERIFIERSREQUEST']._serialized_start=468
-  _globals['_LISTVERIFIERSREQUEST']._serialized_end=490
-  _globals['_LISTVERIFIERSRESPONSE']._serialized_start=492
-  _globals['_LISTVERIFIERSRESPONSE']._serialized_end=560
-  _globals['_VERIFIER']._serialized_start=563
-  _globals['_VERIFIER']._serialized_end=723
-  _globals['_REWARDSERVICE']._serialized_start=726
-  _globals['_REWARDSERVICE']._serialized_end=905
+  _globals['_SCOREREQUEST']._serialized_end=425
+  _globals['_SCORERESPONSE']._serialized_start=427
+  _globals['_SCORERESPONSE']._serialized_end=481
+  _globals['_LISTVERIFIERSREQUEST']._serialized_start=483
+  _globals['_LISTVERIFIERSREQUEST']._serialized_end=505
+  _globals['_LISTVERIFIERSRESPONSE']._serialized_start=507
+  _globals['_LISTVERIFIERSRESPONSE']._serialized_end=575
+  _globals['_VERIFIER']._serialized_start=578
+  _globals['_VERIFIER']._serialized_end=738
+  _globals['_REWARDSERVICE']._serialized_start=741
+  _globals['_REWARDSERVICE']._serialized_end=920
 # @@protoc_insertion_point(module_scope)

@@ -71,8 +71,13 @@ class ScoreRequest(_message.Message):
 
     VERIFIER_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    EARLY_FIELD_NUMBER: _builtins.int
     verifier: _builtins.str
     """A name of ListVerifiers."""
+    early: _builtins.bool
+    """The items will come again, with the groups that they belong to: the scores are kept for those, and judging goes on
+    where the call is cancelled.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]: ...
     def __init__(
@@ -80,10 +85,11 @@ class ScoreRequest(_message.Message):
         *,
         verifier: _builtins.str = ...,
         items: _abc.Iterable[Global___ScoreItem] | None = ...,
+        early: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "verifier", b"verifier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["early", b"early", "items", b"items", "verifier", b"verifier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,6 +140,7 @@ async def _serving(
         recipe = load(Recipe, recipe_file, os.environ, flags)
         flags += [f"curriculum.{service}_address={_address(recipe, service)}" for service in _EVALUATE]
         flags.append(f"environments.generation_address={_address(recipe, 'generation')}")
+        flags.append(f"generation.reward_address={_address(recipe, 'reward')}")
         environment = {**os.environ, "REDIS_URL": url, "PYTHONUNBUFFERED": "1"}
         own: list[SupervisedProcess] = []
         for service in recipe.services:

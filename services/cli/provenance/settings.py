@@ -19,7 +19,7 @@ from shared.settings import SERVICES, BaseSettings
 _FOUND = frozenset(
     {(service, key) for service in SERVICES for key in KEYS}
     | {("curriculum", f"{service}_address") for service in ("generation", "environments", "reward")}
-    | {("environments", "generation_address")}
+    | {("environments", "generation_address"), ("generation", "reward_address")}
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from routershift.v1 import trajectory_pb2 as pb
+from services.reward.early import EarlyScores
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings
 from services.reward.worker import RewardWorker
@@ -34,14 +35,14 @@ async def test_a_group_names_its_verifier_and_what_it_took(
             await put(run, Stream.ROLLOUTS, group, traceparents=[f"00-{TRACE}-{SPAN}-01"])
             reader = run.consumer(Stream.ROLLOUTS)
             (entry,) = await reader.read(1)
-            await RewardWorker(reader, scorer, 2, run.solve_rates).handle(entry)
+            await RewardWorker(reader, scorer, EarlyScores(scorer, 100), 2, run.solve_rates).handle(entry)
     finally:
         await scorer.close()
     assert {(span.trace, span.parent) for span in collector.spans} == {(TRACE, SPAN)}
     (score,) = collector.named("score group")
     seconds, slowest = score.attributes.pop("seconds"), score.attributes.pop("slowest_seconds")
     assert seconds >= slowest > 0
-    assert score.attributes == {"verifier": "scripted", "samples": SAMPLES, "attempts": attempts}
+    assert score.attributes == {"verifier": "scripted", "samples": SAMPLES, "early_samples": 0, "attempts": attempts}
     assert [span.failed for span in collector.named("dropped")] == ([dropped] if dropped else [])
 
 
@@ -54,6 +55,6 @@ async def test_garbage_in_place_of_a_group_ends_its_trace(run: Run) -> None:
         (entry,) = await prompts.read(1)
         await prompts.pass_on(entry, Stream.ROLLOUTS, b"\xff" * 100)
         (entry,) = await reader.read(1)
-        await RewardWorker(reader, scorer, 2, run.solve_rates).handle(entry)
+        await RewardWorker(reader, scorer, EarlyScores(scorer, 100), 2, run.solve_rates).handle(entry)
     assert [span.failed for span in collector.named("score group")] == ["CorruptDataError"]
     assert [span.failed for span in collector.named("dead")] == ["bad_group"]

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from routershift import wire
 from routershift.v1 import reward_pb2 as rew
 from routershift.v1 import trajectory_pb2 as pb
+from services.reward.early import EarlyScores
 from services.reward.messages import decode_item
 from services.reward.scoring import Scorer
 from services.reward.settings import RewardSettings, UnscoredSettings
@@ -64,7 +65,7 @@ async def score_one(
     await put(run, Stream.ROLLOUTS, pb.TrajectoryGroup(prompt=prompt, trajectories=trajectories))
     reader = run.consumer(Stream.ROLLOUTS)
     (entry,) = await reader.read(1)
-    await RewardWorker(reader, scorer, 2, run.solve_rates, unscored).handle(entry)
+    await RewardWorker(reader, scorer, EarlyScores(scorer, 100), 2, run.solve_rates, unscored).handle(entry)
 
 
 async def test_a_verifier_that_recovers_scores_everything(run: Run, scorer: Scorer, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ async def test_workers_that_are_killed_cost_groups_a_retry_or_a_reason_and_never
     for _ in range(groups):
         await put(run, Stream.ROLLOUTS, pb.TrajectoryGroup(prompt=prompt, trajectories=trajectories))
     reader, stop = run.consumer(Stream.ROLLOUTS), asyncio.Event()
-    worker = RewardWorker(reader, scorer, 2, run.solve_rates)
+    worker = RewardWorker(reader, scorer, EarlyScores(scorer, 100), 2, run.solve_rates)
     scoring = asyncio.create_task(reader.each(worker.handle, lambda: 2 - reader.held, stop))
     moments = random.Random(0)
     left = groups
@@ -245,7 +246,7 @@ async def test_thoughts_between_special_tokens_are_found_in_groups_and_in_calls(
     reader = run.consumer(Stream.ROLLOUTS)
     (entry,) = await reader.read(1)
     try:
-        await RewardWorker(reader, scorer, 2, run.solve_rates).handle(entry)
+        await RewardWorker(reader, scorer, EarlyScores(scorer, 100), 2, run.solve_rates).handle(entry)
         item = rew.ScoreItem(response="45", reference=prompt.reference, special_tokens=completion.special_tokens)
         (called,) = await scorer.score("answer", [decode_item(item)])
     finally:

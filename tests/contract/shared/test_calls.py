@@ -17,6 +17,7 @@ from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import learner_pb2_grpc as lrn_grpc
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from services.learner.server import LearnerServicer
+from services.reward.early import EarlyScores
 from services.reward.server import RewardServicer
 from shared.clients import GenerationClient, LearnerClient, RewardClient
 from shared.errors import InvalidInputError, PreconditionError, UnavailableError
@@ -170,8 +171,9 @@ class _Slow:
 
 async def test_scoring_and_checkpoints_are_not_begun_again_either() -> None:
     slow: Any = _Slow()
+    servicer = RewardServicer(slow, EarlyScores(slow, 100))
     async with (
-        behind_a_relay(RewardServicer(slow), rew_grpc.add_RewardServiceServicer_to_server) as between,
+        behind_a_relay(servicer, rew_grpc.add_RewardServiceServicer_to_server) as between,
         RewardClient(between.address, 60) as reward,
     ):
         waiting = asyncio.ensure_future(reward.score("exact", "", ["?"], {}))

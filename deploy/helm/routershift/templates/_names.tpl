@@ -54,7 +54,7 @@ What is fixed of each service. runs: whether it writes, reads or does not see th
 A pod may drain for `drain` seconds and take 45 more to close.
 */}}
 {{- define "routershift.services" -}}
-generation: {port: 50051, metrics: 9101, drain: 300, runs: read, models: true, shm: true, tmp: 4Gi, tokens: true, peers: []}
+generation: {port: 50051, metrics: 9101, drain: 300, runs: read, models: true, shm: true, tmp: 4Gi, tokens: true, peers: [reward]}
 environments: {port: 50055, metrics: 9105, drain: 120, runs: none, models: true, shm: false, tmp: 1Gi, tokens: true, peers: [generation]}
 reward: {port: 50052, metrics: 9102, drain: 120, runs: none, models: false, shm: false, tmp: 1Gi, tokens: true, peers: []}
 learner: {port: 50053, metrics: 9103, drain: 600, runs: write, models: true, shm: true, tmp: 4Gi, tokens: true, peers: []}

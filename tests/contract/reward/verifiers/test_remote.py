@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from routershift.v1 import reward_pb2_grpc as rew_grpc
+from services.reward.early import EarlyScores
 from services.reward.outcomes import Outcome
 from services.reward.scoring import Scorer
 from services.reward.server import RewardServicer
@@ -41,7 +42,7 @@ async def reward_server(access: AccessSettings | None = None) -> AsyncIterator[i
     """The port of a Reward service with every verifier that needs no settings."""
     scorer = Scorer(make_verifiers({}), RewardSettings(processes=1))
     server = Server(access)
-    rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer), server.grpc)
+    rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer, EarlyScores(scorer, 100)), server.grpc)
     port = await server.listen("127.0.0.1", 0, [])
     yield port
     await server.stop(0)
@@ -146,7 +147,7 @@ async def test_messages_of_an_episode_go_along(tmp_path: Path, endpoint: Endpoin
     (tmp_path / "turns.py").write_text("def score(response, messages): return 10 * len(messages) + float(response)")
     scorer = Scorer(make_verifiers({"turns": {"file": str(tmp_path / "turns.py")}}), RewardSettings(processes=1))
     server = Server(None)
-    rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer), server.grpc)
+    rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer, EarlyScores(scorer, 100)), server.grpc)
     port = await server.listen("127.0.0.1", 0, [])
     try:
         assert (await ask(EPISODE, address=f"grpc://127.0.0.1:{port}", verifier="turns")).reward == 34

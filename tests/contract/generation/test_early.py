@@ -1,0 +1,93 @@
+"""Samples scored as they end: the torch engine, a real reward server and both stream workers on a real Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from prometheus_client import REGISTRY
+
+from routershift.v1 import reward_pb2_grpc as rew_grpc
+from routershift.v1 import trajectory_pb2 as pb
+from services.reward.early import EarlyScores
+from services.reward.scoring import Scorer
+from services.reward.server import RewardServicer
+from services.reward.settings import RewardSettings
+from services.reward.verifiers.registry import make_verifiers
+from services.reward.worker import RewardWorker
+from shared.clients import RewardClient
+from shared.process.service import background
+from shared.rpc.server import Server
+from shared.streams.consumer import parse_group
+from shared.streams.keys import Stream
+from shared.streams.run import Run
+from tests.support.generation_worker import SAMPLES, admit, metric, torch_engine, worker
+from tests.support.models import save_model
+
+LENGTH = "def score(response): return len(response)"
+
+
+@asynccontextmanager
+async def reward(run: Run, folder: Path) -> AsyncIterator[str]:
+    """The address of a reward server, beside whose calls its worker scores the groups of the run."""
+    (folder / "length.py").write_text(LENGTH)
+    scorer = Scorer(make_verifiers({"length": {"file": str(folder / "length.py")}}), RewardSettings(processes=1))
+    early, server, consumer = EarlyScores(scorer, 100), Server(), run.consumer(Stream.ROLLOUTS)
+    rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer, early), server.grpc)
+    port = await server.listen("127.0.0.1", 0, [])
+    await server.serving()
+    scoring = RewardWorker(consumer, scorer, early, 2, run.solve_rates)
+    try:
+        async with background(consumer.each(scoring.handle, lambda: 4 - consumer.held, asyncio.Event())):
+            yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+        await scorer.close()
+
+
+async def scored(run: Run, count: int) -> list[pb.TrajectoryGroup]:
+    reader, found = run.consumer(Stream.SCORED), list[pb.TrajectoryGroup]()
+    async with asyncio.timeout(60):
+        while len(found) < count:
+            found += [parse_group(entry) for entry in await reader.read(count)]
+    return sorted(found, key=lambda group: group.prompt.prompt_id)
+
+
+async def run_groups(run: Run, folder: Path, model: Path, address: str | None) -> list[pb.TrajectoryGroup]:
+    """Four groups, the last two with the seeds of the first two.
+
+    Args:
+        address: of a reward server other than the run's; None: its own.
+    """
+    for seed in (7, 8, 7, 8):
+        await admit(run, 1, verifier="length", max_tokens=40, seed=seed)
+    async with torch_engine(model) as engine, reward(run, folder) as own, RewardClient(address or own, 2) as client:
+        consumer, generation = worker(run, engine, model, client)
+        async with background(consumer.each(generation.handle, generation.room, asyncio.Event())):
+            return await scored(run, 4)
+
+
+def verdicts() -> float:
+    return (
+        REGISTRY.get_sample_value("routershift_reward_scores_total", {"verifier": "length", "outcome": "scored"}) or 0.0
+    )
+
+
+async def test_samples_are_judged_once_most_of_them_before_their_group(run: Run, tmp_path: Path) -> None:
+    model, before, asked = save_model(tmp_path / "m"), verdicts(), metric("early_scores_total", outcome="answered")
+    groups = await run_groups(run, tmp_path, model, None)
+    texts = [[t.completion.text for t in group.trajectories] for group in groups]
+    assert texts[:2] == texts[2:]  # drawn as they are drawn together
+    assert [t.score.reward for group in groups for t in group.trajectories] == [len(t) for each in texts for t in each]
+    assert all(t.id.sample == t.completion.index == i for g in groups for i, t in enumerate(g.trajectories))
+    assert verdicts() == before + 4 * SAMPLES
+    assert metric("early_scores_total", outcome="answered") > asked
+    assert (await run.ledger()).in_flight == 4 * SAMPLES
+
+
+async def test_without_a_reward_server_to_ask_nothing_changes(run: Run, tmp_path: Path) -> None:
+    model, failed = save_model(tmp_path / "m"), metric("early_scores_total", outcome="failed")
+    groups = await run_groups(run, tmp_path, model, "127.0.0.1:1")
+    lengths = [len(t.completion.text) for group in groups for t in group.trajectories]
+    assert [t.score.reward for group in groups for t in group.trajectories] == lengths
+    assert metric("early_scores_total", outcome="failed") == failed  # nobody waited for an answer
