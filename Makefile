@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LOCKS := deploy/locks
 FLAGS ?=
+PROMETHEUS ?= http://127.0.0.1:9090
 RUN ?=
 PICTURES ?=
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
@@ -20,7 +21,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 # What a test starts finds the bytecode of our modules, whatever the shell says: there are hundreds of such processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test tests test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards rules manifests reference baseline locks image-locks tracker-locks sbom licences audit clean
+.PHONY: help demo test tests test-deploy test-ecosystem lint format install docs docs-serve screenshots generated proto dashboards boards rules manifests reference baseline locks image-locks tracker-locks sbom licences audit clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -98,6 +99,9 @@ proto: $(VENV)/.dev  ## Generates the Python of the schema.
 
 dashboards: $(VENV)/.dev  ## Generates the dashboards of Grafana.
 	$(BIN)/python -m deploy.grafana.write
+
+boards: $(VENV)/.dev  ## Draws the dashboards without Grafana, from the last hour of PROMETHEUS; fails where a query has no data.
+	$(BIN)/python -m deploy.grafana.draw --prometheus $(PROMETHEUS) --out build/boards
 
 rules: $(VENV)/.dev  ## Generates the rules of the Prometheus operator from those of Prometheus.
 	$(BIN)/python -m deploy.k8s.rules

@@ -56,7 +56,7 @@ _IDENTITY: Mapping[str, str] = {
 _KNOBS: Mapping[str, str] = {
     "run": (
         "id folder model_revision steps max_staleness groups_in_flight weights_transfer weights_full_every "
-        "evaluate_every trackers"
+        "gpu_hour_price evaluate_every trackers"
     ),
     "run.stop": "accuracy seconds tokens",
     "rollout": "max_tokens stop top_p top_k min_p min_tokens",

@@ -151,6 +151,9 @@ class RunSettings(Table):
         description="versions from one that replicas get whole to the next; of those between, what changed since the "
         "version before is published beside the files, or sent, to replicas that have that one; 0: all are whole",
     )
+    gpu_hour_price: float = Field(
+        0, ge=0, description="what a GPU costs in an hour, in any currency: dashboards count with it"
+    )
     stop: StopSettings = StopSettings()
     evaluate_every: int = Field(20, ge=0, description="versions between evaluations; 0: first and last only")
     trackers: Texts = Field(

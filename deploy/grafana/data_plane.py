@@ -32,7 +32,7 @@ def data_plane() -> str:
                 lines(
                     "Commands sent to Redis again",
                     "short",
-                    {"{{job}} {{reason}}": "sum by (job, reason) (increase(routershift_redis_retries_total[5m]))"},
+                    {"{{reason}}": "sum by (reason) (increase(routershift_redis_retries_total[5m]))"},
                     "In 5 minutes.",
                 ),
                 lines(

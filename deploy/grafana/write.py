@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from deploy.grafana import data_plane, generation, learner, overview, routers
+from deploy.grafana import data_plane, episodes, fleet, generation, learner, overview, routers
 
 FOLDER = Path(__file__).parent / "dashboards"
 
 DASHBOARDS = {
+    "fleet": fleet.fleet,
     "overview": overview.overview,
     "routers": routers.routers,
     "data-plane": data_plane.data_plane,
     "generation": generation.generation,
+    "episodes": episodes.episodes,
     "learner": learner.learner,
 }
 

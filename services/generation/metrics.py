@@ -45,6 +45,7 @@ EARLY_SCORES = Counter(
 for _outcome in ("answered", "failed"):
     EARLY_SCORES.labels(_outcome)
 DROPPED = Counter("routershift_generation_trajectories_dropped_total", "Trajectories given up", ["reason"])
+DROPPED.labels("aborted")
 VERSION = Gauge("routershift_generation_weights_version", "Policy version that samples now")
 UPDATE_SECONDS = Histogram(
     "routershift_generation_weights_update_seconds", "Time to verify and take new weights", buckets=_SECONDS

@@ -21,6 +21,7 @@ from services.generation.weights.loader import WeightsLoader
 from services.generation.weights.source import check_memory
 from services.generation.worker import GenerationWorker
 from shared.clients import RewardClient
+from shared.process.metrics import GPUS
 from shared.process.service import Service, background
 from shared.rpc.server import Server
 from shared.streams.capacity import check_step_fits, check_store_fits, trajectory_bytes
@@ -55,6 +56,7 @@ class GenerationService(Service):
         if settings.run.weights_full_every and not self._over_network:
             check_memory(settings.run.model_folder())
         await engine.start()
+        GPUS.set(engine.info.gpus)
         chosen = settings.generation
         longest = partial(
             trajectory_bytes,

@@ -26,6 +26,8 @@ AGE = Histogram(
 REWARD = Gauge("routershift_learner_reward_mean", "Mean reward of the last batch")
 TRAIN_ACCURACY = Gauge("routershift_learner_train_accuracy", "Share of correct responses in the last batch")
 PHASE_SECONDS = Counter("routershift_learner_phase_seconds_total", "Where the time of a step goes", ["phase"])
+for _phase in ("wait", "train", "publish", "checkpoint"):
+    PHASE_SECONDS.labels(_phase)
 DIAGNOSTIC = {
     name: Gauge(f"routershift_learner_{name}", text)
     for name, text in {
@@ -78,6 +80,7 @@ FLOPS = Counter(
     "Floating-point operations that training needs: recomputation, padding and attention left out",
 )
 SKIPPED = Counter("routershift_learner_steps_skipped_total", "Batches skipped", ["reason"])
+SKIPPED.labels("non_finite")
 RUNNING_REWARD = Gauge(
     "routershift_learner_reward_running_mean", "Running mean of the reward, where `learner.collapse.window` watches it"
 )
@@ -96,3 +99,5 @@ TRANSFERS = Counter(
     "Versions sent over the network; a failed one did not reach every replica that was there",
     ["outcome"],
 )
+for _outcome in ("ok", "failed"):
+    TRANSFERS.labels(_outcome)

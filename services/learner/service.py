@@ -14,6 +14,7 @@ from services.learner.server import LearnerServicer
 from services.learner.settings import Settings
 from services.learner.trainer import Trainer
 from services.learner.worker import LearnerWorker
+from shared.process.metrics import GPUS
 from shared.process.service import Service, background
 from shared.rpc.server import Server
 from shared.streams.keys import Stream
@@ -44,6 +45,7 @@ class LearnerService(Service):
             self._trainer = await asyncio.to_thread(
                 Trainer, settings.learner, settings.run, settings.rollout, None, run.bulk
             )
+            GPUS.set(self._trainer.gpus)
             resumed = await asyncio.to_thread(checkpoint.load_latest, settings.run.checkpoints_root, self._trainer)
             _say(resumed, self._trainer.step)
             self._consumer = run.consumer(Stream.SCORED)

@@ -233,6 +233,11 @@ class Trainer:
         """Whether rows are divided, so that rank 0 need not keep arrays that every rank can read."""
         return self._ranks.size > 1
 
+    @property
+    def gpus(self) -> int:
+        """GPUs that all ranks compute on."""
+        return self._ranks.size if self._ranks.device.type == "cuda" else 0
+
     def _distributed(self, shares: Sequence[Sequence[Share]]) -> list[Update]:
         """Gives every rank its part of the updates, and returns that of rank 0."""
         if self._ranks.size == 1:

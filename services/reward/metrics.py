@@ -60,3 +60,5 @@ EARLY = Counter(
 for _outcome in ("used", "failed", "forgotten"):
     EARLY.labels(_outcome)
 DROPPED = Counter("routershift_reward_trajectories_dropped_total", "Trajectories without a reward", ["reason"])
+for _reason in ("verifier_failed", "verifier_timed_out", "verifier_refused"):
+    DROPPED.labels(_reason)

@@ -22,7 +22,7 @@ from shared.payloads.registry import make_store
 from shared.process import logs
 from shared.process.exits import EXIT_INTERRUPTED, EXIT_PORT_TAKEN, exit_code
 from shared.process.exposition import serve_metrics
-from shared.process.metrics import RUN_INFO
+from shared.process.metrics import GPU_HOUR_PRICE, RUN_INFO
 from shared.process.ownership import locked
 from shared.process.watchdog import Watchdog
 from shared.rpc.address import check_port, join
@@ -107,6 +107,7 @@ async def _serve(service: Service, settings: BaseSettings, server_settings: Serv
     keeping: asyncio.Task[None] | None = None
     try:
         RUN_INFO.labels(settings.run.id).set(1)
+        GPU_HOUR_PRICE.set(settings.run.gpu_hour_price)
         start_metrics(server_settings, settings.run.id)
         port = await server.listen(server_settings.host, server_settings.port, service.register(server))
         redis = await connect(settings.redis)

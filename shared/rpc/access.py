@@ -28,6 +28,8 @@ REFUSED = Counter(
     "a request that did not arrive in time or is too long",
     ["reason"],
 )
+for _reason in ("unauthenticated", "forbidden", "overloaded", "late", "too_large"):
+    REFUSED.labels(_reason)
 
 
 class Role(StrEnum):

@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.grafana.draw import Board, Window, without_data
+from deploy.grafana.write import FOLDER
 from services.cli import health
 from tests.support.containers import ROOT, Engine, until
 
@@ -196,6 +199,26 @@ def test_prometheus_has_every_documented_metric(stack: Stack) -> None:
         raise
     until("the ledger is", lambda: stack.value("routershift_ledger_trajectories{state='trained'}") > 0, 60)
     assert stack.value("routershift_environments_turns_total") > 0
+
+
+# Panels that this run leaves empty, each with the reason.
+_EMPTY = {
+    "Time to first token": "nobody streams",
+    "Inter-token latency": "nobody streams",
+    "Time of a group": "all groups are of episodes, whose turns are single calls",
+    "Prefix cache of vLLM": "the torch engine has none",
+}
+
+
+def test_every_panel_of_every_dashboard_has_data(stack: Stack) -> None:
+    def fetch(path: str) -> Any:
+        return stack.fetch(f"http://prometheus:9090{path}")
+
+    end = time.time()
+    for path in sorted(FOLDER.glob("*.json")):
+        answers = Board.read(path).answers(fetch, Window(end - 600, end))
+        empty = {panel.split(": ")[0] for panel, _ in without_data(answers)}
+        assert empty <= _EMPTY.keys(), path.stem
 
 
 def test_an_alert_fires(stack: Stack) -> None:

@@ -62,6 +62,7 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]  # each ends a response: see `shared.models.folder.end_ids`
     router_layout: RouterLayout | None  # None: a dense model
     workers: int = 1  # processes that share the model; each takes all weights
+    gpus: int = 0  # that it computes on
 
 
 @dataclass(frozen=True, slots=True)

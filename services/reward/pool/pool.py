@@ -66,6 +66,7 @@ class Pool:
         printed_kb: int,
     ) -> None:
         self._name = name
+        metrics.LOST.labels(name)  # from 0 on: Prometheus sees no increase from nothing to 1
         self._verifier = verifier
         batched = isinstance(verifier, BatchVerifier) and verifier.batch_size > 1
         self._batch_size = verifier.batch_size if batched else None  # type: ignore[attr-defined]  # it is one

@@ -107,6 +107,7 @@ class TorchEngine:
             max_model_len=longest,
             eos_token_ids=stop_ids,
             router_layout=policy.layout,
+            gpus=int(policy.device.type == "cuda"),
         )
         self._batch = Batch(policy, self._version, self._options.max_num_seqs, frozenset(stop_ids))
         self._failure = None

@@ -142,6 +142,7 @@ class VllmEngine:
         if not all(await self._llm.collective_rpc("is_finite")):
             raise InvalidInputError(f"model folder {self._model}: {OVERFLOW}")
         config = self._llm.model_config
+        on_cpu = self._llm.vllm_config.device_config.device_type == "cpu"
         self._info = EngineInfo(
             engine="vllm",
             model=self._model.name,
@@ -150,6 +151,7 @@ class VllmEngine:
             eos_token_ids=self._stop_ids,
             router_layout=to_layout(self._model, routers),
             workers=self._settings.tensor_parallel_size,
+            gpus=0 if on_cpu else self._settings.tensor_parallel_size,
         )
         # Rows are counted against tokens wherever a trace is made; what is left to prove is that taps saw this step.
         (probe,) = await self.generate([0], EngineSampling(1, 0.0, 1.0, 0, 2, None))
