@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter
 
+from shared.streams.keys import Stream
+
 RETRIES = Counter(
     "routershift_redis_retries_total",
     "Commands sent to Redis again: no answer came, the server is loading or not the primary, "
@@ -14,3 +16,5 @@ REDELIVERIES = Counter(
     "routershift_stream_redeliveries_total", "Entries delivered to this service that had been delivered before",
     ["stream"],
 )  # fmt: skip
+for _stream in Stream:
+    REDELIVERIES.labels(_stream)

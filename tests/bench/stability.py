@@ -198,7 +198,7 @@ def _timed(run_one: RunOne, cell: Cell, seed: int, protocol: Protocol) -> dict[s
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of all below it that have ended."""
+    """CPU-seconds of this process and of all below it that have ended."""
     return sum(os.times()[:4])
 
 
