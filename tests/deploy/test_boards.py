@@ -60,7 +60,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
         def answers() -> bool:
             try:
-                return fetch("/api/v1/query?query=1")["status"] == "success"
+                return bool(fetch("/api/v1/query?query=1")["status"] == "success")
             except OSError:
                 return False
 
