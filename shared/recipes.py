@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from routershift.routing.choices import NEEDS_EXACT_SCORES
 from shared.errors import InvalidInputError, NotFoundError
 from shared.models.hub import SCHEME, parse_model
 from shared.resuming import without_numbers
@@ -53,6 +54,7 @@ def load(
     for source, path, value in (*_from_environment(environment), *_from_flags(flags, model)):
         _assign(data, source, path, value)
     _name_verifiers(data)
+    _choose_router_scores(data)
     others = set(_OTHERS) - set(model.model_fields)
     try:
         return model.model_validate({table: keys for table, keys in data.items() if table not in others})
@@ -169,6 +171,19 @@ def _name_verifiers(data: dict[str, Any]) -> None:
             reward = data.setdefault("reward", {})
             if isinstance(reward, dict) and isinstance(known := reward.setdefault("verifiers", {}), dict):
                 known.setdefault(name, verifier)
+
+
+def _choose_router_scores(data: dict[str, Any]) -> None:
+    """Sets generation.router_scores to float16 for a learner that needs it, where the recipe does not say."""
+    generation = data.get("generation", {})
+    if not isinstance(generation, dict) or "router_scores" in generation:
+        return
+    for name, value in NEEDS_EXACT_SCORES.items():
+        chosen: Any = data.get("learner")
+        for part in name.split("."):
+            chosen = chosen.get(part) if isinstance(chosen, dict) else None
+        if chosen == value:
+            data["generation"] = generation | {"router_scores": "float16"}
 
 
 def table_of(annotation: Any) -> type[BaseModel] | None:

@@ -5,7 +5,7 @@ Shapes: T response tokens, L routed layers, K experts activated per token.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routershift.errors import CorruptDataError, InvalidInputError
+from routershift.routing import score_code
 from routershift.routing.layout import RouterLayout
-
-# The score of a route that was not recorded. Scores are logarithms of probabilities, so never above 0.
-MISSING_LOG_SCORE = 1.0
+from routershift.routing.score_code import MISSING_LOG_SCORE
 
 _MOST_PAIRED = 16  # ids of a token whose pairs are compared
 
@@ -37,8 +36,10 @@ class RouterExport(StrEnum):
 
 
 class ScoreDtype(StrEnum):
-    """How log-scores travel: 2 bytes each with an error of at most 2^-11 of their size, or 1 byte; see
-    `routershift.routing.score_code`."""
+    """How log-scores travel: 2 bytes each with an error of at most 2^-11 of their size, or 1 byte.
+
+    `routershift.routing.score_code` has the code of one byte, and what it costs.
+    """
 
     FLOAT16 = "float16"
     UINT8 = "uint8"
@@ -49,27 +50,40 @@ class RouterTrace:
     """The experts that were activated for each response token, and their log-scores.
 
     Row t is read at the position whose hidden state predicts response token t: the same alignment as the
-    log-probs. A missing route has `MISSING_LOG_SCORE` in all its K scores; a trace without scores misses none.
+    log-probs. A missing route has `MISSING_LOG_SCORE`, or its code, in all its K scores; a trace without scores misses
+    none.
     """
 
     layout: RouterLayout
     expert_ids: NDArray[Any]  # [T, L, K] uint8 up to 256 experts, else uint16
-    log_scores: NDArray[np.float16] | None  # [T, L, K]; None: only ids were exported
+    log_scores: NDArray[Any] | None  # [T, L, K] float16, or uint8 codes; None: only ids were exported
     logits: NDArray[np.float16] | None = None  # [T, L, E], before any correction bias; only in a full export
 
     @property
     def scores(self) -> NDArray[np.float16]:
-        """`log_scores`. Raises InvalidInputError where only ids were exported."""
+        """[T, L, K]: `log_scores`, decoded if coded. Raises InvalidInputError where only ids were exported."""
         if self.log_scores is None:
             raise InvalidInputError("router_trace.log_scores is absent; set generation.router_export to topk")
-        return self.log_scores
+        return score_code.decode(self.log_scores) if self.is_coded else self.log_scores
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether `log_scores` are codes of `routershift.routing.score_code`."""
+        return self.log_scores is not None and self.log_scores.dtype == np.uint8
+
+    def coded(self) -> "RouterTrace":
+        """The same with its scores as codes of one byte."""
+        if self.log_scores is None or self.is_coded:
+            return self
+        return replace(self, log_scores=score_code.encode(self.log_scores))
 
     @property
     def missing(self) -> NDArray[np.bool_]:
         """[T, L]: True where no route was recorded."""
         if self.log_scores is None or _are_log_probabilities(self.log_scores):
             return np.zeros(self.expert_ids.shape[:2], dtype=np.bool_)
-        missing: NDArray[np.bool_] = (self.log_scores == MISSING_LOG_SCORE).all(axis=-1)
+        unknown = score_code.MISSING if self.is_coded else MISSING_LOG_SCORE
+        missing: NDArray[np.bool_] = (self.log_scores == unknown).all(axis=-1)
         return missing
 
     @property
@@ -92,11 +106,11 @@ def check_trace(trace: RouterTrace) -> None:
     recorded = ~trace.missing
     scores = trace.log_scores
     if scores is not None and not _are_log_probabilities(scores):
-        if not np.isfinite(scores).all():
+        if not trace.is_coded and not np.isfinite(scores).all():
             raise CorruptDataError(
                 "router_trace.log_scores is not finite, so no log-probability; expected finite and <= 0"
             )
-        if (scores[recorded] > 0).any():
+        if not _are_log_probabilities(scores[recorded]):
             raise CorruptDataError("router_trace.log_scores holds a value that is no log-probability; expected <= 0")
     is_zero = largest == 0 or not (recorded.all() or ids[recorded].any())
     if trace.layout.top_k > 1 and recorded.any() and is_zero:
@@ -112,11 +126,14 @@ def check_trace(trace: RouterTrace) -> None:
         )
 
 
-def _are_log_probabilities(scores: NDArray[np.float16]) -> bool:
+def _are_log_probabilities(scores: NDArray[Any]) -> bool:
     """Whether all are finite and at most 0, read off their bits: numpy computes with float16 in software.
 
-    A sign bit and an exponent that is not all ones make them so, and +0, which is the logarithm of 1.
+    A sign bit and an exponent that is not all ones make them so, and +0, which is the logarithm of 1. So does every
+    code but that of a missing route.
     """
+    if scores.dtype == np.uint8:
+        return bool((scores != score_code.MISSING).all())
     bits = scores.view(np.uint16)
     return bool((((bits ^ 0x8000) < 0x7C00) | (bits == 0)).all())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from routershift.routing.families import family_of, no_routers_in_words, why_refused
-from routershift.trajectory import RouterExport
+from routershift.trajectory import RouterExport, ScoreDtype
 from services.cli import ports
 from services.cli.dry_run import memory
 from services.cli.evaluation_load import check_load
@@ -126,6 +126,12 @@ def _routers(recipe: Recipe) -> str:
         raise InvalidInputError(
             f"generation.router_export is {str(export)!r}; learner.algorithm {recipe.learner.algorithm!r} needs router "
             "scores with every token: set topk"
+        )
+    needing = recipe.learner.needs_exact_scores
+    if recipe.learner.uses_traces and needing and recipe.generation.router_scores is not ScoreDtype.FLOAT16:
+        raise InvalidInputError(
+            f"generation.router_scores is {str(recipe.generation.router_scores)!r}; learner.{needing} needs float16: "
+            "leave it out, or set that"
         )
     return f"{recipe.learner.algorithm}, router export {export}"
 

@@ -13,6 +13,7 @@ from services.generation import metrics
 from services.generation.admission import admit
 from services.generation.engines.base import Engine, EngineSampling
 from services.generation.requests.validation import Requests
+from services.generation.routes import as_exported
 from services.generation.settings import GenerationSettings
 from services.generation.weights.loader import WeightsLoader
 from shared.errors import InvalidInputError, PreconditionError, UnavailableError
@@ -40,10 +41,10 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
             prompt, sampling = await self._accept(request)
             await begin(context)
             completions = [
-                _routed(completion, request.return_router) for completion in await engine.generate(prompt, sampling)
+                self._routed(completion, request.return_router)
+                for completion in await engine.generate(prompt, sampling)
             ]
-            scores = self._settings.router_scores
-            encoded = [wire.encode_completion(requests.with_text(c), scores) for c in completions]
+            encoded = [wire.encode_completion(requests.with_text(c)) for c in completions]
             _require_fits(encoded)
             metrics.count_tokens(prompt, completions)
             metrics.count_router_bytes(encoded)
@@ -55,7 +56,6 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
         context: object,
     ) -> AsyncIterator[gen.GenerateStreamResponse]:
         engine, requests, _ = self._parts()
-        scores = self._settings.router_scores
         texts: dict[int, TextStream] = {}
         latency = metrics.Latency()
         with metrics.counted("GenerateStream"):
@@ -63,12 +63,12 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
             await begin(context)
             metrics.count_tokens(prompt, [])
             async for each in engine.stream(prompt, sampling):
-                piece = _routed(each, request.request.return_router)
+                piece = self._routed(each, request.request.return_router)
                 metrics.count_tokens([], [piece])
                 latency.observe(piece.index, piece.token_ids.size)
                 decoder = texts.setdefault(piece.index, requests.text_stream())
                 text = decoder.add(piece.token_ids.tolist(), last=piece.finish_reason is not None)
-                delta = wire.encode_completion(replace(piece, text=text), scores)
+                delta = wire.encode_completion(replace(piece, text=text))
                 _require_fits([delta])
                 metrics.count_router_bytes([delta])
                 yield gen.GenerateStreamResponse(delta=delta)
@@ -110,14 +110,15 @@ class GenerationServicer(gen_grpc.GenerationServiceServicer):
         admit(engine.load, sampling.n, self._settings)
         return prompt, sampling
 
+    def _routed(self, completion: Completion, return_router: bool) -> Completion:
+        if return_router:
+            return as_exported(completion, self._settings)
+        return replace(completion, router_trace=None)
+
     def _parts(self) -> tuple[Engine, Requests, WeightsLoader]:
         if self._ready is None:
             raise UnavailableError("the model is still loading; try again when the health check says SERVING")
         return self._ready
-
-
-def _routed(completion: Completion, return_router: bool) -> Completion:
-    return completion if return_router else replace(completion, router_trace=None)
 
 
 def _require_fits(encoded: Sequence[pb.Completion]) -> None:

@@ -24,7 +24,11 @@ class GenerationSettings(ServerSettings):
     threads: int = Field(1, ge=1, description="CPU threads of the engine")
     vllm: VllmSettings = VllmSettings()
     router_export: RouterExport = Field(RouterExport.TOPK, description="what is exported of the routers of each token")
-    router_scores: ScoreDtype = Field(ScoreDtype.FLOAT16, description="how exported scores travel")
+    router_scores: ScoreDtype = Field(
+        ScoreDtype.UINT8,
+        description="how exported scores travel; default: uint8, but float16 for a learner with "
+        "router_shift.layer_aggregation product, router_shift.mismatch_baseline subtract or routing_replay r3_weights",
+    )
     update_policy: UpdatePolicy = Field(
         UpdatePolicy.KEEP, description="running requests when new weights come; keep_cache: of the torch engine alone"
     )

@@ -14,6 +14,7 @@ from services.generation.admission import AdmissionControl
 from services.generation.early.scores import EarlyScores
 from services.generation.engines.base import Engine, EngineSampling
 from services.generation.requests.validation import Requests
+from services.generation.routes import as_exported
 from services.generation.settings import GenerationSettings
 from shared.clients import RewardClient
 from shared.errors import CorruptDataError, InvalidInputError
@@ -155,7 +156,7 @@ class GenerationWorker:
         name = pb.TrajectoryId(
             run_id=prompt.run_id, prompt_id=prompt.prompt_id, attempt=prompt.attempt, sample=completion.index
         )
-        return wire.encode_trajectory(name, Trajectory(completion), self._settings.router_scores)
+        return wire.encode_trajectory(name, Trajectory(as_exported(completion, self._settings)))
 
 
 def _describe(span: spans.Span[Generating], prompt: list[int], completions: list[Completion]) -> None:

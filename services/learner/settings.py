@@ -1,12 +1,13 @@
 """Settings of the learner: the table [learner]."""
 
+from operator import attrgetter
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from routershift.algorithms.choices import AdvantageKind, Aggregation, Application, CorrectionKind, Proximal
 from routershift.algorithms.presets import Preset, preset_of, refusals
-from routershift.routing.choices import LayerAggregation, MismatchBaseline, Replay
+from routershift.routing.choices import NEEDS_EXACT_SCORES, LayerAggregation, MismatchBaseline, Replay
 from services.learner.distributed.settings import MeshSettings, ParallelSettings
 from services.learner.model.settings import OptimizerSettings
 from shared.settings import BaseSettings, ServerSettings
@@ -223,6 +224,12 @@ class LearnerSettings(ServerSettings):
     def uses_traces(self) -> bool:
         """Whether rollouts must bring what their routers did."""
         return self.uses_router_shift or self.routing_replay in ("r3", "r3_weights")
+
+    @property
+    def needs_exact_scores(self) -> str | None:
+        """The setting, and its value, that needs router scores in float16; None where none does."""
+        chosen = (f"{name} {value}" for name, value in NEEDS_EXACT_SCORES.items() if attrgetter(name)(self) == value)
+        return next(chosen, None)
 
     @property
     def clip_range(self) -> tuple[float, float]:

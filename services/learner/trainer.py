@@ -135,6 +135,7 @@ class Trainer:
             vocabulary=self._policy.model.config.get_text_config().vocab_size,
             max_tokens=self._policy.model.config.get_text_config().max_position_embeddings,
             layout=self.layout if self._uses_traces else None,
+            needs_exact_scores=settings.needs_exact_scores,
         )
 
     def check(self, group: Group) -> None:

@@ -110,7 +110,7 @@ def transfer_seconds(model: Model, gpu: Gpu, learner_gpus: int, gpus: int, assum
 
 
 def trajectory_bytes(model: Model, tokens: float) -> float:
-    """Bytes of a response on a stream: ids and log-probs, and of each router layer K expert ids and float16 scores."""
+    """Bytes of a response on a stream: ids, log-probs, and of each router layer K expert ids and scores of a byte."""
     layers = sum(1 for layer in model.layers if layer.experts)
     wide = 1 if model.experts <= 256 else 2
-    return tokens * (4 + 4 + 4 + layers * model.top_k * (wide + 2))
+    return tokens * (4 + 4 + 4 + layers * model.top_k * (wide + 1))

@@ -45,6 +45,8 @@ def trajectory_bytes(
             log_scores=None if export is RouterExport.IDS else np.zeros((*shape, layout.top_k), np.float16),
             logits=np.zeros((*shape, layout.num_experts), np.float16) if export is RouterExport.FULL else None,
         )
+        if scores is ScoreDtype.UINT8:
+            trace = trace.coded()
     completion = Completion(
         index=0,
         token_ids=np.zeros(tokens, np.int32),
@@ -56,7 +58,7 @@ def trajectory_bytes(
     )
     message = pb.Trajectory(
         id=pb.TrajectoryId(run_id=run.id, prompt_id=f"{run.steps:08d}"),
-        completion=wire.encode_completion(completion, scores),
+        completion=wire.encode_completion(completion),
         score=pb.Score(
             outcome=pb.OUTCOME_SCORED, reward=1.0, parts={"correct": 1.0}, verifier="countdown", seconds=1.0
         ),

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routershift.routing import score_code
-from routershift.trajectory import MISSING_LOG_SCORE, Role, Segment, VersionSpan, spans_of, versions_of
+from routershift.routing.score_code import MISSING_LOG_SCORE
+from routershift.trajectory import Role, Segment, VersionSpan, spans_of, versions_of
 from shared.errors import CorruptDataError
 from shared.tracking import records
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from routershift import wire
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from routershift.trajectory import Completion, FinishReason, RouterTrace, ScoreDtype, Trajectory, VersionSpan
+from routershift.trajectory import Completion, FinishReason, RouterTrace, Trajectory, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
 from services.learner.checkpointing.durable import Durable
 from services.learner.checkpointing.publisher import Publisher
@@ -249,7 +249,7 @@ def _group(index: int, tokens: int, random: np.random.Generator) -> pb.Trajector
             text="x" * (4 * tokens),
         )
         name = pb.TrajectoryId(prompt_id=prompt.prompt_id, sample=i)
-        trajectory = wire.encode_trajectory(name, Trajectory(completion), ScoreDtype.FLOAT16)
+        trajectory = wire.encode_trajectory(name, Trajectory(completion))
         trajectory.score.CopyFrom(pb.Score(outcome=pb.OUTCOME_SCORED, reward=float(i % 2), verifier="math"))
         group.trajectories.append(trajectory)
     group.generated_at.GetCurrentTime()

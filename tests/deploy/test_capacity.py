@@ -24,7 +24,8 @@ def encoded(tokens: int, layers: int, top_k: int, scores: ScoreDtype) -> int:
     ids = np.broadcast_to(np.arange(top_k, dtype=np.uint8), routes)
     trace = RouterTrace(layout, ids, np.full(routes, -1, np.float16))
     ends = np.zeros(tokens, np.int32), np.zeros(tokens, np.float32), (VersionSpan(1, tokens),)
-    return wire.encode_completion(Completion(0, *ends, FinishReason.STOP, trace, ""), scores).ByteSize()
+    exported = trace.coded() if scores is ScoreDtype.UINT8 else trace
+    return wire.encode_completion(Completion(0, *ends, FinishReason.STOP, exported, "")).ByteSize()
 
 
 @pytest.mark.parametrize(("model", "layers", "top_k", "float16", "uint8"), ROWS, ids=[row[0] for row in ROWS])

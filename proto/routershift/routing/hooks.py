@@ -197,6 +197,8 @@ class Routing:
             raise InvalidInputError(
                 f"router_trace is absent; routing_replay = {self._replay} needs it: generation must record routes"
             )
+        if self._replay == "r3_weights" and routes is not None and routes.log_scores.dtype == torch.uint8:
+            raise InvalidInputError("router_trace.log_scores is uint8; routing_replay = r3_weights needs float16")
         meter = use = None
         if routes is not None:
             baseline = self.baseline.medians if self._subtracts else None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from routershift.errors import InvalidInputError
+from routershift.routing import score_code
 from routershift.routing.choices import LayerAggregation
 from routershift.routing.layout import ScoreFunction
 from routershift.routing.routers import log_scores as log_scores_of
@@ -31,7 +32,7 @@ class Routes:
 
     rows: Tensor  # [R] int64: where each token is predicted, in the flattened [N * W] input
     expert_ids: Tensor  # [R, L, K] uint8 up to 256 experts, else int32
-    log_scores: Tensor  # [R, L, K] float16
+    log_scores: Tensor  # [R, L, K] float16, or uint8 codes of `routershift.routing.score_code`
     missing: Tensor  # [R] bool: the route of some layer was not recorded
     lag_zero: Tensor  # [R] bool: sampled from exactly the weights that are now in the forward pass
     traced: Tensor | None = None  # [S] int64: the response tokens, of the R, whose shift is wanted for each layer
@@ -119,7 +120,7 @@ class ShiftMeter:
         """Takes the router logits [N * W, E] of a layer, each layer once."""
         routes = self._routes
         live = log_scores_of(self._function, logits.index_select(0, routes.rows), routes.expert_ids[:, layer].long())
-        shift = layer_shift(live.sub_(routes.log_scores[:, layer]).abs_(), self._aggregation)
+        shift = layer_shift(_distance(live, routes.log_scores[:, layer]), self._aggregation)
         if self._traced is not None and routes.traced is not None:
             self._traced[layer] = shift.index_select(0, routes.traced)
         self._layers[layer] = shift.masked_fill(routes.missing, 0.0).sum()
@@ -216,6 +217,15 @@ def layer_shift(distance: Tensor, aggregation: LayerAggregation) -> Tensor:
         return distance.mean(dim=-1)
     # Bounded: scores very far apart would leave nothing of the mean, and no logarithm.
     return distance.neg_().exp_().mean(dim=-1).clamp_(min=_LEAST_FACTOR).log_().neg_()
+
+
+def _distance(live: Tensor, recorded: Tensor) -> Tensor:
+    """How far live scores [..., K] float32, which are overwritten, are from those recorded: between codes, if coded."""
+    if recorded.dtype != torch.uint8:
+        return live.sub_(recorded).abs_()
+    rounded = live.half().float()  # as the sampler's were before they were coded
+    codes = rounded.neg_().clamp_(min=0).sqrt_().mul_(score_code.STEPS).round_().clamp_(max=score_code.LAST)
+    return codes.square_().sub_(recorded.float().square_()).abs_().div_(score_code.STEPS**2)
 
 
 def _layers_in_mean(layers: int, aggregation: LayerAggregation) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from routershift.errors import CorruptDataError
-from routershift.trajectory import Completion, FinishReason, ScoreDtype, SpecialToken, TopLogprobs, VersionSpan
+from routershift.trajectory import Completion, FinishReason, SpecialToken, TopLogprobs, VersionSpan
 from routershift.v1 import trajectory_pb2 as pb
 from routershift.wire.tensors import decode_tensor, encode_tensor
 from routershift.wire.traces import decode_trace, encode_trace
@@ -20,7 +20,7 @@ FINISH_REASONS = {
 _FINISH_REASON_CODES = {reason: code for code, reason in FINISH_REASONS.items()}
 
 
-def encode_completion(completion: Completion, scores: ScoreDtype = ScoreDtype.FLOAT16) -> pb.Completion:
+def encode_completion(completion: Completion) -> pb.Completion:
     top = completion.top_logprobs
     return pb.Completion(
         index=completion.index,
@@ -29,7 +29,7 @@ def encode_completion(completion: Completion, scores: ScoreDtype = ScoreDtype.FL
         logprobs=encode_tensor(completion.logprobs),
         versions=[pb.VersionSpan(version=s.version, tokens=s.tokens) for s in completion.versions],
         finish_reason=_FINISH_REASON_CODES[completion.finish_reason],
-        router_trace=encode_trace(completion.router_trace, scores) if completion.router_trace else None,
+        router_trace=encode_trace(completion.router_trace) if completion.router_trace else None,
         top_logprobs=pb.TopLogprobs(token_ids=encode_tensor(top.token_ids), logprobs=encode_tensor(top.logprobs))
         if top
         else None,

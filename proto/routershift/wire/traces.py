@@ -3,13 +3,11 @@
 import zlib
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from routershift.errors import CorruptDataError
-from routershift.routing import score_code
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from routershift.trajectory import RouterExport, RouterTrace, ScoreDtype, check_trace
+from routershift.trajectory import RouterExport, RouterTrace, check_trace
 from routershift.v1 import trajectory_pb2 as pb
 from routershift.wire.tensors import decode_tensor, encode_tensor
 
@@ -53,11 +51,10 @@ def decode_layout(message: pb.RouterLayout) -> RouterLayout:
     return RouterLayout(tuple(message.layer_ids), message.num_experts, message.top_k, function)
 
 
-def encode_trace(trace: RouterTrace, scores: ScoreDtype = ScoreDtype.FLOAT16) -> pb.RouterTrace:
+def encode_trace(trace: RouterTrace) -> pb.RouterTrace:
     message = pb.RouterTrace(layout=encode_layout(trace.layout), expert_ids=encode_tensor(trace.expert_ids))
     if trace.log_scores is not None:
-        coded = score_code.encode(trace.log_scores) if scores is ScoreDtype.UINT8 else trace.log_scores
-        message.log_scores.CopyFrom(encode_tensor(coded))
+        message.log_scores.CopyFrom(encode_tensor(trace.log_scores))
     if trace.logits is not None:
         message.logits.CopyFrom(encode_tensor(trace.logits))
     message.crc32 = trace_checksum(message)
@@ -78,8 +75,6 @@ def decode_trace(message: pb.RouterTrace, tokens: int) -> RouterTrace:
     scores = logits = None
     if message.HasField("log_scores"):
         scores = _routes(message.log_scores, "log_scores", ("float16", "uint8"), (*layers, layout.top_k))
-        if scores.dtype == np.uint8:
-            scores = score_code.decode(scores)
     if message.HasField("logits"):
         logits = _routes(message.logits, "logits", "float16", (*layers, layout.num_experts))
     trace = RouterTrace(layout, ids, scores, logits)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from google.protobuf.message import DecodeError
 
 from routershift.errors import CorruptDataError
-from routershift.trajectory import Role, ScoreDtype, Segment, Trajectory, check_segments
+from routershift.trajectory import Role, Segment, Trajectory, check_segments
 from routershift.v1 import trajectory_pb2 as pb
 from routershift.wire.completions import decode_completion, encode_completion
 from routershift.wire.tensors import decode_tensor, encode_tensor
@@ -20,14 +20,12 @@ ROLES = {
 ROLE_CODES = {role: code for code, role in ROLES.items()}
 
 
-def encode_trajectory(
-    name: pb.TrajectoryId, trajectory: Trajectory, scores: ScoreDtype = ScoreDtype.FLOAT16
-) -> pb.Trajectory:
+def encode_trajectory(name: pb.TrajectoryId, trajectory: Trajectory) -> pb.Trajectory:
     """Without a score. Where the model sampled everything, segments cost nothing."""
     last = max((i for i, segment in enumerate(trajectory.segments) if segment.is_sampled), default=None)
     return pb.Trajectory(
         id=name,
-        completion=encode_completion(trajectory.completion, scores),
+        completion=encode_completion(trajectory.completion),
         segments=[
             pb.Segment(
                 role=ROLE_CODES[segment.role],

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from routershift import wire
 from routershift.client.requests import Sampling
-from routershift.trajectory import ScoreDtype
 from routershift.v1 import trajectory_pb2 as pb
 from services.environments.base import Environment, MessagesObservation, Observation
 from services.environments.gateway.agent import AgentEnvironment, AgentSettings
@@ -43,7 +42,6 @@ class Player:
         max_tokens: int,
         seed: int = 0,
         parser: Parser | None = None,
-        router_scores: ScoreDtype = ScoreDtype.FLOAT16,
         agents: Episodes | None = None,
     ) -> None:
         """
@@ -53,7 +51,6 @@ class Player:
             max_tokens: sampled in all turns of an episode together, where the prompt does not say: rollout.max_tokens.
             seed: of the run, from which the seeds of resets follow.
             parser: of tool calls; None where the model has no form of them.
-            router_scores: how they travel.
             agents: the episodes of the gateway; None where it is not served.
         """
         self._policy = policy
@@ -64,7 +61,6 @@ class Player:
         self._max_tokens = max_tokens
         self._seed = seed
         self._parser = parser
-        self._router_scores = router_scores
         self._agents = agents
 
     async def play(self, prompt: pb.Prompt, *, return_router: bool = True) -> pb.TrajectoryGroup:
@@ -208,7 +204,7 @@ class Player:
             name = pb.TrajectoryId(
                 run_id=prompt.run_id, prompt_id=prompt.prompt_id, attempt=prompt.attempt, sample=sample
             )
-            trajectory = wire.encode_trajectory(name, each.trajectory, self._router_scores)
+            trajectory = wire.encode_trajectory(name, each.trajectory)
             if not prompt.verifier:
                 score = pb.Score(
                     outcome=pb.OUTCOME_SCORED,

@@ -18,6 +18,7 @@ class Limits:
     vocabulary: int
     max_tokens: int  # prompt and response together, given tokens too
     layout: RouterLayout | None
+    needs_exact_scores: str | None = None  # the setting that router scores must be float16 for
 
 
 def check_versions(group: Group, published: int) -> None:
@@ -69,17 +70,24 @@ def _check_sample(sample: Sample, limits: Limits) -> None:
     if not (np.isfinite(completion.logprobs).all() and np.isfinite(sample.reward)):
         raise CorruptDataError("logprobs or reward is not finite; the rollout cannot be weighed")
     if limits.layout is not None:
-        _check_trace(completion, limits.layout)
+        _check_trace(completion, limits.layout, limits.needs_exact_scores)
 
 
-def _check_trace(completion: Completion, layout: RouterLayout) -> None:
+def _check_trace(completion: Completion, layout: RouterLayout, needs_exact_scores: str | None) -> None:
     trace = completion.router_trace
     if trace is None:
         raise InvalidInputError("router_trace is absent; this algorithm needs it, generation must record routes")
     check_layout(trace.layout, layout)
+    if trace.is_coded and needs_exact_scores:
+        raise InvalidInputError(
+            f"router_trace.log_scores is uint8; learner.{needs_exact_scores} needs float16: set "
+            "generation.router_scores"
+        )
     shape = (completion.token_ids.size, len(layout.layer_ids), layout.top_k)
-    if trace.expert_ids.shape != shape or trace.scores.shape != shape:
+    if trace.log_scores is None:
+        raise InvalidInputError("router_trace.log_scores is absent; set generation.router_export to topk")
+    if trace.expert_ids.shape != shape or trace.log_scores.shape != shape:
         raise CorruptDataError(
-            f"router_trace has shapes {trace.expert_ids.shape} and {trace.scores.shape}; expected {shape}"
+            f"router_trace has shapes {trace.expert_ids.shape} and {trace.log_scores.shape}; expected {shape}"
         )
     check_trace(trace)

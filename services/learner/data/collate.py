@@ -169,12 +169,15 @@ def _routes(
     traced: NDArray[np.int64],
 ) -> Routes:
     present = [trace for trace in traces if trace is not None]
+    if any(trace.is_coded for trace in present):
+        present = [trace.coded() for trace in present]
+    scores = [trace.log_scores for trace in present if trace.log_scores is not None]
     ids = np.concatenate([trace.expert_ids for trace in present])
     return Routes(
         rows=torch.from_numpy(rows.copy()),  # safetensors refuses tensors that share memory
         # torch indexes with few types; one byte is enough for up to 256 experts.
         expert_ids=torch.from_numpy(ids if ids.dtype == np.uint8 else ids.astype(np.int32)),
-        log_scores=torch.from_numpy(np.concatenate([trace.scores for trace in present])),
+        log_scores=torch.from_numpy(np.concatenate(scores)),
         missing=torch.from_numpy(np.concatenate([trace.missing.any(axis=1) for trace in present])),
         lag_zero=torch.from_numpy(lag_zero),
         traced=torch.from_numpy(traced) if traced.size else None,

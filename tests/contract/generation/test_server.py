@@ -88,12 +88,13 @@ async def test_the_router_is_as_full_as_the_setting_says(run: Run, tmp_path: Pat
             await client.generate(PROMPT, return_router=True)
         assert (await client.status()).router_export == pb.ROUTER_EXPORT_NONE
         assert len(await client.generate(PROMPT)) == 1
-    async with generation_server(run, tmp_path, model) as address, GenerationClient(address) as client:
+    exact_server = generation_server(run, tmp_path, model, router_scores="float16")
+    async with exact_server as address, GenerationClient(address) as client:
         exported = metric("routershift_generation_router_bytes_total")
         (exact,) = await client.generate(PROMPT, seed=2, return_router=True)
         assert exact.router_trace is not None
         assert metric("routershift_generation_router_bytes_total") == exported + exact.router_trace.nbytes
-    async with generation_server(run, tmp_path, model, router_scores="uint8") as address:
+    async with generation_server(run, tmp_path, model) as address:
         async with GenerationClient(address) as client:
             (coded,) = await client.generate(PROMPT, seed=2, return_router=True)
         request = gen.GenerateRequest(text=PROMPT, sampling=pb.SamplingParams(seed=2), return_router=True)
@@ -101,6 +102,7 @@ async def test_the_router_is_as_full_as_the_setting_says(run: Run, tmp_path: Pat
             answer = await gen_grpc.GenerationServiceStub(channel).Generate(request, timeout=10)
     assert answer.completions[0].router_trace.log_scores.dtype == pb.D_TYPE_UINT8
     assert coded.router_trace is not None
+    assert coded.router_trace.nbytes == exact.router_trace.nbytes * 2 / 3
     assert coded.router_trace.expert_ids.tolist() == exact.router_trace.expert_ids.tolist()
     assert 0 < np.abs(coded.router_trace.scores - exact.router_trace.scores).max() < 0.05
 

@@ -64,6 +64,11 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
         ({}, ["generation.engine=tensorrt"], "generation.engine is 'tensorrt'; known: vllm, torch"),
         ({}, ["reward.verifiers.mine.kind=regx"], "did you mean 'regex'?"),
         ({}, ["generation.router_export=none"], "generation.router_export is 'none'"),
+        (
+            {},
+            ["generation.router_scores=uint8", "learner.router_shift.layer_aggregation=product"],
+            "generation.router_scores is 'uint8'; learner.router_shift.layer_aggregation product needs float16",
+        ),
         ({"model_type": "qwen3"}, [], "'qwen3' is dense or unknown"),
         ({"model_type": "nemotron_h"}, [], "'nemotron_h' cannot be trained: its Mamba layers"),
         (

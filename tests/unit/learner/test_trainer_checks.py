@@ -1,6 +1,7 @@
 """What the trainer refuses to train on, each by its name."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from routershift.trajectory import MISSING_LOG_SCORE
+from routershift.routing.score_code import MISSING_LOG_SCORE
 from services.learner.data.batch import Group
 from services.learner.trainer import Trainer
 from shared.errors import CorruptDataError, InvalidInputError
@@ -122,6 +123,25 @@ def test_a_group_that_cannot_be_trained_on_is_refused_by_name(checker: Trainer, 
     spoil, error, named = FAULTS[fault]
     with pytest.raises(error, match=rf"^group group-0, sample \d: .*{named}"):
         checker.check(spoil(fresh[0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"router_shift": {"layer_aggregation": "product"}}, "router_shift.layer_aggregation product"),
+        ({"router_shift": {"mismatch_baseline": "subtract"}}, "router_shift.mismatch_baseline subtract"),
+        ({"routing_replay": "r3_weights"}, "routing_replay r3_weights"),
+    ],
+)
+def test_scores_of_one_byte_are_refused_where_their_error_has_no_bound(
+    checker: Trainer, folder: Path, fresh: list[Group], settings: dict[str, Any], named: str
+) -> None:
+    coded = with_trace(fresh[0], log_scores=trace_of(fresh[0]).coded().log_scores)
+    checker.check(coded)
+    exact = make(folder, **settings)
+    exact.check(fresh[0])
+    with pytest.raises(InvalidInputError, match=rf"log_scores is uint8; learner\.{re.escape(named)} needs float16"):
+        exact.check(coded)
 
 
 def test_a_route_that_is_missing_may_hold_any_experts(checker: Trainer, fresh: list[Group]) -> None:

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from routershift import wire
 from routershift.routing.layout import RouterLayout, ScoreFunction
+from routershift.routing.score_code import MISSING_LOG_SCORE
 from routershift.trajectory import (
-    MISSING_LOG_SCORE,
     Completion,
     FinishReason,
     RouterTrace,
-    ScoreDtype,
     TopLogprobs,
     VersionSpan,
     spans_of,
@@ -121,15 +120,18 @@ def test_a_full_trace_brings_the_logits_of_all_experts() -> None:
     np.testing.assert_array_equal(result.logits, logits)
 
 
-def test_scores_in_one_byte_are_read_as_scores() -> None:
-    original = with_trace()
-    assert original.router_trace is not None
-    original.router_trace.scores[2, 1] = MISSING_LOG_SCORE
-    coded = wire.encode_completion(original, ScoreDtype.UINT8)
-    assert len(coded.router_trace.log_scores.data) == original.router_trace.scores.size
-    result = wire.decode_completion(coded).router_trace
-    assert result is not None
-    np.testing.assert_allclose(result.scores, original.router_trace.scores, atol=0.016)
+def test_scores_in_one_byte_stay_so_and_are_read_as_scores() -> None:
+    original = with_trace().router_trace
+    assert original is not None
+    original.scores[2, 1] = MISSING_LOG_SCORE
+    coded = original.coded()
+    message = wire.encode_trace(coded)
+    assert len(message.log_scores.data) == original.scores.size
+    result = wire.decode_trace(message, tokens=5)
+    assert result.log_scores is not None
+    assert result.log_scores.dtype == np.uint8
+    assert result.coded() is result
+    np.testing.assert_allclose(result.scores, original.scores, atol=0.016)
     assert np.argwhere(result.missing).tolist() == [[2, 1]]
 
 
@@ -161,6 +163,11 @@ def damage(field: str) -> pb.Completion:
         case "positive score":
             trace.scores[0, 0, 0] = 0.5
             message.router_trace.CopyFrom(wire.encode_trace(trace))
+        case "missing code":
+            coded = trace.coded()
+            assert coded.log_scores is not None
+            coded.log_scores[0, 0, 0] = 255  # one of two
+            message.router_trace.CopyFrom(wire.encode_trace(coded))
         case "nan score":
             trace.scores[0, 0, 0] = np.nan
             message.router_trace.CopyFrom(wire.encode_trace(trace))
@@ -201,6 +208,7 @@ def damage(field: str) -> pb.Completion:
         ("all zero", "all zero"),
         ("expert out of range", "holds 8; the layout has 8 experts"),
         ("positive score", "no log-probability"),
+        ("missing code", "no log-probability"),
         ("nan score", "no log-probability"),
         ("logits", r"logits has shape \(5, 3, 7\); expected \[tokens, moe_layers, num_experts\]"),
         ("logits changed", "router_trace.crc32"),

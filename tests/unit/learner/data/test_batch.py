@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from routershift.algorithms.aggregation import Totals
+from routershift.routing import score_code
 from routershift.trajectory import Completion, FinishReason, Role, Segment, Trajectory, VersionSpan
 from services.learner.data.batch import MicroBatch, Sample, Weighted, flat_micro_batches, micro_batches, pack
 from services.learner.data.collate import Batch, Update, collate, decode, encode
 from tests.support.models import save_model
-from tests.support.rollouts import load, random_groups
+from tests.support.rollouts import load, packed, random_groups
+from tests.support.training import trace_of, with_trace
 
 
 def sample(prompt: int, response: int, spans: tuple[VersionSpan, ...] | None = None) -> Sample:
@@ -87,6 +89,18 @@ def test_logits_and_routes_are_read_where_the_behaviour_policy_recorded_them(tmp
     for layer, logits in enumerate(output.router_logits):
         scores = logits.log_softmax(-1)[batch.routes.rows].gather(1, batch.routes.expert_ids[:, layer].long())
         torch.testing.assert_close(scores, batch.routes.log_scores[:, layer].float(), rtol=1e-3, atol=1e-3)
+
+
+def test_scores_of_both_kinds_in_one_batch_are_compared_as_codes(tmp_path: Path) -> None:
+    """As after an upgrade, or a new setting: some groups in flight are older."""
+    model = load(save_model(tmp_path))
+    groups = random_groups(model, groups=2, samples=2)
+    exact = packed(groups).routes
+    mixed = packed([with_trace(groups[0], log_scores=trace_of(groups[0]).coded().log_scores), groups[1]]).routes
+    assert exact is not None
+    assert mixed is not None
+    assert mixed.log_scores.dtype == torch.uint8
+    assert mixed.log_scores.tolist() == score_code.encode(exact.log_scores.numpy()).tolist()
 
 
 @pytest.mark.parametrize("limit", [1, 20, 64, 10_000])

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from routershift.routing import score_code
-from routershift.trajectory import MISSING_LOG_SCORE
+from routershift.routing.layout import ScoreFunction
+from routershift.routing.score_code import MISSING_LOG_SCORE
+from routershift.routing.shift import Routes, ShiftMeter
 
 # Every log-score that float16 has, down to where the code ends.
 SCORES = -np.arange(0, 0x4BE0 + 1, dtype=np.uint16).view(np.float16)
@@ -40,19 +43,61 @@ def test_a_score_that_is_coded_again_stays_as_it_is() -> None:
     np.testing.assert_array_equal(score_code.encode(score_code.decode(codes)), codes)
 
 
-@pytest.mark.parametrize(("layers", "experts", "top_k"), [(3, 8, 2), (48, 128, 8)])
-def test_the_error_of_gamma_is_bounded(layers: int, experts: int, top_k: int) -> None:
-    """gamma = exp(-mean |new - old|) over layers and experts (arXiv 2510.23027), from codes and from float16."""
+def shift_of(old: NDArray[np.float16], now: NDArray[np.float32], coded: bool) -> NDArray[np.float32]:
+    """-log gamma [R] of R tokens whose K = E experts had the log-scores `old` [R, L, K] and have `now`.
+
+    The scores are those of sigmoids, as these take any values beside each other.
+    """
+    rows, layers, experts = old.shape
+    routes = Routes(
+        rows=torch.arange(rows),
+        expert_ids=torch.arange(experts, dtype=torch.uint8).expand(rows, layers, experts),
+        log_scores=torch.from_numpy(score_code.encode(old) if coded else old),
+        missing=torch.zeros(rows, dtype=torch.bool),
+        lag_zero=torch.zeros(rows, dtype=torch.bool),
+    )
+    meter = ShiftMeter(routes, layers, ScoreFunction.SIGMOID, "mean")
+    for layer in range(layers):
+        scores = torch.from_numpy(now[:, layer]).double()
+        meter.add(layer, (scores - torch.log(-torch.expm1(scores))).float())
+    shift: NDArray[np.float32] = -meter.result().log_gamma.numpy()
+    return shift
+
+
+def drawn(tokens: int, layers: int, top_k: int, moved: float) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Scores between 0.02 and 0.9 [tokens, layers, top_k], and where they are after moving by about `moved`."""
     rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (500, layers, experts))
-    probabilities = np.log(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
-    old = np.sort(probabilities, axis=-1)[..., -top_k:].astype(np.float16)
-    new = old + rng.normal(0, 0.05, old.shape)
+    old = np.log(rng.uniform(0.02, 0.9, (tokens, layers, top_k))).astype(np.float16)
+    now = old.astype(np.float32) + rng.normal(0, moved, old.shape).astype(np.float32)
+    return old, np.minimum(now, np.float32(-0.01))
 
-    def log_gamma(scores: NDArray[np.float16]) -> NDArray[np.float64]:
-        result: NDArray[np.float64] = -np.abs(new - scores.astype(np.float64)).mean(axis=(1, 2))
-        return result
 
-    error = np.abs(log_gamma(score_code.decode(score_code.encode(old))) - log_gamma(old))
-    assert (error <= bound(old).mean(axis=(1, 2))).all()
-    assert error.max() < 0.02, "two percent of gamma at most, where experts score as they do in a trained router"
+@pytest.mark.parametrize(("layers", "top_k"), [(1, 1), (3, 2), (48, 8)])
+@pytest.mark.parametrize("moved", [0.001, 0.02, 0.3])
+def test_the_error_of_log_gamma_is_bounded_and_has_no_sign(layers: int, top_k: int, moved: float) -> None:
+    """It is within the mean of both bounds on each token, within Hoeffding's of nearly all, and 0 over many."""
+    old, now = drawn(20_000 // (layers * top_k), layers, top_k, moved)
+    error = shift_of(old, now, coded=True) - shift_of(old, now, coded=False)
+    width = 2 * bound(old)
+    assert (np.abs(error) <= (bound(old) + bound(now.astype(np.float16))).mean(axis=(1, 2)) + 1e-4).all()
+    beyond = width.max() * np.sqrt(np.log(2 / 0.001) / (2 * layers * top_k))
+    assert (np.abs(error) > beyond).mean() <= 0.001
+    assert abs(error.mean()) < 4 * width.mean() / 2 / np.sqrt(old.size)
+
+
+def test_a_router_that_has_not_moved_has_gamma_one_exactly() -> None:
+    old, _ = drawn(500, 3, 2, 0)
+    assert shift_of(old, old.astype(np.float32), coded=True).max() == 0.0
+    with_live_score = np.abs(score_code.decode(score_code.encode(old)).astype(np.float64) - old).mean()
+    assert with_live_score > 0.005, "what comparing a live score with the value of a code would add"
+
+
+def test_no_router_however_sharp_takes_log_gamma_further_than_is_said() -> None:
+    """The docstring's 0.124, on scores anywhere; below -15.75 they stand still."""
+    rng = np.random.default_rng(1)
+    old, now = (-rng.uniform(0, 15.75, (4000, 1, 1)) for _ in range(2))
+    old, now = old.astype(np.float16), now.astype(np.float32)
+    error = np.abs(shift_of(old, now, coded=True) - shift_of(old, now, coded=False))
+    assert 0.06 < error.max() <= 0.124
+    beyond = np.array([[[-16.0]]], np.float16)
+    assert shift_of(beyond, np.array([[[-20.0]]], np.float32), coded=True).item() == 0.0

@@ -15,8 +15,8 @@ from routershift.routing.choices import LayerAggregation
 from routershift.routing.hooks import Routing
 from routershift.routing.layout import ScoreFunction
 from routershift.routing.routers import routers_of
+from routershift.routing.score_code import MISSING_LOG_SCORE
 from routershift.routing.shift import Shift, clip_log_gamma
-from routershift.trajectory import MISSING_LOG_SCORE
 from services.learner.data.batch import Group
 from services.learner.data.collate import Batch
 from tests.support.models import MOE_KINDS, TOP_K, save_model

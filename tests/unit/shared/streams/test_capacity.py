@@ -70,11 +70,13 @@ def test_it_is_what_such_a_response_takes(export: RouterExport, scores: ScoreDty
         None if export is RouterExport.IDS else -random.random(shape).astype(np.float16),
         random.random((tokens, 3, 16)).astype(np.float16) if export is RouterExport.FULL else None,
     )
+    if scores is ScoreDtype.UINT8:
+        trace = trace.coded()
     completion = Completion(
         3, random.integers(0, 99, tokens, np.int32), -random.random(tokens, np.float32), (VersionSpan(7, tokens),),
         FinishReason.LENGTH, None if export is RouterExport.NONE else trace, "word" * tokens,
     )  # fmt: skip
-    sent = pb.Trajectory(completion=wire.encode_completion(completion, scores)).ByteSize()
+    sent = pb.Trajectory(completion=wire.encode_completion(completion)).ByteSize()
     assert sent <= trajectory_bytes(run, rollout, DEMO, export, scores) <= sent + 256
 
 
