@@ -17,8 +17,6 @@ from routershift.routing import score_code
 from routershift.routing.layout import RouterLayout
 from routershift.routing.score_code import MISSING_LOG_SCORE
 
-_MOST_PAIRED = 16  # ids of a token whose pairs are compared
-
 
 class FinishReason(StrEnum):
     STOP = "stop"
@@ -80,7 +78,7 @@ class RouterTrace:
     @property
     def missing(self) -> NDArray[np.bool_]:
         """[T, L]: True where no route was recorded."""
-        if self.log_scores is None or _are_log_probabilities(self.log_scores):
+        if self.log_scores is None or score_code.are_log_probabilities(self.log_scores):
             return np.zeros(self.expert_ids.shape[:2], dtype=np.bool_)
         unknown = score_code.MISSING if self.is_coded else MISSING_LOG_SCORE
         missing: NDArray[np.bool_] = (self.log_scores == unknown).all(axis=-1)
@@ -90,65 +88,6 @@ class RouterTrace:
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         return sum(array.nbytes for array in (self.expert_ids, self.log_scores, self.logits) if array is not None)
-
-
-def check_trace(trace: RouterTrace) -> None:
-    """Raises CorruptDataError where recorded routes are none that a router can have made.
-
-    A route that is missing may hold any ids. A router activates K different experts, so an id that a token has twice
-    was not recorded: replaying it would weigh one expert twice and leave another out.
-    """
-    ids, experts = trace.expert_ids, trace.layout.num_experts
-    if ids.size == 0:
-        return
-    if (largest := int(ids.max())) >= experts:
-        raise CorruptDataError(f"router_trace.expert_ids holds {largest}; the layout has {experts} experts")
-    recorded = ~trace.missing
-    scores = trace.log_scores
-    if scores is not None and not _are_log_probabilities(scores):
-        if not trace.is_coded and not np.isfinite(scores).all():
-            raise CorruptDataError(
-                "router_trace.log_scores is not finite, so no log-probability; expected finite and <= 0"
-            )
-        if not _are_log_probabilities(scores[recorded]):
-            raise CorruptDataError("router_trace.log_scores holds a value that is no log-probability; expected <= 0")
-    is_zero = largest == 0 or not (recorded.all() or ids[recorded].any())
-    if trace.layout.top_k > 1 and recorded.any() and is_zero:
-        raise CorruptDataError(
-            "router_trace.expert_ids is all zero: K > 1 distinct experts were activated, so nothing was recorded"
-        )
-    twice = _has_equals(ids) & recorded
-    if twice.any():
-        token, layer = np.argwhere(twice)[0].tolist()
-        raise CorruptDataError(
-            f"router_trace.expert_ids of token {token}, layer {layer} is {ids[token, layer].tolist()}; "
-            "a router activates K different experts"
-        )
-
-
-def _are_log_probabilities(scores: NDArray[Any]) -> bool:
-    """Whether all are finite and at most 0, read off their bits: numpy computes with float16 in software.
-
-    A sign bit and an exponent that is not all ones make them so, and +0, which is the logarithm of 1. So does every
-    code but that of a missing route.
-    """
-    if scores.dtype == np.uint8:
-        return bool((scores != score_code.MISSING).all())
-    bits = scores.view(np.uint16)
-    return bool((((bits ^ 0x8000) < 0x7C00) | (bits == 0)).all())
-
-
-def _has_equals(ids: NDArray[Any]) -> NDArray[np.bool_]:
-    """[T, L] of [T, L, K]: True where an id stands twice. For few K, comparing all pairs is faster than sorting."""
-    if ids.shape[-1] > _MOST_PAIRED:
-        ordered = np.sort(ids, axis=-1)
-        return np.asarray((ordered[..., 1:] == ordered[..., :-1]).any(axis=-1))
-    found = np.zeros(ids.shape[:-1], np.bool_)
-    columns = np.moveaxis(ids, -1, 0).copy()
-    for k, column in enumerate(columns):
-        for other in columns[:k]:
-            found |= column == other
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,3 +53,15 @@ def decode(codes: NDArray[Any]) -> NDArray[np.float16]:
     """The score of each code, with the missing ones as `MISSING_LOG_SCORE`."""
     scores: NDArray[np.float16] = _TABLE[codes]
     return scores
+
+
+def are_log_probabilities(scores: NDArray[Any]) -> bool:
+    """Whether all are finite and at most 0, read off their bits: numpy computes with float16 in software.
+
+    A sign bit and an exponent that is not all ones make them so, and +0, which is the logarithm of 1. So does every
+    code but that of a missing route.
+    """
+    if scores.dtype == np.uint8:
+        return bool((scores != MISSING).all())
+    bits = scores.view(np.uint16)
+    return bool((((bits ^ 0x8000) < 0x7C00) | (bits == 0)).all())

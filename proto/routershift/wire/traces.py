@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from routershift.errors import CorruptDataError
 from routershift.routing.layout import RouterLayout, ScoreFunction
-from routershift.trajectory import RouterExport, RouterTrace, check_trace
+from routershift.routing.trace_check import check_trace
+from routershift.trajectory import RouterExport, RouterTrace
 from routershift.v1 import trajectory_pb2 as pb
 from routershift.wire.tensors import decode_tensor, encode_tensor
 

@@ -106,6 +106,8 @@ def _joined_traces(traces: Sequence[RouterTrace | None]) -> RouterTrace | None:
         if present:
             raise CorruptDataError(f"{len(present)} of {len(traces)} turns have a router trace; expected all or none")
         return None
+    if any(trace.is_coded for trace in present):  # by replicas whose settings differ
+        present = [trace.coded() for trace in present]
     scores = [trace.log_scores for trace in present if trace.log_scores is not None]
     logits = [trace.logits for trace in present if trace.logits is not None]
     return RouterTrace(

@@ -6,7 +6,8 @@ import numpy as np
 
 from routershift.routing.layout import RouterLayout
 from routershift.routing.routers import check_layout
-from routershift.trajectory import Completion, check_segments, check_trace
+from routershift.routing.trace_check import check_trace
+from routershift.trajectory import Completion, check_segments
 from services.learner.data.batch import Group, Sample
 from shared.errors import CorruptDataError, InvalidInputError
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.routing.score_code import MISSING_LOG_SCORE
-from routershift.trajectory import RouterTrace, check_trace
+from routershift.routing.trace_check import check_trace
+from routershift.trajectory import RouterTrace
 from shared.errors import CorruptDataError
 
 SCORES = [-0.5, -1e-7, -60000.0, -0.0, 0.0, MISSING_LOG_SCORE, 0.5, 6e-8, math.inf, -math.inf, math.nan, -math.nan]
