@@ -95,8 +95,8 @@ def test_a_router_that_has_not_moved_has_gamma_one_exactly() -> None:
 def test_no_router_however_sharp_takes_log_gamma_further_than_is_said() -> None:
     """The docstring's 0.124, on scores anywhere; below -15.75 they stand still."""
     rng = np.random.default_rng(1)
-    old, now = (-rng.uniform(0, 15.75, (4000, 1, 1)) for _ in range(2))
-    old, now = old.astype(np.float16), now.astype(np.float32)
+    old = -rng.uniform(0, 15.75, (4000, 1, 1)).astype(np.float16)
+    now = -rng.uniform(0, 15.75, (4000, 1, 1)).astype(np.float32)
     error = np.abs(shift_of(old, now, coded=True) - shift_of(old, now, coded=False))
     assert 0.06 < error.max() <= 0.124
     beyond = np.array([[[-16.0]]], np.float16)
