@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of a run; default: those of the recipe")
     parser.add_argument("--groups", type=int, help="prompts of a step; default: those of the recipe")
     parser.add_argument("--held-out", type=int, default=512, help="held-out problems on which accuracy is measured")
+    parser.add_argument(
+        "--evaluate-from", type=int, default=1, help="first step whose weights are judged on held-out problems"
+    )
+    parser.add_argument(
+        "--stage-rounds", type=int, help="first rounds in which each stage is measured alone as well; default: all"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first round; each has the next")
     parser.add_argument("--threads", type=int, default=2, help="of TRL; ours has one in the learner, one in generation")
     parser.add_argument(
@@ -57,6 +63,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for option in ("rounds", "held_out", "threads"):
         if (number := getattr(arguments, option)) < 1:
             raise InvalidInputError(f"--{option.replace('_', '-')} is {number}; it must be at least 1")
+    if (stage_rounds := arguments.stage_rounds) is None:
+        stage_rounds = arguments.rounds
+    if not 0 <= stage_rounds <= arguments.rounds:
+        raise InvalidInputError(f"--stage-rounds is {stage_rounds}; it must be from 0 to --rounds, {arguments.rounds}")
     if arguments.pin and len(os.sched_getaffinity(0)) < 2:
         raise InvalidInputError(
             "--pin gives the learner a core of its own, and this machine has one core; leave it out"
@@ -71,6 +81,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.pin,
             arguments.threads,
             Path(folder),
+            arguments.evaluate_from,
+            stage_rounds,
         )
         return {"workloads": {name: WORKLOADS[name](arguments, options) for name in arguments.workloads}}
 

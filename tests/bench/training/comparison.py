@@ -1,5 +1,6 @@
 """A recipe trained by all sides in turns, and what follows from that."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ class Options:
     pinned: bool
     threads: int  # of TRL and of what is measured afterwards; ours has one in the learner and one in generation
     folder: Path
+    evaluate_from: int  # the first step whose held-out accuracy is measured
+    stage_rounds: int  # the first rounds, in which each stage is measured alone too
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def compare(workload: Workload, options: Options) -> dict[str, Any]:
     """Every side once in each round, forwards and backwards in turns, and each stage alone beside them.
 
     Raises:
-        InvalidInputError: there are fewer held-out problems than asked for.
+        InvalidInputError: there are fewer held-out problems than asked for, or no step to judge.
         UnavailableError: TRL cannot be installed, which is tried first, or a run failed.
     """
     (main, *_) = workload.origin.held_out()
@@ -93,6 +96,8 @@ def compare(workload: Workload, options: Options) -> dict[str, Any]:
             f"--held-out is {workload.problems}; {workload.recipe_file.name} evaluates {len(main.problems)} problems: "
             "ask for fewer"
         )
+    if not 1 <= options.evaluate_from <= (steps := workload.recipe.run.steps):
+        raise InvalidInputError(f"--evaluate-from is {options.evaluate_from}; it must be from 1 to the steps, {steps}")
     environment.python()
     sides = [*options.engines, SYNCHRONOUS, TRL]
     runs: dict[str, list[Training]] = {side: [] for side in sides}
@@ -107,10 +112,13 @@ def compare(workload: Workload, options: Options) -> dict[str, Any]:
             runs[side].append(trained)
             curves[side].append(_curve(seeded, trained, options))
             shutil.rmtree(folder / side)
-        _say(f"{workload.name}, round {number + 1}/{options.rounds}: each stage alone")
-        for stage, found in _alone(seeded, options, folder).items():
-            alone[stage].append(found)
+        if number < options.stage_rounds:
+            _say(f"{workload.name}, round {number + 1}/{options.rounds}: each stage alone")
+            for stage, found in _alone(seeded, options, folder).items():
+                alone[stage].append(found)
         shutil.rmtree(folder)
+        # What was measured is not lost where a later round fails, or takes too long.
+        _say(json.dumps(_ratios(workload, options.engines[0], runs, curves)))
     return result(workload, options, runs, curves, alone)
 
 
@@ -130,7 +138,16 @@ def result(
         "other_engines": {engine: _ratios(workload, engine, runs, curves) for engine in others},
         "seeds": [options.seed + number for number in range(options.rounds)],
         "pinned": options.pinned,
-        "held_out": {"problems": workload.problems, "samples": workload.samples, "target": workload.target},
+        "steps": workload.recipe.run.steps,
+        "held_out": {
+            "problems": workload.problems,
+            "samples": workload.samples,
+            "target": workload.target,
+            "from_step": options.evaluate_from,
+            "rounds_that_reached_it": {
+                side: sum(seconds_to(workload.target, curve) is not None for curve in curves[side]) for side in runs
+            },
+        },
         "alone": {
             **{stage: [asdict(found) for found in each] for stage, each in alone.items()},
             "shares": _shares(runs[first], alone),
@@ -184,13 +201,13 @@ def _ratios(
 
 
 def _shares(pipeline: Sequence[Training], alone: Mapping[str, Sequence[stages.Alone]]) -> list[float]:
-    """The pipeline's trained rollouts a second over those of its slowest stage alone, in each round.
+    """The pipeline's trained rollouts a second over those of its slowest stage alone, in each round that has both.
 
     Generation alone samples what the pipeline would drop as well, so of its rollouts the share counts that the pipeline
     trained on.
     """
     shares = []
-    for run, generation, learner in zip(pipeline, alone["generation"], alone["learner"], strict=True):
+    for run, generation, learner in zip(pipeline, alone["generation"], alone["learner"], strict=False):
         trained = run.trained_rollouts / run.rollouts
         slowest = min(generation.rollouts_per_second * trained, learner.rollouts_per_second)
         shares.append(run.trained_rollouts / run.seconds / slowest)
@@ -245,7 +262,7 @@ def _curve(workload: Workload, trained: Training, options: Options) -> list[Poin
     (main, *_) = workload.origin.held_out()
     points = held_out.curve(
         workload.recipe.run.model_folder(),
-        trained.saved,
+        [saved for saved in trained.saved if saved.step >= options.evaluate_from],
         main.problems[: workload.problems],
         workload.is_correct,
         samples=workload.samples,

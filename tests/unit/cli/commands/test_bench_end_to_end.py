@@ -24,7 +24,7 @@ def workload() -> Workload:
 
 
 def options(*engines: str) -> Options:
-    return Options(engines, rounds=2, seed=5, pinned=False, threads=2, folder=Path())
+    return Options(engines, rounds=2, seed=5, pinned=False, threads=2, folder=Path(), evaluate_from=1, stage_rounds=1)
 
 
 def training(seconds: float, rollouts: int = 1000, trained: int = 600) -> Training:
@@ -72,8 +72,16 @@ def test_a_workload_shows_ratios_of_its_rounds_and_all_that_they_are_made_of() -
     assert shown["slowest_stage_share"] == pytest.approx(0.6)
     assert shown["other_engines"]["vllm"]["ratio_to_trl"]["rollouts_per_second"] == 1.0
     assert shown["seeds"] == [5, 6]
+    assert shown["held_out"]["rounds_that_reached_it"] == dict.fromkeys(runs, 2)
     assert {side: len(rounds) for side, rounds in shown["sides"].items()} == dict.fromkeys(runs, 2)
     assert shown["sides"]["trl"][1]["seconds_to_accuracy"] == {"0.41": 10, "0.42": 20}
+
+
+def test_a_round_without_stages_alone_has_no_share() -> None:
+    runs = {side: [training(10), training(10)] for side in ("torch", "synchronous", "trl")}
+    alone = {"generation": [Alone(200, 1600, 0.01)], "learner": [Alone(75, 600, 0.01)]}
+    shown = result(workload(), options("torch"), runs, {side: curve(1.0, 1.0) for side in runs}, alone)
+    assert shown["alone"]["shares"] == [60 / 75]
 
 
 def test_generation_is_the_slowest_stage_where_what_is_dropped_makes_it_so() -> None:
