@@ -135,7 +135,7 @@ def _gaps(policies: Sequence[Policy], batch: engine.Batch) -> NDArray[np.float64
 
 
 def _drift(policies: Sequence[Policy], batch: engine.Batch) -> NDArray[np.float64]:
-    """Of the tokens that versions after the first have drawn, in nats."""
+    """By how much each version has moved the log-probs of the tokens that it has drawn, in nats; not of the first."""
     own, before = _passes(policies, batch)
     return np.abs(own - before)[~np.isnan(before)]
 
