@@ -147,7 +147,9 @@ def _sizes(arguments: argparse.Namespace) -> dict[str, object]:
 
 def _long_tail(arguments: argparse.Namespace, options: Options) -> dict[str, Any]:
     """Log-normal lengths; in the quick form up to 64 tokens."""
-    settings: dict[str, object] = _sizes(arguments)
+    settings = _sizes(arguments)
+    if arguments.groups:
+        settings["run.groups_in_flight"] = 5 * arguments.groups  # as in the recipe, whose steps have 8 groups
     if arguments.quick:
         settings["rollout.max_tokens"] = 64
     return long_tail.measure(options, settings, trl_steps=min(_TRL_STEPS, arguments.steps or _TRL_STEPS))
