@@ -118,7 +118,8 @@ def learner(work: Work, groups: Sequence[pb.TrajectoryGroup], judge: Judge, fold
 
 async def _learner(work: Work, scored: Sequence[pb.TrajectoryGroup], folder: Path, steps: int) -> Alone:
     needed, per_step = steps * work.recipe.run.groups_per_step, work.recipe.rollout.n * work.recipe.run.groups_per_step
-    settings = {"run.steps": steps, "run.max_staleness": steps, "run.evaluate_every": 0}
+    staleness = max(steps, work.recipe.run.max_staleness)
+    settings = {"run.steps": steps, "run.max_staleness": staleness, "run.evaluate_every": 0}
     async with opened(folder) as (run, url):
         index = useful = 0
         prompts, rollouts = run.consumer(Stream.PROMPTS), run.consumer(Stream.ROLLOUTS)
