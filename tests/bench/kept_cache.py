@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,13 +56,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         policies = _policies(Path(folder), arguments)
     sampled: dict[str, engine.Batch] = {}
-    turns = {
-        "keep": lambda: _sample(policies, arguments, False),
-        "keep_cache": lambda: _sample(policies, arguments, True),
-    }
-    timings = interleaved(
-        {name: lambda name=name: sampled.update({name: turns[name]()}) for name in turns}, arguments.rounds
-    )
+
+    def sample(policy: str) -> None:
+        sampled[policy] = _sample(policies, arguments, keep_cache=policy == "keep_cache")
+
+    timings = interleaved({name: partial(sample, name) for name in ("keep", "keep_cache")}, arguments.rounds)
     tokens = arguments.responses * arguments.tokens
     return {
         "ratio_cpu": timings.cpu("keep", "token", tokens)["ratio"]["keep_cache"]["median"],
@@ -109,7 +108,7 @@ def _versions(root: Path, arguments: argparse.Namespace) -> Iterator[Sequence[Pa
 
 
 @torch.inference_mode()
-def _sample(policies: Sequence[Policy], arguments: argparse.Namespace, keep_cache: bool) -> engine.Batch:
+def _sample(policies: Sequence[Policy], arguments: argparse.Namespace, *, keep_cache: bool) -> engine.Batch:
     """All responses, still in the batch."""
     rng = np.random.default_rng(0)
     sampling = EngineSampling(1, 1.0, 1.0, 0, arguments.tokens + 1, None)  # one more: they end when they are read
@@ -131,7 +130,8 @@ def _gaps(policies: Sequence[Policy], batch: engine.Batch) -> NDArray[np.float64
     """[responses, tokens] nats."""
     recorded = np.stack([batch.completion(one, 0).logprobs for one in batch.running])
     own, _ = _passes(policies, batch)
-    return np.abs(recorded - own)
+    distances: NDArray[np.float64] = np.abs(recorded - own)
+    return distances
 
 
 def _drift(policies: Sequence[Policy], batch: engine.Batch) -> NDArray[np.float64]:
