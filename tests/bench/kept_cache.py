@@ -137,7 +137,8 @@ def _gaps(policies: Sequence[Policy], batch: engine.Batch) -> NDArray[np.float64
 def _drift(policies: Sequence[Policy], batch: engine.Batch) -> NDArray[np.float64]:
     """By how much each version has moved the log-probs of the tokens that it has drawn, in nats; not of the first."""
     own, before = _passes(policies, batch)
-    return np.abs(own - before)[~np.isnan(before)]
+    distances: NDArray[np.float64] = np.abs(own - before)[~np.isnan(before)]
+    return distances
 
 
 @torch.inference_mode()
