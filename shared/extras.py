@@ -17,6 +17,7 @@ _EXTRAS = {
     "safetensors": "learner",
     "torch": "learner",
     "transformers": "learner",
+    "torchao": "torchao",
     "datasets": "data",
     "pyarrow": "data",
     "antlr4": "reward",

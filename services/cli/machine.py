@@ -10,12 +10,16 @@ from pathlib import Path
 import psutil
 
 from routershift.client.credentials import Bearer, channel_credentials
+from services.cli.dry_run import memory
 from services.cli.recipe import Recipe
 from services.generation.engines.vllm import limits as vllm
+from services.planner.memory import of_machine
+from services.planner.model import dtype_of, read
 from shared.errors import PreconditionError
 from shared.models.folder import read_json
 from shared.rpc.access import AccessControl
 from shared.rpc.credentials import require_privacy, server_credentials
+from shared.sizes import in_words
 
 
 def device_bytes(device: str) -> int | None:
@@ -59,6 +63,31 @@ def _devices(recipe: Recipe) -> str:
     return ", ".join(f"{setting} {device}" for setting, device in settings.items())
 
 
+def _memory(recipe: Recipe) -> str:
+    """What the learner is sure to hold of the memory of each of its devices. Reads the headers of the weights."""
+    model, ranks = read(recipe.run.require_model()), recipe.learner.parallel.processes
+    parts = [part for part in memory.parts(recipe, model, 0) if part.component == "learner" and not part.is_estimate]
+    held = of_machine(parts, ranks)
+    found = []
+    for device in dict.fromkeys(part.device for part in held):
+        own = [part for part in held if part.device == device]
+        needed, total = sum(part.bytes for part in own), device_bytes(device)
+        if total is not None and needed > total:
+            largest = memory.largest(own)
+            raise PreconditionError(
+                f"the learner holds {in_words(needed)} in the {in_words(total)} of {device}, at least; the largest "
+                f"part is {in_words(largest.bytes)} of {largest.what}: change {largest.change}"
+            )
+        found.append(f"{in_words(needed)} on {device}")
+    return f"the learner holds at least {' and '.join(found)}"
+
+
+def _optimizer(recipe: Recipe) -> str:
+    config = read_json(recipe.run.require_model() / "config.json")
+    recipe.learner.optimizer.check(dtype_of(config))
+    return f"moments in {recipe.learner.optimizer.moments}, offload {recipe.learner.optimizer.offload}"
+
+
 def _kernels(recipe: Recipe) -> str:
     """What the vLLM of this machine has kernels for: the one for CPUs has fewer."""
     chosen = recipe.generation
@@ -85,6 +114,8 @@ def _access(recipe: Recipe) -> str:
 MACHINE_CHECKS: Mapping[str, Callable[[Recipe], str]] = {
     "folder": lambda recipe: f"{recipe.run.path}, in {existing_folder(recipe)}",
     "devices": _devices,
+    "memory": _memory,
+    "optimizer": _optimizer,
     "kernels": _kernels,
     "access": _access,
 }

@@ -254,6 +254,16 @@ class LearnerSettings(ServerSettings):
             )
         if self.router_precision == self.precision:
             found.append("router_precision is float32, as precision is; leave it out, or use float64")
+        if self.optimizer.offload == "masters" and self.precision != "bfloat16":
+            found.append(
+                f"optimizer.offload is 'masters' and precision {self.precision}: the pass computes with the masters "
+                "themselves; set precision bfloat16, or optimizer.offload moments"
+            )
+        if self.optimizer.offload == "masters" and self.lora.rank:
+            found.append(
+                f"optimizer.offload is 'masters' and lora.rank {self.lora.rank}: the weights are frozen and have no "
+                "masters, and those of adapters are small; set optimizer.offload none"
+            )
         if self.mesh.expert > 1 and self.lora.rank and self.lora.targets != "attention":
             found.append(
                 f"lora.targets is {self.lora.targets!r} and mesh.expert {self.mesh.expert}: peft interleaves the "

@@ -22,6 +22,7 @@ from routershift.algorithms.aggregation import Totals
 from routershift.routing.hooks import Observation, Routing
 from routershift.routing.layout import RouterLayout
 from services.learner.checkpointing import state
+from services.learner.checkpointing.checkpoint import Files, described
 from services.learner.checkpointing.held import Sizes
 from services.learner.checkpointing.identity import check_identity, identity
 from services.learner.checkpointing.sending import Sending
@@ -37,7 +38,7 @@ from services.learner.distributed import fsdp
 from services.learner.distributed.agreement import check_same_model
 from services.learner.distributed.ranks import Ranks
 from services.learner.loss import Forward, Loss
-from services.learner.model.optimizer import make_optimizer, set_learning_rate
+from services.learner.model.optimizer import AdamW, set_learning_rate
 from services.learner.model.policy import Policy, Reference
 from services.learner.monitoring.diagnostics import Diagnostics, summarise
 from services.learner.monitoring.kept import KeptTokens, kept_tokens
@@ -121,7 +122,7 @@ class Trainer:
         self._policy.place(settings)
         self._parameters = self._policy.parameters
         self._flops_per_token = self._policy.flops_per_token
-        self._optimizer = make_optimizer(self._parameters.values(), settings.optimizer)
+        self._optimizer = AdamW(self._parameters.values(), settings.optimizer)
         self._loss = loss or Loss(settings)
         self.sending = (
             Sending(self._policy.parts(), self._ranks, settings, keeps_changes=run.weights_full_every > 0)
@@ -198,6 +199,11 @@ class Trainer:
         self._tell("load", str(folder))
         return self._load(folder)
 
+    def described(self, folder: Path, names: Sequence[str]) -> Files:
+        """Size and SHA-256 of files in a folder that all ranks see, each of which reads its share of them."""
+        self._tell("describe", str(folder), *names)
+        return self._described(folder, names)
+
     def close(self) -> None:
         """Lets the other ranks end."""
         if self.sending is not None:
@@ -222,6 +228,7 @@ class Trainer:
             "take": self._take,
             "snapshot": lambda: writing.begin(self._snapshot({})),
             "load": lambda folder: self._load(Path(folder)),
+            "describe": lambda folder, *names: self._described(Path(folder), names),
         }
         while (command := json.loads(self._ranks.command()))[0] != "stop":
             parts[command[0]](*command[1:])
@@ -363,6 +370,14 @@ class Trainer:
         self.step = int(about["step"])
         meta: dict[str, Any] = about["meta"]
         return meta
+
+    def _described(self, folder: Path, names: Sequence[str]) -> Files:
+        """All of them on rank 0, nothing on the others."""
+        own = described(folder, names[self._ranks.rank :: self._ranks.size])
+        found: Files = {}
+        for part in self._ranks.gather(json.dumps(own).encode()):
+            found |= json.loads(part)
+        return found
 
     def _baseline(self) -> dict[str, Tensor]:
         """In every checkpoint of a model with routers, so that a run may go on with router shift or without."""

@@ -6,8 +6,8 @@ steps were recorded while one size of a model was changed at a time. tests/unit/
 against the peak of real steps. Kernels of a GPU keep some tensors fewer, so there it is an upper estimate.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from services.generation.settings import GenerationSettings
 from services.learner.settings import LearnerSettings
@@ -28,6 +28,7 @@ class Part:
     device: str  # cpu, or the accelerator's name as settings have it
     change: str  # settings that make it smaller
     is_estimate: bool = False
+    is_shared: bool = False  # by all processes of the component on a machine: one of them has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,13 @@ def gathered_bytes(model: Model, precision: str, expert: int = 1) -> int:
     return WIDTH[precision] * (_PREFETCHED * largest + ends) + (WIDTH[precision] + FLOAT32) * max(largest, ends)
 
 
+def update_bytes(model: Model, settings: LearnerSettings, holders: int) -> int:
+    """Bytes that an update takes for itself, of slices that are no larger than what a rank has of a parameter."""
+    optimizer, experts = settings.optimizer, max((layer.routed for layer in model.layers), default=0)
+    largest = max(2 * experts // 3, model.vocabulary * model.hidden) // holders  # gates and ups are one parameter
+    return min(optimizer.update_bytes, optimizer.update_value_bytes * largest)
+
+
 def learner(
     model: Model, settings: LearnerSettings, ranks: int, longest: int, trained: int | None = None
 ) -> Iterator[Part]:
@@ -115,37 +123,47 @@ def learner(
     learned, frozen = (count, 0) if trained is None else (trained, count)
     # A pass in bfloat16 rounds what it gathers, so frozen weights stay as the folder has them.
     narrow = min(FLOAT32, model.width) if settings.precision == "bfloat16" else FLOAT32
-    of_moments = WIDTH[settings.optimizer.moments]
+    optimizer = settings.optimizer
+    of_moments, masters = optimizer.moment_bytes, optimizer.offload == "masters"
     spread = "learner.parallel.processes" if shape.replicate == 1 else "learner.mesh.replicate = 1"
     fewer = f"{spread} or learner.lora.rank"
-    yield Part("learner", "trained weights", FLOAT32 * learned // shape.holders, device, spread)
+    wide = model.width if masters else FLOAT32
+    yield Part("learner", "trained weights", wide * learned // shape.holders, device, spread)
     if frozen:
         yield Part("learner", "frozen weights", narrow * frozen // shape.holders, device, spread)
     if learned:  # unknown for adapters of weights that are not here
         yield Part("learner", "gradients", FLOAT32 * learned // shape.holders, device, fewer)
-        less = "learner.optimizer.moments = 'bfloat16'" if of_moments == FLOAT32 else fewer
-        yield Part("learner", "moments of AdamW", 2 * of_moments * learned // shape.holders, device, less)
+        place = device if optimizer.offload == "none" else "cpu"
+        less = "learner.optimizer.offload" if place == device else "learner.optimizer.moments"
+        yield Part("learner", "moments of AdamW", int(of_moments * learned) // shape.holders, place, less)
+        if masters:
+            yield Part("learner", "master weights", FLOAT32 * learned // shape.holders, "cpu", spread)
     if settings.kl_coefficient and trained is None:
         yield Part("learner", "reference model", narrow * count // shape.holders, device, "learner.kl_coefficient = 0")
     tokens = max(settings.micro_batch_tokens, longest)
     smaller = "learner.micro_batch_tokens, or learner.activation_checkpointing = true"
-    moment, change = logits_bytes(model, tokens, settings), "learner.head_chunk_bytes"
+    moment, change, passing = logits_bytes(model, tokens, settings), "learner.head_chunk_bytes", 0
     if model.layers:
         if ranks > 1 or settings.precision != "float32":
-            whole = gathered_bytes(model, settings.precision, shape.expert)
+            passing += (whole := gathered_bytes(model, settings.precision, shape.expert))
             divided = "learner.mesh.expert" if model.experts else "a smaller model"
             yield Part("learner", "gathered layers", whole, device, divided, is_estimate=True)
         kept, layer = activation_bytes(model, tokens, settings.precision, settings.activation_checkpointing)
+        passing += kept
         yield Part("learner", "activations of a pass", kept, device, smaller, is_estimate=True)
         moment, change = max((moment, change), (layer, "learner.micro_batch_tokens"))
     # The head is done with its logits before the first layer runs backwards.
     yield Part("learner", "logits or a layer's backward", moment, device, change, is_estimate=True)
+    # An update begins when the last pass is over.
+    if (more := update_bytes(model, settings, shape.holders) - passing - moment) > 0:
+        change = "learner.optimizer.update_bytes"
+        yield Part("learner", "update, beyond a pass", more, device, change, is_estimate=True)
     if settings.checkpoints.background and learned:
         change = "learner.checkpoints.background = false"
         yield Part(
-            "learner", "copy for a checkpoint", (FLOAT32 + 2 * of_moments) * learned // shape.holders, "cpu", change
+            "learner", "copy for a checkpoint", int((FLOAT32 + of_moments) * learned) // shape.holders, "cpu", change
         )
-    yield Part("learner", "weights to publish", model.width * count, "cpu", "a smaller model")
+    yield Part("learner", "weights to publish", model.width * count, "cpu", "a smaller model", is_shared=True)
 
 
 def generation(model: Model, settings: GenerationSettings, device: str) -> Iterator[Part]:
@@ -168,6 +186,20 @@ def generation_width(model: Model, settings: GenerationSettings) -> int:
     """Bytes of a parameter as an engine holds it."""
     dtype = settings.vllm.dtype if settings.engine == "vllm" else "float32"
     return WIDTH.get(dtype, model.width)
+
+
+def of_machine(parts: Iterable[Part], ranks: int) -> list[Part]:
+    """Parts with the bytes of all ranks of a learner on one machine, which share its host memory.
+
+    Args:
+        parts: of one rank; each has a GPU of its own.
+    """
+    return [
+        replace(part, bytes=part.bytes * ranks)
+        if part.component == "learner" and part.device == "cpu" and not part.is_shared
+        else part
+        for part in parts
+    ]
 
 
 def on(device: str, parts: Sequence[Part]) -> int:

@@ -190,6 +190,12 @@ def count(name: str, shape: tuple[int, ...]) -> int:
     return 0 if name.endswith("_scales") else prod(shape) * (2 if name.endswith("_blocks") else 1)
 
 
+def dtype_of(config: Mapping[str, Any]) -> str:
+    """What a config.json says of the dtype of its weights; float32, as transformers takes it, where it says nothing."""
+    named = text_config(config).get("dtype") or config.get("dtype") or config.get("torch_dtype")
+    return str(named or "float32")
+
+
 def _width(config: Mapping[str, Any]) -> int:
     named = text_config(config).get("dtype") or config.get("dtype") or config.get("torch_dtype")
     return WIDTH.get(str(named), 2)

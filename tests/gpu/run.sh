@@ -5,7 +5,7 @@
 #
 # It needs Linux, Python 3.11 or 3.12 with torch (CUDA) and transformers, and the packages of pyproject.toml; it installs
 # nothing. PYTHON names the interpreter. Each part has a limit of its own and the next one runs whatever became of it;
-# in all it stays under ten minutes on one H100. PARTS="tests learner engine run" chooses. The last line is one JSON object.
+# in all it stays under ten minutes on one H100. PARTS="tests learner optimizer engine run" chooses. The last line is one JSON object.
 set -u
 cd "$(dirname "$0")/../.."
 out=${1:-gpu-results}
@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 part() { # NAME SECONDS COMMAND...: runs a part, keeps its output, and notes how it ended
   local name=$1 seconds=$2
   shift 2
-  case " ${PARTS:-tests learner engine run} " in *" ${name%%-*} "*) ;; *) return ;; esac
+  case " ${PARTS:-tests learner optimizer engine run} " in *" ${name%%-*} "*) ;; *) return ;; esac
   echo "== $name: $*"
   local began=$SECONDS
   timeout --kill-after=10 "$seconds" "$@" > "$out/$name.out" 2> "$out/$name.err"
@@ -35,6 +35,8 @@ routershift=("$python" -m services.cli.main)
 part tests 150 "$python" -m pytest -q -p no:cacheprovider tests/gpu
 part learner-bf16 180 "${routershift[@]}" bench learner --device cuda --dtype bfloat16 --shape qwen3-30b-a3b-layers4 --pairs 3 --experts 128 --json
 part learner-small 60 "${routershift[@]}" bench learner --device cuda --dtype float32 --shape qwen3-moe-115m --pairs 5 --experts 64 --json
+part optimizer 60 "${routershift[@]}" bench optimizer --device cuda --values 1000000000 --rounds 3 --json
+part optimizer-fused 60 "${routershift[@]}" bench optimizer --device cuda --values 1000000000 --rounds 3 --fused --json
 part engine 90 "${routershift[@]}" bench torch-engine --device cuda --rounds 3 --json
 part run 120 "${routershift[@]}" run deploy/recipes/countdown.toml --set generation.engine=torch \
   --set generation.device=cuda --set learner.device=cuda --set "run.folder=$out/runs" --set run.steps=20

@@ -15,6 +15,8 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from services.generation.engines.base import EngineOptions, EngineSampling
 from services.generation.engines.torch.engine import TorchEngine
 from services.learner.data.batch import Group
+from services.learner.model.optimizer import AdamW
+from services.learner.model.settings import OptimizerSettings
 from services.learner.monitoring.report import StepReport
 from services.learner.settings import LearnerSettings
 from services.learner.trainer import Trainer
@@ -86,6 +88,51 @@ def test_lora_and_activation_checkpointing_train(tmp_path: Path) -> None:
     adapted, _ = steps(folder, tmp_path / "lora", groups, lora={"rank": 8}, **common)
     assert adapted[0].diagnostics["loss"] == pytest.approx(plain[0].diagnostics["loss"], rel=1e-4, abs=1e-6)
     assert all(report.skipped is None for report in adapted)
+
+
+def test_what_lies_in_host_memory_learns_the_same(tmp_path: Path) -> None:
+    """The copies of slices overlap with what is computed: one that came too late, or went too early, would show."""
+    folder = save_model(tmp_path / "model", hidden_size=256)
+    model = load(folder).to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(folder)
+    groups = random_groups(perturbed(load(folder), 0.005), groups=4, samples=4)
+    for fused in (False, True):
+        found = {}
+        for offload in ("none", "moments", "masters"):
+            optimizer = {"learning_rate": 1e-3, "fused": fused, "offload": offload, "update_bytes": 1 << 20}
+            _, found[offload] = steps(
+                folder,
+                tmp_path / f"{offload} {fused}",
+                groups,
+                device="cuda",
+                precision="bfloat16",
+                optimizer=optimizer,
+            )
+        for offload in ("moments", "masters"):
+            for name, tensor in found["none"].items():
+                torch.testing.assert_close(found[offload][name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_slices_on_their_way_change_no_bit() -> None:
+    """More of them than there are slots, of parameters that have nothing else in common."""
+    made = {}
+    for offload in ("none", "moments"):
+        generator = torch.Generator("cuda").manual_seed(0)
+        parameters = [
+            torch.nn.Parameter(torch.randn(n, 300, generator=generator, device="cuda")) for n in (5000, 7, 900)
+        ]
+        settings = OptimizerSettings.model_validate(
+            {"offload": offload, "update_bytes": 1 << 20, "learning_rate": 1e-2}
+        )
+        optimizer = AdamW(parameters, settings)
+        for _ in range(20):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator, device="cuda")
+            optimizer.step()
+        state = [optimizer.state[p][name].cpu() for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+        made[offload] = [*(p.detach().cpu() for p in parameters), *state]
+    assert all(torch.equal(here, there) for here, there in zip(made["moments"], made["none"], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from services.cli.dry_run.prompts import Prompts, read_prompts
 from services.cli.machine import device_bytes
 from services.cli.preflight import CHECKS, longest
 from services.cli.recipe import Recipe
-from services.planner.memory import Part
+from services.planner.memory import Part, of_machine
 from services.planner.model import Model, read
 from shared.errors import NotFoundError, RouterShiftError
 from shared.models.folder import INDEX
@@ -112,7 +112,7 @@ def _sizes(recipe: Recipe, folder: Path, prompts: Prompts) -> Iterator[Line]:
     for part in parts:
         about = "about " if part.is_estimate else ""
         yield Line("", "memory", f"{part.component:<10} {part.what:<28} {about}{in_words(part.bytes)} on {part.device}")
-    yield from _devices(parts, recipe.generation.vllm.gpu_memory_utilization)
+    yield from _devices(recipe, of_machine(parts, recipe.learner.parallel.processes))
 
 
 def _lengths(recipe: Recipe, model: Model, longest_prompt: int) -> Iterator[Line]:
@@ -151,8 +151,9 @@ def _streams(recipe: Recipe, folder: Path) -> Iterator[Line]:
         )
 
 
-def _devices(parts: Sequence[Part], share: float | None) -> Iterator[Line]:
-    """What each device has to hold, and whether it can. Args: share: of a GPU, that vLLM takes whatever it needs."""
+def _devices(recipe: Recipe, parts: Sequence[Part]) -> Iterator[Line]:
+    """What each device has to hold, and whether it can: the ranks of a learner share the host memory of a machine."""
+    share = recipe.generation.vllm.gpu_memory_utilization
     for device in dict.fromkeys(part.device for part in parts):
         own = [part for part in parts if part.device == device]
         needed = sum(part.bytes for part in own)

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,10 @@ class Checkpointable(Protocol):
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Goes on from what a snapshot wrote; gives its `meta`."""
+        ...
+
+    def described(self, folder: Path, names: Sequence[str]) -> Files:
+        """Size and hash of files; its processes share the work."""
         ...
 
 
@@ -181,7 +185,7 @@ def load_latest(root: Path, trainer: Checkpointable) -> Resumed:
         CorruptDataError: no checkpoint is whole, or the lists are not; nothing was changed.
         OSError: the disk takes no writes.
     """
-    folder, torn = _newest_whole(root)
+    folder, torn = _newest_whole(root, trainer.described)
     meta = {} if folder is None else trainer.load(folder)
     newest = "" if folder is None else folder.name
     forgotten = 0
@@ -199,8 +203,25 @@ def load_latest(root: Path, trainer: Checkpointable) -> Resumed:
     return Resumed(trained_groups(root), tuple(torn.values()), meta, forgotten)
 
 
-def verify(folder: Path) -> None:
-    """Raises CorruptDataError for a missing manifest or file, a name outside, a wrong size or a wrong SHA-256."""
+def described(folder: Path, names: Sequence[str]) -> Files:
+    """Size and hash of files, several at once; where one cannot be read, the `error` in their place."""
+
+    def attempt(name: str) -> dict[str, int | str]:
+        try:
+            return _described(folder / name)
+        except OSError as error:
+            return {"error": str(error)}
+
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        return dict(zip(names, pool.map(attempt, names), strict=True))
+
+
+def verify(folder: Path, describes: Callable[[Path, Sequence[str]], Files] = described) -> None:
+    """Raises CorruptDataError for a missing manifest or file, a name outside, a wrong size or a wrong SHA-256.
+
+    Args:
+        describes: finds out what the files are now, the largest first.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text())
     except (FileNotFoundError, ValueError) as error:
@@ -212,18 +233,17 @@ def verify(folder: Path) -> None:
             raise CorruptDataError(f"checkpoint {folder} names the file {name!r}; expected a plain name")
         if not (folder / name).is_file():
             raise CorruptDataError(f"checkpoint file {folder / name} is missing")
-    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
-        for name, found in zip(files, pool.map(_described, [folder / name for name in files]), strict=True):
-            if found != files[name]:
-                raise CorruptDataError(f"checkpoint file {folder / name} is {found}; its manifest says {files[name]}")
+    for name, found in describes(folder, sorted(files, key=lambda name: -(folder / name).stat().st_size)).items():
+        if found != files[name]:
+            raise CorruptDataError(f"checkpoint file {folder / name} is {found}; its manifest says {files[name]}")
 
 
-def _newest_whole(root: Path) -> tuple[Path | None, dict[Path, str]]:
+def _newest_whole(root: Path, describes: Callable[[Path, Sequence[str]], Files]) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint whose files are all there and unchanged; and what is wrong with those after it."""
     torn: dict[Path, str] = {}
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
-            verify(folder)
+            verify(folder, describes)
         except CorruptDataError as error:
             torn[folder] = str(error)
             continue

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -21,6 +20,7 @@ from services.learner.checkpointing.state import OPTIMIZER, PARAMETERS, TENSORS
 from services.learner.checkpointing.tensor_file import Shard
 from services.learner.distributed.fsdp import is_first_holder
 from services.learner.distributed.ranks import Ranks
+from services.learner.model.optimizer import AdamW
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Snapshot:
         self,
         ranks: Ranks,
         parameters: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
+        optimizer: AdamW,
         tensors: Mapping[str, Tensor],
         meta: Mapping[str, Any],
         copies: bool = True,
@@ -48,7 +48,7 @@ class Snapshot:
         """
         self._ranks = ranks
         self._meta = json.dumps(dict(meta), indent=1)
-        held = {PARAMETERS + name: parameter.detach() for name, parameter in parameters.items()}
+        held = {PARAMETERS + name: weight for name, weight in optimizer.weights(parameters).items()}
         for name, parameter in parameters.items():
             held |= {f"{OPTIMIZER}{name}/{field}": value for field, value in optimizer.state[parameter].items()}
         held |= {TENSORS + name: tensor for name, tensor in tensors.items()}

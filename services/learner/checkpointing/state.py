@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -16,7 +15,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from services.learner.checkpointing.checkpoint import STATE
 from services.learner.distributed.ranks import Ranks
-from services.learner.model.optimizer import moments_dtype, restore
+from services.learner.model.moments import Layout
+from services.learner.model.optimizer import STEP, AdamW
 from shared.errors import InvalidInputError
 
 # In front of the name of each tensor in a checkpoint.
@@ -27,12 +27,12 @@ def load(
     folder: Path,
     ranks: Ranks,
     parameters: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     tensors: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Restores what a snapshot wrote, in place and bit for bit, on any number of ranks; returns its `meta`. Collective.
 
-    Moments of another dtype are converted to that of the optimizer.
+    Moments in another form are converted to that of the optimizer.
 
     Raises:
         InvalidInputError: names or shapes are those of another model or other settings; nothing was changed.
@@ -40,7 +40,7 @@ def load(
     reader = HuggingFaceStorageReader(str(folder))
     metadata = reader.read_metadata()
     saved: dict[str, Any] = metadata.state_dict_metadata
-    state = {PARAMETERS + name: parameter.detach() for name, parameter in parameters.items()}
+    state = {PARAMETERS + name: weight for name, weight in optimizer.weights(parameters).items()}
     state |= {TENSORS + name: tensor for name, tensor in tensors.items()}
     wanted = {name: tensor.shape for name, tensor in state.items()}
     found = {name: held.size for name, held in saved.items() if not name.startswith(OPTIMIZER)}
@@ -50,14 +50,15 @@ def load(
             f"checkpoint {folder} is of another model or other settings: {', '.join(differing[:4])} differ; "
             "use those it was made with, or another run id"
         )
-    moments: dict[str, dict[str, Tensor]] = {}
-    dtype = moments_dtype(optimizer)
+    layouts: dict[str, Layout] = {}
     for name, held in saved.items():
-        if name.startswith(OPTIMIZER):
+        if name.startswith(OPTIMIZER) and not name.endswith(f"/{STEP}"):
             owner, _, field = name.removeprefix(OPTIMIZER).rpartition("/")
-            moments.setdefault(owner, {})[field] = state[name] = _like(parameters[owner], held, dtype)
+            layouts.setdefault(owner, {})[field] = held.size, held.properties.dtype
+    read = {owner: optimizer.empty_state(parameters[owner], layout) for owner, layout in layouts.items()}
+    state |= {f"{OPTIMIZER}{owner}/{field}": t for owner, fields in read.items() for field, t in fields.items()}
     _read(state, reader, metadata)
-    restore(optimizer, {parameters[name]: fields for name, fields in moments.items()})
+    optimizer.adopt({parameters[owner]: fields for owner, fields in read.items()})
     ranks.gather(b"")  # rank 0 goes on when all have loaded
     return about(folder)
 
@@ -75,10 +76,3 @@ def _read(state: dict[str, Tensor], reader: HuggingFaceStorageReader, metadata: 
     reader.set_up_storage_reader(metadata, is_coordinator=False)
     plan = reader.prepare_local_plan(planner.create_local_plan())
     reader.read_data(planner.finish_plan(plan), planner).wait()
-
-
-def _like(parameter: Tensor, held: Any, dtype: torch.dtype) -> Tensor:
-    """An empty tensor for optimizer state: divided like its parameter where it has that shape, or on the CPU."""
-    if held.size == parameter.shape:
-        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-    return torch.empty(held.size, dtype=held.properties.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -84,6 +84,23 @@ def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
     sharded: Any = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)  # gloo sums, and knows no scaled sum
+
+
+def sum_gradients_in_float32(model: PreTrainedModel) -> None:
+    """Gradients of parameters in bfloat16 are held in float32, as those of float32 parameters are.
+
+    FSDP2 of torch 2.13 sums them over ranks in `reduce_dtype`, and then rounds the sum to the dtype of the parameter,
+    once for each pass. It has no setting for that.
+    """
+    root: Any = model
+    root._get_fsdp_state()._lazy_init()  # reads the dtypes of parameters, now and not again
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            state: Any = module._get_fsdp_state()
+            for group in state._fsdp_param_groups:
+                group._orig_dtype = torch.float32
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        parameter.grad_dtype = torch.float32
 
 
 def by_mesh(parameters: Iterable[Tensor]) -> list[list[Tensor]]:

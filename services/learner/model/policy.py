@@ -1,5 +1,6 @@
 """The model that learns: its forward pass over packed rows, and its weights on disk."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -47,11 +48,13 @@ class Policy:
             PreconditionError: a setting is of routers, and the model has none that are known; or what `lora.add_lora`
                 raises for a family that it does not know.
             PreconditionError, InvalidInputError: of `expert_parallel.check`.
+            PreconditionError, MissingDependencyError: of `OptimizerSettings.check`.
         """
         transformers_logging.disable_progress_bar()
         self._temperature = rollout.temperature
         self._ranks = ranks
         self.model, self.attention, self._export_dtype = load(run.require_model(), settings, ranks.size > 1)
+        settings.optimizer.check(str(self._export_dtype).removeprefix("torch."))
         self.layout = layout_of(self.model)
         expert_parallel.check(self.model, ranks.shape)
         self.model.train()
@@ -97,17 +100,32 @@ class Policy:
             PreconditionError: packed sequences see each other, among several ranks or with the flash attention of this
                 machine.
         """
+        kept = self._kept_wide(settings)
         if settings.precision == "bfloat16":
-            _narrow(self.model, self._export_dtype)
+            _narrow(self.model, self._export_dtype, kept)
         source = Source(self._folder, self._lora, self._seed) if self._ranks.size > 1 else None
         routers = getattr(torch, settings.router_precision) if settings.router_precision else None
         fsdp.shard(self.model, self._ranks, getattr(torch, settings.precision), routers, source)
+        if settings.optimizer.offload == "masters":
+            fsdp.sum_gradients_in_float32(self.model)
         if self.attention.is_flash:
             self.attention.set_flash_on(self.model)
         if self._ranks.size > 1:
             self._head.find_scale()
         if self._ranks.size > 1 or self.attention.is_flash:
             isolation.check(self.model, self.attention)
+
+    def _kept_wide(self, settings: LearnerSettings) -> set[nn.Parameter]:
+        """The parameters that the device holds in float32 though the pass may be in bfloat16: trained ones.
+
+        Where their masters are in host memory, only routers that compute in a precision of their own.
+        """
+        if settings.optimizer.offload == "masters":
+            routers = routers_of(self.model).values() if settings.router_precision else ()
+            trained = {p for router in routers for p in router.parameters()}
+        else:
+            trained = set(self.model.parameters())
+        return {p for p in trained if p.requires_grad}
 
     def logprobs(self, batch: Batch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """log pi_theta of the response tokens, [B, T] float32, and the entropy of their distributions, [B, T] nats.
@@ -142,14 +160,16 @@ class Policy:
             lora.save_adapters(folder / ADAPTER, adapters, self.model, self._lora, self._base)
 
 
-def _narrow(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Holds frozen weights in the dtype of the model folder, which has no more of them.
+def _narrow(model: PreTrainedModel, dtype: torch.dtype, kept: Collection[nn.Parameter]) -> None:
+    """Holds weights in the dtype of the model folder, which has no more of them.
 
     A pass in bfloat16 computes the same bits: it rounds them where it gathers them, as it rounds float32.
+
+    Args:
+        kept: those that stay as they are.
     """
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+    for parameter in set(model.parameters()) - set(kept):
+        parameter.data = parameter.data.to(dtype)
 
 
 class Reference:

@@ -61,8 +61,9 @@ def planned(folder: Path, settings: LearnerSettings) -> int:
         ({"vocab_size": 16384}, {"head_chunk_bytes": 4 << 20}),
         ({}, {"precision": "bfloat16"}),
         ({}, {"optimizer": {"moments": "bfloat16"}}),
+        ({}, {"optimizer": {"offload": "moments", "update_bytes": 16 << 20}}),
     ],
-    ids=["experts", "wide", "checkpointing", "vocabulary", "bfloat16", "narrow moments"],
+    ids=["experts", "wide", "checkpointing", "vocabulary", "bfloat16", "narrow moments", "offload"],
 )
 def test_the_learner_takes_what_is_planned(
     changes: dict[str, int], settings: dict[str, object], tmp_path: Path
@@ -71,6 +72,29 @@ def test_the_learner_takes_what_is_planned(
     write_model(shape, tmp_path, CPU)
     learner = LearnerSettings.model_validate({"micro_batch_tokens": TOKENS, **settings})
     assert planned(tmp_path, learner) == pytest.approx(peak(shape, tmp_path, learner), rel=0.1)
+
+
+def test_what_is_in_host_memory_is_shared_by_the_ranks_of_a_machine(tmp_path: Path) -> None:
+    """Live weights in bfloat16, gradients in float32 on each device; moments and masters on the host."""
+    model = replace(read(save_model(tmp_path)), width=2)
+    table = {"device": "cuda", "precision": "bfloat16", "optimizer": {"offload": "masters", "moments": "bfloat16"}}
+    parts = list(memory.learner(model, LearnerSettings.model_validate(table), 4, LENGTH))
+    each, whole = ({part.what: part for part in found} for found in (parts, memory.of_machine(parts, 4)))
+    on_device = {"trained weights": 2, "gradients": 4}
+    on_host = {"moments of AdamW": 4, "master weights": 4, "copy for a checkpoint": 8}
+    for what, width in (on_device | on_host).items():
+        assert each[what].bytes == width * model.parameters // 4
+        assert each[what].device == ("cuda" if what in on_device else "cpu")
+        assert whole[what].bytes == each[what].bytes * (1 if what in on_device else 4)
+    assert whole["weights to publish"] == each["weights to publish"]
+
+
+def test_an_update_counts_where_it_takes_more_than_a_pass(tmp_path: Path) -> None:
+    model = read(save_model(tmp_path))
+    for update_bytes, counts in ((1 << 20, False), (1 << 30, True)):
+        table = {"micro_batch_tokens": 1, "optimizer": {"offload": "moments", "update_bytes": update_bytes}}
+        parts = {part.what: part for part in memory.learner(model, LearnerSettings.model_validate(table), 1, 1)}
+        assert ("update, beyond a pass" in parts) == counts
 
 
 def test_narrow_moments_take_half(tmp_path: Path) -> None:

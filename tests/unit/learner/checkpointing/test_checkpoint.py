@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ class Counter:
 
     def snapshot(self, meta: dict[str, Any]) -> Counted:
         return Counted(self.step, meta, self.disk)
+
+    def described(self, folder: Path, names: Sequence[str]) -> Files:
+        return checkpoint.described(folder, names)
 
     def load(self, folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "state.json").read_text())

@@ -13,6 +13,8 @@ from services.learner.checkpointing import snapshot, state
 from services.learner.checkpointing.snapshot import Snapshot
 from services.learner.distributed.fsdp import shard
 from services.learner.distributed.ranks import Ranks
+from services.learner.model.optimizer import AdamW
+from services.learner.model.settings import OptimizerSettings
 from shared.errors import InvalidInputError
 from tests.support import torchrun
 from tests.support.models import save_model
@@ -40,7 +42,7 @@ class Held:
         self.model = load(folder)
         shard(self.model, ranks)
         self.parameters = dict(self.model.named_parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-3)
+        self.optimizer = AdamW(self.parameters.values(), OptimizerSettings(learning_rate=1e-3))
         self.baseline = BASELINE.clone()
         ids = torch.randint(2, 20, (2, 9), generator=torch.Generator().manual_seed(seed))
         for _ in range(2):
