@@ -133,7 +133,7 @@ def test_large_state_is_cut_into_files(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("fused", [False, True])
 def test_state_before_the_first_update_is_none(tmp_path: Path, fused: bool) -> None:
     parameters = {"weight": nn.Parameter(torch.randn(3))}
-    optimizer = torch.optim.AdamW(parameters.values(), fused=fused)
+    optimizer = AdamW(parameters.values(), OptimizerSettings(fused=fused))
     save(tmp_path, Ranks.open(), parameters, optimizer, {}, {})
     torch.autograd.backward(parameters["weight"].sum())
     optimizer.step()
@@ -143,9 +143,9 @@ def test_state_before_the_first_update_is_none(tmp_path: Path, fused: bool) -> N
 
 
 def test_state_of_another_model_or_of_other_settings_is_refused_and_nothing_changes(tmp_path: Path) -> None:
-    def made(shape: int, **tensors: Tensor) -> tuple[dict[str, Tensor], torch.optim.Optimizer, dict[str, Tensor]]:
+    def made(shape: int, **tensors: Tensor) -> tuple[dict[str, Tensor], AdamW, dict[str, Tensor]]:
         parameters = {"weight": nn.Parameter(torch.ones(shape)), "bias": nn.Parameter(torch.ones(1))}
-        return dict(parameters), torch.optim.AdamW(parameters.values()), tensors
+        return dict(parameters), AdamW(parameters.values(), OptimizerSettings()), tensors
 
     save(tmp_path, Ranks.open(), *made(3, baseline=BASELINE), META)
     for other in (made(4, baseline=BASELINE), made(3), made(3, baseline=BASELINE, other=BASELINE)):
