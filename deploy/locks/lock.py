@@ -29,13 +29,7 @@ def main() -> None:
     groups = {
         "base": [*project["dependencies"], *(root for extra in IN_BASE for root in extras[extra])],
         "vllm": extras["vllm"],
-        "dev": [
-            *extras["dev"],
-            *extras["reasoning-gym"],
-            *extras["object-store"],
-            *extras["profile"],
-            *extras["torchao"],
-        ],
+        "dev": [*extras["dev"], *extras["reasoning-gym"], *extras["object-store"], *extras["profile"]],
         "docs": extras["docs"],
     }
     locked: dict[str, set[str]] = {}

@@ -125,7 +125,7 @@ def _why_none_fits(cluster: Cluster) -> str:
         f"{cluster.gpus} x {cluster.gpu.name} are too few: a learner of {most} of them needs {in_words(needed)} on "
         f"each, the largest part {in_words(largest.bytes)} of {largest.what}, and a replica has {in_words(weights)} of "
         f"weights on up to {_TENSOR_PARALLEL[-1]}; one has {in_words(cluster.room)} to use. Take more GPUs, larger "
-        "ones, learner.lora.rank, or a smaller learner.micro_batch_tokens"
+        "ones, learner.optimizer.offload, learner.lora.rank, or a smaller learner.micro_batch_tokens"
     )
 
 

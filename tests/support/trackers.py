@@ -1,58 +1,26 @@
-"""The packages of experiment trackers, in a folder of their own, and processes that use them.
+"""Processes that use experiment trackers.
 
-They are not in the project's environment: some need older versions of what it pins. They lie before it on the path of a
-child process, as in deploy/locks/trackers.txt, and are downloaded once into the user's cache.
+Their packages are not in the project's environment: some need older versions of what it pins. They lie before it on the
+path of a child process, as in deploy/locks/trackers.txt.
 """
 
-import fcntl
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.support import wheels
 
 _ROOT = Path(__file__).parents[2]
-_LOCK = _ROOT / "deploy" / "locks" / "trackers.txt"
-_INSTALL_SECONDS = 240
 _PROCESS_SECONDS = 120
 
 
 def packages() -> Path:
     """The folder with all of them; skips the test, with the reason, where they cannot be downloaded."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "routershift-tests"
-    version = hashlib.sha256(f"{sys.version_info[:2]} {_LOCK.read_text()}".encode()).hexdigest()[:16]
-    folder = cache / f"trackers-{version}"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                _install(folder)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        pytest.skip(f"the packages of trackers are not here and cannot be installed: {said[-1] if said else error}")
-    return folder
-
-
-def _install(folder: Path) -> None:
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
-    subprocess.run(
-        [*command, "--no-compile", "--target", str(partial), "-r", str(_LOCK)],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=_INSTALL_SECONDS,
-        stdin=subprocess.DEVNULL,
-    )
-    partial.rename(folder)
+    return wheels.packages("trackers")
 
 
 @dataclass(frozen=True)

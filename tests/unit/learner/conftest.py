@@ -1,5 +1,6 @@
-"""A tiny model and groups for it."""
+"""A tiny model and groups for it, and an optional package."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from services.learner.data.batch import Group
 from tests.support.models import save_model
 from tests.support.rollouts import load, perturbed, random_groups
+from tests.support.wheels import packages
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +25,11 @@ def stale(folder: Path) -> list[Group]:
 @pytest.fixture(scope="module")
 def fresh(folder: Path) -> list[Group]:
     return random_groups(load(folder), groups=4, samples=4)
+
+
+@pytest.fixture
+def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Can be imported here and in child processes. Where it is installed, transformers imports it in every process."""
+    folder = str(packages("torchao"))
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH")))))

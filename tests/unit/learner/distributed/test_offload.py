@@ -30,8 +30,8 @@ COMMON: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("torchao")
 def test_moments_in_bytes_go_from_mesh_to_mesh(tmp_path: Path) -> None:
-    pytest.importorskip("torchao")
     settings = {"algorithm": "rspo", "optimizer__moments": "uint8", "optimizer__offload": "moments"}
     check(tmp_path, 2, [Case("bytes", "qwen3_moe", settings, {"expert": 2}, {"replicate": 2})])
 

@@ -68,9 +68,9 @@ def test_masters_in_host_memory_change_no_bit(narrow: Path, groups: list[Group],
                 assert all(ours[name].dtype == tensor.dtype for name, tensor in theirs.items())
 
 
+@pytest.mark.usefixtures("torchao")
 def test_every_form_goes_on_from_every_other(narrow: Path, groups: list[Group], tmp_path: Path) -> None:
     """Bit for bit from its own; else with what was saved, rounded or widened."""
-    pytest.importorskip("torchao")
     saved: dict[str, dict[str, Tensor]] = {}
     for form, changes in FORMS.items():
         (tmp_path / form).mkdir()

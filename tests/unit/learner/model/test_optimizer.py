@@ -1,14 +1,17 @@
 """AdamW by slices: the bits of torch's, moments in fewer bytes, and what an update takes for itself."""
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from services.learner.model import settings as table
 from services.learner.model.moments import MOMENTS, read
 from services.learner.model.optimizer import AdamW
 from services.learner.model.settings import OptimizerSettings
+from shared.errors import MissingDependencyError
 from tests.bench.memory import peak_bytes
 
 SHAPE = 64, 256  # whole blocks, so that moments may be bytes
@@ -55,11 +58,10 @@ def test_slices_have_the_bits_of_torchs_adamw(fused: bool, offload: str) -> None
     assert float(optimizer.state[ours[0]]["step"]) == 5
 
 
+@pytest.mark.usefixtures("torchao")
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("moments", "bound"), [("bfloat16", 0.006), ("uint8", 0.06)])
 def test_narrow_moments_are_near_those_in_float32(moments: str, bound: float, fused: bool) -> None:
-    if moments == "uint8":
-        pytest.importorskip("torchao")
     wide, narrow = parameters(SHAPE, (3, 5)), parameters(SHAPE, (3, 5))
     reference, optimizer = AdamW(wide, settings(fused=fused)), AdamW(narrow, settings(fused=fused, moments=moments))
     moved, expected = updated(optimizer, narrow, 60), updated(reference, wide, 60)
@@ -73,11 +75,12 @@ def test_narrow_moments_are_near_those_in_float32(moments: str, bound: float, fu
     assert optimizer.state[narrow[1]]["exp_avg"].dtype == small
 
 
+@pytest.mark.usefixtures("torchao")
 def test_bytes_are_those_of_torchaos_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    torchao = pytest.importorskip("torchao.optim")
+    optim = importlib.import_module("torchao.optim")
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # minutes, for the same arithmetic
     theirs, ours = parameters(SHAPE), parameters(SHAPE)
-    reference = torchao.AdamW8bit(theirs, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
+    reference = optim.AdamW8bit(theirs, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     optimizer = AdamW(ours, settings(moments="uint8"))
     moved, expected = updated(optimizer, ours, 20), updated(reference, theirs, 20)
     assert relative(moved[0], expected[0]) < 1e-3
@@ -87,12 +90,11 @@ def test_bytes_are_those_of_torchaos_optimizer(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(held[f"{name}_scale"].flatten(), known[name].scale, rtol=1e-5, atol=0)
 
 
+@pytest.mark.usefixtures("torchao")
 @pytest.mark.parametrize("moments", ["float32", "bfloat16", "uint8"])
 @pytest.mark.parametrize("offload", ["none", "moments"])
 def test_an_update_takes_no_more_than_it_may(moments: str, offload: str) -> None:
     """Beyond weights, gradients and moments, whatever the size of a parameter."""
-    if moments == "uint8":
-        pytest.importorskip("torchao")
     few = parameters((1 << 11, 256))
     optimizer = AdamW(few, settings(moments=moments, offload=offload, update_bytes=LEAST))
     updated(optimizer, few, 1)
@@ -110,3 +112,10 @@ def test_betas_that_rounding_would_undo_are_refused() -> None:
             with pytest.raises(ValueError, match=said):
                 OptimizerSettings.model_validate({"moments": moments, name: 0.999})
         OptimizerSettings.model_validate({"moments": moments, "beta2": 0.99})
+
+
+def test_bytes_without_torchao_are_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "find_spec", lambda name: None)
+    OptimizerSettings(moments="bfloat16").check("bfloat16")
+    with pytest.raises(MissingDependencyError, match=r"torchao is not installed; pip install 'routershift\[torchao\]'"):
+        OptimizerSettings(moments="uint8").check("bfloat16")
