@@ -63,7 +63,7 @@ def _devices(recipe: Recipe) -> str:
     return ", ".join(f"{setting} {device}" for setting, device in settings.items())
 
 
-def _memory(recipe: Recipe) -> str:
+def _learner(recipe: Recipe) -> str:
     """What the learner is sure to hold of the memory of each of its devices. Reads the headers of the weights."""
     model, ranks = read(recipe.run.require_model()), recipe.learner.parallel.processes
     parts = [part for part in memory.parts(recipe, model, 0) if part.component == "learner" and not part.is_estimate]
@@ -114,7 +114,7 @@ def _access(recipe: Recipe) -> str:
 MACHINE_CHECKS: Mapping[str, Callable[[Recipe], str]] = {
     "folder": lambda recipe: f"{recipe.run.path}, in {existing_folder(recipe)}",
     "devices": _devices,
-    "memory": _memory,
+    "learner": _learner,
     "optimizer": _optimizer,
     "kernels": _kernels,
     "access": _access,

@@ -68,7 +68,7 @@ async def doctor(recipe_file: Path | None, flags: Sequence[str]) -> list[Row]:
     if names_model and (row := _download(recipe)) is not None:
         rows.append(row)
         names_model = False  # there is nothing to look at yet
-    unnamed = {"model", "limits", "kernels", "data", "streams"} if not names_model else set()
+    unnamed = {"model", "limits", "kernels", "learner", "optimizer", "data", "streams"} if not names_model else set()
     if recipe_file is None and recipe.run.task is None and not recipe.data.train:
         unnamed.add("task")
     checks = {name: check for name, check in {**CHECKS, **MACHINE_CHECKS}.items() if name not in unnamed}

@@ -91,9 +91,9 @@ def test_what_is_in_host_memory_is_shared_by_the_ranks_of_a_machine(tmp_path: Pa
 
 def test_an_update_counts_where_it_takes_more_than_a_pass(tmp_path: Path) -> None:
     model = read(save_model(tmp_path))
-    for update_bytes, counts in ((1 << 20, False), (1 << 30, True)):
-        table = {"micro_batch_tokens": 1, "optimizer": {"offload": "moments", "update_bytes": update_bytes}}
-        parts = {part.what: part for part in memory.learner(model, LearnerSettings.model_validate(table), 1, 1)}
+    for tokens, counts in ((4096, False), (1, True)):
+        table = {"micro_batch_tokens": tokens, "optimizer": {"offload": "moments", "update_bytes": 1 << 30}}
+        parts = {part.what: part for part in memory.learner(model, LearnerSettings.model_validate(table), 1, tokens)}
         assert ("update, beyond a pass" in parts) == counts
 
 
