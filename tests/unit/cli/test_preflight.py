@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from services.cli import machine
 from services.cli.main import main
 from services.cli.preflight import CHECKS, preflight
 from services.cli.recipe import Recipe
-from shared.errors import MissingDependencyError, RouterShiftError
+from services.planner.model import read
+from shared.errors import MissingDependencyError, PreconditionError, RouterShiftError
 from shared.recipes import load
 from shared.tracing import start
 from tests.support.preflight import FREE, model
@@ -46,6 +48,11 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
             "generation.max_model_len is 65, and the model's max_position_embeddings is 64",
         ),
         ({}, ["learner.device=cuda:99"], "learner.device is 'cuda:99', which this machine does not have"),
+        (
+            {"dtype": "float32"},
+            ["learner.optimizer.offload=masters", "learner.precision=bfloat16"],
+            "learner.optimizer.offload is 'masters' and run.model is in float32, which bfloat16 would round",
+        ),
         ({}, ["generation.device=banana"], "generation.device is 'banana', which this machine does not have"),
         ({}, ["run.folder=/dev/null"], "run.folder is /dev/null, and /dev/null is no folder"),
         ({}, ["access.tokens=/none/tokens"], "/none/tokens cannot be read"),
@@ -91,6 +98,20 @@ def test_what_cannot_work_is_refused_at_once(
     with pytest.raises(RouterShiftError) as refused:
         check(f"run.model={model(tmp_path, **config)}", *flags)
     assert said in str(refused.value)
+
+
+def test_a_learner_that_holds_more_than_the_machine_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two ranks copies its half for a checkpoint: 12 bytes for each weight, of the memory that both share."""
+    parameters = read(folder := model(tmp_path)).parameters
+    flags = f"run.model={folder}", "learner.parallel.processes=2"
+    needed = 2 * parameters * (4 + 4 + 8 + 4 + 8) // 2 + read(folder).width * parameters
+    monkeypatch.setattr(machine, "device_bytes", lambda device: needed)
+    check(*flags)
+    monkeypatch.setattr(machine, "device_bytes", lambda device: needed - 1)
+    with pytest.raises(PreconditionError, match=r"the learner holds .* of cpu, at least; .* change learner\."):
+        check(*flags)
 
 
 ROWS = ["data.train.0.source=rows.csv", "data.train.0.columns.prompt=q", "data.train.0.verifier=math"]
