@@ -154,7 +154,7 @@ class AdamW(torch.optim.Optimizer):
         stride = torch.empty(shape, device="meta").stride()
         spec = DTensorSpec(parameter.device_mesh, parameter.placements, tensor_meta=TensorMeta(shape, stride, dtype))
         # Not by from_local, which moves what it is given to the device of the mesh.
-        return DTensor(zeros, spec, requires_grad=False)
+        return DTensor(zeros, spec, requires_grad=False)  # type: ignore[no-untyped-call]  # torch gives it no types
 
 
 def _compute(

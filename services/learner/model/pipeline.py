@@ -24,7 +24,7 @@ def pin(tensor: Tensor, device: torch.device) -> None:
     """
     if device.type == "cuda" and tensor.numel():
         # Not by torch's allocator of pinned memory, which rounds each size up to a power of two.
-        cudart = torch.cuda.cudart()
+        cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch gives it no types
         torch.cuda.check_error(cudart.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
 
 
@@ -46,7 +46,8 @@ class Pipeline:
         self._incoming: Any = None
         self._outgoing: Any = None
         if device.type == "cuda":
-            self._incoming, self._outgoing = torch.cuda.Stream(device), torch.cuda.Stream(device)
+            stream: Any = torch.cuda.Stream
+            self._incoming, self._outgoing = stream(device), stream(device)
             self._incoming.wait_stream(torch.cuda.current_stream(device))  # it may still use what is the slots' now
 
     def __enter__(self) -> Self:

@@ -104,7 +104,7 @@ def _resume(trainer: Trainer, root: Path) -> None:
 
 def _whole_state(trainer: Trainer) -> dict[str, Tensor]:
     """Weights and moments of all ranks. Collective."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, weight in trainer._optimizer.weights(trainer._parameters).items():
         found[name] = _whole(weight)
         state = trainer._optimizer.state[trainer._parameters[name]]
@@ -114,7 +114,7 @@ def _whole_state(trainer: Trainer) -> dict[str, Tensor]:
 
 def _held(trainer: Trainer) -> dict[str, Tensor]:
     """What this rank has of weights, gradients and moments."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, weight in trainer._optimizer.weights(trainer._parameters).items():
         parameter = trainer._parameters[name]
         gradient = parameter.grad

@@ -49,7 +49,8 @@ def groups(narrow: Path) -> list[Group]:
 def test_masters_in_host_memory_change_no_bit(narrow: Path, groups: list[Group], tmp_path: Path) -> None:
     """Several passes for an update, so that gradients are summed; with routers in a precision of their own too."""
     common = {**COMMON, "micro_batch_tokens": 40, "minibatches": 2}
-    for routers in ({}, {"router_precision": "float32"}):
+    tables: list[dict[str, Any]] = [{}, {"router_precision": "float32"}]
+    for routers in tables:
         found: dict[str, list[dict[str, Tensor]]] = {}
         for offload in ("none", "moments", "masters"):
             with closing(make(narrow, optimizer__offload=offload, **common, **routers)) as trainer:
