@@ -72,19 +72,19 @@ class OptimizerSettings(Table):
 
     @property
     def moment_bytes(self) -> float:
-        """Of both moments of a value; those in bytes have float32 in their place in small parameters."""
+        """Bytes of both moments of a value; of small parameters they are in float32 where others are in bytes."""
         return 2 * _MOMENT_BYTES[self.moments]
 
     @property
     def brought_bytes(self) -> int:
-        """Of a value, that come to the device for an update and go back, at most."""
+        """Bytes of a value that come to the device for an update and go back, at most."""
         if self.offload == "none":
             return 0
         return 2 * (2 if self.moments == "bfloat16" else 4) + (4 if self.offload == "masters" else 0)
 
     @property
     def update_value_bytes(self) -> int:
-        """Of the device, that an update takes for each value of a slice."""
+        """Bytes of the device that an update takes for each value of a slice."""
         return SLOTS * self.brought_bytes + _ROUNDING[self.moments] + (0 if self.fused else _UNFUSED)
 
     @model_validator(mode="after")
