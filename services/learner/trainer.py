@@ -22,7 +22,7 @@ from routershift.algorithms.aggregation import Totals
 from routershift.routing.hooks import Observation, Routing
 from routershift.routing.layout import RouterLayout
 from services.learner.checkpointing import state
-from services.learner.checkpointing.checkpoint import Files, described
+from services.learner.checkpointing.checkpoint import FORMAT, Files, described
 from services.learner.checkpointing.held import Sizes
 from services.learner.checkpointing.identity import check_identity, identity
 from services.learner.checkpointing.sending import Sending
@@ -356,7 +356,7 @@ class Trainer:
         return self.sending.take()
 
     def _snapshot(self, meta: Mapping[str, Any]) -> Snapshot:
-        about = {"step": self.step, "identity": self._identity, "meta": dict(meta)}
+        about = {"format": FORMAT, "step": self.step, "identity": self._identity, "meta": dict(meta)}
         copies = self._settings.checkpoints.background
         return Snapshot(self._ranks, self._parameters, self._optimizer, self._baseline(), about, copies)
 

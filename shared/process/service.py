@@ -116,6 +116,7 @@ async def _serve(service: Service, settings: BaseSettings, server_settings: Serv
         if service.is_exclusive:
             await run.lease.acquire(service.name)
             keeping = asyncio.create_task(run.lease.keep())
+            await run.claim_format()
         if not await _first(asyncio.create_task(service.start(run)), stop, keeping):
             # Nothing was read from a stream yet, and a model that is half loaded cannot be asked to stop loading.
             log.info("%s told to stop before it was ready", service.name)

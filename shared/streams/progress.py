@@ -15,6 +15,7 @@ class Progress:
     admit.lua knows `prompts`, `selection` and `phase`.
     """
 
+    format: int | None = None  # of what the run has in Redis: see `Run.claim_format`
     # The learner's.
     step: int | None = None  # optimizer steps done
     version: int | None = None  # of the weights published last

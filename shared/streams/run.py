@@ -27,6 +27,9 @@ from shared.streams.sweep import Sweep
 # The learner's phase, in the run's progress; admit.lua knows the last.
 TRAINING, PAUSED, FINISHED = "training", "paused", "finished"
 
+# Of what a run has in Redis: raised where services of an earlier version would take new entries wrongly.
+FORMAT = 1
+
 # Announcements are not data: only the newest is loaded, or the one before where that is damaged.
 _WEIGHTS_KEPT = 16
 
@@ -93,6 +96,21 @@ class Run:
             await self.bulk.open(self.payloads_referred_to)
         for stream in READERS:
             await self.consumer(stream).open()
+
+    async def claim_format(self) -> None:
+        """Says in which format this version goes on with the run; for the holder of a lease, before it reads or writes.
+
+        Raises:
+            PreconditionError: a later version has gone on with it.
+        """
+        written = (await self.progress()).format
+        if written is not None and written > FORMAT:
+            raise PreconditionError(
+                f"run {self.keys.run} has format {written} in Redis, and this version reads up to {FORMAT}: a later "
+                "one has gone on with it; use that, or bring back a backup from before"
+            )
+        if written != FORMAT:
+            await self.report_progress(Progress(format=FORMAT))
 
     def consumer(self, stream: Stream) -> Consumer:
         """A reader of this stream."""

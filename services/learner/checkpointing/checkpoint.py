@@ -19,6 +19,7 @@ from shared.files import sha256, sync
 
 MANIFEST = "manifest.json"
 STATE = "state.json"  # what a trainer says of itself in a checkpoint
+FORMAT = 1  # of a checkpoint, in STATE: raised where an earlier version would read a new one wrongly; without, 1
 TRAINED = "trained"
 
 _HASHED_AT_ONCE = 8  # files of a checkpoint that is verified

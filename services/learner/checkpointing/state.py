@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
 
-from services.learner.checkpointing.checkpoint import STATE
+from services.learner.checkpointing.checkpoint import FORMAT, STATE
 from services.learner.distributed.ranks import Ranks
 from services.learner.model.moments import Layout
 from services.learner.model.optimizer import STEP, AdamW
@@ -64,9 +64,14 @@ def load(
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """The `meta` of what a snapshot wrote, without loading anything."""
-    meta: dict[str, Any] = json.loads((folder / STATE).read_text())
-    return meta
+    """What a snapshot says of itself, without loading anything. Raises InvalidInputError: its format is a later one."""
+    found: dict[str, Any] = json.loads((folder / STATE).read_text())
+    if (written := int(found.get("format", 1))) > FORMAT:
+        raise InvalidInputError(
+            f"checkpoint {folder} has format {written}, and this version reads up to {FORMAT}: a later one wrote it; "
+            "go on with that, or bring back a backup from before"
+        )
+    return found
 
 
 def _read(state: dict[str, Tensor], reader: HuggingFaceStorageReader, metadata: Metadata) -> None:

@@ -130,6 +130,8 @@ PLAIN = pb.TrajectoryGroup(prompt=pb.Prompt(text="x"))
 async def test_a_run_from_prompt_to_weights_and_every_way_out(server: Server) -> None:
     async with users(server, "work") as by:
         curriculum, learner = by["curriculum"].run, by["learner"].run
+        await learner.claim_format()
+        await curriculum.claim_format()
         for index in range(await curriculum.next_prompt(), 6):
             assert await curriculum.admit(index, prompt(index), 10) == "ok"
 

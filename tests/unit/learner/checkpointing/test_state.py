@@ -1,5 +1,6 @@
 """State on disk: every bit comes back, on any number of ranks, and nothing is pickled."""
 
+import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from services.learner.checkpointing import snapshot, state
+from services.learner.checkpointing.checkpoint import FORMAT, STATE
 from services.learner.checkpointing.snapshot import Snapshot
 from services.learner.distributed.fsdp import shard
 from services.learner.distributed.ranks import Ranks
@@ -153,3 +155,15 @@ def test_state_of_another_model_or_of_other_settings_is_refused_and_nothing_chan
         with pytest.raises(InvalidInputError, match=r"of another model or other settings: (parameters|tensors)/"):
             state.load(tmp_path, Ranks.open(), *other)
         assert other[0]["bias"] == 0
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_one_without_a_format_is_read(tmp_path: Path) -> None:
+    parameters = {"weight": nn.Parameter(torch.ones(3))}
+    optimizer = torch.optim.AdamW(parameters.values())
+    save(tmp_path, Ranks.open(), parameters, optimizer, {}, META)
+    assert state.load(tmp_path, Ranks.open(), parameters, optimizer, {}) == META  # which says none
+    (tmp_path / STATE).write_text(json.dumps({**META, "format": FORMAT + 1}))
+    with pytest.raises(
+        InvalidInputError, match=r"has format 2, and this version reads up to 1: a later one"
+    ):
+        state.about(tmp_path)
