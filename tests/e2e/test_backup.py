@@ -1,31 +1,20 @@
 """A run is backed up while it goes on, lost with its Redis, and goes on from the backup with a whole account."""
 
 import json
-import re
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from services.cli.local.redis import PROGRAMS, find_server
+from services.cli.local.redis import find_server
 from shared.tracking import records
 from tests.support import processes
-from tests.support.command import RECIPE, Invocation, Start, settings
+from tests.support.command import RECIPE, Start, settings
 
 SCRIPTS = Path(__file__).parents[2] / "deploy" / "backup"
 MORE = 3  # steps after the one of the backup
-
-
-def socket_of(invocation: Invocation) -> str:
-    """The socket of the run's Redis, by its command line."""
-    for process in psutil.Process(invocation.process.pid).children(recursive=True):
-        line = " ".join(process.cmdline())
-        if any(program in line for program in PROGRAMS) and (found := re.search(r"/\S*redis\.sock", line)):
-            return found[0]
-    raise AssertionError("the run has no Redis")
 
 
 def wait_for(path: Path, pattern: str, seconds: float = 120.0) -> None:
@@ -41,7 +30,7 @@ def test_a_run_that_was_lost_goes_on_from_its_backup(start: Start, tmp_path: Pat
     flags = settings(run__evaluate_every=0, learner__checkpoints__every=2, learner__checkpoints__keep=1)
     lost = start("run", str(RECIPE), *flags, "--set", "run.steps=100000")
     wait_for(run / "checkpoints", "step-00000004-*")
-    command = {"REDIS_CLI": f"redis-cli -s {socket_of(lost)}"}
+    command = {"REDIS_CLI": f"redis-cli -s {processes.redis_socket(lost.process.pid)}"}
     for _ in range(2):  # the second replaces the first
         done = subprocess.run(
             [SCRIPTS / "backup.sh", run, backups, "1"], env=command, capture_output=True, text=True, check=False

