@@ -1,44 +1,61 @@
 """What can be wrong with the URL of a Redis. No message repeats the URL or a part of it: it may hold a secret."""
 
+import contextlib
 from dataclasses import dataclass
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 _ESCAPE = "in a user or a password write # as %23, / as %2F, ? as %3F, [ as %5B and @ as %40"
 _FORMS = (
-    "expected redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// for TLS, unix:///PATH[?db=DATABASE], or "
-    "redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT].../NAME[/DATABASE]"
+    "expected redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// for TLS, unix:///PATH[?db=DATABASE], "
+    "redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT].../NAME[/DATABASE], or "
+    "redis+cluster://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT]..."
 )
-_SENTINEL_PORT = 26379
+_PORT, _SENTINEL_PORT = 6379, 26379
 SENTINEL = ("redis+sentinel", "rediss+sentinel")
-TLS = ("rediss", "rediss+sentinel")
+CLUSTER = ("redis+cluster", "rediss+cluster")
+TLS = ("rediss", "rediss+sentinel", "rediss+cluster")
 
 
 @dataclass(frozen=True, slots=True)
-class Sentinels:
-    """What a URL of Sentinel says."""
+class Several:
+    """What a URL of several hosts says: of Sentinels, or of nodes of a Cluster."""
 
     addresses: tuple[tuple[str, int], ...]
-    name: str  # of the primary that they watch
-    database: int
+    name: str  # of the primary that Sentinels watch
+    database: int  # 0 of a Cluster
     username: str | None  # at the Redis; those of the Sentinels are settings of their own
     password: str | None
-    tls: bool  # to Sentinels and Redis
+    tls: bool  # to all of them
 
 
-def sentinels(url: str) -> Sentinels | None:
+def sentinels(url: str) -> Several | None:
     """What a URL of Sentinel says; None of another. Raises: ValueError: it is wrong; `problem` says how."""
     parts = urlsplit(url)
     if parts.scheme not in SENTINEL:
         return None
-    hosts = [urlsplit(f"//{each}") for each in parts.netloc.rpartition("@")[2].split(",")]
-    if any(each.hostname is None or each.port == 0 for each in hosts):
-        raise ValueError("a Sentinel without a host, or with the port 0")
     name, _, database = parts.path.strip("/").partition("/")
-    if not name or parts.query or parts.fragment or (database and not (database.isascii() and database.isdigit())):
+    if not name or (database and not (database.isascii() and database.isdigit())):
         raise ValueError("no name, or a database that is no number")
+    return _several(parts, _SENTINEL_PORT, name, database)
+
+
+def cluster(url: str) -> Several | None:
+    """What a URL of Cluster says; None of another. Raises: ValueError: it is wrong; `problem` says how."""
+    parts = urlsplit(url)
+    if parts.scheme not in CLUSTER:
+        return None
+    if parts.path.strip("/") not in ("", "0"):
+        raise ValueError("a database, of which a Cluster has only the first")
+    return _several(parts, _PORT, "", "")
+
+
+def _several(parts: SplitResult, port: int, name: str, database: str) -> Several:
+    hosts = [urlsplit(f"//{each}") for each in parts.netloc.rpartition("@")[2].split(",")]
+    if parts.query or parts.fragment or any(each.hostname is None or each.port == 0 for each in hosts):
+        raise ValueError("options, or a host without a name or with the port 0")
     credentials = [unquote(each) if each else None for each in (parts.username, parts.password)]
-    return Sentinels(
-        tuple((each.hostname or "", each.port or _SENTINEL_PORT) for each in hosts),
+    return Several(
+        tuple((each.hostname or "", each.port or port) for each in hosts),
         unquote(name),
         int(database or 0),
         credentials[0],
@@ -54,14 +71,12 @@ def problem(url: str) -> str:
     """What is wrong, in words; "" where nothing is."""
     scheme, separator, rest = url.partition("://")
     scheme = scheme.strip().lower()
-    if "cluster" in scheme:
-        return f"is of Cluster, which is not supported; name the primary itself: {_FORMS}"
-    if "sentinel" in scheme:
-        try:
-            taken = scheme in SENTINEL and sentinels(url) is not None
-        except ValueError:
-            taken = False
-        return "" if taken else f"is none of Sentinel; {_FORMS}; {_ESCAPE}"
+    for kind, taken in (("Sentinel", sentinels), ("Cluster", cluster)):
+        if kind.lower() in scheme:
+            with contextlib.suppress(ValueError):
+                if taken(url):
+                    return ""
+            return f"is none of {kind}; {_FORMS}; {_ESCAPE}"
     if not separator or scheme not in ("redis", "rediss", "unix"):
         return f"does not begin with redis://, rediss:// or unix://; {_FORMS}"
     if any(character.isspace() or not character.isprintable() for character in url):

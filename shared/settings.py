@@ -281,7 +281,7 @@ class RedisSettings(Table):
     url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="REDIS_URL in the environment wins over a recipe; rediss:// speaks TLS; "
-        "redis+sentinel://HOST,HOST/NAME asks Sentinels for the primary",
+        "redis+sentinel://HOST,HOST/NAME asks Sentinels for the primary, redis+cluster://HOST,HOST nodes of a Cluster",
     )
     username: str | None = Field(None, description="ACL user; default: that in the URL, or Redis' own")
     password_file: Path | None = Field(None, description="the user's password, read for every new connection")

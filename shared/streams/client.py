@@ -12,9 +12,11 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     ClusterDownError,
+    MovedError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -27,12 +29,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import PreconditionError, UnavailableError
 from shared.streams import metrics
+from shared.streams.cluster import Nodes
 from shared.streams.durability import Durable, LaggingError
 
 log = logging.getLogger(__name__)
 
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 1.0
 _FULL_WAIT_SECONDS = 0.5
+_MOST_MOVES = 4  # from one node of a Cluster to the next, without a wait for them to agree
 
 # Redis 6.2 wraps an error inside a script into one of the script, so that the class is lost and only words remain.
 _FULL = re.compile(r"\b(OOM|MISCONF)\b")
@@ -65,6 +69,7 @@ class Client(Redis):
     has_functions = True  # as far as is known; Redis 6.2 has none
     durable: Durable | None = None  # what is asked of a write before it is acknowledged
     sentinels: Sentinel | None = None  # whom it asks for the primary
+    nodes: Nodes | None = None  # of a Cluster: which of them it asks
     lost = 0  # commands whose answer did not come: what they did is known to the server alone
     _troubled: dict[_Trouble, float] | None = None  # since when; said once each
 
@@ -134,18 +139,23 @@ class Client(Redis):
 
     async def _persist(self, name: str, attempt: Callable[[], Awaitable[Any]], wait_for_memory: bool = True) -> Any:
         """What `attempt` gives, as soon as the server serves."""
-        began, tries = time.monotonic(), 0
+        began, tries, moves = time.monotonic(), 0, 0
         while True:
             try:
                 answer = await attempt()
             except (RedisError, OSError) as error:
+                if isinstance(error, MovedError) and self.nodes is not None and moves < _MOST_MOVES:
+                    self.nodes.moved(error)
+                    await self.connection_pool.disconnect(inuse_connections=False)  # they are to the node before
+                    moves += 1
+                    continue
                 trouble = _trouble(error)
                 if trouble is None:
                     raise _typed(error, name) from None
                 if trouble is _Trouble.FULL and not wait_for_memory:
                     raise OutOfMemoryError(str(error)) from None
                 await self._wait(trouble, error, tries, time.monotonic() - began)
-                tries += 1
+                tries, moves = tries + 1, 0
                 continue
             if tries:
                 self._well()
@@ -167,11 +177,17 @@ class Client(Redis):
         metrics.RETRIES.labels(trouble).inc()
         if trouble is _Trouble.LOST:
             self.lost += 1
+            if self.nodes is not None:
+                self.nodes.lost()
             # The other idle connections are as dead, and would cost a try each.
             await self.connection_pool.disconnect(inuse_connections=False)
         if trouble is _Trouble.LAGGING and seconds > self.outage_seconds:
             raise UnavailableError(
                 f"{error} for {seconds:.0f} s; check the server, its disk and its replicas"
+            ) from None
+        if isinstance(error, MovedError) and self.nodes is None:
+            raise PreconditionError(
+                "redis.url names one node of a Cluster; write redis+cluster://HOST:PORT,HOST:PORT with several"
             ) from None
         if trouble is not _Trouble.FULL and seconds > self.outage_seconds:
             raise UnavailableError(
@@ -209,7 +225,7 @@ def _trouble(error: Exception) -> _Trouble | None:
         return None
     if isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and _FULL.search(str(error))):
         return _Trouble.FULL
-    if isinstance(error, (ReadOnlyError, ClusterDownError, TryAgainError)):
+    if isinstance(error, (ReadOnlyError, AskError, ClusterDownError, TryAgainError)):
         return _Trouble.FAILOVER
     if isinstance(error, ResponseError) and _FAILOVER.search(str(error)):
         return _Trouble.FAILOVER

@@ -4,21 +4,24 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
+from pydantic import SecretStr
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 
 from shared.errors import InvalidInputError, NotFoundError, PreconditionError, RouterShiftError, UnavailableError
-from shared.redis_url import Sentinels, sentinels
+from shared.redis_url import TLS, Several, cluster, sentinels
 from shared.settings import RedisSettings
 from shared.streams.client import NO_DATABASE, Client
+from shared.streams.cluster import Address, NodeConnection, Nodes, TlsNodeConnection
 from shared.streams.durability import Durable
 from shared.streams.releases import Release, of_info
 
-__all__ = ["Client", "connect", "losses", "server_release", "together"]
+__all__ = ["Client", "at", "connect", "losses", "primaries", "server_release", "together"]
 
 _MOST_CONNECTIONS = 1024  # opened as they are needed: one for each command under way
 
@@ -73,6 +76,8 @@ def _client(settings: RedisSettings) -> Client:
     }
     if asked := sentinels(url):
         return _of_sentinels(asked, settings, options)
+    if asked := cluster(url):
+        return _of_cluster(asked, options)
     try:
         client: Client = Client.from_url(url, **options)  # type: ignore[assignment]  # it is typed as the base class
     except (ValueError, TypeError):
@@ -80,20 +85,36 @@ def _client(settings: RedisSettings) -> Client:
     return client
 
 
-def _of_sentinels(asked: Sentinels, settings: RedisSettings, options: dict[str, Any]) -> Client:
+def _of_sentinels(asked: Several, settings: RedisSettings, options: dict[str, Any]) -> Client:
     """A client of the primary that Sentinels name, whenever a connection is opened."""
     tls = {"ssl": True} if asked.tls else {}
-    own = {name: value for name, value in options.items() if name.startswith(("socket_", "ssl_"))}
+    own = {name: value for name, value in options.items() if name.startswith(("socket_", "ssl_", "retry"))}
     if settings.sentinel_password_file:
         own["credential_provider"] = _PasswordFile(settings.sentinel_username, settings.sentinel_password_file)
-    if asked.password and "credential_provider" not in options:
-        options |= {"username": asked.username, "password": asked.password}
+    options |= _of_url(asked, options)
     manager = Sentinel(  # type: ignore[no-untyped-call]  # it has no types
         asked.addresses, sentinel_kwargs=own | tls, db=asked.database, **options, **tls
     )
     client: Client = manager.master_for(asked.name, redis_class=Client)
     client.sentinels = manager
     return client
+
+
+def _of_cluster(asked: Several, options: dict[str, Any]) -> Client:
+    """A client of the node that has the run's keys."""
+    nodes = Nodes(asked.addresses)
+    kind = TlsNodeConnection if asked.tls else NodeConnection
+    pool = ConnectionPool(connection_class=kind, nodes=nodes, **options, **_of_url(asked, options))
+    client: Client = Client.from_pool(pool)  # type: ignore[assignment]  # it is typed as the base class
+    client.nodes = nodes
+    return client
+
+
+def _of_url(asked: Several, options: dict[str, Any]) -> dict[str, Any]:
+    """User and password of the URL, where no file has them."""
+    if asked.password and "credential_provider" not in options:
+        return {"username": asked.username, "password": asked.password}
+    return {}
 
 
 async def connect(settings: RedisSettings) -> Client:
@@ -169,6 +190,25 @@ async def together(
 async def server_release(redis: Redis) -> Release:
     """Which server it is; as text `Redis 7.0.15` or `Valkey 9.1.0`."""
     return of_info(await redis.info("server"))
+
+
+async def primaries(redis: Redis) -> list[Address]:
+    """Those of a Cluster; none of another Redis."""
+    if not isinstance(redis, Client) or redis.nodes is None:
+        return []
+    slots: Any = await redis.execute_command(b"CLUSTER", b"SLOTS")  # the one form that all releases know
+    named = redis.nodes.address[0]
+    return list(dict.fromkeys(((owner[0] or b"").decode() or named, int(owner[1])) for _, _, owner, *_ in slots))
+
+
+def at(settings: RedisSettings, node: Address) -> Client:
+    """A client of one node of a Cluster, with the same secrets. It has not heard from it."""
+    host, port = node
+    parts = urlsplit(settings.url.get_secret_value())
+    user = parts.netloc.rpartition("@")[:2]
+    scheme = "rediss+cluster" if parts.scheme in TLS else "redis+cluster"
+    host = f"[{host}]" if ":" in host else host
+    return _client(settings.model_copy(update={"url": SecretStr(f"{scheme}://{''.join(user)}{host}:{port}")}))
 
 
 def losses(redis: Redis) -> int:

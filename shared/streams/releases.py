@@ -1,7 +1,10 @@
 """Releases of Redis and Valkey, and which of them have the fixes that a server of our streams needs.
 
 CVE-2025-49844: an authenticated user runs code of its own by a Lua script (GHSA-4789-qfc9-5f9q); our streams need
-scripts. CVE-2024-31228: a pattern of an authenticated user ends the server.
+scripts. CVE-2026-23479: one runs code by a blocked read, of which our streams consist. CVE-2024-31228: a pattern ends the
+server. Valkey's releases of 2026-07-21 also have the fix of CVE-2026-56684, a use after free under TLS. What needs a
+right that no user of deploy/redis has, as RESTORE (CVE-2026-25243, CVE-2026-66373), is not counted. Looked up on
+2026-11-29, in release notes and what others say of them.
 """
 
 import re
@@ -11,10 +14,10 @@ from typing import Any
 
 Version = tuple[int, int, int]
 
-# The first release of each line that has both fixes. A line above all of these has them, and one between has none.
+# The first release of each line that has these fixes. A line above all of these has them, and one between has not.
 FIXED: Mapping[str, tuple[Version, ...]] = {
-    "Redis": ((6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)),
-    "Valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4), (9, 0, 0)),
+    "Redis": ((6, 2, 22), (7, 2, 14), (7, 4, 9), (8, 2, 6), (8, 4, 3), (8, 6, 3)),
+    "Valkey": ((7, 2, 14), (8, 0, 10), (8, 1, 9), (9, 0, 5), (9, 1, 1)),
 }
 _SAID = re.compile(r"^(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)")
 
@@ -31,7 +34,7 @@ class Release:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the release has both fixes. A distribution may have put them into an older one, unseen."""
+        """Whether the release has the fixes. A distribution may have put them into an older one, unseen."""
         fixed = FIXED[self.name]
         line = [first for first in fixed if first[:2] == self.version[:2]]
         return self.version >= line[0] if line else self.version > fixed[-1]
@@ -53,8 +56,8 @@ class Release:
             return None
         enough = ", ".join(".".join(map(str, version)) for version in FIXED[self.name])
         return (
-            f"{self} lacks the fixes of CVE-2025-49844 and CVE-2024-31228, by which its users run code or end it, "
-            f"unless your distribution put them in; {self.name} {enough} and above have them"
+            f"{self} lacks fixes of CVE-2025-49844, CVE-2026-23479 or CVE-2024-31228, by which its users run code or end "
+            f"it, unless your distribution put them in; {self.name} {enough} and above have them"
         )
 
 

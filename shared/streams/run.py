@@ -91,11 +91,11 @@ class Run:
             PreconditionError: this Redis would evict the run's data, or has less memory than its streams may need;
                 or the payload store is not what it was, or cannot be written to.
         """
-        await self._check_memory()
         if self.bulk:
             await self.bulk.open(self.payloads_referred_to)
         for stream in READERS:
             await self.consumer(stream).open()
+        await self._check_memory()  # of the node that has the run's keys, where there are several
 
     async def claim_format(self) -> None:
         """Says in which format this version goes on with the run; for the holder of a lease, before it reads or writes.

@@ -3,15 +3,15 @@
 import asyncio
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.cli.local.redis import find_server
@@ -22,6 +22,9 @@ from shared.streams.connection import connect
 from shared.streams.consumer import End, Entry
 from shared.streams.keys import Stream
 from shared.streams.run import Run
+from tests.support.certificates import Authority
+from tests.support.redis_nodes import start, until
+from tests.support.redis_server import server_with_tls
 from tests.support.runs import prompt
 from tests.support.torchrun import free_port
 
@@ -37,71 +40,80 @@ class Watched:
     sentinel: int  # its port
     secrets: Path  # a folder with the password of Redis, and the Sentinel's
     processes: dict[str, "subprocess.Popen[bytes]"]
+    tls: Mapping[str, object]  # what a client needs of it
 
     def settings(self, **changes: object) -> RedisSettings:
-        url = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{self.sentinel}/runs/0"  # the first is not there
+        scheme = "rediss+sentinel" if self.tls else "redis+sentinel"
+        url = f"{scheme}://127.0.0.1:{free_port()},127.0.0.1:{self.sentinel}/runs/0"  # the first is not there
         values: dict[str, object] = {"url": url, "durability": "replicas", "outage_seconds": 60.0}
         values |= {"password_file": self.secrets / REDIS, "sentinel_password_file": self.secrets / SENTINEL}
-        return RedisSettings.model_validate(values | changes)
+        return RedisSettings.model_validate(values | dict(self.tls) | changes)
 
 
 @asynccontextmanager
-async def watched(replicas: int) -> AsyncIterator[Watched]:
+async def watched(replicas: int, tls: bool = False) -> AsyncIterator[Watched]:
     primary, sentinel = free_port(), free_port()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        processes = {}
+        folder, processes = Path(name), {}
         for password in (REDIS, SENTINEL):
-            (Path(name) / password).write_text(f"{password}\n")
-
-        def start(role: str, port: int, *options: str) -> None:
-            folder = Path(name) / role
-            folder.mkdir()
-            (folder / "redis.conf").write_text("\n".join((f"port {port}", "bind 127.0.0.1", f"dir {folder}", *options)))
-            command: Sequence[str] = [find_server(), str(folder / "redis.conf")]
-            process = subprocess.Popen(
-                [*command, *(["--sentinel"] if role == "sentinel" else [])], stdout=subprocess.DEVNULL
-            )
-            stack.callback(process.wait, 10)
-            stack.callback(process.kill)
-            processes[role] = process
-
+            (folder / password).write_text(f"{password}\n")
+        binary, secured, shown = find_server(), Secured(), dict[str, object]()
+        if tls:
+            binary, authority = server_with_tls(), Authority.make(folder / "tls")
+            secured = Secured.by(authority)
+            certificate, key = authority.sign("client")
+            shown = {"authority": authority.certificate, "certificate": certificate, "key": key}
         durable = ("appendonly yes", "appendfsync always", 'save ""', "repl-diskless-sync-delay 0")
-        locked = (f"requirepass {REDIS}", f"masterauth {REDIS}")
-        start("primary", primary, *durable, *locked)
+        locked = (f"requirepass {REDIS}", f"masterauth {REDIS}", *secured.lines)
+        processes["primary"] = start(stack, folder / "primary", binary, *secured.port(primary), *durable, *locked)
         for i in range(replicas):
             port = free_port()
-            start(f"replica-{i}", port, *durable, *locked, f"replicaof 127.0.0.1 {primary}")
-            async with Redis(port=port, password=REDIS) as client, asyncio.timeout(20):
-                while (await _link(client)) != "up":  # noqa: ASYNC110  # Redis has no event
-                    await asyncio.sleep(0.05)
+            lines = (*secured.port(port), *durable, *locked, f"replicaof 127.0.0.1 {primary}")
+            processes[f"replica-{i}"] = start(stack, folder / f"replica-{i}", binary, *lines)
+            async with Redis(port=port, password=REDIS, **secured.client) as client:
+                await until(partial(_follows, client))
         options = ("down-after-milliseconds runs 500", "failover-timeout runs 5000", f"auth-pass runs {REDIS}")
-        start(
-            "sentinel",
-            sentinel,
+        lines = (
+            *secured.port(sentinel),
+            *secured.lines,
             f"sentinel monitor runs 127.0.0.1 {primary} 1",
             *(f"sentinel {each}" for each in options),
             f"requirepass {SENTINEL}",
         )
-        async with Redis(port=sentinel, password=SENTINEL) as client, asyncio.timeout(20):
-            while await _known_replicas(client) < replicas:  # noqa: ASYNC110  # Redis has no event
-                await asyncio.sleep(0.05)
-        yield Watched(sentinel, Path(name), processes)
+        processes["sentinel"] = start(stack, folder / "sentinel", binary, *lines, sentinel=True)
+        async with Redis(port=sentinel, password=SENTINEL, **secured.client) as client:
+            await until(partial(_knows, client, replicas))
+        yield Watched(sentinel, folder, processes, shown)
 
 
-async def _link(client: Redis) -> str:
-    try:
-        return str((await client.info("replication")).get("master_link_status"))
-    except RedisError:
-        return "none"
+@dataclass(frozen=True)
+class Secured:
+    """How servers and a client of a test speak, by default in clear text."""
+
+    lines: Sequence[str] = ()  # of redis.conf
+    client: Mapping[str, Any] = field(default_factory=dict)  # options of redis-py
+
+    @classmethod
+    def by(cls, authority: Authority) -> "Secured":
+        """Over TLS alone, each side with a certificate of this authority."""
+        certificate, key = authority.sign("server")
+        files = {"tls-cert-file": certificate, "tls-key-file": key, "tls-ca-cert-file": authority.certificate}
+        lines = (*(f"{name} {file}" for name, file in files.items()), "tls-auth-clients yes", "tls-replication yes")
+        shown = {"ssl_ca_certs": str(authority.certificate), "ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+        return cls(lines, {"ssl": True, **shown})
+
+    def port(self, port: int) -> Sequence[str]:
+        """The lines with which a server listens there."""
+        return ("port 0", f"tls-port {port}") if self.client else (f"port {port}",)
 
 
-async def _known_replicas(client: Redis) -> int:
-    try:
-        masters: Any = await client.sentinel_masters()
-        (state,) = masters.values()
-    except (RedisError, ValueError):
-        return 0
-    return int(state["num-slaves"])
+async def _follows(client: Redis) -> bool:
+    return bool((await client.info("replication")).get("master_link_status") == "up")
+
+
+async def _knows(client: Redis, replicas: int) -> bool:
+    masters: Any = await client.sentinel_masters()
+    return any(int(state["num-slaves"]) >= replicas for state in masters.values())
 
 
 async def test_a_primary_that_dies_takes_nothing_with_it_that_was_acknowledged() -> None:
@@ -160,3 +172,16 @@ async def test_a_replica_that_lags_is_waited_for() -> None:
             replica.send_signal(18)  # SIGCONT
         assert await asyncio.wait_for(waiting, 20) in ("ok", "done")
         await redis.aclose()
+
+
+async def test_sentinels_and_redis_speak_tls_alone_and_ask_for_certificates() -> None:
+    async with watched(replicas=1, tls=True) as servers:
+        redis = await connect(servers.settings(durability="none"))  # no replica is left that could confirm
+        run = Run(redis, "locked", SETTINGS)
+        await run.open()
+        assert await run.admit(0, prompt(0), 10) == "ok"
+        servers.processes["primary"].kill()
+        assert await run.admit(1, prompt(1), 10) in ("ok", "done")
+        await redis.aclose()
+        with pytest.raises(UnavailableError, match="no Redis answers there"):
+            await connect(servers.settings(certificate=None, key=None, connect_seconds=2.0))

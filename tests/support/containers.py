@@ -46,7 +46,7 @@ _LOCKS = {
 }  # the builder makes every stage above a target too
 
 _STAND_INS: dict[str, tuple[dict[str, str], str]] = {
-    "redis:7.2.11-bookworm": (
+    "redis:7.2.15-bookworm": (
         {},
         "RUN apt-get update -qq && apt-get install -qq --no-install-recommends redis-server && "
         "rm -rf /var/lib/apt/lists/* && install -d -o 999 -g 999 /data\n"

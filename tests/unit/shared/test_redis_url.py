@@ -28,7 +28,10 @@ WRONG = {
     "redis+sentinel://h:1/runs/secret": "NAME",
     "redis+sentinel://h:1/runs?secret=1": "NAME",
     "sentinel://secret@h:1/mymaster": "Sentinel",
-    "redis+cluster://:secret@h:1": "Cluster",
+    "redis+cluster://:secret@h:1/3": "Cluster",
+    "redis+cluster://h:secret": "Cluster",
+    "redis+cluster://h?secret=1": "Cluster",
+    "cluster://secret@h:1": "Cluster",
     "http://:secret@h": "redis://",
     "h:6379": "redis://",
     "secret": "redis://",
@@ -47,6 +50,8 @@ RIGHT = [
     "unix:///run/redis.sock?db=0",
     "redis+sentinel://h:26379,i,[::1]:7/runs",
     "rediss+sentinel://u:p%23w@h/runs/2",
+    "redis+cluster://h,i:7,[::1]:8",
+    "rediss+cluster://u:p%23w@h:1/0",
     "unix://user:pw@/run/redis.sock",
 ]
 

@@ -15,7 +15,7 @@ from shared.settings import RedisSettings
 from shared.streams.releases import Release
 from tests.support.redis_server import Server, binaries
 
-FIXED, OLD = "Redis server v=7.2.11 sha=0", "Redis server v=7.0.15 sha=0"
+FIXED, OLD = "Redis server v=7.2.14 sha=0", "Redis server v=7.0.15 sha=0"
 
 
 def program(folder: Path, name: str, says: str) -> str:

@@ -163,7 +163,5 @@ def test_a_checkpoint_of_a_later_version_is_refused_and_one_without_a_format_is_
     save(tmp_path, Ranks.open(), parameters, optimizer, {}, META)
     assert state.load(tmp_path, Ranks.open(), parameters, optimizer, {}) == META  # which says none
     (tmp_path / STATE).write_text(json.dumps({**META, "format": FORMAT + 1}))
-    with pytest.raises(
-        InvalidInputError, match=r"has format 2, and this version reads up to 1: a later one"
-    ):
+    with pytest.raises(InvalidInputError, match=r"has format 2, and this version reads up to 1: a later one"):
         state.about(tmp_path)
