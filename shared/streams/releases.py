@@ -1,10 +1,10 @@
 """Releases of Redis and Valkey, and which of them have the fixes that a server of our streams needs.
 
 CVE-2025-49844: an authenticated user runs code of its own by a Lua script (GHSA-4789-qfc9-5f9q); our streams need
-scripts. CVE-2026-23479: one runs code by a blocked read, of which our streams consist. CVE-2024-31228: a pattern ends the
-server. Valkey's releases of 2026-07-21 also have the fix of CVE-2026-56684, a use after free under TLS. What needs a
-right that no user of deploy/redis has, as RESTORE (CVE-2026-25243, CVE-2026-66373), is not counted. Looked up on
-2026-11-29, in release notes and what others say of them.
+scripts. CVE-2026-23479: one runs code by a blocked read, of which our streams consist. CVE-2024-31228: a pattern ends
+the server. Valkey's releases of 2026-07-21 also have the fix of CVE-2026-56684, a use after free under TLS. What needs
+a right that no user of a service has, as RESTORE (CVE-2026-25243, CVE-2026-66373), is not counted. Looked up on
+2026-11-29, in what is said of the releases in public repositories.
 """
 
 import re
@@ -56,8 +56,8 @@ class Release:
             return None
         enough = ", ".join(".".join(map(str, version)) for version in FIXED[self.name])
         return (
-            f"{self} lacks fixes of CVE-2025-49844, CVE-2026-23479 or CVE-2024-31228, by which its users run code or end "
-            f"it, unless your distribution put them in; {self.name} {enough} and above have them"
+            f"{self} lacks fixes of CVE-2025-49844, CVE-2026-23479 or CVE-2024-31228, by which its users run code or "
+            f"end it, unless your distribution put them in; {self.name} {enough} and above have them"
         )
 
 
