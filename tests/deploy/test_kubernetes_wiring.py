@@ -91,8 +91,8 @@ def test_what_pods_refer_to_is_there_or_in_the_readme(stack: Stack) -> None:
             elif "secret" in volume:
                 name = volume["secret"]["secretName"]
                 assert name in issued or f"`{name}`" in readme, (pods.owner, name)
-        before = pods.first.mounts.values() if pods.first else ()
-        mounted = {each["mount"]["name"] for each in (*pods.mounts.values(), *before)}
+        own = (each for each in (pods.first, pods, pods.beside) if each)
+        mounted = {each["mount"]["name"] for container in own for each in container.mounts.values()}
         assert mounted >= {volume["name"] for volume in pods.spec["volumes"]}, pods.owner
     for pods in stack.containers():
         # Whole folders: a file that is mounted by its subPath is never renewed.
@@ -128,13 +128,13 @@ def test_only_the_learner_and_the_curriculum_write_the_run(stack: Stack, setting
     assert {name: claim["spec"]["accessModes"] for name, claim in claims} == dict.fromkeys(named, modes)
 
 
-def test_the_functions_of_redis_are_brought_before_a_run_by_their_own_user_alone(stack: Stack) -> None:
+def test_the_functions_of_redis_are_brought_whenever_they_are_gone_by_their_own_user_alone(stack: Stack) -> None:
     curriculum = stack.services_pods()["curriculum"]
-    first = curriculum.first
-    assert first is not None
-    assert first.container["args"] == ["functions"]
-    assert first.container["image"] == curriculum.container["image"]
-    settings = redis_of(first.environment)
+    beside = curriculum.beside
+    assert beside is not None
+    assert beside.container["args"] == ["functions", "--keep"]
+    assert beside.container["image"] == curriculum.container["image"]
+    settings = redis_of(beside.environment)
     assert settings.username == "functions"
     tls = settings.url.get_secret_value().startswith("rediss")
     assert tls == (settings.certificate is not None) == bool(stack.of_kind("Certificate"))
@@ -144,7 +144,7 @@ def test_the_functions_of_redis_are_brought_before_a_run_by_their_own_user_alone
         for each in pods.mounts.values()
         if each.get("secret", {}).get("secretName") == "redis-functions"
     }
-    assert holders == {first.owner}
+    assert holders == {beside.owner}
 
 
 def test_with_tls_every_server_asks_for_certificates(stack: Stack, settings: dict[str, Recipe]) -> None:

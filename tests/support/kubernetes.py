@@ -75,8 +75,8 @@ class Pods:
 
     @property
     def container(self) -> Mapping[str, Any]:
-        (only,) = self.spec["containers"]
-        return dict(only)
+        """The one that the pods are for."""
+        return dict(self.spec["containers"][0])
 
     @property
     def first(self) -> "Pods | None":
@@ -84,6 +84,13 @@ class Pods:
         if not (before := self.spec.get("initContainers")):
             return None
         return replace(self, owner=f"{self.owner}/init", spec={**self.spec, "containers": before})
+
+    @property
+    def beside(self) -> "Pods | None":
+        """What runs beside, as if it were alone; None where nothing does."""
+        if not (others := self.spec["containers"][1:]):
+            return None
+        return replace(self, owner=f"{self.owner}/beside", spec={**self.spec, "containers": others})
 
     @property
     def environment(self) -> dict[str, str]:
@@ -132,9 +139,9 @@ class Stack:
                 yield _pods(owner, 1, each)
 
     def containers(self) -> Iterator[Pods]:
-        """The pods, and what runs in some of them before, each with one container."""
+        """The pods, and what runs in some of them before and beside, each with one container."""
         for pods in self.pods():
-            yield from (each for each in (pods.first, pods) if each)
+            yield from (each for each in (pods.first, pods, pods.beside) if each)
 
     def services_pods(self) -> dict[str, Pods]:
         """The pods that serve, of each of our services: of a learner over several nodes only those of rank 0."""

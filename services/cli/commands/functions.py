@@ -3,8 +3,10 @@
 import argparse
 import asyncio
 import os
+import sys
 
-from shared.errors import PreconditionError
+from services.cli.signals import interruptible
+from shared.errors import PreconditionError, UnavailableError
 from shared.process.exits import EXIT_OK
 from shared.recipes import redis_of
 from shared.settings import RedisSettings
@@ -13,18 +15,40 @@ from shared.streams.functions import library, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--print", action="store_true", help="only print them, as `redis-cli -x FUNCTION LOAD` takes them"
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--keep", action="store_true", help="stay, and load them again where Redis has lost them with its data"
     )
+    how.add_argument("--print", action="store_true", help="only print them, as `redis-cli -x FUNCTION LOAD` takes them")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.print:
         print(library().text, end="")
         return EXIT_OK
+    if arguments.keep:
+        return interruptible(keep(redis_of(os.environ)))
     loaded = asyncio.run(functions(redis_of(os.environ)))
     print(f"{library().name}: {'loaded' if loaded else 'was there'}")
     return EXIT_OK
+
+
+async def keep(settings: RedisSettings, seconds: float = 10.0) -> None:
+    """Loads the library whenever it is not there, without end.
+
+    Args:
+        seconds: between looks. A Redis that does not answer is asked again then.
+
+    Raises:
+        PreconditionError: as `functions`.
+    """
+    while True:
+        try:
+            if await functions(settings):
+                print(f"{library().name}: loaded", flush=True)
+        except UnavailableError as error:
+            print(error, file=sys.stderr, flush=True)
+        await asyncio.sleep(seconds)
 
 
 async def functions(settings: RedisSettings) -> bool:

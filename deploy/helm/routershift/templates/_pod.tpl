@@ -35,32 +35,7 @@ tolerations:
 {{- end }}
 {{- include "routershift.placement" . }}
 {{- $functions := and (eq $service "curriculum") $.Values.redis.users }}
-{{- if $functions }}
-# Gives Redis the functions of this version, which users of services may not load. Services wait for them.
-initContainers:
-  - name: functions
-    image: {{ include "routershift.image" (list $ "curriculum") }}
-    imagePullPolicy: IfNotPresent
-    args: [functions]
-    env:
-      - {name: ROUTERSHIFT_REDIS__USERNAME, value: functions}
-      - {name: ROUTERSHIFT_REDIS__PASSWORD_FILE, value: /etc/routershift-functions/password}
-      - {name: ROUTERSHIFT_REDIS__CONNECT_SECONDS, value: "60"}
-      {{- range $name, $value := include "routershift.redis-files" $ | fromYaml }}
-      - {name: ROUTERSHIFT_REDIS__{{ $name }}, value: {{ $value }}}
-      {{- end }}
-      {{- include "routershift.redis-url" $ | nindent 6 }}
-    {{- include "routershift.small" $ | nindent 4 }}
-    volumeMounts:
-      - {name: functions-password, mountPath: /etc/routershift-functions, readOnly: true}
-      - {name: tmp, mountPath: /tmp}
-      {{- if $.Values.tls.enabled }}
-      - {name: tls, mountPath: /etc/routershift-tls, readOnly: true}
-      {{- end }}
-      {{- if $.Values.redis.authority.secret }}
-      - {name: redis-authority, mountPath: /etc/routershift-redis-authority, readOnly: true}
-      {{- end }}
-{{- else if and $facts.models $.Values.model.download.enabled }}
+{{- if and $facts.models $.Values.model.download.enabled }}
 # Without a way out itself, it waits for the Job that has one.
 initContainers:
   - name: model
@@ -137,6 +112,31 @@ containers:
       - {name: {{ $name }}, mountPath: {{ $mounted.path }}, readOnly: true}
       {{- end }}
       {{- end }}
+{{- if $functions }}
+  # Gives Redis the functions of this version, which users of services may not load, and gives them again to one that has
+  # lost its data. Services wait for them.
+  - name: functions
+    image: {{ include "routershift.image" (list $ "curriculum") }}
+    imagePullPolicy: IfNotPresent
+    args: [functions, --keep]
+    env:
+      - {name: ROUTERSHIFT_REDIS__USERNAME, value: functions}
+      - {name: ROUTERSHIFT_REDIS__PASSWORD_FILE, value: /etc/routershift-functions/password}
+      {{- range $name, $value := include "routershift.redis-files" $ | fromYaml }}
+      - {name: ROUTERSHIFT_REDIS__{{ $name }}, value: {{ $value }}}
+      {{- end }}
+      {{- include "routershift.redis-url" $ | nindent 6 }}
+    {{- include "routershift.small" $ | nindent 4 }}
+    volumeMounts:
+      - {name: functions-password, mountPath: /etc/routershift-functions, readOnly: true}
+      - {name: tmp, mountPath: /tmp}
+      {{- if $.Values.tls.enabled }}
+      - {name: tls, mountPath: /etc/routershift-tls, readOnly: true}
+      {{- end }}
+      {{- if $.Values.redis.authority.secret }}
+      - {name: redis-authority, mountPath: /etc/routershift-redis-authority, readOnly: true}
+      {{- end }}
+{{- end }}
 volumes:
   - name: recipe
     configMap: {name: {{ include "routershift.recipe" $ }}}
