@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from routershift.v1 import trajectory_pb2 as pb
@@ -153,17 +154,23 @@ async def test_a_primary_that_dies_takes_nothing_with_it_that_was_acknowledged()
         await redis.aclose()
 
 
+def lagging() -> float:
+    """How often a write was not confirmed, as the metric counts it."""
+    return REGISTRY.get_sample_value("routershift_redis_retries_total", {"reason": "lagging"}) or 0.0
+
+
 async def test_a_replica_that_lags_is_waited_for() -> None:
     async with watched(replicas=1) as servers:
         redis = await connect(servers.settings(outage_seconds=3.0, timeout_seconds=2.0))
         run = Run(redis, "lagging", SETTINGS)
         await run.open()
         assert await run.admit(0, prompt(0), 10) == "ok"
-        replica = servers.processes["replica-0"]
+        replica, before = servers.processes["replica-0"], lagging()
         replica.send_signal(19)  # SIGSTOP
         try:
             with pytest.raises(UnavailableError, match="0 of 1 replicas of Redis have what it did"):
                 await run.admit(1, prompt(1), 10)
+            assert lagging() > before
             redis.outage_seconds = 60.0
             waiting = asyncio.create_task(run.admit(2, prompt(2), 10))
             await asyncio.sleep(0.5)

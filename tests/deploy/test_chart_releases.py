@@ -26,9 +26,11 @@ def test_a_redis_of_ones_own_is_known_by_a_secret_alone() -> None:
         assert environment["REDIS_URL"]["valueFrom"] == {"secretKeyRef": {"name": "streams", "key": "url"}}
         assert environment["ROUTERSHIFT_REDIS__AUTHORITY"]["value"] == "/etc/routershift-redis-authority/ca.crt"
         assert pods.mounts["/etc/routershift-redis-authority"]["secret"]["secretName"] == "streams-ca"
+        password = environment["ROUTERSHIFT_REDIS__SENTINEL_PASSWORD_FILE"]["value"]
+        assert pods.mounts[str(Path(password).parent)]["secret"]["secretName"] == "streams-sentinel"
         assert "ROUTERSHIFT_REDIS__USERNAME" not in environment
         rules = stack.of_kind("NetworkPolicy")[name]["spec"]["egress"]
-        assert {"to": EXTERNAL["redis"]["to"], "ports": [{"port": 6379}]} in rules
+        assert {"to": EXTERNAL["redis"]["to"], "ports": [{"port": 6379}, {"port": 26379}]} in rules
 
 
 def test_two_releases_in_a_namespace_share_nothing() -> None:

@@ -64,6 +64,7 @@ EXTERNAL = {
         "users": False,
         "url": {"secret": "streams"},
         "authority": {"secret": "streams-ca"},
+        "sentinel": {"secret": "streams-sentinel", "port": 26379},
         "to": [{"ipBlock": {"cidr": "10.0.0.7/32"}}],
     }
 }

@@ -72,7 +72,7 @@
   {{- end }}
 {{- end }}
 
-{{/* Files for TLS to Redis, by their settings. */}}
+{{/* Files for TLS to Redis and for its Sentinels, by their settings. */}}
 {{- define "routershift.redis-files" -}}
 {{- if and .Values.tls.enabled .Values.redis.enabled }}
 AUTHORITY: /etc/routershift-tls/ca.crt
@@ -81,5 +81,8 @@ KEY: /etc/routershift-tls/tls.key
 {{- end }}
 {{- if .Values.redis.authority.secret }}
 AUTHORITY: /etc/routershift-redis-authority/{{ .Values.redis.authority.key }}
+{{- end }}
+{{- if .Values.redis.sentinel.secret }}
+SENTINEL_PASSWORD_FILE: /etc/routershift-redis-sentinel/{{ .Values.redis.sentinel.key }}
 {{- end }}
 {{- end }}

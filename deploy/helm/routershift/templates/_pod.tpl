@@ -136,6 +136,9 @@ containers:
       {{- if $.Values.redis.authority.secret }}
       - {name: redis-authority, mountPath: /etc/routershift-redis-authority, readOnly: true}
       {{- end }}
+      {{- if $.Values.redis.sentinel.secret }}
+      - {name: redis-sentinel, mountPath: /etc/routershift-redis-sentinel, readOnly: true}
+      {{- end }}
 {{- end }}
 volumes:
   - name: recipe
@@ -182,6 +185,9 @@ redis-password: {path: /etc/routershift-redis, secret: {{ $release }}-redis-{{ $
 {{- end }}
 {{- with $.Values.redis.authority.secret }}
 redis-authority: {path: /etc/routershift-redis-authority, secret: {{ . }}}
+{{- end }}
+{{- with $.Values.redis.sentinel.secret }}
+redis-sentinel: {path: /etc/routershift-redis-sentinel, secret: {{ . }}}
 {{- end }}
 {{- if $.Values.tls.enabled }}
 tls: {path: /etc/routershift-tls, secret: {{ $release }}-tls-{{ $service }}}
