@@ -196,7 +196,7 @@ async def primaries(redis: Redis) -> list[Address]:
     """Those of a Cluster; none of another Redis."""
     if not isinstance(redis, Client) or redis.nodes is None:
         return []
-    slots: Any = await redis.execute_command(b"CLUSTER", b"SLOTS")  # the one form that all releases know
+    slots: Any = await redis.execute_command("CLUSTER", "SLOTS")  # the one form that all releases know
     named = redis.nodes.address[0]
     return list(dict.fromkeys(((owner[0] or b"").decode() or named, int(owner[1])) for _, _, owner, *_ in slots))
 

@@ -97,8 +97,8 @@ async def join(nodes: Sequence[Redis], ports: Sequence[int], buses: Sequence[int
 
 
 async def command(node: Redis, name: str, *arguments: Any) -> Any:
-    """The plain answer of a command of CLUSTER, of which redis-py makes objects where it knows the name."""
-    answer: Any = await node.execute_command(b"CLUSTER", name, *arguments)  # type: ignore[no-untyped-call]
+    """The answer of a command of CLUSTER as it comes."""
+    answer: Any = await node.execute_command("CLUSTER", name, *arguments)  # type: ignore[no-untyped-call]
     return answer
 
 
