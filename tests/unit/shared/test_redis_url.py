@@ -99,5 +99,11 @@ def test_every_command_says_it_in_one_line(
 
 def test_a_url_of_sentinel_names_all_of_them() -> None:
     found = redis_url.sentinels("rediss+sentinel://u:p%23w@h:1,i/runs/2")
-    assert found == redis_url.Sentinels((("h", 1), ("i", 26379)), "runs", 2, "u", "p#w", tls=True)
+    assert found == redis_url.Several((("h", 1), ("i", 26379)), "runs", 2, "u", "p#w", tls=True)
     assert redis_url.sentinels("redis://h/0") is None
+
+
+def test_a_url_of_cluster_names_some_of_its_nodes() -> None:
+    assert redis_url.sentinels("redis+cluster://h") is None
+    found = redis_url.cluster("redis+cluster://u:p%23w@h:1,[::1]")
+    assert found == redis_url.Several((("h", 1), ("::1", 6379)), "", 0, "u", "p#w", tls=False)
