@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from services.learner.checkpointing.checkpoint import step_of
 from shared.tracking import records
 from tests.support.command import Start
 from tests.support.recording import RUN, check_out, commit_of, recordings, unpack
@@ -26,7 +27,7 @@ def audited(start: Start) -> dict[str, Any]:
 
 def go_on(start: Start, run: Path, environment: dict[str, str] | None = None) -> None:
     """Goes on for some steps to the end of the run."""
-    before = max(step for step, _ in trained(run))
+    before = max(step_of(path) for path in (run / "checkpoints").glob("step-*"))
     last = before + MORE
     flags = [part for setting in (*PORTS, f"run.steps={last}") for part in ("--set", setting)]
     code, out, err = start("run", "recipe.toml", *flags, environment=environment).finish(timeout=240)

@@ -43,7 +43,7 @@ def test_a_server_on_path_that_has_its_fixes_comes_first(path: Path) -> None:
 
 def test_an_old_one_gives_way_to_one_that_is_fixed(path: Path) -> None:
     program(path, "redis-server", OLD)
-    newer = program(path, "valkey-server", "Valkey server v=8.1.4 sha=0")
+    newer = program(path, "valkey-server", "Valkey server v=8.1.9 sha=0")
     assert find_server() == newer
 
 
