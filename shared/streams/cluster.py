@@ -34,7 +34,7 @@ class NodeConnection(Connection):
     """A connection to the node that is asked when it is opened."""
 
     def __init__(self, nodes: Nodes, **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]  # it has no types
+        super().__init__(**options)
         self._nodes = nodes
 
     async def _connect(self) -> None:

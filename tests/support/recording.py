@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
@@ -28,7 +29,7 @@ RUN = "recorded"
 _STEPS = 4  # at least, before it is killed
 _SECONDS = 300.0
 _KEPT = ("redis", "checkpoints", "weights", "settings")  # folders of the run; logs are not read again
-_SMALL = {
+_SMALL: dict[str, Any] = {
     "hidden_size": 16,
     "head_dim": 8,
     "num_attention_heads": 2,
@@ -158,7 +159,7 @@ def _has_work(pid: int, run: Path) -> bool:
         return False
     with Redis(unix_socket_path=processes.redis_socket(pid)) as client:
         lengths = [client.xlen(f"{{{RUN}}}:{stream}") for stream in ("prompts", "rollouts", "scored")]
-    return lengths[0] + lengths[1] > 0 and lengths[2] > 0
+    return bool(lengths[0] + lengths[1] and lengths[2])
 
 
 if __name__ == "__main__":
