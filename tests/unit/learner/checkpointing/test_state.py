@@ -159,7 +159,7 @@ def test_state_of_another_model_or_of_other_settings_is_refused_and_nothing_chan
 
 def test_a_checkpoint_of_a_later_version_is_refused_and_one_without_a_format_is_read(tmp_path: Path) -> None:
     parameters = {"weight": nn.Parameter(torch.ones(3))}
-    optimizer = torch.optim.AdamW(parameters.values())
+    optimizer = AdamW(parameters.values(), OptimizerSettings())
     save(tmp_path, Ranks.open(), parameters, optimizer, {}, META)
     assert state.load(tmp_path, Ranks.open(), parameters, optimizer, {}) == META  # which says none
     (tmp_path / STATE).write_text(json.dumps({**META, "format": FORMAT + 1}))
