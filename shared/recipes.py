@@ -178,7 +178,7 @@ def _choose_router_scores(data: dict[str, Any]) -> None:
     generation = data.get("generation", {})
     if not isinstance(generation, dict) or "router_scores" in generation:
         return
-    for name, value in NEEDS_EXACT_SCORES.items():
+    for name, value in NEEDS_EXACT_SCORES:
         chosen: Any = data.get("learner")
         for part in name.split("."):
             chosen = chosen.get(part) if isinstance(chosen, dict) else None

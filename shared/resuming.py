@@ -116,8 +116,8 @@ _KNOBS: Mapping[str, str] = {
     "learner.collapse": "window fraction pause",
     "generation": (
         f"{_SERVER} engine engine_settings max_model_len max_num_seqs max_waiting device threads router_export "
-        "router_scores update_policy max_tokens kv_cache_high_water attempts early_scores early_seconds reward_address "
-        "weights_wait_seconds weights_poll_seconds stall_seconds"
+        "router_scores router_layers update_policy max_tokens kv_cache_high_water attempts early_scores early_seconds "
+        "reward_address weights_wait_seconds weights_poll_seconds stall_seconds"
     ),
     "generation.vllm": (
         "dtype quantization kv_cache_bytes gpu_memory_utilization max_num_batched_tokens enable_prefix_caching "

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routershift.errors import CorruptDataError, InvalidInputError
-from routershift.routing import score_code
+from routershift.routing import layer_subset, score_code
 from routershift.routing.layout import RouterLayout
 from routershift.routing.score_code import MISSING_LOG_SCORE
 
@@ -56,6 +56,8 @@ class RouterTrace:
     expert_ids: NDArray[Any]  # [T, L, K] uint8 up to 256 experts, else uint16
     log_scores: NDArray[Any] | None  # [T, L, K] float16, or uint8 codes; None: only ids were exported
     logits: NDArray[np.float16] | None = None  # [T, L, E], before any correction bias; only in a full export
+    # [T, M]: places of the layers that each token has, in `layout.layer_ids`; then M stands for L above. None: all.
+    layers: NDArray[np.uint8] | None = None
 
     @property
     def scores(self) -> NDArray[np.float16]:
@@ -75,9 +77,27 @@ class RouterTrace:
             return self
         return replace(self, log_scores=score_code.encode(self.log_scores))
 
+    def thinned(self, layers: int, seed: int) -> "RouterTrace":
+        """The same with `layers` layers on each token, one of each stratum; itself where it has no more.
+
+        See `routershift.routing.layer_subset`. The same seed draws the same layers.
+        """
+        tokens, recorded = self.expert_ids.shape[:2]
+        if layers >= recorded:
+            return self
+        places = layer_subset.draw(tokens, recorded, layers, seed)
+        at = places[..., None].astype(np.int64)
+        return replace(
+            self,
+            expert_ids=np.take_along_axis(self.expert_ids, at, axis=1),
+            log_scores=None if self.log_scores is None else np.take_along_axis(self.log_scores, at, axis=1),
+            logits=None if self.logits is None else np.take_along_axis(self.logits, at, axis=1),
+            layers=places,
+        )
+
     @property
     def missing(self) -> NDArray[np.bool_]:
-        """[T, L]: True where no route was recorded."""
+        """[T, L]: True where no route was recorded, of those that should be."""
         if self.log_scores is None or score_code.are_log_probabilities(self.log_scores):
             return np.zeros(self.expert_ids.shape[:2], dtype=np.bool_)
         unknown = score_code.MISSING if self.is_coded else MISSING_LOG_SCORE
@@ -87,7 +107,8 @@ class RouterTrace:
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        return sum(array.nbytes for array in (self.expert_ids, self.log_scores, self.logits) if array is not None)
+        arrays = self.expert_ids, self.log_scores, self.logits, self.layers
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 @dataclass(frozen=True, slots=True)

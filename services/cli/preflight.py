@@ -20,6 +20,7 @@ from services.curriculum.data.usable import Room, check_responses
 from services.environments.registry import make_environments
 from services.generation.engines.torch import limits as torch
 from services.generation.engines.vllm import limits as vllm
+from services.generation.routes import check_layers
 from services.planner.model import read
 from services.reward.verifiers.registry import AnyVerifier
 from shared import sizes
@@ -132,6 +133,12 @@ def _routers(recipe: Recipe) -> str:
         raise InvalidInputError(
             f"generation.router_scores is {str(recipe.generation.router_scores)!r}; learner.{needing} needs float16: "
             "leave it out, or set that"
+        )
+    check_layers(recipe.generation, layout_of_folder(recipe.run.require_model()))
+    needing, layers = recipe.learner.needs_all_layers, recipe.generation.router_layers
+    if recipe.learner.uses_traces and needing and layers is not None:
+        raise InvalidInputError(
+            f"generation.router_layers is {layers}; learner.{needing} needs the routes of all layers: leave it out"
         )
     return f"{recipe.learner.algorithm}, router export {export}"
 
@@ -264,6 +271,7 @@ def _streams(recipe: Recipe) -> str:
         layout,
         chosen.router_export,
         chosen.router_scores,
+        chosen.router_layers,
         without_arrays=recipe.payloads.store != "stream",
     )
     check_step_fits(recipe.run, recipe.rollout, recipe.streams, trajectory)

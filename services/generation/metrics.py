@@ -78,7 +78,9 @@ def count_router_bytes(completions: Iterable[pb.Completion]) -> None:
     """As they travel: scores may have an 8-bit code there."""
     for completion in completions:
         trace = completion.router_trace
-        ROUTER_BYTES.inc(sum(len(tensor.data) for tensor in (trace.expert_ids, trace.log_scores, trace.logits)))
+        ROUTER_BYTES.inc(
+            sum(len(tensor.data) for tensor in (trace.expert_ids, trace.log_scores, trace.logits, trace.layers))
+        )
 
 
 class Latency:

@@ -13,6 +13,7 @@ from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation.engines.registry import make_engine
 from services.generation.requests.validation import Requests
+from services.generation.routes import check_layers
 from services.generation.server import GenerationServicer
 from services.generation.settings import Settings
 from services.generation.watch import EngineWatch
@@ -58,6 +59,7 @@ class GenerationService(Service):
         await engine.start()
         GPUS.set(engine.info.gpus)
         chosen = settings.generation
+        check_layers(chosen, engine.info.router_layout)
         longest = partial(
             trajectory_bytes,
             settings.run,
@@ -65,6 +67,7 @@ class GenerationService(Service):
             engine.info.router_layout,
             chosen.router_export,
             chosen.router_scores,
+            chosen.router_layers,
         )
         on_stream = longest(without_arrays=run.bulk is not None)
         check_step_fits(settings.run, settings.rollout, settings.streams, on_stream)

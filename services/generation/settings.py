@@ -29,6 +29,11 @@ class GenerationSettings(ServerSettings):
         description="how exported scores travel; default: uint8, but float16 for a learner with "
         "router_shift.layer_aggregation product, router_shift.mismatch_baseline subtract or routing_replay r3_weights",
     )
+    router_layers: int | None = Field(
+        None,
+        ge=1,
+        description="layers whose routes each token has, one drawn of each stratum of layers; default: all",
+    )
     update_policy: UpdatePolicy = Field(
         UpdatePolicy.KEEP, description="running requests when new weights come; keep_cache: of the torch engine alone"
     )
@@ -61,6 +66,15 @@ class GenerationSettings(ServerSettings):
             raise ValueError(
                 "update_policy is 'keep_cache', and engine is 'vllm', which would serve what it has cached of old "
                 "weights to new prompts as well; set update_policy to 'keep', or engine to 'torch'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_have_scores(self) -> Self:
+        if self.router_layers is not None and self.router_export is not RouterExport.TOPK:
+            raise ValueError(
+                f"router_layers is {self.router_layers} and router_export {self.router_export}; it takes layers out of "
+                "topk alone: leave router_layers out"
             )
         return self
 

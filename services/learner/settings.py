@@ -1,5 +1,6 @@
 """Settings of the learner: the table [learner]."""
 
+from collections.abc import Iterable
 from operator import attrgetter
 from typing import Literal, Self
 
@@ -7,7 +8,7 @@ from pydantic import Field, model_validator
 
 from routershift.algorithms.choices import AdvantageKind, Aggregation, Application, CorrectionKind, Proximal
 from routershift.algorithms.presets import Preset, preset_of, refusals
-from routershift.routing.choices import NEEDS_EXACT_SCORES, LayerAggregation, MismatchBaseline, Replay
+from routershift.routing.choices import NEEDS_ALL_LAYERS, NEEDS_EXACT_SCORES, LayerAggregation, MismatchBaseline, Replay
 from services.learner.distributed.settings import MeshSettings, ParallelSettings
 from services.learner.model.settings import OptimizerSettings
 from shared.settings import BaseSettings, ServerSettings
@@ -228,8 +229,15 @@ class LearnerSettings(ServerSettings):
     @property
     def needs_exact_scores(self) -> str | None:
         """The setting, and its value, that needs router scores in float16; None where none does."""
-        chosen = (f"{name} {value}" for name, value in NEEDS_EXACT_SCORES.items() if attrgetter(name)(self) == value)
-        return next(chosen, None)
+        return self._first_of(NEEDS_EXACT_SCORES)
+
+    @property
+    def needs_all_layers(self) -> str | None:
+        """The setting, and its value, that needs the routes of all layers; None where none does."""
+        return self._first_of(NEEDS_ALL_LAYERS)
+
+    def _first_of(self, choices: Iterable[tuple[str, str]]) -> str | None:
+        return next((f"{name} {value}" for name, value in choices if attrgetter(name)(self) == value), None)
 
     @property
     def clip_range(self) -> tuple[float, float]:

@@ -137,6 +137,7 @@ class Trainer:
             max_tokens=self._policy.model.config.get_text_config().max_position_embeddings,
             layout=self.layout if self._uses_traces else None,
             needs_exact_scores=settings.needs_exact_scores,
+            needs_all_layers=settings.needs_all_layers,
         )
 
     def check(self, group: Group) -> None:

@@ -31,6 +31,7 @@ class Cluster:
     max_staleness: int
     tickets: int  # groups in flight
     learner: LearnerSettings
+    generation: GenerationSettings
     trained: int | None  # parameters of adapters; None trains all weights
     stream_bandwidth: float  # bytes a second
     assumed: Assumptions
@@ -153,7 +154,7 @@ def system(cluster: Cluster, split: Split, spread: float) -> System:
         train_seconds=lambda tokens: tokens * per_token + assumed.step_seconds,
         publish_seconds=transfer,
         load_seconds=transfer,
-        token_bytes=throughput.trajectory_bytes(cluster.model, 1),
+        token_bytes=throughput.trajectory_bytes(cluster.model, 1, cluster.generation),
         stream_bandwidth=cluster.stream_bandwidth,
         unused=assumed.unused,
     )

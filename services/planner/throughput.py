@@ -5,8 +5,12 @@ What hardware reaches of its peaks is a table of assumptions, which a plan print
 
 from dataclasses import dataclass, field
 
+from routershift.trajectory import RouterExport, ScoreDtype
+from services.generation.settings import GenerationSettings
 from services.planner.hardware import PER_MACHINE, Gpu
 from services.planner.model import Model
+
+_PLAIN = 4 + 4 + 4  # bytes a token of ids, log-probs and text
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +113,15 @@ def transfer_seconds(model: Model, gpu: Gpu, learner_gpus: int, gpus: int, assum
     return size / (min(learner_gpus, gpus - learner_gpus, PER_MACHINE) * rate)
 
 
-def trajectory_bytes(model: Model, tokens: float) -> float:
-    """Bytes of a response on a stream: ids, log-probs, and of each router layer K expert ids and scores of a byte."""
-    layers = sum(1 for layer in model.layers if layer.experts)
-    wide = 1 if model.experts <= 256 else 2
-    return tokens * (4 + 4 + 4 + layers * model.top_k * (wide + 1))
+def trajectory_bytes(model: Model, tokens: float, generation: GenerationSettings) -> float:
+    """Bytes of a response on a stream: ids, log-probs, text, and what generation exports of the routers."""
+    routed = sum(1 for layer in model.layers if layer.experts)
+    if generation.router_export is RouterExport.NONE:
+        return tokens * _PLAIN
+    layers = min(generation.router_layers or routed, routed)
+    ids = 1 if model.experts <= 256 else 2
+    scores = 1 if generation.router_scores is ScoreDtype.UINT8 else 2
+    width = model.top_k * (ids if generation.router_export is RouterExport.IDS else ids + scores)
+    logits = 2 * model.experts if generation.router_export is RouterExport.FULL else 0
+    which = layers if layers < routed else 0  # a byte each
+    return tokens * (_PLAIN + layers * (width + logits) + which)

@@ -25,6 +25,7 @@ def trajectory_bytes(
     layout: RouterLayout | None,
     export: RouterExport,
     scores: ScoreDtype,
+    layers: int | None = None,
     *,
     without_arrays: bool = False,
 ) -> int:
@@ -34,6 +35,7 @@ def trajectory_bytes(
         layout: of the model's routers; None for a dense model.
         export: what of them is exported.
         scores: how their scores travel.
+        layers: that each token has; None: all.
         without_arrays: only what is on a stream where a payload store has the arrays.
     """
     tokens, trace = rollout.max_tokens, None
@@ -45,6 +47,8 @@ def trajectory_bytes(
             log_scores=None if export is RouterExport.IDS else np.zeros((*shape, layout.top_k), np.float16),
             logits=np.zeros((*shape, layout.num_experts), np.float16) if export is RouterExport.FULL else None,
         )
+        if layers is not None:
+            trace = trace.thinned(layers, seed=0)
         if scores is ScoreDtype.UINT8:
             trace = trace.coded()
     completion = Completion(

@@ -37,8 +37,10 @@ class UseMeter:
         chosen = expert_ids.index_select(0, routes.rows)
         flat = chosen.flatten().long()
         self._loads[layer].index_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
-        shared = (chosen[:, :, None] == routes.expert_ids[:, layer, None, :]).any(dim=1)
-        self._overlaps[layer] = shared.float().mean(dim=1).masked_fill(routes.missing, 0.0).sum()
+        recorded, _, stands_for = routes.of_layer(layer)
+        shared = (chosen[:, :, None] == recorded[:, None, :]).any(dim=1).float().mean(dim=1)
+        counted = shared if stands_for is None else shared * stands_for
+        self._overlaps[layer] = counted.masked_fill(routes.missing, 0.0).sum()
 
     def result(self) -> ExpertUse:
         """After the forward pass."""

@@ -199,6 +199,8 @@ class Routing:
             )
         if self._replay == "r3_weights" and routes is not None and routes.log_scores.dtype == torch.uint8:
             raise InvalidInputError("router_trace.log_scores is uint8; routing_replay = r3_weights needs float16")
+        if replays_recorded and routes is not None and routes.layers is not None:
+            raise InvalidInputError(f"router_trace has some layers; routing_replay = {self._replay} needs all")
         meter = use = None
         if routes is not None:
             baseline = self.baseline.medians if self._subtracts else None

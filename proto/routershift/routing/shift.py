@@ -31,11 +31,27 @@ class Routes:
     """What the behaviour policy's routers did for the R response tokens of a micro-batch."""
 
     rows: Tensor  # [R] int64: where each token is predicted, in the flattened [N * W] input
+    # With `layers`, L is the most layers that a token has, in these two.
     expert_ids: Tensor  # [R, L, K] uint8 up to 256 experts, else int32
     log_scores: Tensor  # [R, L, K] float16, or uint8 codes of `routershift.routing.score_code`
     missing: Tensor  # [R] bool: the route of some layer was not recorded
     lag_zero: Tensor  # [R] bool: sampled from exactly the weights that are now in the forward pass
     traced: Tensor | None = None  # [S] int64: the response tokens, of the R, whose shift is wanted for each layer
+    layers: Tensor | None = None  # [R, M] uint8: the layers that each token has, else `NO_LAYER`; None: all, in order
+    stands_for: Tensor | None = None  # [R, M] uint8: for how many layers each of these stands; 0 where there is none
+
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What tokens have of a layer.
+
+        Returns:
+            expert_ids [R, K]; log_scores [R, K]; and for how many layers this one stands [R] float32, None: each for 1.
+            Where that is 0 the token does not have the layer, and ids and scores are another's.
+        """
+        if self.layers is None or self.stands_for is None:
+            return self.expert_ids[:, layer], self.log_scores[:, layer], None
+        here = self.layers == layer
+        rows, places = torch.arange(here.shape[0], device=here.device), here.int().argmax(dim=1)
+        return self.expert_ids[rows, places], self.log_scores[rows, places], (here * self.stands_for).sum(dim=1).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +60,11 @@ class Shift:
 
     log_gamma: Tensor  # [R] float32, <= 0, less the mismatch baseline; exactly 0 where a route is missing
     measured: Tensor  # [R] float32: `log_gamma` with nothing subtracted; the same tensor where there is no baseline
-    layers: Tensor  # [L] float32: sum of the layer's shift, nothing subtracted, over the tokens whose routes are known
-    traced: Tensor | None  # [S, L] float32: the shift of each layer at `Routes.traced`; NaN where a route is missing
+    # [L] float32: sum of the layer's shift, nothing subtracted, over the tokens whose routes are known; an unbiased
+    # estimate of it where tokens have some layers.
+    layers: Tensor
+    # [S, L] float32: the shift of each layer at `Routes.traced`; NaN where a route is missing, or the token has it not.
+    traced: Tensor | None
 
 
 class Baseline:
@@ -119,15 +138,17 @@ class ShiftMeter:
     def add(self, layer: int, logits: Tensor) -> None:
         """Takes the router logits [N * W, E] of a layer, each layer once."""
         routes = self._routes
-        live = log_scores_of(self._function, logits.index_select(0, routes.rows), routes.expert_ids[:, layer].long())
-        shift = layer_shift(_distance(live, routes.log_scores[:, layer]), self._aggregation)
+        expert_ids, recorded, stands_for = routes.of_layer(layer)
+        live = log_scores_of(self._function, logits.index_select(0, routes.rows), expert_ids.long())
+        shift = layer_shift(_distance(live, recorded), self._aggregation)
+        weight, known = (1.0, shift) if stands_for is None else (stands_for, _where(stands_for > 0, shift))
         if self._traced is not None and routes.traced is not None:
-            self._traced[layer] = shift.index_select(0, routes.traced)
-        self._layers[layer] = shift.masked_fill(routes.missing, 0.0).sum()
-        self._measured -= shift
+            self._traced[layer] = known.index_select(0, routes.traced)
+        self._layers[layer] = (shift * weight).masked_fill(routes.missing, 0.0).sum()
+        self._measured -= shift * weight
         if self._baseline is not None:
-            self._medians[layer] = shift.masked_fill(~routes.lag_zero | routes.missing, torch.nan).nanmedian()
-            self._corrected -= (shift - self._baseline[layer].nan_to_num()).clamp_(min=0.0)
+            self._medians[layer] = known.masked_fill(~routes.lag_zero | routes.missing, torch.nan).nanmedian()
+            self._corrected -= (shift - self._baseline[layer].nan_to_num()).clamp_(min=0.0) * weight
 
     @property
     def medians(self) -> Tensor:
@@ -217,6 +238,11 @@ def layer_shift(distance: Tensor, aggregation: LayerAggregation) -> Tensor:
         return distance.mean(dim=-1)
     # Bounded: scores very far apart would leave nothing of the mean, and no logarithm.
     return distance.neg_().exp_().mean(dim=-1).clamp_(min=_LEAST_FACTOR).log_().neg_()
+
+
+def _where(known: Tensor, values: Tensor) -> Tensor:
+    """The values, NaN where they are not known."""
+    return values.masked_fill(~known, torch.nan)
 
 
 def _distance(live: Tensor, recorded: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routershift.errors import CorruptDataError
-from routershift.routing import score_code
+from routershift.routing import layer_subset, score_code
 from routershift.trajectory import RouterTrace
 
 _MOST_PAIRED = 16  # ids of a token whose pairs are compared
@@ -21,6 +21,12 @@ def check_trace(trace: RouterTrace) -> None:
     ids, experts = trace.expert_ids, trace.layout.num_experts
     if ids.size == 0:
         return
+    layers = len(trace.layout.layer_ids)
+    if trace.layers is not None and not layer_subset.are_drawn(trace.layers, layers):
+        raise CorruptDataError(
+            f"router_trace.layers is {trace.layers[0].tolist()} for the first token; expected one of each of "
+            f"{trace.layers.shape[1]} strata of {layers} layers"
+        )
     if (largest := int(ids.max())) >= experts:
         raise CorruptDataError(f"router_trace.expert_ids holds {largest}; the layout has {experts} experts")
     recorded = ~trace.missing

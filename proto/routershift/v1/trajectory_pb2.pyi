@@ -239,8 +239,9 @@ class RouterTrace(_message.Message):
     LOG_SCORES_FIELD_NUMBER: _builtins.int
     CRC32_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     crc32: _builtins.int
-    """CRC-32 (zlib) of expert_ids.data, log_scores.data and logits.data, one after the other."""
+    """CRC-32 (zlib) of expert_ids.data, log_scores.data, logits.data and layers.data, one after the other."""
     @_builtins.property
     def layout(self) -> Global___RouterLayout: ...
     @_builtins.property
@@ -258,6 +259,12 @@ class RouterTrace(_message.Message):
     def logits(self) -> Global___Tensor:
         """[tokens, moe_layers, num_experts] float16, before any correction bias; absent unless the export is full."""
 
+    @_builtins.property
+    def layers(self) -> Global___Tensor:
+        """uint8 [tokens, M]: which layers each token has, as places in layout.layer_ids, where these are fewer than all; then
+        M stands for moe_layers above. One of each stratum j, from floor(j L / M) to before floor((j + 1) L / M) of L layers.
+        """
+
     def __init__(
         self,
         *,
@@ -266,10 +273,11 @@ class RouterTrace(_message.Message):
         log_scores: Global___Tensor | None = ...,
         crc32: _builtins.int = ...,
         logits: Global___Tensor | None = ...,
+        layers: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layout", b"layout", "log_scores", b"log_scores", "logits", b"logits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expert_ids", b"expert_ids", "layers", b"layers", "layout", b"layout", "log_scores", b"log_scores", "logits", b"logits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "expert_ids", b"expert_ids", "layout", b"layout", "log_scores", b"log_scores", "logits", b"logits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "expert_ids", b"expert_ids", "layers", b"layers", "layout", b"layout", "log_scores", b"log_scores", "logits", b"logits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

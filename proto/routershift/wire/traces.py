@@ -58,6 +58,8 @@ def encode_trace(trace: RouterTrace) -> pb.RouterTrace:
         message.log_scores.CopyFrom(encode_tensor(trace.log_scores))
     if trace.logits is not None:
         message.logits.CopyFrom(encode_tensor(trace.logits))
+    if trace.layers is not None:
+        message.layers.CopyFrom(encode_tensor(trace.layers))
     message.crc32 = trace_checksum(message)
     return message
 
@@ -71,14 +73,23 @@ def decode_trace(message: pb.RouterTrace, tokens: int) -> RouterTrace:
     layout = decode_layout(message.layout)
     if (found := trace_checksum(message)) != message.crc32:
         raise CorruptDataError(f"router_trace.crc32 is {message.crc32:#010x}; its data has {found:#010x}")
-    layers = (tokens, len(layout.layer_ids))
+    width, places = len(layout.layer_ids), None
+    if message.HasField("layers"):
+        places = decode_tensor(message.layers, "router_trace.layers", "uint8", 2)
+        if not 1 <= places.shape[1] < width or places.shape[0] != tokens:
+            raise CorruptDataError(
+                f"router_trace.layers has shape {places.shape}; expected [tokens, fewer than all moe_layers], of "
+                f"{tokens} tokens and {width} layers"
+            )
+        width = places.shape[1]
+    layers = (tokens, width)
     ids = _routes(message.expert_ids, "expert_ids", layout.id_dtype.name, (*layers, layout.top_k))
     scores = logits = None
     if message.HasField("log_scores"):
         scores = _routes(message.log_scores, "log_scores", ("float16", "uint8"), (*layers, layout.top_k))
     if message.HasField("logits"):
         logits = _routes(message.logits, "logits", "float16", (*layers, layout.num_experts))
-    trace = RouterTrace(layout, ids, scores, logits)
+    trace = RouterTrace(layout, ids, scores, logits, places)
     check_trace(trace)
     return trace
 
@@ -86,7 +97,7 @@ def decode_trace(message: pb.RouterTrace, tokens: int) -> RouterTrace:
 def trace_checksum(message: pb.RouterTrace) -> int:
     """CRC-32 of its arrays, as `RouterTrace.crc32` says."""
     checksum = zlib.crc32(message.log_scores.data, zlib.crc32(message.expert_ids.data))
-    return zlib.crc32(message.logits.data, checksum)
+    return zlib.crc32(message.layers.data, zlib.crc32(message.logits.data, checksum))
 
 
 def _routes(tensor: pb.Tensor, field: str, dtype: str | tuple[str, ...], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -88,6 +88,7 @@ def _cluster(arguments: argparse.Namespace) -> Cluster:
         max_staleness=recipe.run.max_staleness,
         tickets=recipe.run.tickets,
         learner=recipe.learner,
+        generation=recipe.generation,
         trained=lora_parameters(recipe, model) if recipe.learner.lora.rank else None,
         stream_bandwidth=arguments.stream_bandwidth,
         assumed=assumed,
@@ -140,7 +141,7 @@ def _record(cluster: Cluster, chosen: Split, parts: Sequence[Part], outcome: Out
 def _in_flight(cluster: Cluster) -> int:
     """Bytes of all tickets, were every response of average length."""
     responses = cluster.tickets * cluster.work.n
-    return int(responses * trajectory_bytes(cluster.model, cluster.work.mean_tokens))
+    return int(responses * trajectory_bytes(cluster.model, cluster.work.mean_tokens, cluster.generation))
 
 
 def _text(cluster: Cluster, chosen: Split, parts: Sequence[Part], outcome: Outcome) -> Iterator[str]:

@@ -138,7 +138,9 @@ def _lengths(recipe: Recipe, model: Model, longest_prompt: int) -> Iterator[Line
 def _streams(recipe: Recipe, folder: Path) -> Iterator[Line]:
     chosen = recipe.generation
     layout = layout_of_folder(folder)
-    each = trajectory_bytes(recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores)
+    each = trajectory_bytes(
+        recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores, chosen.router_layers
+    )
     tickets = recipe.run.tickets * recipe.rollout.n * each
     text = f"a longest response takes {in_words(each)}, all tickets at that length {in_words(tickets)}"
     yield Line("", "streams", text)

@@ -245,7 +245,9 @@ def _sizes(made: Guess, folder: Path) -> None:
     flags = [f"{name}={value}" for name, value in made.settings.items()]
     recipe = load(Recipe, None, os.environ, ["run.model=none", *flags])
     layout, chosen = layout_of_folder(folder), recipe.generation
-    each = trajectory_bytes(recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores)
+    each = trajectory_bytes(
+        recipe.run, recipe.rollout, layout, chosen.router_export, chosen.router_scores, chosen.router_layers
+    )
     tickets = recipe.run.tickets * recipe.rollout.n * each
     if tickets > recipe.streams.max_bytes:
         made.settings["streams.max_bytes"] = _power_of_two(tickets)

@@ -109,10 +109,12 @@ def _joined_traces(traces: Sequence[RouterTrace | None]) -> RouterTrace | None:
     if any(trace.is_coded for trace in present):  # by replicas whose settings differ
         present = [trace.coded() for trace in present]
     scores = [trace.log_scores for trace in present if trace.log_scores is not None]
+    layers = [trace.layers for trace in present if trace.layers is not None]
     logits = [trace.logits for trace in present if trace.logits is not None]
     return RouterTrace(
         layout=present[0].layout,
         expert_ids=np.concatenate([trace.expert_ids for trace in present]),
         log_scores=np.concatenate(scores) if len(scores) == len(present) else None,
         logits=np.concatenate(logits) if len(logits) == len(present) else None,
+        layers=np.concatenate(layers) if layers else None,
     )

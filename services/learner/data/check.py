@@ -20,6 +20,7 @@ class Limits:
     max_tokens: int  # prompt and response together, given tokens too
     layout: RouterLayout | None
     needs_exact_scores: str | None = None  # the setting that router scores must be float16 for
+    needs_all_layers: str | None = None  # the setting that router traces must have all layers for
 
 
 def check_versions(group: Group, published: int) -> None:
@@ -71,20 +72,26 @@ def _check_sample(sample: Sample, limits: Limits) -> None:
     if not (np.isfinite(completion.logprobs).all() and np.isfinite(sample.reward)):
         raise CorruptDataError("logprobs or reward is not finite; the rollout cannot be weighed")
     if limits.layout is not None:
-        _check_trace(completion, limits.layout, limits.needs_exact_scores)
+        _check_trace(completion, limits.layout, limits)
 
 
-def _check_trace(completion: Completion, layout: RouterLayout, needs_exact_scores: str | None) -> None:
+def _check_trace(completion: Completion, layout: RouterLayout, limits: Limits) -> None:
     trace = completion.router_trace
     if trace is None:
         raise InvalidInputError("router_trace is absent; this algorithm needs it, generation must record routes")
     check_layout(trace.layout, layout)
-    if trace.is_coded and needs_exact_scores:
+    if trace.is_coded and limits.needs_exact_scores:
         raise InvalidInputError(
-            f"router_trace.log_scores is uint8; learner.{needs_exact_scores} needs float16: set "
+            f"router_trace.log_scores is uint8; learner.{limits.needs_exact_scores} needs float16: set "
             "generation.router_scores"
         )
-    shape = (completion.token_ids.size, len(layout.layer_ids), layout.top_k)
+    layers = len(layout.layer_ids) if trace.layers is None else trace.layers.shape[1]
+    if trace.layers is not None and limits.needs_all_layers:
+        raise InvalidInputError(
+            f"router_trace has {layers} of {len(layout.layer_ids)} layers; learner.{limits.needs_all_layers} needs "
+            "all: take generation.router_layers out"
+        )
+    shape = (completion.token_ids.size, layers, layout.top_k)
     if trace.log_scores is None:
         raise InvalidInputError("router_trace.log_scores is absent; set generation.router_export to topk")
     if trace.expert_ids.shape != shape or trace.log_scores.shape != shape:

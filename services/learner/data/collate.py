@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from routershift.algorithms.aggregation import Totals
+from routershift.routing import layer_subset
 from routershift.routing.shift import Routes
 from routershift.trajectory import RouterTrace, versions_of
 from services.learner.data.batch import MicroBatch
@@ -172,13 +173,39 @@ def _routes(
     if any(trace.is_coded for trace in present):
         present = [trace.coded() for trace in present]
     scores = [trace.log_scores for trace in present if trace.log_scores is not None]
-    ids = np.concatenate([trace.expert_ids for trace in present])
+    ids = [trace.expert_ids for trace in present]
+    layers = stands_for = None
+    if any(trace.layers is not None for trace in present):
+        layers, stands_for = _layers(present)
+        ids, scores = ([_widened(values, layers.shape[1]) for values in each] for each in (ids, scores))
+    expert_ids = np.concatenate(ids)
     return Routes(
         rows=torch.from_numpy(rows.copy()),  # safetensors refuses tensors that share memory
         # torch indexes with few types; one byte is enough for up to 256 experts.
-        expert_ids=torch.from_numpy(ids if ids.dtype == np.uint8 else ids.astype(np.int32)),
+        expert_ids=torch.from_numpy(expert_ids if expert_ids.dtype == np.uint8 else expert_ids.astype(np.int32)),
         log_scores=torch.from_numpy(np.concatenate(scores)),
         missing=torch.from_numpy(np.concatenate([trace.missing.any(axis=1) for trace in present])),
         lag_zero=torch.from_numpy(lag_zero),
         traced=torch.from_numpy(traced) if traced.size else None,
+        layers=None if layers is None else torch.from_numpy(layers),
+        stands_for=None if stands_for is None else torch.from_numpy(stands_for),
     )
+
+
+def _layers(traces: Sequence[RouterTrace]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Which layers each of the R tokens has, and for how many each stands, both [R, M] with M the most of a trace."""
+    most = max(trace.expert_ids.shape[1] for trace in traces)
+    layers, stands_for = [], []
+    for trace in traces:
+        tokens, chosen = trace.expert_ids.shape[:2]
+        counts = layer_subset.stands_for(len(trace.layout.layer_ids), chosen)
+        places = np.arange(chosen, dtype=np.uint8) if trace.layers is None else trace.layers
+        layers.append(_widened(np.broadcast_to(places, (tokens, chosen)), most, layer_subset.NO_LAYER))
+        stands_for.append(_widened(np.broadcast_to(counts, (tokens, chosen)), most))
+    return np.concatenate(layers), np.concatenate(stands_for)
+
+
+def _widened(values: NDArray[Any], width: int, filling: int = 0) -> NDArray[Any]:
+    """[T, M, ...] to [T, width, ...]"""
+    missing = [(0, 0), (0, width - values.shape[1]), *[(0, 0)] * (values.ndim - 2)]
+    return np.pad(values, missing, constant_values=filling)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from routershift.errors import InvalidInputError, PreconditionError
+from services.generation.settings import GenerationSettings
 from services.learner.settings import LearnerSettings
 from services.planner import memory, split
 from services.planner.hardware import GPUS
@@ -29,6 +30,7 @@ def cluster(model: Model, gpus: int, gpu: str = "h100", **changes: object) -> sp
         work=WORK,
         max_staleness=2,
         tickets=3 * WORK.groups,
+        generation=GenerationSettings(),
         learner=LearnerSettings.model_validate(settings),
         trained=None,
         stream_bandwidth=1e9,

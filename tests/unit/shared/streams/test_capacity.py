@@ -43,7 +43,14 @@ RECIPES: dict[str, RouterLayout | None] = {
 def test_every_recipe_has_room_for_all_its_tickets_at_full_length(recipe: str, repository: Path) -> None:
     tables = load(Recipe, repository / "deploy" / recipe, {})
     run, generation = tables.run, tables.generation
-    longest = trajectory_bytes(run, tables.rollout, RECIPES[recipe], generation.router_export, generation.router_scores)
+    longest = trajectory_bytes(
+        run,
+        tables.rollout,
+        RECIPES[recipe],
+        generation.router_export,
+        generation.router_scores,
+        generation.router_layers,
+    )
     check_step_fits(run, tables.rollout, tables.streams, longest)
     assert run.tickets * tables.rollout.n * longest <= tables.streams.max_bytes
 
