@@ -110,6 +110,10 @@ def _joined_traces(traces: Sequence[RouterTrace | None]) -> RouterTrace | None:
         present = [trace.coded() for trace in present]
     scores = [trace.log_scores for trace in present if trace.log_scores is not None]
     layers = [trace.layers for trace in present if trace.layers is not None]
+    if layers and len({trace.expert_ids.shape[1] for trace in present}) > 1:
+        raise CorruptDataError(
+            "turns have routes of different numbers of layers; expected one generation.router_layers"
+        )
     logits = [trace.logits for trace in present if trace.logits is not None]
     return RouterTrace(
         layout=present[0].layout,

@@ -76,6 +76,12 @@ def test_a_recipe_that_fits_passes(tmp_path: Path) -> None:
             ["generation.router_scores=uint8", "learner.router_shift.layer_aggregation=product"],
             "generation.router_scores is 'uint8'; learner.router_shift.layer_aggregation product needs float16",
         ),
+        ({}, ["generation.router_layers=99"], "generation.router_layers is 99, and the model has"),
+        (
+            {},
+            ["generation.router_layers=1", "learner.routing_replay=r3"],
+            "generation.router_layers is 1; learner.routing_replay r3 needs the routes of all layers",
+        ),
         ({"model_type": "qwen3"}, [], "'qwen3' is dense or unknown"),
         ({"model_type": "nemotron_h"}, [], "'nemotron_h' cannot be trained: its Mamba layers"),
         (

@@ -78,6 +78,16 @@ FAULTS: dict[str, tuple[Callable[[Group], Group], type[Exception], str]] = {
         InvalidInputError,
         r"layer_ids is \(0, 1\), the model here has \(0, 1, 2\)",
     ),
+    "layers of no strata": (
+        lambda g: with_trace(
+            g,
+            expert_ids=trace_of(g).expert_ids[:, :2],
+            log_scores=trace_of(g).scores[:, :2],
+            layers=np.tile(np.array([1, 2], np.uint8), (len(trace_of(g).expert_ids), 1)),
+        ),
+        CorruptDataError,
+        r"layers is \[1, 2\] for the first token; expected one of each of 2 strata of 3 layers",
+    ),
     "trace of another length": (
         lambda g: with_trace(g, expert_ids=np.zeros((99, 3, 2), np.uint8)),
         CorruptDataError,
@@ -142,6 +152,23 @@ def test_scores_of_one_byte_are_refused_where_their_error_has_no_bound(
     exact.check(fresh[0])
     with pytest.raises(InvalidInputError, match=rf"log_scores is uint8; learner\.{re.escape(named)} needs float16"):
         exact.check(coded)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"router_shift": {"layer_aggregation": "product"}}, "router_shift.layer_aggregation product"),
+        ({"routing_replay": "r3"}, "routing_replay r3"),
+    ],
+)
+def test_routes_of_some_layers_are_refused_where_all_are_needed(
+    checker: Trainer, folder: Path, fresh: list[Group], settings: dict[str, Any], named: str
+) -> None:
+    trace = trace_of(fresh[0]).thinned(2, seed=0)
+    some = with_trace(fresh[0], expert_ids=trace.expert_ids, log_scores=trace.log_scores, layers=trace.layers)
+    checker.check(some)
+    with pytest.raises(InvalidInputError, match=rf"has 2 of 3 layers; learner\.{re.escape(named)} needs all"):
+        make(folder, **settings).check(some)
 
 
 def test_a_route_that_is_missing_may_hold_any_experts(checker: Trainer, fresh: list[Group]) -> None:

@@ -135,6 +135,27 @@ def test_scores_in_one_byte_stay_so_and_are_read_as_scores() -> None:
     assert np.argwhere(result.missing).tolist() == [[2, 1]]
 
 
+def test_routes_of_some_layers_say_which() -> None:
+    original = with_trace().router_trace
+    assert original is not None
+    some = original.thinned(2, seed=5)
+    message = wire.encode_trace(some)
+    assert list(message.expert_ids.shape) == [5, 2, 2]
+    result = wire.decode_trace(message, tokens=5)
+    assert result.layers is not None
+    assert result.nbytes == some.nbytes
+    at = result.layers[..., None].astype(int)
+    assert result.expert_ids.tolist() == np.take_along_axis(original.expert_ids, at, axis=1).tolist()
+    assert result.scores.tolist() == np.take_along_axis(original.scores, at, axis=1).tolist()
+    assert original.thinned(3, seed=5) is original
+    message.layers.data = message.layers.data[1:] + b"\0"
+    with pytest.raises(CorruptDataError, match=r"router_trace\.crc32"):
+        wire.decode_trace(message, tokens=5)
+    message = wire.encode_trace(replace(original, layers=np.tile(np.arange(3, dtype=np.uint8), (5, 1))))
+    with pytest.raises(CorruptDataError, match=r"layers has shape \(5, 3\); expected \[tokens, fewer than all"):
+        wire.decode_trace(message, tokens=5)
+
+
 def test_top_logprobs_survive_the_wire() -> None:
     top = TopLogprobs(np.arange(10, dtype=np.int32).reshape(5, 2), -np.ones((5, 2), np.float32))
     result = trip(replace(completion(), top_logprobs=top)).top_logprobs

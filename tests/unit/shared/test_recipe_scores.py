@@ -6,6 +6,7 @@ import pytest
 
 from services.cli.recipe import Recipe
 from services.generation.settings import Settings as GenerationTables
+from shared.errors import InvalidInputError
 from shared.recipes import load
 
 
@@ -30,3 +31,10 @@ def test_router_scores_take_one_byte_where_the_error_of_gamma_has_a_bound(
     assert load(Recipe, recipe, {}).learner.needs_exact_scores is None or expected == "float16"
     said = load(GenerationTables, recipe, {}, ["generation.router_scores=uint8", "generation.max_tokens=9"]).generation
     assert (said.router_scores, said.max_tokens) == ("uint8", 9)
+
+
+def test_layers_are_taken_out_of_routes_with_scores_alone() -> None:
+    flags = ["run.model=m", "generation.router_layers=12"]
+    assert load(GenerationTables, None, {}, flags).generation.router_layers == 12
+    with pytest.raises(InvalidInputError, match="router_layers is 12 and router_export full"):
+        load(GenerationTables, None, {}, [*flags, "generation.router_export=full"])
