@@ -19,7 +19,7 @@ def as_exported(completion: Completion, settings: GenerationSettings) -> Complet
     if trace is None:
         return completion
     if settings.router_layers is not None:
-        trace = trace.thinned(settings.router_layers, seed=zlib.crc32(completion.token_ids))
+        trace = trace.thinned(settings.router_layers, seed=zlib.crc32(completion.token_ids.tobytes()))
     if settings.router_scores is ScoreDtype.UINT8:
         trace = trace.coded()
     return replace(completion, router_trace=trace)
