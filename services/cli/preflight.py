@@ -134,7 +134,6 @@ def _routers(recipe: Recipe) -> str:
             f"generation.router_scores is {str(recipe.generation.router_scores)!r}; learner.{needing} needs float16: "
             "leave it out, or set that"
         )
-    check_layers(recipe.generation, layout_of_folder(recipe.run.require_model()))
     needing, layers = recipe.learner.needs_all_layers, recipe.generation.router_layers
     if recipe.learner.uses_traces and needing and layers is not None:
         raise InvalidInputError(
@@ -265,6 +264,7 @@ def _ports(recipe: Recipe) -> str:
 def _streams(recipe: Recipe) -> str:
     chosen = recipe.generation
     layout = layout_of_folder(recipe.run.require_model())
+    check_layers(chosen, layout)
     trajectory = trajectory_bytes(
         recipe.run,
         recipe.rollout,
