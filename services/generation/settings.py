@@ -35,7 +35,9 @@ class GenerationSettings(ServerSettings):
         description="layers whose routes each token has, one drawn of each stratum of layers; default: all",
     )
     update_policy: UpdatePolicy = Field(
-        UpdatePolicy.KEEP, description="running requests when new weights come; keep_cache: of the torch engine alone"
+        UpdatePolicy.KEEP,
+        description="running requests when new weights come: keep (their KV cache is computed again), keep_cache (it "
+        "is not; of vLLM without enable_prefix_caching), wait (they end first) or abort",
     )
     max_tokens: int = Field(256, ge=1, description="response length where a request names none")
     kv_cache_high_water: float = Field(
@@ -62,10 +64,12 @@ class GenerationSettings(ServerSettings):
 
     @model_validator(mode="after")
     def _caches_can_be_kept(self) -> Self:
-        if self.update_policy is UpdatePolicy.KEEP_CACHE and self.engine == "vllm":
+        keeps_cache = self.update_policy is UpdatePolicy.KEEP_CACHE
+        if keeps_cache and self.engine == "vllm" and self.vllm.enable_prefix_caching:
             raise ValueError(
-                "update_policy is 'keep_cache', and engine is 'vllm', which would serve what it has cached of old "
-                "weights to new prompts as well; set update_policy to 'keep', or engine to 'torch'"
+                "update_policy is 'keep_cache', and vllm.enable_prefix_caching true: vLLM would serve what it has "
+                "cached of old weights to new prompts as well; set vllm.enable_prefix_caching to false, or "
+                "update_policy to 'keep'"
             )
         return self
 

@@ -15,6 +15,7 @@ from services.planner.model import WIDTH, Layer, Model
 
 FLOAT32 = 4
 _LOGITS = 3  # tensors of the size of a chunk's logits that the head has at once
+_FILE_BYTES = 1 << 30  # of published weights that rank 0 gathers at a time: `services.learner.model.export`
 _PREFETCHED = 2  # decoder layers that FSDP2 has gathered at once: the one that computes, and the next
 
 
@@ -106,7 +107,13 @@ def update_bytes(model: Model, settings: LearnerSettings, holders: int) -> int:
 
 
 def learner(
-    model: Model, settings: LearnerSettings, ranks: int, longest: int, trained: int | None = None
+    model: Model,
+    settings: LearnerSettings,
+    ranks: int,
+    longest: int,
+    trained: int | None = None,
+    *,
+    sends: bool = False,
 ) -> Iterator[Part]:
     """Memory of one rank.
 
@@ -114,6 +121,7 @@ def learner(
         ranks: of the learner; `learner.mesh` says over how many of them weights, gradients and moments are divided.
         longest: tokens of the longest prompt and response: a pass has at least that many.
         trained: parameters of the adapters, where there are any; None trains all.
+        sends: whether versions go over the network.
 
     Raises:
         InvalidInputError: `learner.mesh` is of another number of ranks.
@@ -163,15 +171,25 @@ def learner(
         yield Part(
             "learner", "copy for a checkpoint", int((FLOAT32 + of_moments) * learned) // shape.holders, "cpu", change
         )
-    yield Part("learner", "weights to publish", model.width * count, "cpu", "a smaller model", is_shared=True)
+    if sends:
+        change = "run.weights_transfer = 'files'"
+        yield Part("learner", "version that is sent", model.width * count // shape.holders, device, change)
+    # Those of one file, and its bytes on their way to disk.
+    of_file = 2 * min(model.width * count, _FILE_BYTES)
+    yield Part("learner", "weights to publish", of_file, "cpu", "a smaller model", is_shared=True)
 
 
-def generation(model: Model, settings: GenerationSettings, device: str) -> Iterator[Part]:
+def generation(model: Model, settings: GenerationSettings, device: str, *, receives: bool = False) -> Iterator[Part]:
     """Memory of one worker.
 
     Args:
         device: that vLLM samples on; the torch engine has a setting of its own.
+        receives: whether versions come over the network.
     """
+    if receives:
+        # vLLM keeps the one that serves as well, for what changes and to go back to.
+        versions, change = 2 if settings.engine == "vllm" else 1, "run.weights_transfer = 'files'"
+        yield Part("generation", "versions that arrive", versions * model.width * model.parameters, "cpu", change)
     count, width = model.parameters, generation_width(model, settings)
     if settings.engine != "vllm":
         yield Part("generation", "weights", width * count, settings.device, "a smaller model")

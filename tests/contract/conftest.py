@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from services.generation.engines.base import Engine, EngineOptions
+from services.generation.engines.base import Engine, EngineOptions, UpdatePolicy
 from services.generation.engines.torch.engine import TorchEngine
 from services.generation.engines.vllm.engine import VllmEngine
 from services.generation.engines.vllm.settings import VllmSettings
@@ -50,7 +50,8 @@ def make_engine(request: pytest.FixtureRequest) -> MakeEngine:
         if request.param == "torch":
             return TorchEngine(folder, options)
         try:
-            return VllmEngine(folder, options, VllmSettings(kv_cache_bytes=64 << 20))
+            caches = options.update_policy is not UpdatePolicy.KEEP_CACHE
+            return VllmEngine(folder, options, VllmSettings(kv_cache_bytes=64 << 20, enable_prefix_caching=caches))
         except MissingDependencyError as error:
             pytest.skip(str(error))
 

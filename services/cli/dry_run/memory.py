@@ -17,8 +17,9 @@ def parts(recipe: Recipe, model: Model, longest_prompt: int) -> Iterator[Part]:
     learner = recipe.learner
     trained = lora_parameters(recipe, model) if learner.lora.rank else None
     longest = longest_prompt + recipe.rollout.max_tokens
-    yield from memory.learner(model, learner, learner.parallel.processes, longest, trained)
-    yield from memory.generation(model, recipe.generation, _vllm_device(recipe))
+    sends = recipe.run.weights_transfer == "broadcast"
+    yield from memory.learner(model, learner, learner.parallel.processes, longest, trained, sends=sends)
+    yield from memory.generation(model, recipe.generation, _vllm_device(recipe), receives=sends)
     streams = recipe.streams.max_bytes * (len(Stream) + 1)
     yield Part("redis", "streams at their fullest", streams, "cpu", "streams.max_bytes")
 

@@ -42,6 +42,7 @@ class Sending:
         self._device = ranks.device if settings.transfer.backend == "nccl" else torch.device("cpu")
         self._held = Held(keeps_changes)
         self._lock = threading.Lock()
+        self._sender: Sender | None = None  # of the last transfer
 
     @cached_property
     def specs(self) -> list[TensorSpec]:
@@ -71,6 +72,7 @@ class Sending:
         """
         place = sender.rendezvous
         with self._lock:
+            self._sender = sender
             self._channel.command(json.dumps(astuple(place)).encode())
             try:
                 refused = sender.send(self._held.outgoing(whole=place.base is None))
@@ -82,7 +84,9 @@ class Sending:
         return refused
 
     def close(self) -> None:
-        """Lets the other ranks end, once what is under way has been sent. On rank 0."""
+        """Lets the other ranks end, once what is under way has been sent; nobody is waited for. On rank 0."""
+        if self._sender is not None:
+            self._sender.call_off()
         with self._lock:
             self._channel.command(b"")
 

@@ -131,6 +131,20 @@ def test_a_copy_for_a_checkpoint_takes_what_is_planned(tmp_path: Path) -> None:
     assert "copy for a checkpoint" not in {part.what for part in memory.learner(read(folder), waiting, 1, LENGTH)}
 
 
+def test_a_version_that_is_sent_takes_what_is_planned(tmp_path: Path) -> None:
+    folder, learner = save_model(tmp_path), LearnerSettings()
+    run = RunSettings(model=folder, weights_transfer="broadcast")
+    with closing(Trainer(learner, run, RolloutSettings())) as trainer:
+        sent = trainer.take_version().whole
+    one, four = (
+        {part.what: part.bytes for part in memory.learner(read(folder), learner, ranks, LENGTH, sends=True)}
+        for ranks in (1, 4)
+    )
+    assert one["version that is sent"] == pytest.approx(sent, rel=0.01)
+    assert four["version that is sent"] == one["version that is sent"] // 4
+    assert "version that is sent" not in {part.what for part in memory.learner(read(folder), learner, 1, LENGTH)}
+
+
 def test_what_a_rank_holds_is_divided_over_the_ranks(tmp_path: Path) -> None:
     model = read(save_model(tmp_path))
     one, four = (

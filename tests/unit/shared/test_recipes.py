@@ -42,9 +42,10 @@ def test_groups_in_flight_fill_a_step_and_are_not_too_stale_from_the_start() -> 
 
 
 def test_a_cache_is_not_kept_where_new_prompts_would_get_it() -> None:
-    with pytest.raises(ValidationError, match="update_policy is 'keep_cache', and engine is 'vllm'"):
+    with pytest.raises(ValidationError, match=r"update_policy is 'keep_cache', and vllm\.enable_prefix_caching true"):
         GenerationSettings.model_validate({"update_policy": "keep_cache"})
     assert GenerationSettings.model_validate({"update_policy": "keep_cache", "engine": "torch"})
+    assert GenerationSettings.model_validate({"update_policy": "keep_cache", "vllm": {"enable_prefix_caching": False}})
 
 
 def test_tables_in_tables_are_reached_from_everywhere(recipe: Path) -> None:

@@ -29,6 +29,13 @@ T = TypeVar("T")
 DEAD = "the process of vLLM has died; restart the generation service"
 
 _ARRIVAL_POLL_SECONDS = 0.02
+# By vLLM's names. Where its cache is cleared, what runs computes its part again.
+_MODES = {
+    UpdatePolicy.KEEP: "keep",
+    UpdatePolicy.KEEP_CACHE: "keep",
+    UpdatePolicy.WAIT: "wait",
+    UpdatePolicy.ABORT: "abort",
+}
 # By the name that a worker gives of why weights did not arrive.
 _REFUSALS = {error.__name__: error for error in (CorruptDataError, InvalidInputError, UnavailableError)}
 
@@ -150,11 +157,10 @@ class Updates:
         return await self._child.call(self._replace(version, serve))
 
     async def _replace(self, version: int, serve: Callable[[int], None]) -> tuple[float, InvalidInputError | None]:
-        llm = self._child.llm
+        llm, keeps_cache = self._child.llm, self._policy is UpdatePolicy.KEEP_CACHE
         began = time.perf_counter()
-        # Its policies are named as ours. No KV cache is kept: the old weights computed it. `AsyncLLM.pause_generation`
-        # would sleep for 0.02 s more.
-        await llm.engine_core.pause_scheduler_async(mode=self._policy.value, clear_cache=True)
+        # `AsyncLLM.pause_generation` would sleep for 0.02 s more.
+        await llm.engine_core.pause_scheduler_async(mode=_MODES[self._policy], clear_cache=not keeps_cache)
         if self._policy is UpdatePolicy.WAIT:
             began = time.perf_counter()  # it answered when the last running request ended
         refusal = None

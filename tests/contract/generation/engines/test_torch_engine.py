@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from routershift.trajectory import Completion, RouterExport
-from services.generation.engines.base import EngineOptions, EngineSampling, Files, UpdatePolicy
+from services.generation.engines.base import EngineOptions, EngineSampling, Files
 from services.generation.engines.torch import attention
 from services.generation.engines.torch import batch as torch_batch
 from services.generation.engines.torch import cache as torch_cache
@@ -210,33 +210,6 @@ async def test_more_samples_than_slots_wait_their_turn(engine: TorchEngine) -> N
     done = [piece async for piece in stream if piece.finish_reason is not None]
     assert sorted(piece.index for piece in done) == list(range(10))
     assert busy(engine) == (0, 0)
-
-
-async def test_a_kept_cache_is_of_the_weights_that_computed_it(folder: Path, tmp_path: Path) -> None:
-    """After an update, log-probs are those of the new weights over the old ones' keys and values."""
-    other = save_model(tmp_path / "other", seed=1)
-    old, new = (AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).eval() for each in (folder, other))
-    engine = make(folder, update_policy=UpdatePolicy.KEEP_CACHE)
-    await engine.start()
-    try:
-        stream = engine.stream(prompt := [2, 3, 5, 7], replace(SAMPLING, max_tokens=200))
-        pieces = [await anext(stream) for _ in range(5)]
-        await engine.update_weights(1, Files([other / "model.safetensors"]))
-        pieces += [piece async for piece in stream]
-    finally:
-        await engine.close()
-    tokens = torch.tensor([prompt + [int(piece.token_ids[0]) for piece in pieces]])
-    versions = [piece.versions[0].version for piece in pieces]
-    first = len(prompt) + versions.index(1)  # the first token that the new weights have drawn
-    assert versions == [0] * versions.count(0) + [1] * versions.count(1)
-    with torch.no_grad():
-        cache = old(tokens[:, : first - 1]).past_key_values
-        kept = new(tokens[:, first - 1 : -1], past_key_values=cache).logits[0].log_softmax(-1)
-        computed_again = new(tokens[:, :-1]).logits[0, first - 1 :].log_softmax(-1)
-    logprobs = np.array([float(piece.logprobs[0]) for piece in pieces[first - len(prompt) :]])
-    at = torch.arange(len(kept)), tokens[0, first:]
-    np.testing.assert_allclose(logprobs, kept[at], atol=1e-4)
-    assert np.abs(logprobs - computed_again[at].numpy()).max() > 1e-3
 
 
 async def test_closing_fails_those_who_wait(engine: TorchEngine) -> None:
