@@ -8,6 +8,7 @@ much to learn from them. The same seed gives the same bytes on the same machine.
 `--experts`, `--experts-per-token` and `--expert-size` make its routing finer, as the stability study wants it.
 """
 
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
@@ -18,7 +19,7 @@ from services.curriculum.tasks.countdown import Countdown, Problem, expressions
 
 SYMBOLS = "0123456789+-*()=,: "
 MAX_RESPONSE_TOKENS = 16
-_LONGEST = 64  # tokens of prompt and response
+LONGEST = 64  # tokens of prompt and response
 _GUESSED_SHARE = 0.35
 
 
@@ -30,16 +31,27 @@ def teach(problem: Problem, rng: np.random.Generator) -> str:
     return texts[rng.integers(len(texts))]
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, batch: int) -> Batches:
-    """Without end, as `encode` makes them."""
+def as_it_comes(problem: Problem) -> Problem:
+    """Its numbers stay in their order, which is any."""
+    return problem
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, batch: int, posed: Callable[[Problem], Problem] = as_it_comes
+) -> Batches:
+    """Without end, as `encode` makes them.
+
+    Args:
+        posed: the problem as the model is to see it.
+    """
     task, rng = Countdown(TEACHING_STREAM + seed), np.random.default_rng(seed)
     for start in count(step=batch):
-        problems = [task.train(start + i) for i in range(batch)]
+        problems = [posed(task.train(start + i)) for i in range(batch)]
         yield encode(tokenizer, [(problem.prompt, teach(problem, rng)) for problem in problems])
 
 
 def main() -> None:
-    tokenizer = build_tokenizer(SYMBOLS, _LONGEST)
+    tokenizer = build_tokenizer(SYMBOLS, LONGEST)
     make(
         "Countdown",
         tokenizer,

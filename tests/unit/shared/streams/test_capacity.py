@@ -30,6 +30,7 @@ RECIPES: dict[str, RouterLayout | None] = {
     "recipes/qwen3-30b-a3b-math.toml": QWEN3_30B,
     "recipes/qwen3-4b-math.toml": None,
     "recipes/countdown.toml": DEMO,
+    "recipes/countdown-long.toml": DEMO,
     "recipes/calculator.toml": layout(3, 8, 2),
     "recipes/maze.toml": layout(3, 8, 2),
     "recipes/python.toml": layout(3, 8, 2),
