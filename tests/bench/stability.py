@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rates", type=_rates, default=[6e-4], help="with commas between")
     parser.add_argument("--minibatches", type=int, default=4, help="updates in a pass over a batch")
     parser.add_argument("--epochs", type=int, default=2, help="passes over a batch")
+    parser.add_argument("--entropy-coefficient", type=float, default=0.0, help="of the entropy bonus, in all arms")
     parser.add_argument("--seeds", type=int, default=8, help="runs of each cell")
     parser.add_argument("--first-seed", type=int, default=0, help="of these")
     parser.add_argument("--steps", type=int, default=_STEPS, help="batches of a run")
@@ -87,6 +88,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         prompts=8 * arguments.groups,
         held_out=arguments.held_out,
         every=arguments.every,
+        entropy_coefficient=arguments.entropy_coefficient,
     )
     pressures = [Pressure(rate, arguments.minibatches, arguments.epochs) for rate in arguments.learning_rates]
     cells = list(factorial(arguments.arms, arguments.staleness, pressures))

@@ -47,10 +47,16 @@ class Protocol:
     prompts: int  # the most that are sampled for a batch
     held_out: int  # problems
     every: int  # batches between evaluations
+    entropy_coefficient: float = 0.0  # of every arm
 
     def as_json(self) -> dict[str, Any]:
-        """Without the folder, whose name says nothing of the model."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "model"}
+        """Without the folder, whose name says nothing of the model, and an entropy bonus of 0, as of the older runs."""
+        found = {name: getattr(self, name) for name in self.__slots__ if name != "model"}
+        return found if self.entropy_coefficient else {k: v for k, v in found.items() if k != "entropy_coefficient"}
+
+    def learner(self, cell: Cell) -> dict[str, Any]:
+        """The table [learner] of a cell."""
+        return {**cell.learner, "entropy_coefficient": self.entropy_coefficient}
 
 
 # Of each batch, from the trainer's diagnostics: those that are kept. Of layers, the mean.
@@ -74,7 +80,7 @@ def run(cell: Cell, seed: int, protocol: Protocol, tell: Callable[[int], None] =
 class _Run:
     def __init__(self, cell: Cell, seed: int, protocol: Protocol, folder: Path) -> None:
         self._cell, self._seed, self._protocol, self._folder = cell, seed, protocol, folder
-        settings = LearnerSettings.model_validate(cell.learner)
+        settings = LearnerSettings.model_validate(protocol.learner(cell))
         run = RunSettings(
             id="study",
             model=protocol.model,

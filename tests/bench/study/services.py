@@ -66,7 +66,7 @@ def settings(cell: Cell, seed: int, protocol: Protocol) -> dict[str, object]:
         "rollout.max_tokens": protocol.max_tokens,
         "curriculum.evaluation.problems": protocol.held_out,
         "curriculum.evaluation.sampling.n": 4,
-        **dict(_flat("learner", cell.learner)),
+        **dict(_flat("learner", protocol.learner(cell))),
     }
 
 

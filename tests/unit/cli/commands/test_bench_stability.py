@@ -257,12 +257,20 @@ def test_a_study_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
         bench("stability", [*options, "1"])
 
 
+def test_an_entropy_bonus_makes_another_run_and_none_keeps_the_key_of_older_ones(shifted: dict[str, Any]) -> None:
+    assert "entropy_coefficient" not in TINY.as_json()
+    bonus = replace(TINY, entropy_coefficient=0.1)
+    assert bonus.as_json() == {**TINY.as_json(), "entropy_coefficient": 0.1}
+    assert run(cell("grpo+shift"), 3, bonus)["weights"] != shifted["weights"]
+
+
 def test_through_all_services_a_cell_is_settings_of_the_run() -> None:
     """Its learner is the one of the run in one process, but for what the recipe keeps on disk."""
-    made = cell("gmpo+shift@0.5", staleness=3)
-    flags = [f"{name}={value}" for name, value in services.settings(made, 5, TINY).items()]
+    made, protocol = cell("gmpo+shift@0.5", staleness=3), replace(TINY, entropy_coefficient=0.1)
+    flags = [f"{name}={value}" for name, value in services.settings(made, 5, protocol).items()]
     found = load(Recipe, services.RECIPE, {}, flags)
-    alone = LearnerSettings.model_validate(made.learner)
+    alone = LearnerSettings.model_validate(protocol.learner(made))
+    assert alone.entropy_coefficient == 0.1
     assert found.learner.model_copy(update={"checkpoints": alone.checkpoints}) == alone
     assert (found.run.seed, found.run.steps, found.run.groups_per_step, found.run.max_staleness) == (5, 3, 2, 3)
     assert (found.rollout.n, found.curriculum.evaluation.problems, found.run.evaluate_every) == (8, 8, 2)
