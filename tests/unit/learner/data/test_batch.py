@@ -173,6 +173,8 @@ def test_rows_are_full_before_another_begins() -> None:
 def test_batches_travel_between_ranks_unchanged(tmp_path: Path) -> None:
     model = load(save_model(tmp_path))
     groups = random_groups(model, groups=2, samples=3)
+    some = trace_of(groups[0]).thinned(2, seed=0).coded()
+    groups[0] = with_trace(groups[0], expert_ids=some.expert_ids, log_scores=some.log_scores, layers=some.layers)
     packed = [MicroBatch((tuple(Weighted(s, (0.5,), kept=i) for s in g.samples),)) for i, g in enumerate(groups, -1)]
     batches = [collate(packed[0], with_routes=True, step=0), collate(packed[1], with_routes=True, step=1)]
     other = collate(MicroBatch(packed[0].rows, filler=True), with_routes=False, step=0)
