@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from services.learner.checkpointing.checkpoint import step_of
+from shared.streams.run import FORMAT
 from shared.tracking import records
 from tests.support.command import Start
 from tests.support.recording import RUN, check_out, commit_of, recordings, unpack
@@ -54,6 +55,8 @@ def test_a_run_of_an_earlier_version_goes_on(recording: Path, start: Start, tmp_
     go_on(start, run)
     after = audited(start)
     assert after["ledger"]["prompted"] > before["ledger"]["prompted"]
+    code, out, err = start("status", f"runs/{RUN}", "--json").finish(timeout=120)
+    assert (code, json.loads(out)["format"]) == (0, FORMAT), err
     groups = [group for _, group in trained(run)]
     assert len(groups) == len(set(groups))
     assert trained(run)[: len(known)] == known, "what was trained on before stands as it was"
