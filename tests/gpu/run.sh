@@ -32,12 +32,12 @@ part() { # NAME SECONDS COMMAND...: runs a part, keeps its output, and notes how
 "$python" -m tests.gpu.machine > "$out/machine.json" || exit 1
 cat "$out/machine.json"
 routershift=("$python" -m services.cli.main)
-part tests 150 "$python" -m pytest -q -p no:cacheprovider tests/gpu
+part tests 140 "$python" -m pytest -q -p no:cacheprovider tests/gpu
 part learner-bf16 180 "${routershift[@]}" bench learner --device cuda --dtype bfloat16 --shape qwen3-30b-a3b-layers4 --pairs 3 --experts 128 --json
 part learner-small 60 "${routershift[@]}" bench learner --device cuda --dtype float32 --shape qwen3-moe-115m --pairs 5 --experts 64 --json
-part optimizer 60 "${routershift[@]}" bench optimizer --device cuda --values 1000000000 --rounds 3 --json
-part optimizer-fused 60 "${routershift[@]}" bench optimizer --device cuda --values 1000000000 --rounds 3 --fused --json
-part engine 90 "${routershift[@]}" bench torch-engine --device cuda --rounds 3 --json
-part run 120 "${routershift[@]}" run deploy/recipes/countdown.toml --set generation.engine=torch \
+part optimizer 30 "${routershift[@]}" bench optimizer --device cuda --values 250000000 --rounds 3 --json
+part optimizer-fused 30 "${routershift[@]}" bench optimizer --device cuda --values 250000000 --rounds 3 --fused --json
+part engine 70 "${routershift[@]}" bench torch-engine --device cuda --rounds 3 --json
+part run 90 "${routershift[@]}" run deploy/recipes/countdown.toml --set generation.engine=torch \
   --set generation.device=cuda --set learner.device=cuda --set "run.folder=$out/runs" --set run.steps=20
 "$python" -m tests.gpu.machine "$out"
