@@ -108,7 +108,7 @@ _KNOBS: Mapping[str, str] = {
         "learning_rate warmup_steps schedule weight_decay beta1 beta2 moments fused max_grad_norm max_skipped"
     ),
     "learner.parallel": "processes timeout_seconds",
-    "learner.mesh": "replicate shard expert",
+    "learner.mesh": "replicate shard expert context",
     "learner.checkpoints": "every keep keep_best keep_seconds keep_weights background disk_seconds step_seconds",
     "reward.unscored": "groups max_bytes",
     "learner.samples": "groups dropped max_bytes",

@@ -178,7 +178,12 @@ class LearnerSettings(ServerSettings):
     optimizer: OptimizerSettings = OptimizerSettings()
     lora: LoraSettings = LoraSettings()
 
-    micro_batch_tokens: int = Field(16384, ge=1, description="tokens in one forward pass, at least one response")
+    micro_batch_tokens: int = Field(
+        16384,
+        ge=1,
+        description="tokens in one forward pass, at least one response; where ranks divide rows (mesh.context), of all "
+        "of them together",
+    )
     head_chunk_bytes: int = Field(
         128 << 20,
         ge=1,

@@ -19,8 +19,10 @@ from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
 from routershift.algorithms.aggregation import Totals
+from routershift.routing.expert_load import ExpertUse
 from routershift.routing.hooks import Observation, Routing
 from routershift.routing.layout import RouterLayout
+from routershift.routing.shift import Shift
 from services.learner.checkpointing import state
 from services.learner.checkpointing.checkpoint import FORMAT, Files, described
 from services.learner.checkpointing.held import Sizes
@@ -30,6 +32,7 @@ from services.learner.checkpointing.snapshot import Following, Snapshot
 from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
 from services.learner.data.collate import Batch, Update, decode, encode
+from services.learner.data.part import part_of
 from services.learner.data.plan import Planner
 from services.learner.data.shares import Share
 from services.learner.data.shares import decode as decode_shares
@@ -102,6 +105,8 @@ class Trainer:
         self._ranks.arrange(settings.mesh.over(self._ranks.size))
         self._identity = identity(settings, run, rollout) if self._ranks.rank == 0 else {}
         self._policy = Policy(settings, run, rollout, self._ranks)
+        self._context = self._policy.attention.context
+        self._reports = self._context is None or self._context.rank == 0  # what all of its ranks know of a pass
         check_same_model(self._ranks, run.require_model())
         self.layout, self.attention = self._policy.layout, self._policy.attention.name
         self._uses_traces = settings.uses_traces
@@ -130,7 +135,7 @@ class Trainer:
             else None
         )
         self._planner = Planner(
-            settings, rollout.max_tokens, self._ranks.size, self._uses_traces, self._policy.attention.is_flat
+            settings, rollout.max_tokens, self._ranks.shape.readers, self._uses_traces, self._policy.attention.is_flat
         )
         self._limits = Limits(
             vocabulary=self._policy.model.config.get_text_config().vocab_size,
@@ -223,7 +228,7 @@ class Trainer:
         if self.sending is not None:
             sending.begin(self.sending)
         parts: dict[str, Callable[..., object]] = {
-            "train": lambda: self._train(decode(self._ranks.scatter())),
+            "train": lambda: self._train(self._parts(decode(self._ranks.scatter()))),
             "fetch": lambda step: self._train(self._fetched(self._ranks.scatter(), int(step))),
             "export": lambda folder: self._policy.export(Path(folder)),
             "take": self._take,
@@ -253,15 +258,30 @@ class Trainer:
             return self._planner.collate(shares[0], self.step)
         if any(each.sample.reference for share in shares for part in share for each in part.samples):
             self._tell("fetch", str(self.step))
-            return self._fetched(self._ranks.scatter([encode_shares(share) for share in shares]), self.step)
+            return self._fetched(self._scatter([encode_shares(share) for share in shares]), self.step)
         self._tell("train")
-        return decode(self._ranks.scatter([encode(self._planner.collate(share, self.step)) for share in shares]))
+        found = self._scatter([encode(self._planner.collate(share, self.step)) for share in shares])
+        return self._parts(decode(found))
+
+    def _scatter(self, payloads: Sequence[bytes]) -> bytes:
+        """Gives each rank the payload of its group, and returns that of rank 0."""
+        reader = self._ranks.shape.reader
+        return self._ranks.scatter([payloads[reader(rank)] for rank in range(self._ranks.size)])
 
     def _fetched(self, payload: bytes, step: int) -> list[Update]:
         """The rows of this rank, read from the payload store. Args: step: that rank 0 plans for."""
         if self._bulk is None:
             raise PreconditionError("rows are in a payload store, and this rank has none; set [payloads] for all ranks")
-        return self._planner.collate(decode_shares(payload, self._bulk.read), step)
+        return self._parts(self._planner.collate(decode_shares(payload, self._bulk.read), step))
+
+    def _parts(self, updates: Sequence[Update]) -> list[Update]:
+        """What this rank computes of the updates of its group."""
+        if (context := self._context) is None:
+            return list(updates)
+        return [
+            replace(each, batches=tuple(part_of(batch, context.rank, context.size) for batch in each.batches))
+            for each in updates
+        ]
 
     def _tell(self, *command: str) -> None:
         self._ranks.command(json.dumps(command).encode())
@@ -307,7 +327,7 @@ class Trainer:
         total = torch.zeros((), device=self._ranks.device)
         for batch, known in zip(update.batches, before, strict=True):
             total += self._backward(batch, update.totals, known, diagnostics, keeps, is_unmoved)
-        total = self._ranks.sum(total)
+        total = self._ranks.sum(total if self._reports else torch.zeros_like(total))
         norm = fsdp.clip_gradients(self._parameters.values(), self._settings.optimizer.max_grad_norm)
         diagnostics.add_update(total, norm)
         if not torch.isfinite(total + norm):
@@ -330,15 +350,25 @@ class Trainer:
         reference = self._reference.logprobs(batch) if self._reference else None
         with self._observing(batch, before, is_unmoved) as observation:
             logprobs, entropy = self._policy.logprobs(batch, entropy_gradient=self._settings.entropy_coefficient > 0)
-            shift = observation.result() if observation and self._settings.uses_router_shift else None
-            use = observation.use() if observation else None
+            shift, use = self._routed(batch, observation)
             forward = Forward(logprobs, entropy, before.logprobs if before else None, reference, shift, use)
             parts = self._loss(batch, forward, totals)
             parts.loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-        diagnostics.add_forward(batch, forward, parts, is_unmoved)
-        if kept.numel():
-            keeps.add(on_cpu, kept.to(self._ranks.device), forward, parts)
+        if self._reports:
+            diagnostics.add_forward(batch, forward, parts, is_unmoved)
+            if kept.numel():
+                keeps.add(on_cpu, kept.to(self._ranks.device), forward, parts)
         return parts.loss.detach()
+
+    def _routed(self, batch: Batch, observation: Observation | None) -> tuple[Shift | None, ExpertUse | None]:
+        """What the routers did in a whole pass, once its forward pass is over."""
+        if observation is None:
+            return None, None
+        shift = observation.result() if self._settings.uses_router_shift else None
+        use = observation.use()
+        if (context := self._context) is None or (part := batch.part) is None:
+            return shift, use
+        return shift and context.shift(shift, part), use and context.use(use)
 
     def _observing(
         self, batch: Batch, before: _Before | None, is_unmoved: bool

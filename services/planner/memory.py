@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.generation.settings import GenerationSettings
+from services.learner.distributed.division import check_heads, key_copies, width_of
 from services.learner.settings import LearnerSettings
 from services.planner.model import WIDTH, Layer, Model
 
@@ -53,11 +54,12 @@ _KEPT = {
 }
 
 
-def kept_bytes(layer: Layer, hidden: int, precision: str) -> int:
-    """Bytes that a layer keeps of each token of a pass."""
+def kept_bytes(layer: Layer, hidden: int, precision: str, copies: int = 1) -> int:
+    """Bytes that a layer keeps of each token of a pass. Args: copies: of keys and values, which attention keeps."""
     each = _KEPT[precision]
     query, key = (each.query, each.key) if layer.normalises_queries else (each.plain_query, each.plain_key)
     routed = layer.top_k * (each.routed * hidden + each.route) + each.probability * layer.experts
+    key += (copies - 1) * each.plain_key
     return each.hidden * hidden + routed + each.inner * layer.inner + query * layer.attended + key * layer.key
 
 
@@ -68,13 +70,15 @@ def passing_bytes(layer: Layer, hidden: int, precision: str) -> int:
     return width * (hidden + max(1, layer.top_k) * max(3 * hidden, 2 * each - hidden))
 
 
-def activation_bytes(model: Model, tokens: int, precision: str, checkpointing: bool) -> tuple[int, int]:
+def activation_bytes(
+    model: Model, tokens: int, precision: str, checkpointing: bool, copies: int = 1
+) -> tuple[int, int]:
     """Bytes of the activations of a pass of this many tokens: kept all the time, and for the time of one layer.
 
-    Needs the model's shapes.
+    Needs the model's shapes. Args: copies: of keys and values, where a row is divided among more ranks than there are.
     """
     layers, hidden, width = model.layers, model.hidden, WIDTH[precision]
-    kept = [kept_bytes(layer, hidden, precision) for layer in layers]
+    kept = [kept_bytes(layer, hidden, precision, copies) for layer in layers]
     passing = max(passing_bytes(layer, hidden, precision) for layer in layers)
     ends = 4 * hidden * width  # the embedding, the last norm, and the rows that predict
     if checkpointing:
@@ -124,9 +128,13 @@ def learner(
         sends: whether versions go over the network.
 
     Raises:
-        InvalidInputError: `learner.mesh` is of another number of ranks.
+        InvalidInputError: `learner.mesh` is of another number of ranks, or divides heads that it cannot divide.
     """
     shape = settings.mesh.over(ranks)
+    heads = model.number("num_attention_heads")
+    keys = model.number("num_key_value_heads") or heads
+    if shape.context > 1:
+        check_heads(shape.context, heads, keys)
     count, device = model.parameters, settings.device
     learned, frozen = (count, 0) if trained is None else (trained, count)
     # A pass in bfloat16 rounds what it gathers, so frozen weights stay as the folder has them.
@@ -148,7 +156,7 @@ def learner(
             yield Part("learner", "master weights", FLOAT32 * learned // shape.holders, "cpu", spread)
     if settings.kl_coefficient and trained is None:
         yield Part("learner", "reference model", narrow * count // shape.holders, device, "learner.kl_coefficient = 0")
-    tokens = max(settings.micro_batch_tokens, longest)
+    tokens = width_of(max(settings.micro_batch_tokens, longest), shape.context)
     smaller = "learner.micro_batch_tokens, or learner.activation_checkpointing = true"
     moment, change, passing = logits_bytes(model, tokens, settings), "learner.head_chunk_bytes", 0
     if model.layers:
@@ -156,7 +164,8 @@ def learner(
             passing += (whole := gathered_bytes(model, settings.precision, shape.expert))
             divided = "learner.mesh.expert" if model.experts else "a smaller model"
             yield Part("learner", "gathered layers", whole, device, divided, is_estimate=True)
-        kept, layer = activation_bytes(model, tokens, settings.precision, settings.activation_checkpointing)
+        copies = key_copies(shape.context, keys) if shape.context > 1 else 1
+        kept, layer = activation_bytes(model, tokens, settings.precision, settings.activation_checkpointing, copies)
         passing += kept
         yield Part("learner", "activations of a pass", kept, device, smaller, is_estimate=True)
         moment, change = max((moment, change), (layer, "learner.micro_batch_tokens"))

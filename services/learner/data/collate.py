@@ -24,11 +24,25 @@ from services.learner.data.batch import MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which response tokens of a pass a rank computes, where several ranks divide its row: r of R, in their order."""
+
+    tokens: Tensor  # [r] int64, of the R response tokens
+    of_tokens: int  # R
+    traced: Tensor  # [s] int64, of the S response tokens of samples that are kept for people
+    of_traced: int  # S
+    missing: Tensor | None  # [R] bool, as in `Routes`
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One forward pass. Sequences stand one after the other in a row, then padding that goes on counting positions.
 
     Position ids start at 0 again with each sequence: from that come the borders that no token sees across. Padding
     stands after the last sequence of its row, so causal attention hides it. A single row has none.
+
+    Where several ranks divide a row, `rows`, `targets` and `routes` are of this rank's tokens alone, and `rows` count
+    from the first of them; all else is of the whole pass. See `services.learner.data.part`.
     """
 
     input_ids: Tensor  # [N, W] int64
@@ -42,6 +56,7 @@ class Batch:
     filler: Tensor  # [] bool: counts for nothing
     kept: Tensor  # [B] int64: the place in its step of a response that is kept for people, else -1
     routes: Routes | None
+    part: Part | None = None  # of this rank; None: all of it
 
     def padded(self, values: Tensor) -> Tensor:
         """[R] to [B, T], 0 on padding."""
@@ -51,6 +66,18 @@ class Batch:
     def kept_tokens(self) -> Tensor:
         """[S] int64: where the tokens of the kept responses are in the flattened [B, T]."""
         return (self.mask & (self.kept >= 0)[:, None]).flatten().nonzero()[:, 0]
+
+    @property
+    def kept_positions(self) -> Tensor:
+        """[S] int64: which of the R response tokens are those of the kept responses."""
+        return (self.kept >= 0)[:, None].expand_as(self.mask)[self.mask].nonzero()[:, 0]
+
+    @property
+    def missing(self) -> Tensor | None:
+        """[R] bool: whether the route of some layer was not recorded; None where routes are not wanted."""
+        if self.part is not None:
+            return self.part.missing
+        return None if self.routes is None else self.routes.missing
 
     def to(self, device: torch.device) -> "Batch":
         moved: Batch = _moved(self, device)
@@ -139,8 +166,10 @@ def decode(payload: bytes) -> list[Update]:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor) or value is None:
-        return value if value is None else value.to(device)
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if value is None or isinstance(value, int):
+        return value
     return type(value)(**{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
 
 

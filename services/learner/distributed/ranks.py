@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from services.learner.distributed.channel import IDLE, Channel
+from services.learner.distributed.context_parallel import Context
 from services.learner.distributed.mesh import Mesh, make_mesh
 from services.learner.distributed.settings import MeshShape
 from shared.errors import InvalidInputError
@@ -95,6 +96,13 @@ class Ranks(Channel):
         if self._mesh is None:
             self._mesh = make_mesh(self.device.type, self._shape)
         return self._mesh
+
+    @property
+    def context(self) -> Context | None:
+        """Those that divide every row with this one; None where rows are whole. Collective as `mesh` is."""
+        if self._shape.context == 1 or self.mesh.context is None:
+            return None
+        return Context(self.mesh.context.get_group())
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks, of any shape and dtype; the same bits on every rank. `value` stays as it is."""

@@ -31,15 +31,25 @@ class MeshShape(NamedTuple):
     replicate: int
     shard: int
     expert: int = 1
+    context: int = 1
 
     @property
     def holders(self) -> int:
         """Ranks that share one copy of the weights."""
-        return self.shard * self.expert
+        return self.shard * self.expert * self.context
+
+    @property
+    def readers(self) -> int:
+        """Groups of ranks that read rows of their own; each is `context` ranks, which divide every row."""
+        return self.replicate * self.shard * self.expert
+
+    def reader(self, rank: int) -> int:
+        """The group that a rank belongs to. Ranks of a group are `expert` apart, as experts are among neighbours."""
+        return rank // (self.context * self.expert) * self.expert + rank % self.expert
 
 
 class MeshSettings(Table):
-    """How the ranks divide the weights. Each rank trains on rows of its own, whatever its place in the mesh."""
+    """How the ranks divide the weights, and the rows that they train on."""
 
     replicate: int = Field(
         1,
@@ -53,7 +63,13 @@ class MeshSettings(Table):
         1,
         ge=1,
         description="ranks between which the experts of a layer are divided, whole, and to which tokens travel; all "
-        "other weights are divided over shard x expert ranks",
+        "other weights are divided over shard x expert x context ranks",
+    )
+    context: int = Field(
+        1,
+        ge=1,
+        description="ranks that divide every row of tokens between them, for long responses; in attention each has all "
+        "tokens for a part of the heads (Ulysses). Others train on rows of their own",
     )
 
     def fits(self, ranks: int) -> bool:
@@ -76,5 +92,5 @@ class MeshSettings(Table):
         )
 
     def _shape(self, ranks: int) -> MeshShape:
-        left = max(1, ranks // (self.replicate * self.expert))
-        return MeshShape(self.replicate, left if self.shard is None else self.shard, self.expert)
+        left = max(1, ranks // (self.replicate * self.expert * self.context))
+        return MeshShape(self.replicate, left if self.shard is None else self.shard, self.expert, self.context)

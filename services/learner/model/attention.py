@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from services.learner.distributed.context_parallel import Context, divided
+from services.learner.distributed.division import width_of
 from services.learner.settings import AttnImplementation, LearnerSettings
 from shared.errors import PreconditionError
 
@@ -34,6 +37,7 @@ class Attention:
     """The implementation of a model, with the arguments that it needs."""
 
     name: str  # SEGMENTS, or transformers' name
+    context: Context | None = None  # the ranks that divide a row; wants `is_flat`
 
     @property
     def is_flat(self) -> bool:
@@ -60,21 +64,39 @@ class Attention:
     def inputs(self, input_ids: Tensor, position_ids: Tensor) -> dict[str, Any]:
         """The model's arguments for packed rows, whose output is that of [1, N * W] where they are read as one.
 
+        Where ranks divide the row, the tokens are those of this rank, and what fills it up is a sequence of its own.
+
         Args:
             input_ids: [N, W] int64.
             position_ids: [N, W] int64, 0 where a sequence begins, as each row does.
         """
         if not self.is_flat:
             return {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
-        positions = position_ids.flatten()
+        ids, positions = input_ids.flatten(), position_ids.flatten()
+        inputs: dict[str, Any] = {"use_cache": False}
+        if self.context is not None:
+            filling = torch.arange(-len(ids) % self.context.size, device=ids.device)
+            ids, positions = pad(ids, (0, len(filling))), torch.cat((positions, filling))
+            inputs["context"] = self.context
         borders = pad((positions == 0).nonzero()[:, 0], (0, 1), value=len(positions))
         lengths = borders.diff().tolist()
-        inputs = {"input_ids": input_ids.reshape(1, -1), "position_ids": positions[None], "use_cache": False}
+        if self.context is not None:
+            ids, positions = self.context.own(ids), self.context.own(positions)
+        inputs |= {"input_ids": ids[None], "position_ids": positions[None]}
         if not self.is_flash:
             return inputs | {"segments": _runs(lengths)}
         borders, longest = borders.int(), max(lengths)
         of_keys = {"cu_seq_lens_k": borders, "max_length_k": longest}
         return inputs | {"cu_seq_lens_q": borders, "max_length_q": longest} | of_keys
+
+    def logits(self, model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """[N * W, V] of packed rows, whoever computes them. Args as `inputs`."""
+        logits: Tensor = model(**self.inputs(input_ids, position_ids)).logits.flatten(0, 1)
+        if self.context is None:
+            return logits
+        width = width_of(input_ids.numel(), self.context.size)
+        places = torch.arange(width, device=logits.device) + self.context.rank * width
+        return self.context.whole(logits, places, self.context.size * width)[: input_ids.numel()]
 
 
 def choose(model: PreTrainedModel, settings: LearnerSettings) -> Attention:
@@ -238,4 +260,6 @@ def _seen(q: Tensor, window: int | None) -> Tensor:
     return (back >= 0) & (back < (window or len(at)))
 
 
-AttentionInterface.register(SEGMENTS, segments_attention)
+AttentionInterface.register(SEGMENTS, divided(segments_attention))
+for _flash in _AVAILABLE:  # transformers' own, where no ranks divide a row
+    AttentionInterface.register(_flash, divided(flash_attention_forward))

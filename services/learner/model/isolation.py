@@ -6,6 +6,7 @@ it to. A sequence that sees its neighbours trains in silence on something that n
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ _FIRST, _OTHER, _SECOND = [1, 2, 3], [3, 1, 1], [2, 1, 3, 2]
 _LAYOUTS = (["ns"], ["ns", "sn"])  # of one row, and of several
 # Of the spread of the logits. The passes have the same shapes, so that even bfloat16 rounds them alike.
 _TOLERANCE = 0.01
+_ROUNDED = 0.1  # of passes of other shapes in bfloat16
 
 
 def isolate(model: PreTrainedModel) -> None:
@@ -35,6 +37,7 @@ def check(model: PreTrainedModel, attention: Attention) -> None:
     """Raises PreconditionError where a sequence of a forward pass is not read as it would be alone."""
     check_isolation(model, attention)
     check_windows(model, attention)
+    check_division(model, attention)
 
 
 @torch.no_grad()
@@ -42,7 +45,7 @@ def check_isolation(model: PreTrainedModel, attention: Attention) -> None:
     """Raises PreconditionError where a sequence depends on another one of a forward pass, in its row or in another."""
     for layout in _LAYOUTS:
         seen = [_second(model, attention, layout, neighbour) for neighbour in (_FIRST, _OTHER)]
-        if (seen[0] - seen[1]).abs().max() < _TOLERANCE * seen[0].std():
+        if (seen[0] - seen[1]).float().abs().max() < _TOLERANCE * seen[0].float().std():
             continue
         kind = model.config.model_type
         why, fix = why_refused(kind), "choose another model"
@@ -70,6 +73,21 @@ def check_windows(model: PreTrainedModel, attention: Attention) -> None:
         )
 
 
+@torch.no_grad()
+def check_division(model: PreTrainedModel, attention: Attention) -> None:
+    """Raises PreconditionError where rows that ranks divide are not read as a rank alone reads them. Collective."""
+    if attention.context is None:
+        return
+    for layout in _LAYOUTS:
+        found, whole = (_second(model, each, layout, _FIRST) for each in (attention, replace(attention, context=None)))
+        tolerance = _TOLERANCE if found.dtype == torch.float32 else _ROUNDED
+        if (found - whole).float().abs().mean() >= tolerance * whole.float().std():
+            raise PreconditionError(
+                f"learner.mesh.context is {attention.context.size}; model_type {model.config.model_type!r} reads more "
+                "of a row than single tokens in other places than its attention; set learner.mesh.context = 1"
+            )
+
+
 @contextmanager
 def _windows(name: str) -> Iterator[list[tuple[Any, int | None]]]:
     """The attention modules that call the attention function of this name, and the window that each gives."""
@@ -95,7 +113,7 @@ def _has_window(module: Any) -> bool:
 
 
 def _second(model: PreTrainedModel, attention: Attention, layout: Sequence[str], neighbour: list[int]) -> Tensor:
-    """The logits of `_SECOND`, [S, V] float32, wherever it stands in rows that `neighbour` fills up.
+    """The logits of `_SECOND`, [S, V], wherever it stands in rows that `neighbour` fills up.
 
     Args:
         layout: of each row, "n" for the neighbour and "s" for the second.
@@ -105,8 +123,7 @@ def _second(model: PreTrainedModel, attention: Attention, layout: Sequence[str],
         torch.tensor([[x for part in row for x in entry(part)] for row in rows], device=model.device)
         for entry in (list, lambda part: range(len(part)), lambda part: [part is _SECOND] * len(part))
     )
-    logits: Tensor = model(**attention.inputs(ids, positions)).logits
-    return logits.flatten(0, 1)[is_second.flatten()].float()
+    return attention.logits(model, ids, positions)[is_second.flatten()]
 
 
 def _own_mask(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

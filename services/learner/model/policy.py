@@ -1,6 +1,7 @@
 """The model that learns: its forward pass over packed rows, and its weights on disk."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from routershift.routing.routers import layout_of, require_layout, routers_of
 from services.learner.data.collate import Batch
-from services.learner.distributed import expert_parallel, fsdp
+from services.learner.distributed import context_parallel, expert_parallel, fsdp
 from services.learner.distributed.ranks import Ranks
 from services.learner.model import export, isolation, lora
 from services.learner.model.attention import Attention, choose
@@ -47,7 +48,7 @@ class Policy:
         Raises:
             PreconditionError: a setting is of routers, and the model has none that are known; or what `lora.add_lora`
                 raises for a family that it does not know.
-            PreconditionError, InvalidInputError: of `expert_parallel.check`.
+            PreconditionError, InvalidInputError: of `expert_parallel.check` and `context_parallel.check`.
             PreconditionError, MissingDependencyError: of `OptimizerSettings.check`.
         """
         transformers_logging.disable_progress_bar()
@@ -57,6 +58,8 @@ class Policy:
         settings.optimizer.check(str(self._export_dtype).removeprefix("torch."))
         self.layout = layout_of(self.model)
         expert_parallel.check(self.model, ranks.shape)
+        context_parallel.check(self.model, self.attention.is_flat, ranks.shape)
+        self.attention = replace(self.attention, context=ranks.context)
         self.model.train()
         if settings.activation_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -130,10 +133,13 @@ class Policy:
     def logprobs(self, batch: Batch, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """log pi_theta of the response tokens, [B, T] float32, and the entropy of their distributions, [B, T] nats.
 
-        The entropy carries gradient only where it is asked for.
+        The entropy carries gradient only where it is asked for. Where ranks divide the row, every rank has both whole.
         """
         wanted = Wanted(batch.rows, batch.targets, self._temperature, entropy_gradient)
         logprobs, entropy = self._head.logprobs(batch.input_ids, batch.position_ids, wanted)
+        if self.attention.context is not None and (part := batch.part) is not None:
+            own = torch.stack((logprobs, entropy), dim=1)
+            logprobs, entropy = self.attention.context.whole(own, part.tokens, part.of_tokens).unbind(dim=1)
         return batch.padded(logprobs), batch.padded(entropy)
 
     def parts(self) -> Parts:

@@ -34,7 +34,7 @@ class Diagnostics:
         """`is_unmoved`: the weights are still those of version `step`."""
         if batch.filler:
             return
-        mask, shift = batch.mask, forward.shift
+        mask, shift, missing = batch.mask, forward.shift, batch.missing
         lag = self._step - batch.versions
         self._add("log_ratio", (forward.logprobs.detach() - batch.behaviour_logprobs)[mask])
         self._add("clipped", parts.result.clipped[mask].float())
@@ -44,14 +44,14 @@ class Diagnostics:
         self._add("lag", lag.float())
         if parts.reference_kl is not None:
             self._add("reference_kl", parts.reference_kl.detach()[mask])
-        if batch.routes is not None and forward.use is not None:
-            self._add("missing", batch.routes.missing.float())
+        if missing is not None and forward.use is not None:
+            self._add("missing", missing.float())
             self._add_layers("loads", forward.use.loads)
             self._add_layers("overlaps", forward.use.overlaps)
-        if shift is not None and batch.routes is not None:
+        if missing is not None and shift is not None:
             self._add("gamma", shift.log_gamma.exp())
             if is_unmoved:
-                self._add("gamma_at_lag_zero", shift.measured[(lag == 0) & ~batch.routes.missing].exp())
+                self._add("gamma_at_lag_zero", shift.measured[(lag == 0) & ~missing].exp())
             self._add_layers("shifts", shift.layers)
 
     def tensors(self) -> dict[str, Tensor]:

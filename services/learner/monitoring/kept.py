@@ -52,9 +52,8 @@ class KeptTokens:
             "entropy": _at(forward.entropy, tokens),
             "clipped": _at(parts.result.clipped, tokens),
         }
-        if forward.shift is not None and batch.routes is not None and batch.routes.traced is not None:
-            traced = batch.routes.traced.to(tokens.device)
-            found["log_gamma"] = forward.shift.log_gamma.index_select(0, traced)
+        if forward.shift is not None:
+            found["log_gamma"] = forward.shift.log_gamma.index_select(0, batch.kept_positions.to(tokens.device))
             if forward.shift.traced is not None:
                 found["drift"] = forward.shift.traced
         self._passes.append(found)

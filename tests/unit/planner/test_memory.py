@@ -177,7 +177,9 @@ def test_copies_of_the_weights_are_divided_over_fewer_ranks(tmp_path: Path) -> N
         for each, ranks in ((settings, 4), (LearnerSettings(), 2))
     )
     assert copies == two
-    with pytest.raises(InvalidInputError, match="replicate 2 x shard 1 x expert 1 = 2 ranks, and the learner has 3"):
+    with pytest.raises(
+        InvalidInputError, match="replicate 2 x shard 1 x expert 1 x context 1 = 2 ranks, and the learner has 3"
+    ):
         list(memory.learner(model, settings, 3, LENGTH))
 
 
@@ -192,6 +194,22 @@ def test_divided_experts_are_not_gathered(tmp_path: Path) -> None:
     # Two layers of weights, and one of gradients in the width of weights and in float32.
     assert gathered["gathered layers"] - divided["gathered layers"] == 4 * (2 + 2) * routed * 3 // 4
     assert divided["trained weights"] == gathered["trained weights"]
+
+
+def test_a_divided_row_takes_a_part_of_the_memory_of_its_pass(tmp_path: Path) -> None:
+    """Two key and value heads are there twice among four ranks."""
+    model = read(save_model(tmp_path))
+    plain, two, four = (
+        {part.what: part.bytes for part in memory.learner(model, LearnerSettings.model_validate(each), 4, LENGTH)}
+        for each in ({}, {"mesh": {"context": 2}}, {"mesh": {"context": 4}})
+    )
+    passes = "activations of a pass"
+    assert two[passes] == plain[passes] // 2
+    keys = sum(layer.key for layer in model.layers)
+    assert four[passes] == plain[passes] // 4 + LearnerSettings().micro_batch_tokens // 4 * 8 * keys
+    assert two["trained weights"] == four["trained weights"] == plain["trained weights"]
+    with pytest.raises(InvalidInputError, match=r"mesh\.context is 3; .* 4 attention heads .*set it to 1 or 2 or 4"):
+        list(memory.learner(model, LearnerSettings.model_validate({"mesh": {"context": 3}}), 3, LENGTH))
 
 
 def test_an_engine_takes_its_weights_and_its_cache(tmp_path: Path) -> None:

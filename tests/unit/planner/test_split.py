@@ -57,7 +57,7 @@ def test_only_learners_that_can_be_the_mesh_are_tried(qwen: Model) -> None:
     learner = LearnerSettings.model_validate(cluster(qwen, 64).learner.model_dump() | {"mesh": mesh})
     found = split.splits(cluster(qwen, 64, "b200", learner=learner))
     assert {one.learner_gpus for one in found} == {32}
-    with pytest.raises(InvalidInputError, match="replicate 2 x shard 16 x expert 1 = 32 ranks, and the learner has 15"):
+    with pytest.raises(InvalidInputError, match="= 32 ranks, and the learner has 15"):
         split.best(cluster(qwen, 16, learner=learner), spread=0.8, steps=1)
 
 

@@ -9,25 +9,13 @@ import torch
 
 from routershift.algorithms.aggregation import Totals
 from routershift.routing import score_code
-from routershift.trajectory import Completion, FinishReason, Role, Segment, Trajectory, VersionSpan
-from services.learner.data.batch import MicroBatch, Sample, Weighted, flat_micro_batches, micro_batches, pack
+from routershift.trajectory import Role, Segment, VersionSpan
+from services.learner.data.batch import MicroBatch, Weighted, flat_micro_batches, micro_batches, pack
 from services.learner.data.collate import Batch, Update, collate, decode, encode
+from tests.support.batches import sample
 from tests.support.models import save_model
 from tests.support.rollouts import load, packed, random_groups
 from tests.support.training import trace_of, with_trace
-
-
-def sample(prompt: int, response: int, spans: tuple[VersionSpan, ...] | None = None) -> Sample:
-    """Prompt tokens 100, 101, ...; response tokens 200, 201, ...; log-probs are -0.1, -0.2, ...."""
-    completion = Completion(
-        index=0,
-        token_ids=np.arange(200, 200 + response, dtype=np.int32),
-        logprobs=np.linspace(-0.1, -0.1 * response, response, dtype=np.float32),
-        versions=spans or (VersionSpan(0, response),),
-        finish_reason=FinishReason.STOP,
-        router_trace=None,
-    )
-    return Sample(np.arange(100, 100 + prompt, dtype=np.int32), Trajectory(completion), 1.0)
 
 
 def weighted(*sizes: tuple[int, int]) -> list[Weighted]:

@@ -1,6 +1,7 @@
 """Ranks that read their own rows from a payload store learn what they learn from rows that rank 0 sends."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,14 @@ from tests.support.rollouts import load, perturbed, random_episodes
 from tests.support.settings import learner_settings
 
 # Several passes for each update, and each sample twice.
-SETTINGS = learner_settings(algorithm="rspo", minibatches=2, micro_batch_tokens=60, epochs=2, turn_advantages=True)
+COMMON: dict[str, Any] = {
+    "algorithm": "rspo",
+    "optimizer__learning_rate": 1e-4,
+    "minibatches": 2,
+    "micro_batch_tokens": 60,
+    "epochs": 2,
+    "turn_advantages": True,
+}
 STEPS = 2
 
 
@@ -48,16 +56,16 @@ def part(ranks: Ranks, folder: str) -> None:
     ranks.__class__ = Shared
     root, run = Path(folder), RunSettings(model=Path(folder) / "model", steps=STEPS)
     store = bulk(root / "payloads")
-    for way in ("sent", "read", "mixed"):
-        trainer = Trainer(SETTINGS, run, RolloutSettings(), ranks, store)
+    for way in ("sent", "read", "mixed", "divided"):
+        settings = learner_settings(**COMMON, mesh={"context": 2}) if way == "divided" else learner_settings(**COMMON)
+        trainer = Trainer(settings, run, RolloutSettings(), ranks, store)
         if ranks.rank:
             trainer.follow()
             continue
         batch = groups(root)
         if way != "sent":  # of the mixed ones the last was sampled before the store was chosen
-            batch[: 4 if way == "read" else 3] = [
-                stored(group, i, store) for i, group in enumerate(batch[: 4 if way == "read" else 3])
-            ]
+            read = 3 if way == "mixed" else 4
+            batch[:read] = [stored(group, i, store) for i, group in enumerate(batch[:read])]
             assert all(s.completion.router_trace is None for group in batch[:3] for s in group.samples)
         report, *_ = [trainer.train_step(batch, kept=[1]) for _ in range(STEPS)]
         assert sorted(report.kept) == [(1, i) for i in range(4)]
@@ -70,10 +78,13 @@ def part(ranks: Ranks, folder: str) -> None:
 def test_ranks_learn_the_same_from_rows_that_they_read_themselves(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     torchrun.run(2, part, tmp_path)
-    sent, read, mixed = (load_file(tmp_path / way / "model.safetensors") for way in ("sent", "read", "mixed"))
+    ways = ("sent", "read", "mixed", "divided")
+    sent, read, mixed, divided = (load_file(tmp_path / way / "model.safetensors") for way in ways)
     before = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(sent[name], each[name]) for each in (read, mixed) for name in sent)
     assert any(not torch.equal(sent[name], before[name]) for name in sent)
+    for name, tensor in sent.items():  # both ranks read all rows, and each computes half of their tokens
+        torch.testing.assert_close(divided[name], tensor, rtol=0, atol=1e-5)
 
 
 def test_what_only_lengths_are_left_of_keeps_all_that_a_plan_looks_at(tmp_path: Path) -> None:

@@ -20,11 +20,14 @@ def test_a_mesh_has_all_ranks() -> None:
     assert MeshSettings().over(3) == MeshShape(replicate=1, shard=3)
     assert MeshSettings(replicate=2).over(6) == MeshShape(replicate=2, shard=3)
     assert MeshSettings(replicate=2, expert=4).over(16) == MeshShape(replicate=2, shard=2, expert=4)
+    assert MeshSettings(context=2).over(6) == MeshShape(replicate=1, shard=3, context=2)
     for mesh, ranks, product in (({"replicate": 2}, 5, 4), ({"shard": 2}, 1, 2), ({"shard": 4, "expert": 2}, 4, 8)):
         with pytest.raises(InvalidInputError, match=f"= {product} ranks, and the learner has {ranks}; .*processes"):
             MeshSettings.model_validate(mesh).over(ranks)
 
 
 def test_a_mesh_of_another_number_of_processes_is_refused_with_the_settings() -> None:
-    with pytest.raises(ValueError, match=r"replicate 3 x shard 1 x expert 1 = 3 ranks, and the learner has 4"):
+    with pytest.raises(
+        ValueError, match=r"replicate 3 x shard 1 x expert 1 x context 1 = 3 ranks, and the learner has 4"
+    ):
         LearnerSettings.model_validate({"parallel": {"processes": 4}, "mesh": {"replicate": 3}})
