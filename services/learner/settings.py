@@ -179,10 +179,7 @@ class LearnerSettings(ServerSettings):
     lora: LoraSettings = LoraSettings()
 
     micro_batch_tokens: int = Field(
-        16384,
-        ge=1,
-        description="tokens in one forward pass, at least one response; where ranks divide rows (mesh.context), of all "
-        "of them together",
+        16384, ge=1, description="tokens in a forward pass, of all ranks of mesh.context together; at least a response"
     )
     head_chunk_bytes: int = Field(
         128 << 20,
