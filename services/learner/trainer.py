@@ -8,8 +8,7 @@ Long because each collective method of rank 0 stands beside the part that the ot
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,8 @@ from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
-from routershift.algorithms.aggregation import Totals
-from routershift.routing.expert_load import ExpertUse
-from routershift.routing.hooks import Observation, Routing
+from routershift.routing.hooks import Routing
 from routershift.routing.layout import RouterLayout
-from routershift.routing.shift import Shift
 from services.learner.checkpointing import state
 from services.learner.checkpointing.checkpoint import FORMAT, Files, described
 from services.learner.checkpointing.held import Sizes
@@ -31,22 +27,22 @@ from services.learner.checkpointing.sending import Sending
 from services.learner.checkpointing.snapshot import Following, Snapshot
 from services.learner.data.batch import Group
 from services.learner.data.check import Limits, check_group
-from services.learner.data.collate import Batch, Update, decode, encode
+from services.learner.data.collate import Update, decode, encode
 from services.learner.data.part import part_of
 from services.learner.data.plan import Planner
 from services.learner.data.shares import Share
 from services.learner.data.shares import decode as decode_shares
 from services.learner.data.shares import encode as encode_shares
-from services.learner.distributed import fsdp
 from services.learner.distributed.agreement import check_same_model
 from services.learner.distributed.ranks import Ranks
-from services.learner.loss import Forward, Loss
+from services.learner.loss import Loss
 from services.learner.model.optimizer import AdamW, set_learning_rate
 from services.learner.model.policy import Policy, Reference
-from services.learner.monitoring.diagnostics import Diagnostics, summarise
-from services.learner.monitoring.kept import KeptTokens, kept_tokens
+from services.learner.monitoring.diagnostics import summarise
+from services.learner.monitoring.kept import kept_tokens
 from services.learner.monitoring.report import NON_FINITE, StepReport
 from services.learner.settings import LearnerSettings
+from services.learner.updates import Updater
 from shared.errors import PreconditionError
 from shared.payloads.bulk import Bulk
 from shared.process.allocator import FreedMemory
@@ -55,14 +51,6 @@ from shared.tracing import spans
 from shared.tracing.kinds import COLLATE
 
 _BASELINE = "mismatch_baseline"
-
-
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """What the learner itself said of a micro-batch before the first update of the batch."""
-
-    logprobs: Tensor  # [B, T] float32, of the proximal policy
-    routes: Tensor | None  # the experts it used, for their replay (R2)
 
 
 class Trainer:
@@ -106,7 +94,6 @@ class Trainer:
         self._identity = identity(settings, run, rollout) if self._ranks.rank == 0 else {}
         self._policy = Policy(settings, run, rollout, self._ranks)
         self._context = self._policy.attention.context
-        self._reports = self._context is None or self._context.rank == 0  # what all of its ranks know of a pass
         check_same_model(self._ranks, run.require_model())
         self.layout, self.attention = self._policy.layout, self._policy.attention.name
         self._uses_traces = settings.uses_traces
@@ -128,7 +115,9 @@ class Trainer:
         self._parameters = self._policy.parameters
         self._flops_per_token = self._policy.flops_per_token
         self._optimizer = AdamW(self._parameters.values(), settings.optimizer)
-        self._loss = loss or Loss(settings)
+        self._updater = Updater(
+            settings, self._ranks, self._policy, self._optimizer, loss or Loss(settings), self._routing, self._reference
+        )
         self.sending = (
             Sending(self._policy.parts(), self._ranks, settings, keeps_changes=run.weights_full_every > 0)
             if run.weights_transfer == "broadcast"
@@ -289,97 +278,12 @@ class Trainer:
     def _train(self, updates: Sequence[Update]) -> tuple[list[dict[str, Tensor]], bool]:
         """What every rank found, on rank 0; and whether any update was taken."""
         set_learning_rate(self._optimizer, self._settings.optimizer, self.step, self._run.steps)
-        before = [[self._look(batch) for batch in update.batches] for update in updates]
-        diagnostics, keeps = Diagnostics(self.step), KeptTokens()
-        taken = 0
-        for update, known in zip(updates, before, strict=True):
-            taken += self._update(update, known, diagnostics, keeps, is_unmoved=taken == 0)
-        self.step += taken > 0
+        found, is_taken = self._updater.take(updates, self.step)
+        self.step += is_taken
         if self._routing:
             self._routing.baseline.close_batch(self._ranks.sum)
         self._freed.after_step()  # else a process may hold more with every step
-        found = encode_tensors(diagnostics.tensors() | keeps.tensors())
-        return [decode_tensors(part) for part in self._ranks.gather(found)], taken > 0
-
-    @torch.no_grad()
-    def _look(self, batch: Batch) -> _Before | None:
-        """The pass before the first update, where the settings want one; with the routes that the updates will have."""
-        if self._settings.proximal == "behaviour":
-            return None
-        batch = batch.to(self._ranks.device)
-        if self._routing is not None and self._settings.routing_replay == "r2":
-            with self._routing.recording() as recording:
-                logprobs, _ = self._policy.logprobs(batch)
-            return _Before(logprobs, recording.expert_ids())
-        with self._observing(batch, None, is_unmoved=False):
-            return _Before(self._policy.logprobs(batch)[0], None)
-
-    def _update(
-        self,
-        update: Update,
-        before: Sequence[_Before | None],
-        diagnostics: Diagnostics,
-        keeps: KeptTokens,
-        is_unmoved: bool,
-    ) -> bool:
-        """One optimizer update; False, and nothing changed, where loss or gradient is not finite."""
-        self._optimizer.zero_grad()
-        total = torch.zeros((), device=self._ranks.device)
-        for batch, known in zip(update.batches, before, strict=True):
-            total += self._backward(batch, update.totals, known, diagnostics, keeps, is_unmoved)
-        total = self._ranks.sum(total if self._reports else torch.zeros_like(total))
-        norm = fsdp.clip_gradients(self._parameters.values(), self._settings.optimizer.max_grad_norm)
-        diagnostics.add_update(total, norm)
-        if not torch.isfinite(total + norm):
-            return False
-        self._optimizer.step()
-        return True
-
-    def _backward(
-        self,
-        on_cpu: Batch,
-        totals: Totals,
-        before: _Before | None,
-        diagnostics: Diagnostics,
-        keeps: KeptTokens,
-        is_unmoved: bool,
-    ) -> Tensor:
-        """Adds the gradient of a micro-batch; gives its part of the loss."""
-        kept = on_cpu.kept_tokens
-        batch = on_cpu.to(self._ranks.device)
-        reference = self._reference.logprobs(batch) if self._reference else None
-        with self._observing(batch, before, is_unmoved) as observation:
-            logprobs, entropy = self._policy.logprobs(batch, entropy_gradient=self._settings.entropy_coefficient > 0)
-            shift, use = self._routed(batch, observation)
-            forward = Forward(logprobs, entropy, before.logprobs if before else None, reference, shift, use)
-            parts = self._loss(batch, forward, totals)
-            parts.loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
-        if self._reports:
-            diagnostics.add_forward(batch, forward, parts, is_unmoved)
-            if kept.numel():
-                keeps.add(on_cpu, kept.to(self._ranks.device), forward, parts)
-        return parts.loss.detach()
-
-    def _routed(self, batch: Batch, observation: Observation | None) -> tuple[Shift | None, ExpertUse | None]:
-        """What the routers did in a whole pass, once its forward pass is over."""
-        if observation is None:
-            return None, None
-        shift = observation.result() if self._settings.uses_router_shift else None
-        use = observation.use()
-        if (context := self._context) is None or (part := batch.part) is None:
-            return shift, use
-        return shift and context.shift(shift, part), use and context.use(use)
-
-    def _observing(
-        self, batch: Batch, before: _Before | None, is_unmoved: bool
-    ) -> AbstractContextManager[Observation | None]:
-        """The routers during one forward pass and its backward pass."""
-        if self._routing is None:
-            return nullcontext()
-        routes = batch.routes
-        if routes is not None and (batch.filler or not is_unmoved):
-            routes = replace(routes, lag_zero=torch.zeros_like(routes.lag_zero))
-        return self._routing.observing(routes, before.routes if before else None)
+        return [decode_tensors(part) for part in self._ranks.gather(encode_tensors(found))], is_taken
 
     def _take(self) -> Sizes:
         if self.sending is None:

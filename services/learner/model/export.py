@@ -19,11 +19,13 @@ def write(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Writes model.safetensors, or shards of it and their index.
 
     Args:
+        folder: made where it is missing.
         tensors: by name, of any device; each is let go of when its file is written.
 
     Raises:
         OSError, SafetensorError: the disk takes no writes.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     shards: list[list[str]] = []
     waiting: dict[str, Tensor] = {}
     size = total = 0
