@@ -60,6 +60,7 @@ _KNOBS: Mapping[str, str] = {
     ),
     "run.stop": "accuracy seconds tokens",
     "rollout": "max_tokens stop top_p top_k min_p min_tokens",
+    "rollout.early_stop": "first error",
     # A start finds out by itself whether entries refer to what another store has.
     "payloads": "store folder url fsync outage_seconds sweep_seconds orphan_seconds",
     "redis": (

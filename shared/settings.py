@@ -240,6 +240,21 @@ class RunSettings(Table):
         return self.groups_in_flight or (self.max_staleness + 1) * self.groups_per_step
 
 
+class EarlyStopSettings(Table):
+    """Stopping groups whose first rewards are equal, without a bias: docs/explanation/early-stop.md."""
+
+    first: int = Field(
+        0, ge=0, description="responses to a prompt that are sampled and scored before the others; 0: all at once"
+    )
+    error: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="share of the groups with equal first rewards that would have turned out unequal, by estimate, up "
+        "to which such groups may be stopped",
+    )
+
+
 class RolloutSettings(Table):
     """How the responses that the learner trains on are sampled. Those of evaluation have a table of their own.
 
@@ -256,6 +271,7 @@ class RolloutSettings(Table):
         1.0, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="of the policy that samples and of the one trained"
     )
     stop: StopTexts = Field((), description="texts that end a response, which keeps them")
+    early_stop: EarlyStopSettings = EarlyStopSettings()
     top_p: float = Field(1.0, description="1 alone: training needs every token to be possible")
     top_k: int = Field(0, description="0 alone, for the same reason")
     min_p: float = Field(0.0, description="0 alone, for the same reason")
@@ -273,6 +289,16 @@ class RolloutSettings(Table):
                 f"lower rollout.temperature, or set curriculum.evaluation.sampling for evaluation"
             )
         return value
+
+    @model_validator(mode="after")
+    def _first_wave_is_a_part(self) -> Self:
+        first = self.early_stop.first
+        if first and not 2 <= first < self.n:
+            raise ValueError(
+                f"early_stop.first is {first}, and n is {self.n}; it must be 0, or at least 2, as one reward equals "
+                "itself, and less than n"
+            )
+        return self
 
 
 class RedisSettings(Table):

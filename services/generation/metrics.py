@@ -44,6 +44,13 @@ EARLY_SCORES = Counter(
 )
 for _outcome in ("answered", "failed"):
     EARLY_SCORES.labels(_outcome)
+DECIDED = Counter(
+    "routershift_generation_groups_decided_total",
+    "Groups with equal first rewards: stopped, or sampled to their end and then equal or mixed",
+    ["outcome"],
+)
+for _outcome in ("stopped", "equal", "mixed"):
+    DECIDED.labels(_outcome)
 DROPPED = Counter("routershift_generation_trajectories_dropped_total", "Trajectories given up", ["reason"])
 DROPPED.labels("aborted")
 VERSION = Gauge("routershift_generation_weights_version", "Policy version that samples now")

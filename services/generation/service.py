@@ -11,6 +11,7 @@ from typing import ClassVar
 from routershift.v1 import generation_pb2 as gen
 from routershift.v1 import generation_pb2_grpc as gen_grpc
 from routershift.v1 import trajectory_pb2 as pb
+from services.generation.early.stop import EarlyStop
 from services.generation.engines.registry import make_engine
 from services.generation.requests.validation import Requests
 from services.generation.routes import check_layers
@@ -79,11 +80,12 @@ class GenerationService(Service):
         await self._restore(await run.announced_weights())
         self._servicer.open(engine, requests, loader)
         self._consumer = run.consumer(Stream.PROMPTS)
-        reward = None
-        if chosen.early_scores:
+        samples, early = settings.rollout.n, settings.rollout.early_stop
+        reward, early_stop = None, EarlyStop(early, samples) if early.first else None
+        if chosen.early_scores or early_stop:
             client = RewardClient(chosen.reward_address, chosen.early_seconds, settings.access)
             reward = await self._opened.enter_async_context(client)
-        self._worker = GenerationWorker(self._consumer, engine, requests, chosen, settings.rollout.n, reward)
+        self._worker = GenerationWorker(self._consumer, engine, requests, chosen, samples, reward, early_stop)
         self._freshness = Freshness(
             self._version,
             run.newest_weights,

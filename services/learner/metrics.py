@@ -7,7 +7,7 @@ VERSION = Gauge("routershift_learner_weights_version", "Policy version last publ
 TRAJECTORIES = Counter("routershift_learner_trajectories_trained_total", "Trajectories trained on")
 TOKENS = Counter("routershift_learner_tokens_trained_total", "Response tokens trained on")
 DROPPED = Counter("routershift_learner_trajectories_dropped_total", "Trajectories not trained on", ["reason"])
-for _reason in ("stale", "zero_variance", "overlong", "run_finished", "non_finite", "dead"):
+for _reason in ("stale", "zero_variance", "overlong", "decided", "run_finished", "non_finite", "dead"):
     DROPPED.labels(_reason)
 REPEATED = Counter(
     "routershift_learner_trajectories_repeated_total",

@@ -64,6 +64,7 @@ class Generating(TypedDict, total=False):
     oldest_version: int
     newest_version: int
     sampled_again: int
+    weight: float
 
 
 class Playing(TypedDict, total=False):

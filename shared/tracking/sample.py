@@ -76,7 +76,7 @@ class Summary:
     step: int  # that trained on it; of one that was dropped, the step that was being collected
     trajectory: str  # PROMPT/ATTEMPT/SAMPLE, unique within the run
     problem: str  # what the prompt was made of, such as a row of the data; "" where the task does not say
-    outcome: str  # "trained", or why it was not: zero_variance, overlong, stale, non_finite, run_finished
+    outcome: str  # "trained", or why it was not: zero_variance, overlong, decided, stale, non_finite, run_finished
     reward: float | None
     correct: float | None  # of the reward's parts
     advantage: float | None

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from routershift.v1 import trajectory_pb2 as pb
 from services.generation import metrics
+from services.generation.early.stop import EarlyStop
 from services.generation.engines.base import EngineOptions, UpdatePolicy
 from services.generation.engines.torch.engine import TorchEngine
 from services.generation.requests.validation import Requests
@@ -40,12 +41,17 @@ async def torch_engine(folder: Path, policy: UpdatePolicy = UpdatePolicy.KEEP) -
 
 
 def worker(
-    run: Run, engine: Any, model: Path, reward: RewardClient | None = None, **settings: Any
+    run: Run,
+    engine: Any,
+    model: Path,
+    reward: RewardClient | None = None,
+    early_stop: EarlyStop | None = None,
+    **settings: Any,
 ) -> tuple[Consumer, GenerationWorker]:
     consumer = run.consumer(Stream.PROMPTS)
     table = GenerationSettings(max_num_seqs=SLOTS, **settings)
     requests = Requests(model, engine.info, default_max_tokens=8)
-    return consumer, GenerationWorker(consumer, engine, requests, table, SAMPLES, reward)
+    return consumer, GenerationWorker(consumer, engine, requests, table, SAMPLES, reward, early_stop)
 
 
 async def admit(run: Run, prompts: int, verifier: str = "", **sampling: Any) -> None:

@@ -11,6 +11,7 @@ from routershift.algorithms.choices import AdvantageKind
 # Why a group is not trained on.
 ZERO_VARIANCE = "zero_variance"
 OVERLONG = "overlong"
+DECIDED = "decided"  # by its first rewards, so that no more were sampled
 
 
 def overlong_penalty(tokens: int, max_tokens: int, buffer_tokens: int) -> float:

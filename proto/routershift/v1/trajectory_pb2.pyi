@@ -843,6 +843,11 @@ class TrajectoryGroup(_message.Message):
     GENERATED_AT_FIELD_NUMBER: _builtins.int
     SCORED_AT_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    weight: _builtins.float
+    """A factor of the group's advantages: 1 / p where its first rewards let it go on with probability p; absent: 1.
+    0: it was stopped early, has only its first trajectories, and is not trained on.
+    """
     @_builtins.property
     def prompt(self) -> Global___Prompt: ...
     @_builtins.property
@@ -865,12 +870,15 @@ class TrajectoryGroup(_message.Message):
         generated_at: _timestamp_pb2.Timestamp | None = ...,
         scored_at: _timestamp_pb2.Timestamp | None = ...,
         scores: _abc.Iterable[Global___Score] | None = ...,
+        weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["generated_at", b"generated_at", "prompt", b"prompt", "scored_at", b"scored_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "generated_at", b"generated_at", "prompt", b"prompt", "scored_at", b"scored_at", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_at", b"generated_at", "prompt", b"prompt", "scored_at", b"scored_at", "scores", b"scores", "trajectories", b"trajectories"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "generated_at", b"generated_at", "prompt", b"prompt", "scored_at", b"scored_at", "scores", b"scores", "trajectories", b"trajectories", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___TrajectoryGroup: _TypeAlias = TrajectoryGroup  # noqa: Y015
 

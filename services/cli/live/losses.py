@@ -9,6 +9,7 @@ _IN_WORDS = {
     "zero_variance": "had equal rewards for all their responses (zero variance), which teaches nothing: check the "
     "verifier and the prompts' difficulty, set curriculum.selection.strategy to dynamic where prompts come back, or "
     "raise rollout.n or rollout.temperature",
+    "decided": "had equal rewards for their first responses, so that no more were sampled (rollout.early_stop)",
     "stale": "were too stale: raise run.max_staleness, or look for why generation does not load new weights in "
     "logs/generation.jsonl",
     "overlong": "were all cut for their length, and learner.overlong leaves such out: raise rollout.max_tokens or "

@@ -27,7 +27,7 @@ class EarlyScores:
         self._ended: list[Completion] = []  # not asked for yet
         self._asking: set[asyncio.Task[None]] = set()
         self._sending: asyncio.Handle | None = None
-        self._scores: dict[int, pb.Score] = {}  # by sample
+        self._rewards: dict[int, float] = {}  # by sample
 
     def begin(self, sample: Completion) -> None:
         """Has a sample scored, in one call with others that end in the same turn of the event loop.
@@ -39,13 +39,13 @@ class EarlyScores:
         if self._sending is None:
             self._sending = asyncio.get_running_loop().call_soon(self._send)
 
-    async def of(self, samples: Iterable[int]) -> list[pb.Score] | None:
-        """The scores of samples that were begun, once they are there; None where one could not be scored."""
+    async def of(self, samples: Iterable[int]) -> list[float] | None:
+        """The rewards of samples that were begun, once they are there; None where one could not be scored."""
         self._send()
         if self._asking:
             await asyncio.wait(self._asking)
-        wanted = [self._scores.get(sample) for sample in samples]
-        found = [score for score in wanted if score is not None]
+        wanted = [self._rewards.get(sample) for sample in samples]
+        found = [reward for reward in wanted if reward is not None]
         return found if len(found) == len(wanted) else None
 
     def close(self) -> None:
@@ -75,4 +75,4 @@ class EarlyScores:
         metrics.EARLY_SCORES.labels("answered").inc(len(samples))
         for sample, score in zip(samples, scores, strict=True):
             if score.outcome == pb.OUTCOME_SCORED:
-                self._scores[sample.index] = score
+                self._rewards[sample.index] = score.reward

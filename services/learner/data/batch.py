@@ -37,6 +37,7 @@ class Group:
 
     group_id: str
     samples: tuple[Sample, ...]
+    weight: float = 1.0  # of its advantages; 0: stopped early
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from shared.errors import CorruptDataError, UnavailableError
 from shared.payloads.bulk import Bulk
 from shared.streams.consumer import Entry, parse_group
 
+_MOST_WEIGHT = 100  # far above what `EarlyStop` gives
+
 
 def whole_message(entry: Entry, bulk: Bulk | None) -> pb.TrajectoryGroup:
     """The message of an entry with its arrays, wherever they lie. Raises as `decode_group`."""
@@ -67,8 +69,11 @@ def decode_group(entry: Entry, bulk: Bulk | None = None) -> Scored:
         PayloadError, UnavailableError: as `Bulk.attach`.
     """
     message = whole_message(entry, bulk)
-    if len(message.trajectories) != entry.trajectories:
-        raise CorruptDataError(f"group has {len(message.trajectories)} trajectories; expected {entry.trajectories}")
+    weight = _weight(message)
+    found, wanted = len(message.trajectories), entry.trajectories
+    if found != wanted if weight else not 0 < found < wanted:
+        expected = wanted if weight else f"1 to {wanted - 1}, as it was stopped early"
+        raise CorruptDataError(f"group has {found} trajectories; expected {expected}")
     prompt_ids = np.array(message.prompt.token_ids, dtype=np.int64)
     if prompt_ids.size == 0:
         raise CorruptDataError("group.prompt.token_ids is empty; generation fills it in")
@@ -93,8 +98,16 @@ def decode_group(entry: Entry, bulk: Bulk | None = None) -> Scored:
     oldest = wire.oldest_version(message.trajectories)
     return Scored(
         entry=entry,
-        group=Group(entry.group, tuple(samples)),
+        group=Group(entry.group, tuple(samples), weight),
         oldest_version=oldest if oldest is not None else 0,
         correct=sum(t.score.parts.get("correct", 0.0) for t in message.trajectories) / len(samples),
         generated_at=generated_at,
     )
+
+
+def _weight(message: pb.TrajectoryGroup) -> float:
+    """Raises CorruptDataError for a weight that no group has."""
+    weight: float = message.weight if message.HasField("weight") else 1.0
+    if weight and not 1 <= weight <= _MOST_WEIGHT:
+        raise CorruptDataError(f"group.weight is {weight}; expected 0, or 1 to {_MOST_WEIGHT}")
+    return weight

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from routershift.algorithms.advantages import (
+    DECIDED,
     OVERLONG,
     ZERO_VARIANCE,
     group_advantages,
@@ -49,6 +50,8 @@ class Planner:
 
     def drop_reason(self, group: Group) -> str | None:
         """Why a group has nothing to teach; None where it has."""
+        if not group.weight:
+            return DECIDED
         # Of equal rewards, turns may have earned different parts; different ones may be those of what is left out.
         trained = [each for each in self._advantages(group) if each is not None]
         if any(any(each) for each in trained):
@@ -110,7 +113,7 @@ class Planner:
 
     def _weighted(self, group: Group, places: Iterator[int], is_kept: bool) -> list[Weighted]:
         return [
-            Weighted(sample, tuple(each), kept=place if is_kept else -1)
+            Weighted(sample, tuple(advantage * group.weight for advantage in each), kept=place if is_kept else -1)
             for sample, each, place in zip(group.samples, self._advantages(group), places, strict=False)
             if each is not None
         ]

@@ -30,6 +30,8 @@ _ALL_SERVE = ": logs, metrics and weights in "  # what `run` says then
 _LOOK_SECONDS = 0.1
 _STOP_SECONDS = 60.0
 _TOKENS = 'routershift_generation_tokens_total{kind="response"}'
+_DECIDED = "routershift_generation_groups_decided_total"
+_OUTCOMES = ("stopped", "equal", "mixed")
 # Where the time goes, by metrics that services count up.
 _SECONDS = {
     "curriculum waits for tickets": 'routershift_curriculum_wait_seconds_total{reason="tickets"}',
@@ -145,6 +147,7 @@ def _training(taken: list[dict[str, Any]], saved: list[Saved], begin: _Moment, e
         where={
             "cpu_seconds_per_second": {service: spent / seconds for service, spent in cpu.items()},
             "share_of_time": {what: counted(name) / seconds for what, name in _SECONDS.items()},
+            "groups_decided": {outcome: counted(f'{_DECIDED}{{outcome="{outcome}"') for outcome in _OUTCOMES},
             "dropped_share": {reason: n / max(trained + sum(dropped.values()), 1) for reason, n in dropped.items()},
             "seconds_per_step_by_quarter": _quarters(taken),
         },

@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 
 from routershift.v1 import reward_pb2_grpc as rew_grpc
 from routershift.v1 import trajectory_pb2 as pb
+from services.generation.early.stop import EarlyStop
 from services.reward.early import EarlyScores
 from services.reward.scoring import Scorer
 from services.reward.server import RewardServicer
@@ -18,20 +19,23 @@ from services.reward.worker import RewardWorker
 from shared.clients import RewardClient
 from shared.process.service import background
 from shared.rpc.server import Server
+from shared.settings import EarlyStopSettings
 from shared.streams.consumer import parse_group
 from shared.streams.keys import Stream
 from shared.streams.run import Run
 from tests.support.generation_worker import SAMPLES, admit, metric, torch_engine, worker
 from tests.support.models import save_model
 
-LENGTH = "def score(response): return len(response)"
+REWARDS = {"length": "def score(response): return len(response)", "none": "def score(response): return 0"}
 
 
 @asynccontextmanager
 async def reward(run: Run, folder: Path) -> AsyncIterator[str]:
     """The address of a reward server, beside whose calls its worker scores the groups of the run."""
-    (folder / "length.py").write_text(LENGTH)
-    scorer = Scorer(make_verifiers({"length": {"file": str(folder / "length.py")}}), RewardSettings(processes=1))
+    for name, source in REWARDS.items():
+        (folder / f"{name}.py").write_text(source)
+    files = {name: {"file": str(folder / f"{name}.py")} for name in REWARDS}
+    scorer = Scorer(make_verifiers(files), RewardSettings(processes=1))
     early, server, consumer = EarlyScores(scorer, 100), Server(), run.consumer(Stream.ROLLOUTS)
     rew_grpc.add_RewardServiceServicer_to_server(RewardServicer(scorer, early), server.grpc)
     port = await server.listen("127.0.0.1", 0, [])
@@ -53,6 +57,52 @@ async def scored(run: Run, count: int) -> list[pb.TrajectoryGroup]:
     return sorted(found, key=lambda group: group.prompt.prompt_id)
 
 
+async def stop_groups(run: Run, folder: Path, model: Path, stop: EarlyStop) -> list[pb.TrajectoryGroup]:
+    """Sixteen groups whose rewards are all equal, in waves."""
+    for seed in range(0, 16 * SAMPLES, SAMPLES):
+        await admit(run, 1, verifier="none", max_tokens=6, seed=seed)
+    async with torch_engine(model) as engine, reward(run, folder) as own, RewardClient(own, 10) as client:
+        consumer, generation = worker(run, engine, model, client, stop)
+        async with background(consumer.each(generation.handle, generation.room, asyncio.Event())):
+            return await scored(run, 16)
+
+
+async def test_decided_groups_are_stopped_or_weigh_more(run: Run, tmp_path: Path) -> None:
+    model, stop = save_model(tmp_path / "m"), EarlyStop(EarlyStopSettings(first=2), SAMPLES)
+    for _ in range(50):
+        stop.learn("none", [0.0] * SAMPLES)
+    outcomes = ("stopped", "equal", "mixed")
+    before = [metric("groups_decided_total", outcome=outcome) for outcome in outcomes]
+    groups = await stop_groups(run, tmp_path, model, stop)
+    stopped = [group for group in groups if group.weight == 0]
+    went_on = [group for group in groups if group.weight > 1]
+    assert len(stopped) + len(went_on) == 16
+    assert {len(group.trajectories) for group in stopped} == {2}
+    assert {len(group.trajectories) for group in went_on} == {SAMPLES}
+    counts = [
+        metric("groups_decided_total", outcome=outcome) - was for outcome, was in zip(outcomes, before, strict=True)
+    ]
+    assert counts == [len(stopped), len(went_on), 0]
+    assert all(t.score.outcome == pb.OUTCOME_SCORED for group in groups for t in group.trajectories)
+    ledger = await run.ledger()
+    assert (ledger.in_flight, ledger.balanced) == (16 * SAMPLES, True)  # a group is what was prompted
+    again = await stop_groups(run, tmp_path, model, stop)  # prompts with the same seeds
+    same = [len(a.trajectories) == len(b.trajectories) for a, b in zip(groups, again, strict=True)]
+    assert sum(same) > 12  # drawn alike, with probabilities that have moved
+
+
+async def test_a_first_wave_that_nobody_scores_in_time_decides_nothing(run: Run, tmp_path: Path) -> None:
+    model, stop = save_model(tmp_path / "m"), EarlyStop(EarlyStopSettings(first=2), SAMPLES)
+    for _ in range(50):
+        stop.learn("none", [0.0] * SAMPLES)
+    await admit(run, 8, verifier="none", max_tokens=4, seed=3)
+    async with torch_engine(model) as engine, reward(run, tmp_path), RewardClient("127.0.0.1:1", 0.2) as nobody:
+        consumer, generation = worker(run, engine, model, nobody, stop)
+        async with background(consumer.each(generation.handle, generation.room, asyncio.Event())):
+            groups = await scored(run, 8)
+    assert {(len(group.trajectories), group.HasField("weight")) for group in groups} == {(SAMPLES, False)}
+
+
 async def run_groups(run: Run, folder: Path, model: Path, address: str | None) -> list[pb.TrajectoryGroup]:
     """Four groups, the last two with the seeds of the first two.
 
@@ -62,7 +112,7 @@ async def run_groups(run: Run, folder: Path, model: Path, address: str | None) -
     for seed in (7, 8, 7, 8):
         await admit(run, 1, verifier="length", max_tokens=40, seed=seed)
     async with torch_engine(model) as engine, reward(run, folder) as own, RewardClient(address or own, 2) as client:
-        consumer, generation = worker(run, engine, model, client)
+        consumer, generation = worker(run, engine, model, client, early_scores=True)
         async with background(consumer.each(generation.handle, generation.room, asyncio.Event())):
             return await scored(run, 4)
 

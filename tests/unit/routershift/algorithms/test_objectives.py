@@ -270,3 +270,13 @@ def test_entropy_is_a_bonus_of_response_tokens() -> None:
 
 def totals_of(mask: Tensor) -> Totals:
     return Totals(mask.shape[0], int(mask.sum()), max_response_tokens=2 * LONGEST)
+
+
+@pytest.mark.parametrize("objective", EVERY)
+def test_a_positive_factor_of_the_advantages_is_one_of_the_terms(objective: str) -> None:
+    """So that the weight of a group may be put into its advantages."""
+    case = draw(5, padding=0.0)
+    weighted = replace(case, advantages=3 * case.advantages)
+    terms, thrice = (run(each, recipe(objective))[1].terms[case.mask] for each in (case, weighted))
+    assert terms.abs().max() > 0
+    torch.testing.assert_close(thrice, 3 * terms)
