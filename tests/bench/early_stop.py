@@ -16,7 +16,8 @@ from tests.bench.timing import Spread
 from tests.bench.training import ours
 
 _RECIPE = ours.REPOSITORY / "deploy" / "recipes" / "countdown.toml"
-QUICK = {"rounds": 1, "steps": 2, "groups": 8, "samples": 4, "first": 2}
+# Fewer steps may be over before a run can be looked at.
+QUICK = {"rounds": 1, "steps": 8, "groups": 16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for seed in range(arguments.seed, arguments.seed + arguments.rounds):
             for side, settings in sides.items():
                 sys.stderr.write(f"seed {seed}: {side}\n")
-                rounds[side].append(_train(arguments, settings, seed, Path(folder) / f"{side}-{seed}"))
+                rounds[side].append(figures := _train(arguments, settings, seed, Path(folder) / f"{side}-{seed}"))
+                sys.stderr.write(f"    {figures}\n")
     return {"sides": {side: {"rounds": runs, **_compared(runs, rounds["whole"])} for side, runs in rounds.items()}}
 
 
@@ -60,6 +62,10 @@ def _train(arguments: argparse.Namespace, settings: Mapping[str, object], seed: 
         "generation.engine": "torch",
     }
     trained = ours.train(_RECIPE, {**sizes, **settings}, folder, save_every=arguments.steps)
+    if not trained.tokens:
+        raise InvalidInputError(
+            f"--steps is {arguments.steps}: the run was over before it was looked at; raise --steps or --groups"
+        )
     return {
         "tokens_per_trained_rollout": trained.tokens / trained.trained_rollouts,
         "cpu_seconds_per_trained_rollout": trained.cpu_seconds / trained.trained_rollouts,

@@ -210,12 +210,12 @@ def _moment(pid: int, folder: Path, at: datetime) -> _Moment:
 
 
 def _metrics(folder: Path) -> dict[str, float]:
-    """All series of all services; of a service that does not answer, as it ends, none."""
+    """All series of all services, without the label `run`; of a service that does not answer, as it ends, none."""
     found = {}
     for service in Endpoints.read(folder).services.values():
         with contextlib.suppress(OSError), urllib.request.urlopen(service.metrics, timeout=5) as answer:  # noqa: S310
             for family in text_string_to_metric_families(answer.read().decode()):
                 for sample in family.samples:
-                    labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+                    labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items() if name != "run")
                     found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
     return found
