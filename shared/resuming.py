@@ -106,7 +106,8 @@ _KNOBS: Mapping[str, str] = {
     "learner.correction": "kind low high",
     "learner.router_shift": "enabled gamma_min layer_aggregation apply mismatch_baseline",
     "learner.optimizer": (
-        "learning_rate warmup_steps schedule weight_decay beta1 beta2 moments fused max_grad_norm max_skipped"
+        "learning_rate warmup_steps schedule weight_decay beta1 beta2 moments offload update_bytes fused max_grad_norm "
+        "max_skipped"
     ),
     "learner.parallel": "processes timeout_seconds",
     "learner.mesh": "replicate shard expert context",
