@@ -28,6 +28,7 @@ ELSEWHERE = {
     "deploy/RUNBOOK.md": "how-to/alerts.md",
     "deploy/k8s/README.md": "how-to/deploy-on-kubernetes.md",
     "deploy/recipes/arithmetic/README.md": "how-to/arithmetic.md",
+    "deploy/recipes/countdown_long/README.md": "how-to/countdown-long.md",
     "services/environments/README.md": "explanation/environments.md",
     "services/generation/README.md": "explanation/generation.md",
     "services/learner/README.md": "explanation/learner.md",
