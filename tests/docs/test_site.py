@@ -29,7 +29,8 @@ TAGS = set(
         """
         a article aside b blockquote body br button code del div em footer form h1 h2 h3 h4 head header hr html img
         input label li link main meta nav ol p path picture pre script section source span strong style svg table tbody
-        td th thead title tr ul math mfrac mi mn mo mover mrow mspace msqrt mstyle msub msubsup msup mtext munder munderover
+        td th thead title tr ul math mfrac mi mn mo mover mrow mspace msqrt mstyle msub msubsup msup mtext munder
+        munderover
         """,
     )
 )
