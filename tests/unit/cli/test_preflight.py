@@ -109,10 +109,13 @@ def test_what_cannot_work_is_refused_at_once(
 def test_a_learner_that_holds_more_than_the_machine_has_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of two ranks copies its half for a checkpoint: 12 bytes for each weight, of the memory that both share."""
+    """Each of two ranks copies its half for a checkpoint, 12 bytes for each weight, of the memory that both share.
+
+    A file of weights and its bytes on their way to disk are there beside, once.
+    """
     parameters = read(folder := model(tmp_path)).parameters
     flags = f"run.model={folder}", "learner.parallel.processes=2"
-    needed = 2 * parameters * (4 + 4 + 8 + 4 + 8) // 2 + read(folder).width * parameters
+    needed = 2 * parameters * (4 + 4 + 8 + 4 + 8) // 2 + 2 * read(folder).width * parameters
     monkeypatch.setattr(machine, "device_bytes", lambda device: needed)
     check(*flags)
     monkeypatch.setattr(machine, "device_bytes", lambda device: needed - 1)
