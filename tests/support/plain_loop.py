@@ -14,7 +14,9 @@ from services.curriculum.problems import Problem
 from services.curriculum.settings import Settings as CurriculumSettings
 from services.generation.engines.base import Engine, EngineSampling
 from services.generation.engines.registry import make_engine
-from services.generation.settings import Settings as GenerationSettings
+from services.generation.routes import as_exported
+from services.generation.settings import GenerationSettings
+from services.generation.settings import Settings as OfGeneration
 from services.learner.data.batch import Group, Sample
 from services.learner.settings import Settings as LearnerSettings
 from services.learner.trainer import Trainer
@@ -40,12 +42,13 @@ async def run(recipe: Path, flags: list[str], folder: Path) -> Looped:
     problems = make_problems(curriculum)
     trainer = Trainer(learner.learner, learner.run, learner.rollout)
     indices, trained, weights = count(), [], folder
-    async with started(make_engine(load(GenerationSettings, recipe, {}, flags))) as engine:
+    generation = load(OfGeneration, recipe, {}, flags)
+    async with started(make_engine(generation)) as engine:
         for step in range(learner.run.steps):
             groups: list[Group] = []
             while len(groups) < learner.run.groups_per_step:
                 index = next(indices)
-                group = await _group(index, problems.train(index), engine, learner)
+                group = await _group(index, problems.train(index), engine, generation.generation, learner)
                 if trainer.drop_reason(group) is None:
                     groups.append(group)
             trainer.train_step(groups)
@@ -57,7 +60,9 @@ async def run(recipe: Path, flags: list[str], folder: Path) -> Looped:
     return Looped(trained, load_file(weights / "model.safetensors"))
 
 
-async def _group(index: int, problem: Problem, engine: Engine, settings: LearnerSettings) -> Group:
+async def _group(
+    index: int, problem: Problem, engine: Engine, generation: GenerationSettings, settings: LearnerSettings
+) -> Group:
     rollout, tokenizer = settings.rollout, backend(load_tokenizer(settings.run.model_folder()))
     prompt = list(tokenizer.encode(problem.prompt).ids)
     seed = (settings.run.seed << 40) + index * rollout.n
@@ -67,5 +72,7 @@ async def _group(index: int, problem: Problem, engine: Engine, settings: Learner
     for completion in await engine.generate(prompt, sampling):
         response = tokenizer.decode(completion.token_ids.tolist(), skip_special_tokens=True)
         verdict = judge.verify(Item(problem.prompt, response, problem.reference))
-        samples.append(Sample(np.array(prompt, dtype=np.int32), Trajectory(completion), verdict.reward))
+        samples.append(
+            Sample(np.array(prompt, dtype=np.int32), Trajectory(as_exported(completion, generation)), verdict.reward)
+        )
     return Group(f"{index:08d}/0", tuple(samples))

@@ -51,7 +51,7 @@ def test_frozen_weights_are_as_narrow_as_in_the_folder_and_learn_the_same(
     assert held
     assert {p.dtype for p in held} == {torch.bfloat16}
     assert {p.dtype for p in trainer._parameters.values()} == {torch.float32}
-    monkeypatch.setattr(policy, "_narrow", lambda model, dtype: None)
+    monkeypatch.setattr(policy, "_narrow", lambda model, dtype, kept: None)
     _, expected = learnt(tmp_path / "wide")
     assert found == expected
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("narrow", "wide"))
