@@ -242,10 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answers = board.answers(fetch, window)
         except (OSError, ValueError) as error:
             parser.error(f"--prometheus {asked.prometheus}: {error}")
-        found += without_data(answers)
+        empty = without_data(answers)
+        found += empty
         out = asked.out / f"{path.stem}.html"
         out.write_text(drawn(board, answers, window), encoding="utf-8")
-        sys.stdout.write(f"{out}: {len(answers)} queries, {len(without_data(answers))} without data\n")
+        sys.stdout.write(f"{out}: {len(answers)} queries, {len(empty)} without data\n")
     for panel, query in found:
         sys.stderr.write(f"without data: {panel}\n    {query}\n")
     return 1 if found else 0

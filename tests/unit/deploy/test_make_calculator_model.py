@@ -1,7 +1,5 @@
 """The seed model of the calculator recipe: reproducible, and used to turns."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,21 +15,14 @@ from routershift.routing.routers import layout_of
 from services.curriculum.tasks.calculator import Calculator
 from services.curriculum.tasks.countdown import expressions
 from services.environments.registry import make_environments
-from shared.files import sha256
+from tests.support.recipe_models import make
 
 
-def make(repository: Path, out: Path, seed: int) -> dict[str, str]:
-    """Runs the script for a moment; the SHA-256 of every file it wrote."""
-    script = ["-m", "deploy.recipes.calculator.make_model"]
-    short = ["--seed", str(seed), "--out", str(out), "--steps", "3", "--batch", "8"]
-    subprocess.run([sys.executable, *script, *short], check=True, capture_output=True, cwd=repository)
-    return {path.name: sha256(path) for path in out.iterdir()}
-
-
-def test_the_same_seed_makes_the_same_bytes(repository: Path, tmp_path: Path) -> None:
-    first, second = make(repository, tmp_path / "a", 0), make(repository, tmp_path / "b", 0)
+def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
+    first = make("calculator", tmp_path / "a", "--seed", "0", "--batch", "8")
+    second = make("calculator", tmp_path / "b", "--seed", "0", "--batch", "8")
     assert first == second
-    other = make(repository, tmp_path / "c", 1)
+    other = make("calculator", tmp_path / "c", "--seed", "1", "--batch", "8")
     assert other["model.safetensors"] != first["model.safetensors"]
 
 

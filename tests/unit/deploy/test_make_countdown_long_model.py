@@ -1,8 +1,6 @@
 """The start model of the long Countdown recipe: reproducible, and good at the order of numbers that it was shown."""
 
 import re
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.routing.routers import layout_of
 from services.curriculum.tasks.countdown import Countdown, Problem
 from shared.files import sha256
+from tests.support.recipe_models import make
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +28,8 @@ def tokenizer(shipped: Path) -> PreTrainedTokenizerFast:
     return loaded
 
 
-def test_the_same_seed_makes_the_same_bytes_and_the_shipped_tokenizer(
-    repository: Path, tmp_path: Path, shipped: Path
-) -> None:
-    made = []
-    for name in ("a", "b"):
-        script = ["-m", "deploy.recipes.countdown_long.make_model", "--steps", "3", "--batch", "4"]
-        command = [sys.executable, *script, "--out", str(tmp_path / name)]
-        subprocess.run(command, check=True, capture_output=True, cwd=repository)
-        made.append({path.name: sha256(path) for path in (tmp_path / name).iterdir()})
+def test_the_same_seed_makes_the_same_bytes_and_the_shipped_tokenizer(tmp_path: Path, shipped: Path) -> None:
+    made = [make("countdown_long", tmp_path / name, "--batch", "4") for name in ("a", "b")]
     assert made[0] == made[1]
     assert all(made[0][name] == sha256(shipped / name) for name in made[0] if name != "model.safetensors")
 

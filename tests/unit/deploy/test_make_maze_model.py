@@ -3,8 +3,6 @@
 import asyncio
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from services.cli.recipe import Recipe
 from services.environments.kinds.maze import carve
 from shared.files import sha256
 from shared.recipes import load
+from tests.support.recipe_models import make
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +36,8 @@ def tokenizer(shipped: Path) -> PreTrainedTokenizerFast:
     return loaded
 
 
-def test_the_same_seed_makes_the_same_bytes_and_the_shipped_tokenizer(
-    repository: Path, tmp_path: Path, shipped: Path
-) -> None:
-    made = []
-    for name in ("a", "b"):
-        script = ["-m", "deploy.recipes.maze.make_model", "--steps", "3", "--batch", "4", "--out", str(tmp_path / name)]
-        subprocess.run([sys.executable, *script], check=True, capture_output=True, cwd=repository)
-        made.append({path.name: sha256(path) for path in (tmp_path / name).iterdir()})
+def test_the_same_seed_makes_the_same_bytes_and_the_shipped_tokenizer(tmp_path: Path, shipped: Path) -> None:
+    made = [make("maze", tmp_path / name, "--batch", "4") for name in ("a", "b")]
     assert made[0] == made[1]
     assert all(made[0][name] == sha256(shipped / name) for name in made[0] if name != "model.safetensors")
 

@@ -1,7 +1,5 @@
 """The seed model of the Countdown recipe: reproducible, and as the recipe ships it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,29 +9,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from routershift.routing.layout import RouterLayout, ScoreFunction
 from routershift.routing.routers import layout_of
 from services.curriculum.tasks.countdown import Countdown
-from shared.files import sha256
+from tests.support.recipe_models import make
 
 
-def make(repository: Path, out: Path, seed: int, *options: str) -> dict[str, str]:
-    """Runs the script for a moment; the SHA-256 of every file it wrote."""
-    script = ["-m", "deploy.recipes.countdown.make_model"]
-    short = ["--seed", str(seed), "--out", str(out), "--steps", "3", "--batch", "8"]
-    subprocess.run([sys.executable, *script, *short, *options], check=True, capture_output=True, cwd=repository)
-    return {path.name: sha256(path) for path in out.iterdir()}
-
-
-def test_the_same_seed_makes_the_same_bytes(repository: Path, tmp_path: Path) -> None:
-    first, second = make(repository, tmp_path / "a", 0), make(repository, tmp_path / "b", 0)
+def test_the_same_seed_makes_the_same_bytes(tmp_path: Path) -> None:
+    first = make("countdown", tmp_path / "a", "--seed", "0", "--batch", "8")
+    second = make("countdown", tmp_path / "b", "--seed", "0", "--batch", "8")
     assert first == second
-    other = make(repository, tmp_path / "c", 1)
+    other = make("countdown", tmp_path / "c", "--seed", "1", "--batch", "8")
     assert other.keys() == first.keys()
     assert other["model.safetensors"] != first["model.safetensors"]
     assert other["tokenizer.json"] == first["tokenizer.json"]
 
 
-def test_a_finer_shape_is_what_is_asked_for(repository: Path, tmp_path: Path) -> None:
+def test_a_finer_shape_is_what_is_asked_for(tmp_path: Path) -> None:
     shape = ("--layers", "4", "--experts", "16", "--experts-per-token", "4", "--expert-size", "32")
-    make(repository, tmp_path, 0, *shape)
+    make("countdown", tmp_path, "--seed", "0", "--batch", "8", *shape)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert layout_of(model) == RouterLayout((0, 1, 2, 3), 16, 4, ScoreFunction.SOFTMAX)
     assert model.config.moe_intermediate_size == 32

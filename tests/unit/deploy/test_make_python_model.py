@@ -1,8 +1,6 @@
 """The start model and the rows of the python recipe: reproducible, and used to calls of a tool."""
 
 import csv
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from services.environments.kinds.python import PythonEnvironment, PythonSettings
 from services.environments.tool_calls.registry import AUTO, make_parser
 from shared.files import sha256
 from shared.models.chat import ChatTemplate
+from tests.support.recipe_models import make
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +30,8 @@ def tokenizer(shipped: Path) -> PreTrainedTokenizerFast:
     return loaded
 
 
-def test_the_same_seed_makes_the_same_bytes_and_the_shipped_tokenizer(
-    repository: Path, tmp_path: Path, shipped: Path
-) -> None:
-    made = []
-    for name in ("a", "b"):
-        out = ["--steps", "3", "--batch", "4", "--out", str(tmp_path / name)]
-        script = ["-m", "deploy.recipes.python.make_model", *out]
-        subprocess.run([sys.executable, *script], check=True, capture_output=True, cwd=repository)
-        made.append({path.name: sha256(path) for path in (tmp_path / name).iterdir()})
+def test_the_same_seed_makes_the_same_bytes_and_the_shipped_tokenizer(tmp_path: Path, shipped: Path) -> None:
+    made = [make("python", tmp_path / name, "--batch", "4") for name in ("a", "b")]
     assert made[0] == made[1]
     assert all(made[0][name] == sha256(shipped / name) for name in made[0] if name != "model.safetensors")
 
